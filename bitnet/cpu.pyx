@@ -1,0 +1,146 @@
+"""Which instruction sets are safe to run here, and how many cores are ours."""
+import os
+import platform
+import sys
+from pathlib import Path
+
+cdef extern from *:
+    """
+    #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    /* __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the registers.
+       It does not know avxvnni before gcc 13 and clang 16: that bit is read by hand. */
+    #include <cpuid.h>
+    static int bitnet_has_f16c(void) {
+        unsigned a, b, c, d;
+        return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+    }
+    static int bitnet_has_avxvnni(void) {
+        unsigned a, b, c, d;
+        return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+    }
+    #define HAS_AVX2 (__builtin_cpu_supports("avx2") && bitnet_has_f16c())
+    #define HAS_AVXVNNI (HAS_AVX2 && bitnet_has_avxvnni())
+    #define HAS_AVX512 (HAS_AVX2 && __builtin_cpu_supports("avx512f") \\
+                        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") \\
+                        && __builtin_cpu_supports("avx512vnni"))
+    #else
+    #define HAS_AVX2 0
+    #define HAS_AVXVNNI 0
+    #define HAS_AVX512 0
+    #endif
+
+    #if defined(__aarch64__)
+    #define HAS_NEON 1
+    #if defined(__linux__)
+    #include <sys/auxv.h>
+    #define HAS_DOTPROD ((getauxval(AT_HWCAP) >> 20 & 1) != 0)      /* HWCAP_ASIMDDP */
+    #elif defined(__APPLE__)
+    #define HAS_DOTPROD 1                                           /* every Apple core has it */
+    #else
+    #define HAS_DOTPROD 0
+    #endif
+    #else
+    #define HAS_NEON 0
+    #define HAS_DOTPROD 0
+    #endif
+    """
+    bint HAS_AVX2, HAS_AVXVNNI, HAS_AVX512, HAS_NEON, HAS_DOTPROD
+
+
+# Instruction sets whose kernels have never run their tests, on a CPU or an emulator: taken only when named.
+UNPROVEN = ("neon_dotprod", "neon")
+
+
+def supported():
+    """Names of the kernel modules this CPU and its operating system can run, best first."""
+    isas = [("avx512", HAS_AVX512), ("avxvnni", HAS_AVXVNNI), ("avx2", HAS_AVX2),
+            ("neon_dotprod", HAS_DOTPROD), ("neon", HAS_NEON), ("generic", True)]
+    return [name for name, has in isas if has]
+
+
+def affinity():
+    """The logical CPUs this process may run on, a sorted list."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def physical_cores(cpus):
+    """How many physical cores the logical CPUs ``cpus`` share (as many as CPUs where unknown)."""
+    cores = set()
+    for cpu in cpus:
+        try:
+            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            cores.add(path.read_text().strip())
+        except OSError:
+            cores.add(cpu)
+    return len(cores)
+
+
+def cgroup_quota(root="/sys/fs/cgroup", self_path="/proc/self/cgroup"):
+    """CPUs' worth of time this process's cgroups grant (float), or None without a limit.
+
+    The smallest of every level from the process's own group up to the root, v2 (``cpu.max``) and
+    v1 (``cpu.cfs_quota_us / cpu.cfs_period_us``).
+    """
+    quotas = []
+    try:
+        lines = Path(self_path).read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        bases = [Path(root, controllers), Path(root, "cpu")] if controllers else [Path(root)]
+        parts = Path(group.lstrip("/")).parts
+        for base in bases:
+            for depth in range(len(parts), -1, -1):
+                quota = _quota_of(base.joinpath(*parts[:depth]))
+                if quota is not None:
+                    quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _quota_of(folder):
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()[:2]
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def threads(requested=None):
+    """(count, reason): the threads to use, from ``requested``, the environment, or the machine.
+
+    Without a request: ``BITNET_NUM_THREADS``, ``OMP_NUM_THREADS``, else the physical cores that
+    affinity allows, capped by the cgroup quota rounded down (at least 1).
+    """
+    sources = [("threads", requested), ("BITNET_NUM_THREADS", os.environ.get("BITNET_NUM_THREADS")),
+               ("OMP_NUM_THREADS", (os.environ.get("OMP_NUM_THREADS") or "").split(",")[0] or None)]
+    for name, value in sources:
+        if value is None:
+            continue
+        try:
+            count = int(value)
+        except (TypeError, ValueError):
+            count = 0
+        if not 1 <= count <= 1024:
+            raise ValueError(f"{name}: {value!r} is not a number of threads (1 to 1024)")
+        return count, name
+    cores = physical_cores(affinity())
+    quota = cgroup_quota()
+    if quota is not None and quota < cores:
+        return max(1, int(quota)), f"cgroup quota of {quota:g} CPUs, rounded down"
+    return cores, "physical cores allowed"
+
+
+def info():
+    """What was found, as a dict: architecture, instruction sets, cores, quota."""
+    return {"machine": platform.machine(), "system": sys.platform, "supported": supported(),
+            "logical_cpus": len(affinity()), "physical_cores": physical_cores(affinity()),
+            "cgroup_quota": cgroup_quota()}

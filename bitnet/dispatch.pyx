@@ -1,0 +1,124 @@
+"""Chooses the instruction set: the best this CPU has whose kernels pass a known-answer test."""
+import logging
+import os
+from importlib import import_module
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memset
+
+from .kernels.table cimport Kernels
+
+from .cpu import UNPROVEN, supported
+
+log = logging.getLogger("bitnet")
+
+cdef object module = None               # keeps the table alive
+isa = None                              # name of the instruction set in use
+reason = None                           # why it was chosen
+
+cdef enum:
+    COLS = 384                          # three blocks: AVX-512 takes two at a time and one alone
+    N_ROWS = 9                          # whole tiles and a rest on every instruction set
+    N_TOKENS = 5
+    N_BYTES = 864                       # N_ROWS * COLS / 4
+    DIM = 40                            # no multiple of 16
+
+cdef uint32_t KNOWN_ANSWER = 0xf3a8dd12         # answer() of the plain C kernels
+
+
+def use(name=None):
+    """Switch to the instruction set ``name``, or to ``BITNET_ISA``, or to the best one here.
+
+    Returns its name. ValueError where this CPU cannot run it (it is not even imported then) or,
+    for one asked for by name, where its known-answer test fails; otherwise the next one is tried.
+    """
+    global isa, reason
+    named = name or os.environ.get("BITNET_ISA")
+    names = supported()
+    if named and named not in names:
+        raise ValueError(f"BITNET_ISA: this CPU cannot run {named!r}; it can run {', '.join(names)}")
+    for candidate in [named] if named else [n for n in names if n not in UNPROVEN]:
+        found = take(candidate)
+        if found == KNOWN_ANSWER:
+            isa, reason = candidate, "named" if named else "best of " + ", ".join(names)
+            return isa
+        message = f"kernels of {candidate} fail their self-test ({found:#010x}, not {KNOWN_ANSWER:#010x})"
+        if named or candidate == "generic":
+            raise RuntimeError(message)
+        log.warning("%s: trying the next", message)
+
+
+cdef uint32_t take(name) except? 0:
+    global kernels, module
+    cdef object loaded = import_module(f"bitnet.kernels.{name}")
+    cdef const Kernels* table = <const Kernels*>PyCapsule_GetPointer(loaded.capsule, "bitnet.kernels")
+    cdef uint32_t found = answer(table)
+    if found == KNOWN_ANSWER:
+        kernels, module = table, loaded
+    return found
+
+
+cdef uint32_t mix(uint32_t sum, const void* data, Py_ssize_t n_bytes) noexcept nogil:
+    """FNV-1a of the bytes."""
+    cdef Py_ssize_t i
+    for i in range(n_bytes):
+        sum = (sum ^ (<const uint8_t*>data)[i]) * <uint32_t>16777619
+    return sum
+
+
+cdef uint32_t answer(const Kernels* k) noexcept nogil:
+    """A hash of what every kernel makes of fixed inputs: the same for all instruction sets."""
+    cdef uint8_t weights[N_BYTES]
+    cdef float x[N_TOKENS * COLS]
+    cdef float y[N_TOKENS * COLS]
+    cdef int8_t codes[N_TOKENS * COLS]
+    cdef float inverse[N_TOKENS]
+    cdef int32_t sums[N_TOKENS]
+    cdef int32_t out[N_ROWS * N_TOKENS]
+    cdef uint32_t seed = 1, hashed = 2166136261u
+    cdef Py_ssize_t i, t
+    for i in range(N_BYTES):
+        seed = seed * 1664525u + 1013904223u            # Numerical Recipes' generator
+        weights[i] = (seed >> 24) & 0xAA                # codes 0 and 2 ...
+        weights[i] |= (seed >> 8) & ~(weights[i] >> 1) & 0x55       # ... and 1 where it is not 2
+    for i in range(N_TOKENS * COLS):
+        seed = seed * 1664525u + 1013904223u
+        x[i] = (<float>(seed >> 8) - <float>8388608.0) / <float>1048576.0      # within +-8
+    for t in range(N_TOKENS):
+        k.quantize(&codes[t * COLS], &inverse[t], &sums[t], &x[t * COLS], COLS - 100, COLS)
+    hashed = mix(mix(mix(hashed, codes, sizeof(codes)), inverse, sizeof(inverse)), sums, sizeof(sums))
+    k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
+    hashed = mix(hashed, out, sizeof(out))
+    k.rms_norm(y, &x[COLS], x, 1e-5, COLS - 3)
+    k.silu_gate(&y[COLS], x, &x[COLS], COLS - 3)
+    k.relu2_gate(&y[2 * COLS], x, &x[COLS], COLS - 3)
+    k.exp(&y[3 * COLS], x, COLS - 3)
+    for t in range(4):
+        hashed = mix(hashed, &y[t * COLS], (COLS - 3) * sizeof(float))
+    return attention_answer(k, hashed, x, y)
+
+
+cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, float* x, float* y) noexcept nogil:
+    """Rotation, the KV page in both types, attention of 5 heads over it, and rows of a head."""
+    cdef float page[2 * DIM * 128]
+    cdef char* pages[1]
+    cdef uint16_t rows[N_ROWS * DIM]
+    cdef Py_ssize_t i
+    cdef int is_f16
+    pages[0] = <char*>page
+    for is_f16 in range(2):
+        memset(page, 0, sizeof(page))
+        for i in range(30):
+            k.store_kv(pages[0], x + 3 * i, x + 500 + 5 * i, i, is_f16, 1, DIM)
+        k.rope(x + 700 + 100 * is_f16, x + 100, x + 200, is_f16, DIM)
+        k.attention(y, x + 700, pages, 1, 3, 29, is_f16, 0, 1, 5, DIM)
+        hashed = mix(hashed, y, 5 * DIM * sizeof(float))
+    for i in range(N_ROWS * DIM):
+        rows[i] = <uint16_t>(0x3000 + 37 * i)           # f16 and bf16 numbers of moderate size
+    k.rows_dot(y, <const uint8_t*>rows, x, 1, DIM * 2, N_ROWS, DIM)
+    k.rows_dot(y + N_ROWS, <const uint8_t*>rows, x, 30, DIM * 2, N_ROWS, DIM)
+    return mix(hashed, y, 2 * N_ROWS * sizeof(float))
+
+
+use()

@@ -1,0 +1,430 @@
+/* The few vector operations the kernels need, once for each instruction set; the compiler's flags
+ * choose the section. Two kinds:
+ *   f32x16   sixteen floats, in as many registers as that takes, so that every instruction set adds
+ *            the same sixteen partial sums in the same tree and gives the same bits;
+ *   vec      one register of ternary codes, and the products of codes and int8 activations.
+ * A block is 128 codes in 32 bytes (I2_S): bits 7:6 of byte j hold column j, 5:4 column 32 + j,
+ * 3:2 column 64 + j, 1:0 column 96 + j. A step is what one vec of codes covers. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define UNROLL PRAGMA(clang loop unroll(full))
+#elif defined(__GNUC__)
+#define UNROLL PRAGMA(GCC unroll 16)
+#else
+#define UNROLL
+#endif
+
+/* a tile of ternary dot products: out[t * out_stride + r], see ternary_tile below */
+typedef void Tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,
+                  const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks);
+
+static inline float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+
+static inline float f32_of_f16(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+    if (exponent == 31) return f32_of_bits(sign | 0x7F800000 | mantissa << 13);
+    if (exponent) return f32_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float tiny = (float)mantissa * 0x1p-24f;                  /* subnormal: exact */
+    return sign ? -tiny : tiny;
+}
+
+static inline uint16_t f16_of_f32(float f) {                        /* round half to even */
+    const uint32_t bits = bits_of_f32(f), sign = bits >> 16 & 0x8000, a = bits & 0x7FFFFFFF;
+    if (a > 0x7F800000) return (uint16_t)(sign | 0x7E00);
+    if (a >= 0x477FF000) return (uint16_t)(sign | 0x7C00);          /* 65520 and more */
+    if (a < 0x38800000)                                             /* below 2^-14: let the adder round */
+        return (uint16_t)(sign | (bits_of_f32(f32_of_bits(a) + 0.5f) - 0x3F000000));
+    return (uint16_t)(sign | ((a + 0xFFF + (a >> 13 & 1) - 0x38000000) >> 13));
+}
+
+/* ---------------------------------------------------------------------------- AVX-512 with VNNI */
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+typedef struct { __m512 v; } f32x16;
+static inline f32x16 f32_set1(float x) { return (f32x16){_mm512_set1_ps(x)}; }
+static inline f32x16 f32_load(const float *p) { return (f32x16){_mm512_loadu_ps(p)}; }
+static inline f32x16 f32_load_f16(const uint16_t *p) {
+    return (f32x16){_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))};
+}
+static inline f32x16 f32_load_bf16(const uint16_t *p) {
+    __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return (f32x16){_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))};
+}
+static inline void f32_store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
+static inline void f32_store_f16(uint16_t *p, f32x16 a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline f32x16 f32_add(f32x16 a, f32x16 b) { return (f32x16){_mm512_add_ps(a.v, b.v)}; }
+static inline f32x16 f32_sub(f32x16 a, f32x16 b) { return (f32x16){_mm512_sub_ps(a.v, b.v)}; }
+static inline f32x16 f32_mul(f32x16 a, f32x16 b) { return (f32x16){_mm512_mul_ps(a.v, b.v)}; }
+static inline f32x16 f32_div(f32x16 a, f32x16 b) { return (f32x16){_mm512_div_ps(a.v, b.v)}; }
+static inline f32x16 f32_max(f32x16 a, f32x16 b) { return (f32x16){_mm512_max_ps(a.v, b.v)}; }
+static inline f32x16 f32_min(f32x16 a, f32x16 b) { return (f32x16){_mm512_min_ps(a.v, b.v)}; }
+static inline float f32_sum(f32x16 a) {
+    __m256 s = _mm256_add_ps(_mm512_castps512_ps256(a.v),
+                             _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
+    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+static inline void f32_store_i8(int8_t *p, f32x16 a) {              /* round half to even, |a| < 128 */
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+/* 2^n in each lane, for n the integer that sits in the low bits of 1.5 * 2^23 + n */
+static inline f32x16 f32_pow2(f32x16 magic) {
+    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(magic.v), 23);
+    return (f32x16){_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3F800000)))};
+}
+static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {  /* a, but 0 where x < limit */
+    __mmask16 below = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_LT_OQ);
+    return (f32x16){_mm512_mask_mov_ps(a.v, below, _mm512_setzero_ps())};
+}
+
+typedef __m512i vec;
+enum { STEP_BYTES = 64 };
+enum { ROWS = 4, TOKENS = 4, FOLD = 1 << 30 };                      /* int32 sums never need folding */
+static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
+static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
+static inline vec vec_two(const void *low, const void *high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
+                              _mm256_loadu_si256((const __m256i *)high), 1);
+}
+static inline vec vec_one(const void *low) {
+    return _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)low));
+}
+/* A step is two blocks; the last of an odd number stands alone: nothing behind it is read. */
+#define VEC_HAS_TAIL(n_blocks) ((n_blocks) & 1)
+static inline vec vec_codes(const uint8_t *w) { return _mm512_loadu_si512(w); }
+static inline vec vec_input(const int8_t *x, ptrdiff_t step, int field) {
+    x += 256 * step + 32 * field;
+    return vec_two(x, x + 128);
+}
+static inline vec vec_codes_tail(const uint8_t *w) { return vec_one(w); }
+static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
+    return vec_one(x + 256 * step + 32 * field);
+}
+static inline vec vec_field(vec p, int field) {
+    return _mm512_and_si512(_mm512_srli_epi16(p, 6 - 2 * field), _mm512_set1_epi8(3));
+}
+static inline vec vec_dot(vec acc, vec code, vec x) { return _mm512_dpbusd_epi32(acc, code, x); }
+static inline vec vec_fold(vec sum, vec acc) { return _mm512_add_epi32(sum, acc); }
+static inline int32_t vec_sum(vec v) { return _mm512_reduce_add_epi32(v); }
+
+/* -------------------------------------------------------------------------- AVX2, with or without VNNI */
+#elif defined(__AVX2__)
+#include <immintrin.h>
+typedef struct { __m256 lo, hi; } f32x16;
+static inline f32x16 f32_set1(float x) { return (f32x16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline f32x16 f32_load(const float *p) {
+    return (f32x16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline f32x16 f32_load_f16(const uint16_t *p) {
+    return (f32x16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                    _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+static inline __m256 bf16x8(const uint16_t *p) {
+    __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+}
+static inline f32x16 f32_load_bf16(const uint16_t *p) { return (f32x16){bf16x8(p), bf16x8(p + 8)}; }
+static inline void f32_store(float *p, f32x16 a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+static inline void f32_store_f16(uint16_t *p, f32x16 a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+#define F32_BOTH(name, op) \
+    static inline f32x16 name(f32x16 a, f32x16 b) { return (f32x16){op(a.lo, b.lo), op(a.hi, b.hi)}; }
+F32_BOTH(f32_add, _mm256_add_ps)
+F32_BOTH(f32_sub, _mm256_sub_ps)
+F32_BOTH(f32_mul, _mm256_mul_ps)
+F32_BOTH(f32_div, _mm256_div_ps)
+F32_BOTH(f32_max, _mm256_max_ps)
+F32_BOTH(f32_min, _mm256_min_ps)
+static inline float f32_sum(f32x16 a) {
+    __m256 s = _mm256_add_ps(a.lo, a.hi);
+    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+static inline void f32_store_i8(int8_t *p, f32x16 a) {
+    __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    w = _mm256_permute4x64_epi64(w, 0xD8);                          /* packs works within halves */
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(w),
+                                                   _mm256_extracti128_si256(w, 1)));
+}
+static inline __m256 pow2x8(__m256 magic) {
+    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(magic), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3F800000)));
+}
+static inline f32x16 f32_pow2(f32x16 magic) { return (f32x16){pow2x8(magic.lo), pow2x8(magic.hi)}; }
+static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
+    const __m256 l = _mm256_set1_ps(limit);
+    return (f32x16){_mm256_andnot_ps(_mm256_cmp_ps(x.lo, l, _CMP_LT_OQ), a.lo),
+                    _mm256_andnot_ps(_mm256_cmp_ps(x.hi, l, _CMP_LT_OQ), a.hi)};
+}
+
+typedef __m256i vec;
+enum { STEP_BYTES = 32 };
+static inline vec vec_zero(void) { return _mm256_setzero_si256(); }
+static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks; }
+static inline vec vec_codes(const uint8_t *w) { return _mm256_loadu_si256((const __m256i *)w); }
+static inline vec vec_input(const int8_t *x, ptrdiff_t step, int field) {
+    return _mm256_loadu_si256((const __m256i *)(x + 128 * step + 32 * field));
+}
+static inline vec vec_field(vec p, int field) {
+    return _mm256_and_si256(_mm256_srli_epi16(p, 6 - 2 * field), _mm256_set1_epi8(3));
+}
+static inline int32_t vec_sum(vec v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+#if defined(__AVXVNNI__)
+enum { ROWS = 2, TOKENS = 4, FOLD = 1 << 30 };
+static inline vec vec_dot(vec acc, vec code, vec x) { return _mm256_dpbusd_avx_epi32(acc, code, x); }
+static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc); }
+#else
+/* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
+   32,512, inside int16: then they are folded into int32. */
+enum { ROWS = 2, TOKENS = 4, FOLD = 16 };
+static inline vec vec_dot(vec acc, vec code, vec x) {
+    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
+}
+static inline vec vec_fold(vec sum, vec acc) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
+}
+#endif
+
+/* --------------------------------------------------------------------------------------- NEON */
+#elif defined(__ARM_NEON) && defined(BITNET_NEON)
+#include <arm_neon.h>
+typedef struct { float32x4_t v[4]; } f32x16;
+#define EACH(i) UNROLL for (int i = 0; i < 4; i++)
+static inline f32x16 f32_set1(float x) { f32x16 r; EACH(i) r.v[i] = vdupq_n_f32(x); return r; }
+static inline f32x16 f32_load(const float *p) { f32x16 r; EACH(i) r.v[i] = vld1q_f32(p + 4 * i); return r; }
+static inline f32x16 f32_load_f16(const uint16_t *p) {
+    f32x16 r;
+    EACH(i) r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+    return r;
+}
+static inline f32x16 f32_load_bf16(const uint16_t *p) {
+    f32x16 r;
+    EACH(i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+    return r;
+}
+static inline void f32_store(float *p, f32x16 a) { EACH(i) vst1q_f32(p + 4 * i, a.v[i]); }
+static inline void f32_store_f16(uint16_t *p, f32x16 a) {
+    EACH(i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+#define F32_EACH(name, op) \
+    static inline f32x16 name(f32x16 a, f32x16 b) { f32x16 r; EACH(i) r.v[i] = op; return r; }
+F32_EACH(f32_add, vaddq_f32(a.v[i], b.v[i]))
+F32_EACH(f32_sub, vsubq_f32(a.v[i], b.v[i]))
+F32_EACH(f32_mul, vmulq_f32(a.v[i], b.v[i]))
+F32_EACH(f32_div, vdivq_f32(a.v[i], b.v[i]))
+F32_EACH(f32_max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))    /* b where unordered, as x86 */
+F32_EACH(f32_min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+static inline float f32_sum(f32x16 a) {
+    float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+}
+static inline void f32_store_i8(int8_t *p, f32x16 a) {
+    int16x8_t lo = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a.v[0])), vqmovn_s32(vcvtnq_s32_f32(a.v[1])));
+    int16x8_t hi = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a.v[2])), vqmovn_s32(vcvtnq_s32_f32(a.v[3])));
+    vst1q_s8(p, vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
+}
+static inline f32x16 f32_pow2(f32x16 magic) {
+    f32x16 r;
+    EACH(i) r.v[i] = vreinterpretq_f32_s32(vaddq_s32(
+        vshlq_n_s32(vreinterpretq_s32_f32(magic.v[i]), 23), vdupq_n_s32(0x3F800000)));
+    return r;
+}
+static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
+    f32x16 r;
+    EACH(i) r.v[i] = vbslq_f32(vcltq_f32(x.v[i], vdupq_n_f32(limit)), vdupq_n_f32(0), a.v[i]);
+    return r;
+}
+
+typedef int32x4_t vec;                                              /* reinterpreted where bytes are meant */
+enum { STEP_BYTES = 16 };
+static inline vec vec_zero(void) { return vdupq_n_s32(0); }
+static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return 2 * n_blocks; }
+static inline vec vec_codes(const uint8_t *w) { return vreinterpretq_s32_u8(vld1q_u8(w)); }
+static inline vec vec_input(const int8_t *x, ptrdiff_t step, int field) {
+    return vreinterpretq_s32_s8(vld1q_s8(x + 128 * (step >> 1) + 16 * (step & 1) + 32 * field));
+}
+static inline vec vec_field(vec p, int field) {
+    uint8x16_t u = vshlq_u8(vreinterpretq_u8_s32(p), vdupq_n_s8((int8_t)(2 * field - 6)));
+    return vreinterpretq_s32_u8(vandq_u8(u, vdupq_n_u8(3)));
+}
+static inline int32_t vec_sum(vec v) { return vaddvq_s32(v); }
+#if defined(__ARM_FEATURE_DOTPROD)
+enum { ROWS = 4, TOKENS = 4, FOLD = 1 << 30 };
+static inline vec vec_dot(vec acc, vec code, vec x) {
+    return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
+}
+static inline vec vec_fold(vec sum, vec acc) { return vaddq_s32(sum, acc); }
+#else
+/* Two products of at most 254 a lane and field: eight a step, so 16 steps stay at 32,512. */
+enum { ROWS = 2, TOKENS = 4, FOLD = 16 };
+static inline vec vec_dot(vec acc, vec code, vec x) {
+    int16x8_t s = vreinterpretq_s16_s32(acc);
+    int8x16_t c = vreinterpretq_s8_s32(code), v = vreinterpretq_s8_s32(x);
+    s = vmlal_s8(s, vget_low_s8(c), vget_low_s8(v));
+    return vreinterpretq_s32_s16(vmlal_s8(s, vget_high_s8(c), vget_high_s8(v)));
+}
+static inline vec vec_fold(vec sum, vec acc) { return vpadalq_s16(sum, vreinterpretq_s16_s32(acc)); }
+#endif
+
+/* ------------------------------------------------------------------ any CPU: plain C, the definition */
+#else
+typedef struct { float v[16]; } f32x16;
+#define EACH(i) for (int i = 0; i < 16; i++)
+static inline f32x16 f32_set1(float x) { f32x16 r; EACH(i) r.v[i] = x; return r; }
+/* memcpy: rows of a mapped file need not be aligned */
+static inline f32x16 f32_load(const float *p) { f32x16 r; memcpy(&r, p, sizeof r); return r; }
+static inline f32x16 f32_load_f16(const uint16_t *p) {
+    uint16_t h[16];
+    f32x16 r;
+    memcpy(h, p, sizeof h);
+    EACH(i) r.v[i] = f32_of_f16(h[i]);
+    return r;
+}
+static inline f32x16 f32_load_bf16(const uint16_t *p) {
+    uint16_t h[16];
+    f32x16 r;
+    memcpy(h, p, sizeof h);
+    EACH(i) r.v[i] = f32_of_bits((uint32_t)h[i] << 16);
+    return r;
+}
+static inline void f32_store(float *p, f32x16 a) { EACH(i) p[i] = a.v[i]; }
+static inline void f32_store_f16(uint16_t *p, f32x16 a) { EACH(i) p[i] = f16_of_f32(a.v[i]); }
+#define F32_EACH(name, op) \
+    static inline f32x16 name(f32x16 a, f32x16 b) { f32x16 r; EACH(i) r.v[i] = op; return r; }
+F32_EACH(f32_add, a.v[i] + b.v[i])
+F32_EACH(f32_sub, a.v[i] - b.v[i])
+F32_EACH(f32_mul, a.v[i] * b.v[i])
+F32_EACH(f32_div, a.v[i] / b.v[i])
+F32_EACH(f32_max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])                /* b where unordered */
+F32_EACH(f32_min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
+static inline float f32_sum(f32x16 a) {
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) a.v[i] += a.v[i + n];
+    return a.v[0];
+}
+static inline void f32_store_i8(int8_t *p, f32x16 a) {
+    EACH(i) p[i] = (int8_t)(int32_t)(bits_of_f32(a.v[i] + 12582912.0f) - bits_of_f32(12582912.0f));
+}
+static inline f32x16 f32_pow2(f32x16 magic) {
+    f32x16 r;
+    EACH(i) r.v[i] = f32_of_bits((bits_of_f32(magic.v[i]) << 23) + 0x3F800000u);
+    return r;
+}
+static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
+    f32x16 r;
+    EACH(i) r.v[i] = x.v[i] < limit ? 0.0f : a.v[i];
+    return r;
+}
+
+#define BITNET_SCALAR
+enum { ROWS = 1, TOKENS = 1 };
+static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,
+                                const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {
+    (void)out_stride, (void)row_bytes, (void)x_stride;
+    int32_t sum = 0;
+    for (ptrdiff_t b = 0; b < n_blocks; b++, w += 32, x += 128)
+        for (int j = 0; j < 32; j++)                                /* at most 4 * 2 * 127: int16 would do */
+            sum += (w[j] >> 6) * x[j] + (w[j] >> 4 & 3) * x[32 + j]
+                 + (w[j] >> 2 & 3) * x[64 + j] + (w[j] & 3) * x[96 + j];
+    *out = sum;
+}
+#define ternary_tile_1 ternary_tile
+#endif
+
+/* ------------------------------------------------------------- the same for every instruction set */
+static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
+
+/* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
+ * Within 2 units in the last place; 0 below -87.33 (2^-126), clamped above 88. */
+static inline f32x16 f32_exp(f32x16 x) {
+    static const float poly[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                  4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    const f32x16 magic = f32_set1(12582912.0f);                     /* 1.5 * 2^23: adding it rounds */
+    x = f32_min(f32_set1(88.0f), x);
+    const f32x16 shifted = f32_add(f32_mul(x, f32_set1(1.44269504088896341f)), magic);
+    const f32x16 n = f32_sub(shifted, magic);
+    f32x16 r = f32_sub(x, f32_mul(n, f32_set1(0.693359375f)));
+    r = f32_sub(r, f32_mul(n, f32_set1(-2.12194440e-4f)));
+    f32x16 y = f32_set1(poly[0]);
+    for (int i = 1; i < 6; i++) y = f32_add(f32_mul(y, r), f32_set1(poly[i]));
+    y = f32_add(f32_add(f32_mul(y, f32_mul(r, r)), r), f32_set1(1.0f));
+    return f32_zero_below(f32_mul(y, f32_pow2(shifted)), x, -87.33f);
+}
+
+#if !defined(BITNET_SCALAR)
+#ifndef VEC_HAS_TAIL
+#define VEC_HAS_TAIL(n_blocks) 0
+static inline vec vec_codes_tail(const uint8_t *w) { return vec_codes(w); }
+static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
+    return vec_input(x, step, field);
+}
+#endif
+
+/* out[t * out_stride + r] = sum of code * x along row r and token t. R and T are constants, so that
+ * the sums stay in registers: 2 x 4 of AVX2's 16, 4 x 4 of AVX-512's 32. */
+#define STEP(R, T, CODES, INPUT)                                                                  \
+    do {                                                                                          \
+        vec p[R];                                                                                 \
+        UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
+        UNROLL for (int f = 0; f < 4; f++) {                                                      \
+            vec c[R];                                                                             \
+            UNROLL for (int r = 0; r < R; r++) c[r] = vec_field(p[r], f);                         \
+            UNROLL for (int t = 0; t < T; t++) {                                                  \
+                const vec v = INPUT(x + t * x_stride, s, f);                                      \
+                UNROLL for (int r = 0; r < R; r++) acc[r][t] = vec_dot(acc[r][t], c[r], v);       \
+            }                                                                                     \
+        }                                                                                         \
+    } while (0)
+
+#define TERNARY_TILE(NAME, R, T)                                                                  \
+    static void NAME(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,   \
+                     const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {                   \
+        const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
+        vec sum[R][T], acc[R][T];                                                                 \
+        UNROLL for (int r = 0; r < R; r++)                                                        \
+            UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_zero();                            \
+        for (ptrdiff_t s = 0, end; s < n_steps || (s == n_steps && VEC_HAS_TAIL(n_blocks)); ) {   \
+            UNROLL for (int r = 0; r < R; r++)                                                    \
+                UNROLL for (int t = 0; t < T; t++) acc[r][t] = vec_zero();                        \
+            if (s == n_steps) {                                                                   \
+                STEP(R, T, vec_codes_tail, vec_input_tail);                                       \
+                s++;                                                                              \
+            } else {                                                                              \
+                end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
+                for (; s < end; s++) STEP(R, T, vec_codes, vec_input);                            \
+            }                                                                                     \
+            UNROLL for (int r = 0; r < R; r++)                                                    \
+                UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_fold(sum[r][t], acc[r][t]);    \
+        }                                                                                         \
+        UNROLL for (int r = 0; r < R; r++)                                                        \
+            UNROLL for (int t = 0; t < T; t++) out[t * out_stride + r] = vec_sum(sum[r][t]);      \
+    }
+
+TERNARY_TILE(ternary_tile, ROWS, TOKENS)        /* prefill and batches */
+TERNARY_TILE(ternary_tile_1, ROWS, 1)           /* decode: several rows in flight */
+TERNARY_TILE(ternary_row_tokens, 1, TOKENS)     /* the last rows, where they do not fill a tile */
+TERNARY_TILE(ternary_row, 1, 1)
+#else
+#define ternary_row_tokens ternary_tile
+#define ternary_row ternary_tile
+#endif

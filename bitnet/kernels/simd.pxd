@@ -1,0 +1,33 @@
+"""simd.h as Cython sees it: sixteen floats, and a tile of ternary dot products."""
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t
+
+
+cdef extern from "simd.h" nogil:
+    ctypedef struct f32x16:
+        pass                            # opaque, whatever the register width
+    f32x16 f32_zero() noexcept
+    f32x16 f32_set1(float x) noexcept
+    f32x16 f32_load(const float* p) noexcept
+    f32x16 f32_load_f16(const uint16_t* p) noexcept
+    f32x16 f32_load_bf16(const uint16_t* p) noexcept
+    void f32_store(float* p, f32x16 a) noexcept
+    void f32_store_f16(uint16_t* p, f32x16 a) noexcept
+    void f32_store_i8(int8_t* p, f32x16 a) noexcept
+    f32x16 f32_add(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_mul(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_sub(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_div(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_max(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_exp(f32x16 a) noexcept
+    float f32_sum(f32x16 a) noexcept
+    float f32_of_f16(uint16_t h) noexcept
+    uint16_t f16_of_f32(float f) noexcept
+
+    enum: ROWS                          # rows and tokens of a tile
+    enum: TOKENS
+    ctypedef void Tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
+                       const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_blocks) noexcept
+    Tile ternary_tile                   # ROWS rows, TOKENS tokens
+    Tile ternary_tile_1                 # ROWS rows, one token: decode
+    Tile ternary_row_tokens
+    Tile ternary_row

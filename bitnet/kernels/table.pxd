@@ -1,0 +1,39 @@
+"""What an instruction set offers: a function pointer for each kernel. The contract of every module here.
+
+Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or reads past the sizes.
+Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
+give the same bits on every instruction set; integer kernels are exact.
+"""
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint64_t
+
+cdef struct Kernels:
+    # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, tokens t
+    void (*ternary_matmul)(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
+                           Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
+                           Py_ssize_t n_blocks) noexcept nogil
+    # index of the first byte that holds the illegal code 3, or -1
+    Py_ssize_t (*find_code_3)(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil
+    # int8 codes of one token, zeros up to n_padded; 1 / scale and the sum of the codes
+    void (*quantize)(int8_t* out, float* inv_scale, int32_t* code_sum, const float* x,
+                     Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil
+    void (*rms_norm)(float* out, const float* weight, const float* x, float eps,
+                     Py_ssize_t n) noexcept nogil
+    # rotates one head in place; cosines and sines (head_dim / 2) of its position
+    void (*rope)(float* x, const float* cosines, const float* sines, int interleaved,
+                 Py_ssize_t head_dim) noexcept nogil
+    # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
+    void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int is_f16,
+                     Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
+    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over positions first..last
+    void (*attention)(float* out, const float* q, char** pages, Py_ssize_t n_pages,
+                      Py_ssize_t first, Py_ssize_t last, int is_f16, Py_ssize_t kv_head,
+                      Py_ssize_t n_kv_heads, Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil
+    void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+    void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+    # out[r] = row r of an embedding or head, type a ggml type number, times x
+    void (*rows_dot)(float* out, const uint8_t* rows, const float* x, int type,
+                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+    void (*decode_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
+    void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
+    # exclusive or of all 8-byte words: the plain read that kernels are measured against
+    uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil

@@ -1,0 +1,541 @@
+"""The operations of the graph: shapes are checked once here, rows split over threads, kernels called.
+
+The only module with OpenMP. Arrays are bound once into small classes that hold pointers and keep
+their memory alive; a call then costs well under a microsecond. What a call works on (how many
+tokens, of which sequences, at which positions, with how many threads) is one Batch.
+"""
+import logging
+import os
+import time
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
+
+from .cache cimport KVCache
+from .dispatch cimport kernels
+
+log = logging.getLogger("bitnet")
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #define BITNET_OPENMP 1
+    #else
+    #define BITNET_OPENMP 0
+    #endif
+    """
+    bint BITNET_OPENMP
+
+openmp = BITNET_OPENMP                  # False: built without, everything runs on one thread
+
+cdef enum:
+    CHUNK = 64                          # rows a thread takes at a time; also the floats of a cache line x 4
+    TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
+    BLOCK = 128                         # columns of a ternary block, 32 bytes
+    SMALL = 16384                       # elements below which another thread costs more than it saves
+    READ_CHUNK = 1 << 18
+    PAGE = 128                          # positions of a KV page
+
+ROW_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q6_K": 14, "BF16": 30}     # ggml's numbers
+MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
+
+cdef int forked = 0                     # set in the child of a fork
+
+
+def _after_fork():
+    """libgomp's threads are gone in a forked child and its next region would wait for them forever."""
+    global forked
+    forked = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def row_bytes(str type, Py_ssize_t n_cols):
+    """Bytes of one embedding or head row of the given type; ValueError where n_cols does not fit it."""
+    block, size = {"Q8_0": (32, 34), "Q6_K": (256, 210), "F32": (1, 4)}.get(type, (1, 2))
+    if type not in ROW_TYPES or n_cols % block:
+        raise ValueError(f"rows of {n_cols} {type}: types are {', '.join(ROW_TYPES)}, "
+                         f"{type} comes in blocks of {block}")
+    return n_cols // block * size
+
+
+# ------------------------------------------------------------------------------------- bound arrays
+cdef class Matrix:
+    """float32 (n_rows, n_cols), writable; keeps its array alive."""
+    cdef float[:, ::1] view
+    cdef float* data
+    cdef readonly Py_ssize_t n_rows, n_cols
+
+    def __init__(self, float[:, ::1] array not None):
+        self.view = array
+        self.n_rows, self.n_cols = array.shape[0], array.shape[1]
+        self.data = &array[0, 0] if self.n_rows and self.n_cols else NULL
+
+    def array(self):
+        """The NumPy array, the same memory."""
+        return np.asarray(self.view)
+
+
+cdef class Norm:
+    """An RMSNorm's weight, float32 (n,), and its epsilon."""
+    cdef const float[::1] weight
+    cdef readonly float eps
+
+    def __init__(self, const float[::1] weight not None, float eps):
+        self.weight, self.eps = weight, eps
+
+
+cdef class Codes:
+    """Activations quantised per token: int8 (n_rows, n_cols padded), 1 / scale, and sums of codes."""
+    cdef int8_t[:, ::1] codes
+    cdef float[::1] inv_scale
+    cdef int32_t[::1] sums
+    cdef readonly Py_ssize_t n_cols     # of the activations last written, before padding
+
+    def __init__(self, int8_t[:, ::1] codes not None, float[::1] inv_scale not None,
+                 int32_t[::1] sums not None):
+        if not codes.shape[0] == inv_scale.shape[0] == sums.shape[0] or codes.shape[1] % BLOCK:
+            raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} (a multiple of {BLOCK}), "
+                             f"scales {inv_scale.shape[0]}, sums {sums.shape[0]}")
+        self.codes, self.inv_scale, self.sums = codes, inv_scale, sums
+
+    def arrays(self):
+        """(codes, 1 / scale, sums) as NumPy arrays, the same memory."""
+        return np.asarray(self.codes), np.asarray(self.inv_scale), np.asarray(self.sums)
+
+
+cdef enum:
+    MAX_PARTS = 4
+
+cdef struct Part:
+    const uint8_t* codes                # (n_rows, n_blocks * 32) packed I2_S
+    const float* scales
+    Py_ssize_t scale_step               # 1: a scale for each row; 0: one for all
+    Py_ssize_t n_rows
+    Py_ssize_t first_row                # of the stacked matrix
+    Py_ssize_t first_chunk
+
+
+cdef class Linear:
+    """Up to four ternary matrices of equal width, stacked: their outputs lie side by side.
+
+    parts: (codes, scales) pairs; codes uint8 (n_rows, padded columns / 4) in the I2_S layout, rows
+    padded to 128 columns, read in place; scales float32 (n_rows,) or (1,), which multiply the
+    integer dot product. n_cols: columns before padding.
+    """
+    cdef Part parts[MAX_PARTS]
+    cdef Py_ssize_t n_parts, n_blocks, n_chunks
+    cdef readonly Py_ssize_t n_rows, n_cols
+    cdef object owners                  # memoryviews of codes and scales
+    cdef bint is_checked
+
+    def __init__(self, parts, Py_ssize_t n_cols):
+        cdef const uint8_t[:, ::1] codes
+        cdef const float[::1] scales
+        cdef Part* part
+        if not 1 <= len(parts) <= MAX_PARTS or not 0 < n_cols <= MAX_COLS:
+            raise ValueError(f"{len(parts)} parts (1 to {MAX_PARTS}) of {n_cols} columns "
+                             f"(1 to {MAX_COLS})")
+        self.n_cols, self.n_blocks = n_cols, (n_cols + BLOCK - 1) // BLOCK
+        self.owners = []
+        for codes, scales in parts:
+            if (codes.shape[1] != self.n_blocks * BLOCK // 4 or not codes.shape[0]
+                    or scales.shape[0] not in (1, codes.shape[0])):
+                raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} bytes, not rows of "
+                                 f"{self.n_blocks * BLOCK // 4}; scales {scales.shape[0]}")
+            part = &self.parts[self.n_parts]
+            part.codes, part.scales = &codes[0, 0], &scales[0]
+            part.scale_step = scales.shape[0] > 1
+            part.n_rows, part.first_row, part.first_chunk = codes.shape[0], self.n_rows, self.n_chunks
+            self.n_rows += part.n_rows
+            self.n_chunks += (part.n_rows + CHUNK - 1) // CHUNK
+            self.n_parts += 1
+            self.owners.append((codes, scales))
+
+    def find_code_3(self, int n_threads=1):
+        """(part, row) of the first illegal code 3, or None. A part is scanned once, then known good."""
+        cdef Py_ssize_t c, i, at, n_bad = 0, n_bytes = self.n_blocks * 32
+        cdef int team = threads_for(n_threads, self.n_rows * n_bytes)
+        if self.is_checked:
+            return None
+        for c in prange(self.n_chunks, nogil=True, schedule="static", num_threads=team):
+            n_bad += code_3_in_chunk(self, c)
+        if n_bad:
+            for i in range(self.n_parts):
+                at = kernels.find_code_3(self.parts[i].codes, self.parts[i].n_rows * n_bytes)
+                if at >= 0:
+                    return i, at // n_bytes
+        self.is_checked = True
+        return None
+
+
+cdef class Rows:
+    """Rows of an embedding or a head, read in place: uint8 (n_rows, bytes of a row) of a type."""
+    cdef const uint8_t[:, ::1] data
+    cdef int type
+    cdef readonly Py_ssize_t n_rows, n_cols
+
+    def __init__(self, const uint8_t[:, ::1] data not None, str type, Py_ssize_t n_cols):
+        if not data.shape[0] or data.shape[1] != row_bytes(type, n_cols) or n_cols <= 0:
+            raise ValueError(f"rows of {n_cols} {type} take {row_bytes(type, n_cols)} bytes, "
+                             f"not {data.shape[1]}")
+        self.data, self.type = data, ROW_TYPES[type]
+        self.n_rows, self.n_cols = data.shape[0], n_cols
+
+
+cdef struct Sequence:
+    char** pages                        # (layer, n_pages)
+    Py_ssize_t n_pages
+    Py_ssize_t start                    # first position still held
+
+
+cdef class Batch:
+    """The rows of one forward pass: tokens of several sequences, and the threads to use."""
+    cdef int32_t[::1] positions         # of each row
+    cdef int32_t[::1] sequence_of       # index of each row's sequence
+    cdef uint8_t[::1] storage           # of the Sequence structs
+    cdef Sequence* sequences
+    cdef list caches
+    cdef Py_ssize_t max_tokens, max_sequences, n_kv_heads, head_dim
+    cdef int is_f16
+    cdef readonly Py_ssize_t n_tokens, n_sequences
+    cdef public int n_threads
+
+    def __init__(self, Py_ssize_t max_tokens, Py_ssize_t max_sequences, int n_threads=1):
+        if max_tokens < 1 or max_sequences < 1 or n_threads < 1:
+            raise ValueError(f"{max_tokens} tokens, {max_sequences} sequences, {n_threads} threads")
+        self.max_tokens, self.max_sequences, self.n_threads = max_tokens, max_sequences, n_threads
+        self.positions = np.zeros(max_tokens, np.int32)
+        self.sequence_of = np.zeros(max_tokens, np.int32)
+        self.storage = np.zeros(max_sequences * sizeof(Sequence), np.uint8)
+        self.sequences = <Sequence*>&self.storage[0]
+
+    def rows_only(self, Py_ssize_t n_tokens):
+        """Rows without sequences: all that linears, norms and gates need."""
+        if not 0 <= n_tokens <= self.max_tokens:
+            raise ValueError(f"{n_tokens} rows, at most {self.max_tokens}")
+        self.n_tokens, self.n_sequences, self.caches = n_tokens, 0, None
+        return self
+
+    def set(self, list sequences):
+        """sequences: (KVCache, n_tokens) in row order; room is reserved in each cache.
+
+        ContextFull or PoolExhausted where a cache has no room: no cache has moved then.
+        """
+        cdef KVCache cache
+        cdef Py_ssize_t i, n, row = 0, s = 0
+        if not 0 < len(sequences) <= self.max_sequences:
+            raise ValueError(f"{len(sequences)} sequences, 1 to {self.max_sequences}")
+        for cache, n in sequences:
+            if n < 1 or row + n > self.max_tokens:
+                raise ValueError(f"{row + n} rows, at most {self.max_tokens}; {n} of one sequence")
+            if s == 0:
+                self.n_kv_heads, self.head_dim = cache.n_kv_heads, cache.head_dim
+                self.is_f16 = cache.is_f16
+            elif (cache.n_kv_heads, cache.head_dim, cache.is_f16) != (
+                    self.n_kv_heads, self.head_dim, self.is_f16):
+                raise ValueError("the sequences' caches differ in shape or dtype")
+            cache.reserve(n)
+            for i in range(n):
+                self.positions[row + i] = <int32_t>(cache.length + i)
+                self.sequence_of[row + i] = <int32_t>s
+            self.sequences[s] = Sequence(cache.pages, cache.n_pages, cache.start)
+            row += n
+            s += 1
+        self.n_tokens, self.n_sequences = row, s
+        self.caches = [cache for cache, _ in sequences]
+        return self
+
+
+cdef inline int threads_for(int n_threads, Py_ssize_t n_elements) noexcept nogil:
+    return 1 if forked or n_elements < SMALL else n_threads
+
+
+cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t want,
+                    str what) except -1:
+    if batch.n_tokens > rows or cols != want:
+        raise ValueError(f"{what} is {rows} x {cols}, not {batch.n_tokens} x {want}")
+    return 0
+
+
+# -------------------------------------------------------------------------------------- operations
+def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids not None,
+          Batch batch not None):
+    """out[i] = row token_ids[i] as float32."""
+    cdef Py_ssize_t i
+    check_rows(batch, out.n_rows, out.n_cols, rows.n_cols, "out")
+    if token_ids.shape[0] != batch.n_tokens:
+        raise ValueError(f"{token_ids.shape[0]} token ids for {batch.n_tokens} rows")
+    for i in range(batch.n_tokens):
+        if not 0 <= token_ids[i] < rows.n_rows:
+            raise ValueError(f"token id {token_ids[i]} is not in 0..{rows.n_rows - 1}")
+    for i in range(batch.n_tokens):
+        kernels.decode_row(out.data + i * out.n_cols, &rows.data[token_ids[i], 0], rows.type,
+                           rows.n_cols)
+
+
+def rms_norm(Matrix out not None, Norm norm not None, Matrix x not None, Batch batch not None):
+    """out = x / sqrt(mean(x^2) + eps) * weight, row by row; out may be x."""
+    cdef Py_ssize_t r, n = x.n_cols
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    check_rows(batch, x.n_rows, norm.weight.shape[0], n, "norm")
+    check_rows(batch, out.n_rows, out.n_cols, n, "out")
+    cdef const float* weight = &norm.weight[0]
+    if team == 1:
+        for r in range(batch.n_tokens):
+            kernels.rms_norm(out.data + r * n, weight, x.data + r * n, norm.eps, n)
+        return
+    for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
+        kernels.rms_norm(out.data + r * n, weight, x.data + r * n, norm.eps, n)
+
+
+def quantize(Codes out not None, Matrix x not None, Batch batch not None):
+    """int8 codes of each row of x, padded with zeros to a multiple of 128."""
+    cdef Py_ssize_t r, n = x.n_cols, stride = out.codes.shape[1]
+    cdef Py_ssize_t padded = (n + BLOCK - 1) // BLOCK * BLOCK
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    check_rows(batch, x.n_rows, n, n, "x")
+    if batch.n_tokens > out.codes.shape[0] or padded > stride:
+        raise ValueError(f"codes are {out.codes.shape[0]} x {stride}, not {batch.n_tokens} x {padded}")
+    out.n_cols = n
+    if batch.n_tokens == 0:
+        return
+    cdef int8_t* codes = &out.codes[0, 0]
+    if team == 1:
+        for r in range(batch.n_tokens):
+            kernels.quantize(codes + r * stride, &out.inv_scale[r], &out.sums[r], x.data + r * n, n,
+                             padded)
+        return
+    for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
+        kernels.quantize(codes + r * stride, &out.inv_scale[r], &out.sums[r], x.data + r * n, n, padded)
+
+
+def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
+           bint add=False):
+    """out = x W^T with the scales of both multiplied in, or out += where ``add``."""
+    cdef Py_ssize_t c
+    cdef int team = threads_for(batch.n_threads, weights.n_rows * weights.n_cols)
+    check_rows(batch, out.n_rows, out.n_cols, weights.n_rows, "out")
+    if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
+        raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, weights have {weights.n_cols} columns, "
+                         f"{batch.n_tokens} rows")
+    if batch.n_tokens == 0:
+        return
+    if team == 1:
+        for c in range(weights.n_chunks):
+            linear_chunk(out, weights, x, batch.n_tokens, add, c)
+        return
+    for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
+        linear_chunk(out, weights, x, batch.n_tokens, add, c)
+
+
+cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
+    cdef Py_ssize_t i = weights.n_parts - 1
+    while weights.parts[i].first_chunk > chunk:
+        i -= 1
+    return &weights.parts[i]
+
+
+cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil:
+    cdef const Part* part = part_of(weights, chunk)
+    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK, row_bytes = weights.n_blocks * 32
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
+    return kernels.find_code_3(part.codes + first * row_bytes, n_rows * row_bytes) >= 0
+
+
+cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens, bint add,
+                       Py_ssize_t chunk) noexcept nogil:
+    """One chunk of rows times all tokens."""
+    cdef int32_t sums[TILE_TOKENS * CHUNK]
+    cdef const Part* part = part_of(weights, chunk)
+    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
+    cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
+    cdef const uint8_t* codes = part.codes + first * weights.n_blocks * 32
+    for begin in range(0, n_tokens, 16):
+        n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
+        kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
+                               weights.n_blocks)
+        for t in range(n):
+            apply_scales(out.data + (begin + t) * out.n_cols + part.first_row + first,
+                         sums + t * CHUNK, part.scales + first * part.scale_step, part.scale_step,
+                         x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
+
+
+cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
+                       float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
+    """Codes are 0, 1, 2 for -1, 0, 1: the sum of the activations comes off every dot product."""
+    cdef Py_ssize_t i
+    if add:
+        for i in range(n):
+            out[i] += <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
+    else:
+        for i in range(n):
+            out[i] = <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
+
+
+def rope(Matrix x not None, Matrix cosines not None, Matrix sines not None, Py_ssize_t n_heads,
+         bint interleaved, Batch batch not None):
+    """Rotate the first n_heads heads of every row by its position; tables (positions, head_dim / 2)."""
+    cdef Py_ssize_t r, h, head_dim = 2 * cosines.n_cols
+    cdef const float* c
+    cdef const float* s
+    if n_heads * head_dim > x.n_cols or batch.n_tokens > x.n_rows or (
+            (sines.n_rows, sines.n_cols) != (cosines.n_rows, cosines.n_cols)):
+        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, tables {cosines.n_rows} x {cosines.n_cols}, "
+                         f"{n_heads} heads, {batch.n_tokens} rows")
+    for r in range(batch.n_tokens):
+        if batch.positions[r] >= cosines.n_rows:
+            raise ValueError(f"position {batch.positions[r]}: the tables have {cosines.n_rows}")
+        c = cosines.data + batch.positions[r] * cosines.n_cols
+        s = sines.data + batch.positions[r] * sines.n_cols
+        for h in range(n_heads):
+            kernels.rope(x.data + r * x.n_cols + h * head_dim, c, s, interleaved, head_dim)
+
+
+cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
+    """Query heads of qkv (rows of q, k and v side by side), checked against the batch's caches."""
+    cdef KVCache cache
+    cdef Py_ssize_t n_heads = qkv.n_cols // batch.head_dim - 2 * batch.n_kv_heads
+    if batch.caches is None:
+        raise ValueError("the batch has no sequences")
+    cache = batch.caches[0]
+    if not 0 <= layer < cache.n_layers or batch.n_tokens > qkv.n_rows or qkv.n_cols % batch.head_dim or (
+            n_heads < 1 or n_heads % batch.n_kv_heads):
+        raise ValueError(f"qkv is {qkv.n_rows} x {qkv.n_cols}; caches have {batch.n_kv_heads} heads of "
+                         f"{batch.head_dim}, {cache.n_layers} layers; layer {layer}")
+    return n_heads
+
+
+def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
+    """Write every row's keys and values into its sequence's page: rounded before any query reads them."""
+    cdef Py_ssize_t r, n_heads = heads_of(qkv, batch, layer)
+    cdef Py_ssize_t position, width = batch.n_kv_heads * batch.head_dim
+    cdef Sequence* s
+    cdef const float* k
+    for r in range(batch.n_tokens):
+        s = &batch.sequences[batch.sequence_of[r]]
+        position = batch.positions[r]
+        k = qkv.data + r * qkv.n_cols + n_heads * batch.head_dim
+        kernels.store_kv(s.pages[layer * s.n_pages + position // PAGE % s.n_pages], k, k + width,
+                         position % PAGE, batch.is_f16, batch.n_kv_heads, batch.head_dim)
+
+
+def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
+    """out (n_tokens, n_heads * head_dim): causal softmax(q k / sqrt(head_dim)) v of each row's sequence."""
+    cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
+    cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
+    cdef int team = threads_for(batch.n_threads, attention_work(batch))
+    check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
+    if team == 1:
+        for i in range(n_items):
+            attention_item(out, qkv, layer, batch, n_heads, i)
+        return
+    for i in prange(n_items, nogil=True, schedule="dynamic", num_threads=team):
+        attention_item(out, qkv, layer, batch, n_heads, i)
+
+
+cdef Py_ssize_t attention_work(Batch batch) noexcept:
+    """Keys and values to read, about: rows times their positions."""
+    cdef Py_ssize_t r, total = 0
+    for r in range(batch.n_tokens):
+        total += batch.positions[r] + 1
+    return total * batch.n_kv_heads * batch.head_dim
+
+
+cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads,
+                         Py_ssize_t item) noexcept nogil:
+    """One row and one key head, with the query heads that share it."""
+    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
+    cdef Py_ssize_t n_group = n_heads // batch.n_kv_heads
+    cdef Py_ssize_t first_column = kv_head * n_group * batch.head_dim
+    cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
+    kernels.attention(out.data + r * out.n_cols + first_column,
+                      qkv.data + r * qkv.n_cols + first_column, s.pages + layer * s.n_pages,
+                      s.n_pages, s.start, batch.positions[r], batch.is_f16, kv_head,
+                      batch.n_kv_heads, n_group, batch.head_dim)
+
+
+def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):
+    """out = act(gate) * up, act "relu2" or "silu"; gate_up holds both side by side."""
+    cdef Py_ssize_t r, n = out.n_cols
+    cdef bint is_relu2 = act == "relu2"
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    check_rows(batch, gate_up.n_rows, gate_up.n_cols, 2 * n, "gate_up")
+    check_rows(batch, out.n_rows, n, n, "out")
+    if act not in ("relu2", "silu"):
+        raise ValueError(f"act is {act!r}, not relu2 or silu")
+    if team == 1:
+        for r in range(batch.n_tokens):
+            gate_row(out.data + r * n, gate_up.data + r * 2 * n, is_relu2, n)
+        return
+    for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
+        gate_row(out.data + r * n, gate_up.data + r * 2 * n, is_relu2, n)
+
+
+cdef void gate_row(float* out, const float* gate_up, bint is_relu2, Py_ssize_t n) noexcept nogil:
+    if is_relu2:
+        kernels.relu2_gate(out, gate_up, gate_up + n, n)
+    else:
+        kernels.silu_gate(out, gate_up, gate_up + n, n)
+
+
+def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None,
+         bint last_only=True):
+    """Logits: out[i] = rows x[i] for every row, or for the last row of each sequence (``last_only``)."""
+    cdef Py_ssize_t c, n = batch.n_sequences if last_only else batch.n_tokens
+    cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
+    cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols)
+    if last_only and batch.caches is None:
+        raise ValueError("the batch has no sequences: there is no last row")
+    if n > out.n_rows or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols or x.n_rows < batch.n_tokens:
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
+                         f"x {x.n_rows} x {x.n_cols}, {n} wanted")
+    if team == 1:
+        for c in range(n_chunks):
+            head_chunk(out, rows, x, batch, last_only, c)
+        return
+    for c in prange(n_chunks, nogil=True, schedule="static", num_threads=team):
+        head_chunk(out, rows, x, batch, last_only, c)
+
+
+cdef void head_chunk(Matrix out, Rows rows, Matrix x, Batch batch, bint last_only,
+                     Py_ssize_t chunk) noexcept nogil:
+    cdef Py_ssize_t first = chunk * CHUNK, n_rows = min(<Py_ssize_t>CHUNK, rows.n_rows - chunk * CHUNK)
+    cdef Py_ssize_t t, i = 0
+    for t in range(batch.n_tokens):
+        if last_only and t + 1 < batch.n_tokens and batch.sequence_of[t] == batch.sequence_of[t + 1]:
+            continue
+        kernels.rows_dot(out.data + i * out.n_cols + first, &rows.data[first, 0],
+                         x.data + t * x.n_cols, rows.type, rows.data.shape[1], n_rows, rows.n_cols)
+        i += 1
+
+
+def exp(const float[::1] x not None):
+    """e^x, float32: the same bits on every CPU, within 2 units in the last place."""
+    out = np.empty(x.shape[0], np.float32)
+    cdef float[::1] view = out
+    if x.shape[0]:
+        kernels.exp(&view[0], &x[0], x.shape[0])
+    return out
+
+
+def read_bandwidth(const uint8_t[::1] data not None, int n_threads=1):
+    """Seconds that one plain read of ``data`` takes with n_threads: the bound kernels are held against."""
+    cdef Py_ssize_t c, n = data.shape[0], n_chunks = (data.shape[0] + READ_CHUNK - 1) // READ_CHUNK
+    cdef uint64_t total = 0
+    cdef const uint8_t* p
+    if n == 0:
+        raise ValueError("nothing to read: data is empty")
+    p = &data[0]
+    begin = time.perf_counter()
+    for c in prange(n_chunks, nogil=True, schedule="static",
+                    num_threads=threads_for(n_threads, n)):
+        total ^= kernels.read(p + c * READ_CHUNK, min(<Py_ssize_t>READ_CHUNK, n - c * READ_CHUNK))
+    seconds = time.perf_counter() - begin
+    log.debug("read %d bytes, checksum %d", n, total)       # used, so that no compiler drops the loop
+    return seconds

@@ -1,0 +1,51 @@
+"""The extension modules and the flags of each instruction set; all else is in pyproject.toml."""
+import os
+import platform
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CHECK = os.environ.get("BITNET_CHECK") == "1"           # every index and view is checked
+SANITIZE = os.environ.get("BITNET_SANITIZE") == "1"     # gcc's address and undefined sanitizers
+
+ISA_FLAGS = {"generic": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS |= {
+        "avx2": ["-mavx2", "-mf16c"],
+        "avxvnni": ["-mavx2", "-mf16c", "-mavxvnni"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mf16c"],
+    }
+elif platform.machine() in ("aarch64", "arm64"):
+    ISA_FLAGS |= {"neon": ["-DBITNET_NEON"],
+                  "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"]}
+
+# No fused multiply-add: every instruction set must give the same bits (DESIGN 1.7).
+FLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
+OPENMP_LINK = ["-lomp"] if sys.platform == "darwin" else ["-fopenmp"]
+LINK = []
+if SANITIZE:
+    sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+    FLAGS += [*sanitizers, "-fno-sanitize-recover=undefined"]
+    LINK += sanitizers
+
+DIRECTIVES = dict(language_level=3, boundscheck=CHECK, wraparound=False, initializedcheck=CHECK,
+                  cdivision=True, embedsignature=True, freethreading_compatible=True)
+
+
+def extension(name, flags=(), link=()):
+    path = name.replace(".", "/") + ".pyx"
+    shared = ["bitnet/kernels/simd.h", "bitnet/kernels/kernels.pxi"] if ".kernels." in name else []
+    return Extension(name, [path], depends=shared, extra_compile_args=[*FLAGS, *flags],
+                     extra_link_args=[*LINK, *link])
+
+
+setup(ext_modules=cythonize(
+    [extension("bitnet.cpu"),
+     extension("bitnet.memory"),
+     extension("bitnet.cache"),
+     extension("bitnet.dispatch"),
+     extension("bitnet.ops", OPENMP, OPENMP_LINK),
+     *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items())],
+    compiler_directives=DIRECTIVES, force=CHECK or SANITIZE))
