@@ -6,9 +6,9 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .simd cimport (
-    ROWS, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16, f32_load_f16,
+    ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16, f32_load_f16,
     f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16, f32_store_i8, f32_sub,
-    f32_sum, f32_zero, f32x16, Tile, ternary_row, ternary_row_tokens, ternary_tile, ternary_tile_1,
+    f32_sum, f32_zero, f32x16, prefetch, ternary_row, ternary_row_tokens, ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels
 
@@ -32,27 +32,30 @@ cdef enum:                          # ggml's type numbers
 cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                          Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                          Py_ssize_t n_blocks) noexcept nogil:
-    cdef Py_ssize_t row_bytes = n_blocks * BLOCK_BYTES
-    cdef Py_ssize_t tile, r, whole = n_rows - n_rows % ROWS
-    for tile in range(n_rows // ROWS):
-        r = tile * ROWS
-        rows_times_tokens(ternary_tile, ternary_tile_1, out + r, out_stride, w + r * row_bytes, x,
-                          x_stride, n_tokens, n_blocks)
-    for r in range(whole, n_rows):
-        rows_times_tokens(ternary_row_tokens, ternary_row, out + r, out_stride, w + r * row_bytes,
-                          x, x_stride, n_tokens, n_blocks)
+    """Tiles of rows and tokens; the tokens that do not fill a tile one by one."""
+    cdef Py_ssize_t i, r, t, row_bytes = n_blocks * BLOCK_BYTES
+    cdef Py_ssize_t rest = n_tokens % TOKENS
+    for i in range(n_rows // ROWS if rest < n_tokens else 0):
+        r = i * ROWS
+        for t in range(0, n_tokens - rest, 4):
+            ternary_tile(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
+                         x + t * x_stride, x_stride, n_blocks)
+    for r in range(n_rows - n_rows % ROWS, n_rows):
+        for t in range(0, n_tokens - rest, 4):
+            ternary_row_tokens(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
+                               x + t * x_stride, x_stride, n_blocks)
+    for t in range(n_tokens - rest, n_tokens):
+        ternary_matvec(out + t * out_stride, w, x + t * x_stride, n_rows, n_blocks)
 
 
-cdef inline void rows_times_tokens(Tile* many, Tile* one, int32_t* out, Py_ssize_t out_stride,
-                                   const uint8_t* w, const int8_t* x, Py_ssize_t x_stride,
-                                   Py_ssize_t n_tokens, Py_ssize_t n_blocks) noexcept nogil:
-    """The rows of one tile times all tokens: TOKENS at a time, then one by one."""
-    cdef Py_ssize_t i, t, row_bytes = n_blocks * BLOCK_BYTES
-    for i in range(n_tokens // TOKENS):
-        t = i * TOKENS
-        many(out + t * out_stride, out_stride, w, row_bytes, x + t * x_stride, x_stride, n_blocks)
-    for t in range(n_tokens - n_tokens % TOKENS, n_tokens):
-        one(out + t * out_stride, out_stride, w, row_bytes, x + t * x_stride, x_stride, n_blocks)
+cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
+                         Py_ssize_t n_blocks) noexcept nogil:
+    cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
+    for i in range(n_rows // ROWS_1):
+        r = i * ROWS_1
+        ternary_tile_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
+    for r in range(n_rows - n_rows % ROWS_1, n_rows):
+        ternary_row(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
 
 
 cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil:
@@ -442,8 +445,11 @@ cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
                     Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
     """Four F32, F16 or BF16 rows at once, n a multiple of 16: one chain of additions would wait 4 cycles."""
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
-    cdef Py_ssize_t i
+    cdef const uint8_t* next_rows = rows + 4 * row_bytes
+    cdef Py_ssize_t i, r, item = 4 if type == F32 else 2
     for i in range(0, n, 16):
+        for r in range(4):
+            prefetch(next_rows + r * row_bytes + i * item)
         v = f32_load(x + i)
         acc0 = f32_add(acc0, f32_mul(load_row(rows, type, i), v))
         acc1 = f32_add(acc1, f32_mul(load_row(rows + row_bytes, type, i), v))

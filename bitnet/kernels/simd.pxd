@@ -20,14 +20,19 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_max(f32x16 a, f32x16 b) noexcept
     f32x16 f32_exp(f32x16 a) noexcept
     float f32_sum(f32x16 a) noexcept
+    void prefetch(const void* p) noexcept
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
-    enum: ROWS                          # rows and tokens of a tile
+    enum: ROWS                          # rows and tokens of a tile; TOKENS is 4 everywhere
     enum: TOKENS
-    ctypedef void Tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
-                       const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_blocks) noexcept
-    Tile ternary_tile                   # ROWS rows, TOKENS tokens
-    Tile ternary_tile_1                 # ROWS rows, one token: decode
-    Tile ternary_row_tokens
-    Tile ternary_row
+    enum: ROWS_1                        # rows of a tile of one token
+    void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
+                      const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_blocks) noexcept
+    void ternary_row_tokens(int32_t* out, Py_ssize_t out_stride, const uint8_t* w,
+                            Py_ssize_t row_bytes, const int8_t* x, Py_ssize_t x_stride,
+                            Py_ssize_t n_blocks) noexcept
+    void ternary_tile_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
+                        Py_ssize_t n_blocks) noexcept
+    void ternary_row(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
+                     Py_ssize_t n_blocks) noexcept
