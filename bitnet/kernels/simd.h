@@ -205,7 +205,9 @@ static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc)
    32,512, inside int16: then they are folded into int32. */
 enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 16 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
-    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
+    acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
+    __asm__("" : "+x"(acc));        /* gcc would add the products in a tree, and spill half of them */
+    return acc;
 }
 static inline vec vec_fold(vec sum, vec acc) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
