@@ -46,6 +46,7 @@ setup(ext_modules=cythonize(
      extension("bitnet.memory"),
      extension("bitnet.cache"),
      extension("bitnet.dispatch"),
+     extension("bitnet.arrays"),
      extension("bitnet.ops", OPENMP, OPENMP_LINK),
      *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items())],
     compiler_directives=DIRECTIVES, force=CHECK or SANITIZE))

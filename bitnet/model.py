@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from . import ops
+from .arrays import Batch, Codes, Linear, Matrix, Norm, Rows
 from .cache import KVCache
 from .formats import FormatError
 from .rope import rope_tables
@@ -19,14 +20,14 @@ from .rope import rope_tables
 class Layer:
     """The weights of one block, bound for ops. q, k, v and gate, up are stacked."""
 
-    input_layernorm: ops.Norm
-    qkv_proj: ops.Linear
-    attn_sub_norm: ops.Norm | None
-    o_proj: ops.Linear
-    post_attention_layernorm: ops.Norm
-    gate_up_proj: ops.Linear
-    ffn_sub_norm: ops.Norm | None
-    down_proj: ops.Linear
+    input_layernorm: Norm
+    qkv_proj: Linear
+    attn_sub_norm: Norm | None
+    o_proj: Linear
+    post_attention_layernorm: Norm
+    gate_up_proj: Linear
+    ffn_sub_norm: Norm | None
+    down_proj: Linear
 
 
 class Transformer:
@@ -42,12 +43,12 @@ class Transformer:
         self.pool = pool
         self.context = context or config.max_position_embeddings
         self.max_batch, self.vocab_size = max_batch, config.vocab_size
-        self.batch = ops.Batch(max_batch, max_sequences, n_threads)
+        self.batch = Batch(max_batch, max_sequences, n_threads)
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self._norm(weights, "norm")
         self.layers = [self._layer(weights, f"layers.{i}") for i in range(config.num_hidden_layers)]
-        self._parts = [(weights, f"layers.{i}") for i in range(config.num_hidden_layers)]
+        self._unchecked = weights  # until the first pass has seen every code
         self.cosines, self.sines = map(
             self._matrix_of, rope_tables(self.context, config.head_dim, config.rope_theta)
         )
@@ -56,7 +57,7 @@ class Transformer:
 
     # ------------------------------------------------------------------------------------ binding
     def _matrix(self, n_rows, n_cols, purpose="scratch"):
-        return ops.Matrix(self.pool.array((n_rows, n_cols), np.float32, purpose))
+        return Matrix(self.pool.array((n_rows, n_cols), np.float32, purpose))
 
     def _matrix_of(self, values, purpose="rope"):
         matrix = self._matrix(*values.shape, purpose)
@@ -65,17 +66,17 @@ class Transformer:
 
     def _rows(self, weights, name):
         rows = weights.rows(name)
-        return ops.Rows(rows.data, rows.type, rows.n_cols)
+        return Rows(rows.data, rows.type, rows.n_cols)
 
     def _norm(self, weights, name):
         values = weights.vector(name)
         copy = self.pool.array(values.shape, np.float32, "norms")
         copy[:] = values
-        return ops.Norm(copy, self.config.rms_norm_eps)
+        return Norm(copy, self.config.rms_norm_eps)
 
     def _linear(self, weights, *names):
         parts = [weights.ternary(name) for name in names]
-        return ops.Linear(
+        return Linear(
             [(p.codes, np.atleast_1d(np.float32(p.scale))) for p in parts], parts[0].n_cols
         )
 
@@ -105,7 +106,7 @@ class Transformer:
             attended=self._matrix(n, q_width),
             gate_up=self._matrix(n, 2 * c.intermediate_size),
             gated=self._matrix(n, c.intermediate_size),
-            codes=ops.Codes(
+            codes=Codes(
                 self.pool.array((n, padded), np.int8, "scratch"),
                 self.pool.array((n,), np.float32, "scratch"),
                 self.pool.array((n,), np.int32, "scratch"),
@@ -124,6 +125,8 @@ class Transformer:
 
     def new_cache(self, capacity=None, dtype="f16"):
         """An empty KVCache for one sequence of up to ``capacity`` tokens (None: the context)."""
+        if capacity is not None and not 0 < capacity <= self.context:
+            raise ValueError(f"capacity: {capacity} (1 to the context, {self.context})")
         return KVCache(
             self.pool,
             n_layers=self.config.num_hidden_layers,
@@ -148,11 +151,11 @@ class Transformer:
         batch, s = self.batch.set(sequences), self.scratch
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch)            # (n, hidden)
         for i, layer in enumerate(self.layers):
-            if self._parts:
+            if self._unchecked:
                 self._check_codes(i, layer)
             self._attention(i, layer, s, batch)
             self._feed_forward(layer, s, batch)
-        self._parts = None
+        self._unchecked = None
         out = self._head(s, batch, logits)
         for cache, n_tokens in sequences:
             cache.advance(n_tokens)
@@ -201,16 +204,16 @@ class Transformer:
 
     def _check_codes(self, i, layer):
         """Code 3 means nothing: found once per matrix, in the first pass, rather than in every dot product."""
-        weights, name = self._parts[i]
-        stacks = {
-            "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "o_proj": ("self_attn.o_proj",),
-            "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-            "down_proj": ("mlp.down_proj",),
+        weights, stacks = self._unchecked, {
+            layer.qkv_proj: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            layer.o_proj: ("self_attn.o_proj",),
+            layer.gate_up_proj: ("mlp.gate_proj", "mlp.up_proj"),
+            layer.down_proj: ("mlp.down_proj",),
         }
-        for attribute, parts in stacks.items():
-            bad = getattr(layer, attribute).find_code_3(self.n_threads)
-            if bad:
-                tensor = weights.ternary(f"{name}.{parts[bad[0]]}")
-                raise FormatError(weights.path, f"{tensor.where} row {bad[1]}", "code 3",
-                                  "codes are 0, 1, 2 for -1, 0, 1")
+        for linear, names in stacks.items():
+            found = ops.find_code_3(linear, self.n_threads)
+            if found:
+                part, row = found
+                where = weights.ternary(f"layers.{i}.{names[part]}").where
+                limit = "codes are 0, 1, 2 for -1, 0, 1"
+                raise FormatError(weights.path, f"{where} row {row}", "code 3", limit)

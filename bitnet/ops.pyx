@@ -1,8 +1,6 @@
 """The operations of the graph: shapes are checked once here, rows split over threads, kernels called.
 
-The only module with OpenMP. Arrays are bound once into small classes that hold pointers and keep
-their memory alive; a call then costs well under a microsecond. What a call works on (how many
-tokens, of which sequences, at which positions, with how many threads) is one Batch.
+The only module with OpenMP. Every operation takes arrays bound once (arrays.pyx) and a Batch.
 """
 import logging
 import os
@@ -13,7 +11,10 @@ import numpy as np
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
 
-from .cache cimport KVCache
+from .arrays cimport (
+    BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rows, Sequence,
+)
+from .cache cimport PAGE, KVCache
 from .dispatch cimport kernels
 
 log = logging.getLogger("bitnet")
@@ -31,15 +32,9 @@ cdef extern from *:
 openmp = BITNET_OPENMP                  # False: built without, everything runs on one thread
 
 cdef enum:
-    CHUNK = 64                          # rows a thread takes at a time; also the floats of a cache line x 4
     TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
-    BLOCK = 128                         # columns of a ternary block, 32 bytes
     SMALL = 16384                       # elements below which another thread costs more than it saves
-    READ_CHUNK = 1 << 18
-    PAGE = 128                          # positions of a KV page
-
-ROW_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q6_K": 14, "BF16": 30}     # ggml's numbers
-MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
+    READ_CHUNK = 1 << 18                # bytes
 
 cdef int forked = 0                     # set in the child of a fork
 
@@ -52,203 +47,6 @@ def _after_fork():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def row_bytes(str type, Py_ssize_t n_cols):
-    """Bytes of one embedding or head row of the given type; ValueError where n_cols does not fit it."""
-    block, size = {"Q8_0": (32, 34), "Q6_K": (256, 210), "F32": (1, 4)}.get(type, (1, 2))
-    if type not in ROW_TYPES or n_cols % block:
-        raise ValueError(f"rows of {n_cols} {type}: types are {', '.join(ROW_TYPES)}, "
-                         f"{type} comes in blocks of {block}")
-    return n_cols // block * size
-
-
-# ------------------------------------------------------------------------------------- bound arrays
-cdef class Matrix:
-    """float32 (n_rows, n_cols), writable; keeps its array alive."""
-    cdef float[:, ::1] view
-    cdef float* data
-    cdef readonly Py_ssize_t n_rows, n_cols
-
-    def __init__(self, float[:, ::1] array not None):
-        self.view = array
-        self.n_rows, self.n_cols = array.shape[0], array.shape[1]
-        self.data = &array[0, 0] if self.n_rows and self.n_cols else NULL
-
-    def array(self):
-        """The NumPy array, the same memory."""
-        return np.asarray(self.view)
-
-
-cdef class Norm:
-    """An RMSNorm's weight, float32 (n,), and its epsilon."""
-    cdef const float[::1] weight
-    cdef readonly float eps
-
-    def __init__(self, const float[::1] weight not None, float eps):
-        self.weight, self.eps = weight, eps
-
-
-cdef class Codes:
-    """Activations quantised per token: int8 (n_rows, n_cols padded), 1 / scale, and sums of codes."""
-    cdef int8_t[:, ::1] codes
-    cdef float[::1] inv_scale
-    cdef int32_t[::1] sums
-    cdef readonly Py_ssize_t n_cols     # of the activations last written, before padding
-
-    def __init__(self, int8_t[:, ::1] codes not None, float[::1] inv_scale not None,
-                 int32_t[::1] sums not None):
-        if not codes.shape[0] == inv_scale.shape[0] == sums.shape[0] or codes.shape[1] % BLOCK:
-            raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} (a multiple of {BLOCK}), "
-                             f"scales {inv_scale.shape[0]}, sums {sums.shape[0]}")
-        self.codes, self.inv_scale, self.sums = codes, inv_scale, sums
-
-    def arrays(self):
-        """(codes, 1 / scale, sums) as NumPy arrays, the same memory."""
-        return np.asarray(self.codes), np.asarray(self.inv_scale), np.asarray(self.sums)
-
-
-cdef enum:
-    MAX_PARTS = 4
-
-cdef struct Part:
-    const uint8_t* codes                # (n_rows, n_blocks * 32) packed I2_S
-    const float* scales
-    Py_ssize_t scale_step               # 1: a scale for each row; 0: one for all
-    Py_ssize_t n_rows
-    Py_ssize_t first_row                # of the stacked matrix
-    Py_ssize_t first_chunk
-
-
-cdef class Linear:
-    """Up to four ternary matrices of equal width, stacked: their outputs lie side by side.
-
-    parts: (codes, scales) pairs; codes uint8 (n_rows, padded columns / 4) in the I2_S layout, rows
-    padded to 128 columns, read in place; scales float32 (n_rows,) or (1,), which multiply the
-    integer dot product. n_cols: columns before padding.
-    """
-    cdef Part parts[MAX_PARTS]
-    cdef Py_ssize_t n_parts, n_blocks, n_chunks
-    cdef readonly Py_ssize_t n_rows, n_cols
-    cdef object owners                  # memoryviews of codes and scales
-    cdef bint is_checked
-
-    def __init__(self, parts, Py_ssize_t n_cols):
-        cdef const uint8_t[:, ::1] codes
-        cdef const float[::1] scales
-        cdef Part* part
-        if not 1 <= len(parts) <= MAX_PARTS or not 0 < n_cols <= MAX_COLS:
-            raise ValueError(f"{len(parts)} parts (1 to {MAX_PARTS}) of {n_cols} columns "
-                             f"(1 to {MAX_COLS})")
-        self.n_cols, self.n_blocks = n_cols, (n_cols + BLOCK - 1) // BLOCK
-        self.owners = []
-        for codes, scales in parts:
-            if (codes.shape[1] != self.n_blocks * BLOCK // 4 or not codes.shape[0]
-                    or scales.shape[0] not in (1, codes.shape[0])):
-                raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} bytes, not rows of "
-                                 f"{self.n_blocks * BLOCK // 4}; scales {scales.shape[0]}")
-            part = &self.parts[self.n_parts]
-            part.codes, part.scales = &codes[0, 0], &scales[0]
-            part.scale_step = scales.shape[0] > 1
-            part.n_rows, part.first_row, part.first_chunk = codes.shape[0], self.n_rows, self.n_chunks
-            self.n_rows += part.n_rows
-            self.n_chunks += (part.n_rows + CHUNK - 1) // CHUNK
-            self.n_parts += 1
-            self.owners.append((codes, scales))
-
-    def find_code_3(self, int n_threads=1):
-        """(part, row) of the first illegal code 3, or None. A part is scanned once, then known good."""
-        cdef Py_ssize_t c, i, at, n_bad = 0, n_bytes = self.n_blocks * 32
-        cdef int team = threads_for(n_threads, self.n_rows * n_bytes)
-        if self.is_checked:
-            return None
-        for c in prange(self.n_chunks, nogil=True, schedule="static", num_threads=team):
-            n_bad += code_3_in_chunk(self, c)
-        if n_bad:
-            for i in range(self.n_parts):
-                at = kernels.find_code_3(self.parts[i].codes, self.parts[i].n_rows * n_bytes)
-                if at >= 0:
-                    return i, at // n_bytes
-        self.is_checked = True
-        return None
-
-
-cdef class Rows:
-    """Rows of an embedding or a head, read in place: uint8 (n_rows, bytes of a row) of a type."""
-    cdef const uint8_t[:, ::1] data
-    cdef int type
-    cdef readonly Py_ssize_t n_rows, n_cols
-
-    def __init__(self, const uint8_t[:, ::1] data not None, str type, Py_ssize_t n_cols):
-        if not data.shape[0] or data.shape[1] != row_bytes(type, n_cols) or n_cols <= 0:
-            raise ValueError(f"rows of {n_cols} {type} take {row_bytes(type, n_cols)} bytes, "
-                             f"not {data.shape[1]}")
-        self.data, self.type = data, ROW_TYPES[type]
-        self.n_rows, self.n_cols = data.shape[0], n_cols
-
-
-cdef struct Sequence:
-    char** pages                        # (layer, n_pages)
-    Py_ssize_t n_pages
-    Py_ssize_t start                    # first position still held
-
-
-cdef class Batch:
-    """The rows of one forward pass: tokens of several sequences, and the threads to use."""
-    cdef int32_t[::1] positions         # of each row
-    cdef int32_t[::1] sequence_of       # index of each row's sequence
-    cdef uint8_t[::1] storage           # of the Sequence structs
-    cdef Sequence* sequences
-    cdef list caches
-    cdef Py_ssize_t max_tokens, max_sequences, n_kv_heads, head_dim
-    cdef int is_f16
-    cdef readonly Py_ssize_t n_tokens, n_sequences
-    cdef public int n_threads
-
-    def __init__(self, Py_ssize_t max_tokens, Py_ssize_t max_sequences, int n_threads=1):
-        if max_tokens < 1 or max_sequences < 1 or n_threads < 1:
-            raise ValueError(f"{max_tokens} tokens, {max_sequences} sequences, {n_threads} threads")
-        self.max_tokens, self.max_sequences, self.n_threads = max_tokens, max_sequences, n_threads
-        self.positions = np.zeros(max_tokens, np.int32)
-        self.sequence_of = np.zeros(max_tokens, np.int32)
-        self.storage = np.zeros(max_sequences * sizeof(Sequence), np.uint8)
-        self.sequences = <Sequence*>&self.storage[0]
-
-    def rows_only(self, Py_ssize_t n_tokens):
-        """Rows without sequences: all that linears, norms and gates need."""
-        if not 0 <= n_tokens <= self.max_tokens:
-            raise ValueError(f"{n_tokens} rows, at most {self.max_tokens}")
-        self.n_tokens, self.n_sequences, self.caches = n_tokens, 0, None
-        return self
-
-    def set(self, list sequences):
-        """sequences: (KVCache, n_tokens) in row order; room is reserved in each cache.
-
-        ContextFull or PoolExhausted where a cache has no room: no cache has moved then.
-        """
-        cdef KVCache cache
-        cdef Py_ssize_t i, n, row = 0, s = 0
-        if not 0 < len(sequences) <= self.max_sequences:
-            raise ValueError(f"{len(sequences)} sequences, 1 to {self.max_sequences}")
-        for cache, n in sequences:
-            if n < 1 or row + n > self.max_tokens:
-                raise ValueError(f"{row + n} rows, at most {self.max_tokens}; {n} of one sequence")
-            if s == 0:
-                self.n_kv_heads, self.head_dim = cache.n_kv_heads, cache.head_dim
-                self.is_f16 = cache.is_f16
-            elif (cache.n_kv_heads, cache.head_dim, cache.is_f16) != (
-                    self.n_kv_heads, self.head_dim, self.is_f16):
-                raise ValueError("the sequences' caches differ in shape or dtype")
-            cache.reserve(n)
-            for i in range(n):
-                self.positions[row + i] = <int32_t>(cache.length + i)
-                self.sequence_of[row + i] = <int32_t>s
-            self.sequences[s] = Sequence(cache.pages, cache.n_pages, cache.start)
-            row += n
-            s += 1
-        self.n_tokens, self.n_sequences = row, s
-        self.caches = [cache for cache, _ in sequences]
-        return self
 
 
 cdef inline int threads_for(int n_threads, Py_ssize_t n_elements) noexcept nogil:
@@ -340,13 +138,6 @@ cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
     return &weights.parts[i]
 
 
-cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil:
-    cdef const Part* part = part_of(weights, chunk)
-    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK, row_bytes = weights.n_blocks * 32
-    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
-    return kernels.find_code_3(part.codes + first * row_bytes, n_rows * row_bytes) >= 0
-
-
 cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens, bint add,
                        Py_ssize_t chunk) noexcept nogil:
     """One chunk of rows times all tokens."""
@@ -355,7 +146,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens,
     cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
     cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
-    cdef const uint8_t* codes = part.codes + first * weights.n_blocks * 32
+    cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
     for begin in range(0, n_tokens, 16):
         n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
@@ -376,6 +167,27 @@ cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_
     else:
         for i in range(n):
             out[i] = <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
+
+
+def find_code_3(Linear weights not None, int n_threads=1):
+    """(part, row) of the first code 3, which stands for nothing, or None: a scan of all codes."""
+    cdef Py_ssize_t c, i, at, n_bad = 0, row_bytes = weights.n_blocks * BLOCK_BYTES
+    cdef int team = threads_for(n_threads, weights.n_rows * row_bytes)
+    for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
+        n_bad += code_3_in_chunk(weights, c)
+    for i in range(weights.n_parts if n_bad else 0):
+        at = kernels.find_code_3(weights.parts[i].codes, weights.parts[i].n_rows * row_bytes)
+        if at >= 0:
+            return i, at // row_bytes
+    return None
+
+
+cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil:
+    cdef const Part* part = part_of(weights, chunk)
+    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
+    cdef Py_ssize_t row_bytes = weights.n_blocks * BLOCK_BYTES
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
+    return kernels.find_code_3(part.codes + first * row_bytes, n_rows * row_bytes) >= 0
 
 
 def rope(Matrix x not None, Matrix cosines not None, Matrix sines not None, Py_ssize_t n_heads,

@@ -5,10 +5,11 @@ import pytest
 import reference
 from guard import guarded
 
-from bitnet import cpu, dispatch, ops
+from bitnet import arrays, cpu, dispatch, ops
+from bitnet.cache import KVCache
 from bitnet.formats import packing
 from bitnet.memory import Pool
-from bitnet.cache import KVCache
+from bitnet.rope import rope_tables
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
@@ -24,22 +25,22 @@ def rng(*seed):
 
 
 def matrix(array):
-    return ops.Matrix(np.ascontiguousarray(array, np.float32))
+    return arrays.Matrix(np.ascontiguousarray(array, np.float32))
 
 
 def rows(n, n_threads=1):
-    return ops.Batch(max(n, 1), 1, n_threads).rows_only(n)
+    return arrays.Batch(max(n, 1), 1, n_threads).rows_only(n)
 
 
 def codes(n, n_cols):
     padded = -(-n_cols // 128) * 128
-    return ops.Codes(guarded(np.zeros((n, padded), np.int8)), np.zeros(n, np.float32), np.zeros(n, np.int32))
+    return arrays.Codes(guarded(np.zeros((n, padded), np.int8)), np.zeros(n, np.float32), np.zeros(n, np.int32))
 
 
 def ternary(x, q, scale=1.0, n_threads=1):
     """The result of ops.linear for float x, with weights and codes against a guard page."""
     out = matrix(np.full((len(x), len(q)), np.nan))
-    weights = ops.Linear([(guarded(reference.pack_i2_s(q)), np.array([scale], np.float32))], q.shape[1])
+    weights = arrays.Linear([(guarded(reference.pack_i2_s(q)), np.array([scale], np.float32))], q.shape[1])
     quantized = codes(len(x), q.shape[1])
     batch = rows(len(x), n_threads)
     ops.quantize(quantized, matrix(x), batch)
@@ -70,7 +71,7 @@ def test_scales_stacking_and_adding(isa):
     r = rng(3)
     q = [r.integers(-1, 2, (n, 300)).astype(np.int8) for n in (70, 5, 64)]
     scales = [np.array([0.5], np.float32), r.random(5).astype(np.float32), np.array([2], np.float32)]
-    weights = ops.Linear([(reference.pack_i2_s(a), s) for a, s in zip(q, scales)], 300)
+    weights = arrays.Linear([(reference.pack_i2_s(a), s) for a, s in zip(q, scales)], 300)
     x = r.standard_normal((3, 300)).astype(np.float32)
     want = np.hstack([reference.linear(x, a, s) for a, s in zip(q, scales)])
     out, quantized, batch = matrix(np.ones((3, 139))), codes(3, 300), rows(3, 2)
@@ -82,19 +83,19 @@ def test_scales_stacking_and_adding(isa):
 def test_code_3_is_found(isa):
     packed = np.zeros((200, 96), np.uint8)
     packed[...] = 0b10010010                                # codes 2, 1, 0, 2
-    good = ops.Linear([(packed, np.ones(1, np.float32))], 384)
-    assert good.find_code_3(2) is None
+    good = arrays.Linear([(packed, np.ones(1, np.float32))], 384)
+    assert ops.find_code_3(good, 2) is None
     for shift in range(0, 8, 2):
         bad = packed.copy()
         bad[157, 95] |= 3 << shift
-        other = ops.Linear([(packed, np.ones(1, np.float32)), (bad, np.ones(1, np.float32))], 384)
-        assert other.find_code_3(1) == (1, 157)
-        assert other.find_code_3(2) == (1, 157)             # not remembered as checked
+        other = arrays.Linear([(packed, np.ones(1, np.float32)), (bad, np.ones(1, np.float32))], 384)
+        assert ops.find_code_3(other, 1) == (1, 157)
+        assert ops.find_code_3(other, 2) == (1, 157)
 
 
 def quantized(x):
     out = codes(*x.shape)
-    ops.quantize(out, ops.Matrix(guarded(x)), rows(len(x)))
+    ops.quantize(out, arrays.Matrix(guarded(x)), rows(len(x)))
     return out.arrays()
 
 
@@ -131,13 +132,13 @@ def test_norm_and_gates_are_near_numpy(isa, n):
     r = rng(n)
     x, weight = r.standard_normal((5, n)).astype(np.float32), r.standard_normal(n).astype(np.float32)
     out = matrix(np.zeros((5, n)))
-    ops.rms_norm(out, ops.Norm(guarded(weight), 1e-5), ops.Matrix(guarded(x)), rows(5, 2))
+    ops.rms_norm(out, arrays.Norm(guarded(weight), 1e-5), arrays.Matrix(guarded(x)), rows(5, 2))
     np.testing.assert_allclose(out.array(), reference.rms_norm(x, weight, 1e-5), rtol=1e-5, atol=1e-6)
     both = (r.standard_normal((5, 2 * n)) * 20).astype(np.float32)
     gate, up = both[:, :n].astype(np.float64), both[:, n:]
-    ops.gate(out, ops.Matrix(guarded(both)), "relu2", rows(5))
+    ops.gate(out, arrays.Matrix(guarded(both)), "relu2", rows(5))
     np.testing.assert_allclose(out.array(), np.maximum(gate, 0) ** 2 * up, rtol=3e-7)
-    ops.gate(out, ops.Matrix(guarded(both)), "silu", rows(5))
+    ops.gate(out, arrays.Matrix(guarded(both)), "silu", rows(5))
     np.testing.assert_allclose(out.array(), reference.silu(gate) * up, rtol=1e-6, atol=1e-30)
 
 
@@ -152,7 +153,7 @@ def test_exp(isa):
                                           ("Q8_0", 96), ("Q8_0", 2560), ("Q6_K", 256), ("Q6_K", 2560)])
 def test_embedding_and_head_rows(isa, type, n_cols):
     r = rng(n_cols)
-    n_rows, n_bytes = 71, ops.row_bytes(type, n_cols)
+    n_rows, n_bytes = 71, arrays.row_bytes(type, n_cols)
     if type in ("F32", "F16", "BF16"):
         values = r.standard_normal((n_rows, n_cols)).astype(np.float32)
         half = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -164,7 +165,7 @@ def test_embedding_and_head_rows(isa, type, n_cols):
         scales = r.standard_normal((n_rows, n_bytes // block)).astype(np.float16)
         at = 0 if type == "Q8_0" else 208
         data.reshape(n_rows, -1, block)[:, :, at:at + 2] = scales[..., None].view(np.uint8)
-    table = ops.Rows(guarded(data), type, n_cols)
+    table = arrays.Rows(guarded(data), type, n_cols)
     values = packing.dequantize(type, data, n_cols)
     ids = r.integers(0, n_rows, 5).astype(np.int32)
     out = matrix(np.zeros((5, n_cols)))
@@ -172,14 +173,13 @@ def test_embedding_and_head_rows(isa, type, n_cols):
     np.testing.assert_array_equal(out.array(), values[ids])
     x = r.standard_normal((3, n_cols)).astype(np.float32)
     logits = matrix(np.zeros((3, n_rows)))
-    ops.head(logits, table, ops.Matrix(guarded(x)), rows(3, 2), last_only=False)
+    ops.head(logits, table, arrays.Matrix(guarded(x)), rows(3, 2), last_only=False)
     want = x.astype(np.float64) @ values.T.astype(np.float64)
     bound = 4e-7 * (np.abs(x).astype(np.float64) @ np.abs(values.T).astype(np.float64))
     assert (np.abs(logits.array() - want) <= bound).all()
 
 
 def tables(n, head_dim, theta=10000.0):
-    from bitnet.rope import rope_tables
     return [matrix(t) for t in rope_tables(n, head_dim, theta)]
 
 
@@ -189,9 +189,9 @@ def test_rope(isa, head_dim, interleaved):
     cache = KVCache(Pool(1 << 24), n_layers=1, n_kv_heads=1, head_dim=head_dim, capacity=500)
     cache.reserve(300)
     cache.advance(300)
-    batch = ops.Batch(4, 1).set([(cache, 4)])
+    batch = arrays.Batch(4, 1).set([(cache, 4)])
     x = rng(head_dim).standard_normal((4, 3 * head_dim)).astype(np.float32)
-    got = ops.Matrix(guarded(x))
+    got = arrays.Matrix(guarded(x))
     ops.rope(got, *tables(500, head_dim), 2, interleaved, batch)
     want = reference.rope(x[:, :2 * head_dim].reshape(4, 2, head_dim), range(300, 304), 10000, interleaved)
     np.testing.assert_allclose(got.array()[:, :2 * head_dim], want.reshape(4, -1), atol=2e-6)
@@ -212,7 +212,7 @@ def test_attention_over_pages(isa, head_dim, n_kv_heads, group, dtype, n_threads
     out = matrix(np.zeros((n, n_heads * head_dim)))
     got, begin = [], 0
     for end in (1, 2, 130, 131, 256, n):
-        batch = ops.Batch(n, 1, n_threads).set([(cache, end - begin)])
+        batch = arrays.Batch(n, 1, n_threads).set([(cache, end - begin)])
         part = matrix(qkv[begin:end])
         ops.store_kv(part, 1, batch)
         ops.attention(out, part, 1, batch)
@@ -230,7 +230,7 @@ def test_float_kernels_give_the_same_bits_everywhere():
     """What each instruction set computes, compared byte by byte with the plain C kernels."""
     r = rng(9)
     x, both = r.standard_normal((4, 1000)).astype(np.float32), r.standard_normal((4, 2000)).astype(np.float32)
-    head = ops.Rows(r.standard_normal((9, 1000)).astype(np.float16).view(np.uint8), "F16", 1000)
+    head = arrays.Rows(r.standard_normal((9, 1000)).astype(np.float16).view(np.uint8), "F16", 1000)
     found = {}
     for name in cpu.supported():
         dispatch.use(name)
@@ -239,7 +239,7 @@ def test_float_kernels_give_the_same_bits_everywhere():
         for act in ("relu2", "silu"):
             ops.gate(out, matrix(both), act, rows(4))
             results.append(out.array().copy())
-        ops.rms_norm(out, ops.Norm(x[0], 1e-5), matrix(x), rows(4))
+        ops.rms_norm(out, arrays.Norm(x[0], 1e-5), matrix(x), rows(4))
         ops.head(logits, head, matrix(x), rows(4), last_only=False)
         found[name] = b"".join(a.tobytes() for a in (*results, out.array(), logits.array()))
     dispatch.use()
@@ -260,23 +260,23 @@ def test_weights_may_be_a_read_only_map(isa, tmp_path):
     packed = reference.pack_i2_s(np.ones((4, 256), np.int8))
     packed.tofile(tmp_path / "w")
     mapped = np.memmap(tmp_path / "w", np.uint8, "r", shape=packed.shape)
-    weights = ops.Linear([(mapped, np.ones(1, np.float32))], 256)
-    assert weights.find_code_3() is None
+    weights = arrays.Linear([(mapped, np.ones(1, np.float32))], 256)
+    assert ops.find_code_3(weights) is None
 
 
 def test_wrong_shapes_are_refused():
     one = np.ones(1, np.float32)
     with pytest.raises(ValueError, match="not rows of 64"):
-        ops.Linear([(np.zeros((4, 60), np.uint8), one)], 256)
+        arrays.Linear([(np.zeros((4, 60), np.uint8), one)], 256)
     with pytest.raises(ValueError, match="131072"):
-        ops.Linear([(np.zeros((1, 1 << 16), np.uint8), one)], 1 << 18)
+        arrays.Linear([(np.zeros((1, 1 << 16), np.uint8), one)], 1 << 18)
     with pytest.raises(ValueError, match="blocks of 256"):
-        ops.Rows(np.zeros((4, 210), np.uint8), "Q6_K", 100)
+        arrays.Rows(np.zeros((4, 210), np.uint8), "Q6_K", 100)
     with pytest.raises(ValueError, match="not in 0..3"):
-        ops.embed(matrix(np.zeros((1, 8))), ops.Rows(np.zeros((4, 16), np.uint8), "F16", 8),
+        ops.embed(matrix(np.zeros((1, 8))), arrays.Rows(np.zeros((4, 16), np.uint8), "F16", 8),
                   np.array([4], np.int32), rows(1))
     with pytest.raises(ValueError, match="out is 2 x 8, not 3 x 8"):
-        ops.rms_norm(matrix(np.zeros((2, 8))), ops.Norm(np.ones(8, np.float32), 1e-5),
+        ops.rms_norm(matrix(np.zeros((2, 8))), arrays.Norm(np.ones(8, np.float32), 1e-5),
                      matrix(np.zeros((3, 8))), rows(3))
 
 

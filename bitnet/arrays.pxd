@@ -1,0 +1,58 @@
+# The arrays a graph works on, bound once: pointers, sizes, and references that keep the memory alive.
+from libc.stdint cimport int8_t, int32_t, uint8_t
+
+cdef enum:
+    CHUNK = 64                          # rows a thread takes at a time
+    BLOCK = 128                         # columns of a ternary block
+    BLOCK_BYTES = 32
+    MAX_PARTS = 4
+
+cdef struct Part:                       # one matrix of a stack
+    const uint8_t* codes                # (n_rows, n_blocks * BLOCK_BYTES) packed I2_S
+    const float* scales
+    Py_ssize_t scale_step               # 1: a scale for each row; 0: one for all
+    Py_ssize_t n_rows
+    Py_ssize_t first_row                # in the stack
+    Py_ssize_t first_chunk
+
+cdef struct Sequence:
+    char** pages                        # (layer, n_pages)
+    Py_ssize_t n_pages
+    Py_ssize_t start                    # first position still held
+
+cdef class Matrix:
+    cdef float[:, ::1] view
+    cdef float* data
+    cdef readonly Py_ssize_t n_rows, n_cols
+
+cdef class Norm:
+    cdef const float[::1] weight
+    cdef readonly float eps
+
+cdef class Codes:
+    cdef int8_t[:, ::1] codes           # (n_rows, widest input, padded)
+    cdef float[::1] inv_scale
+    cdef int32_t[::1] sums
+    cdef public Py_ssize_t n_cols       # of the activations last written, before padding
+
+cdef class Linear:
+    cdef Part parts[MAX_PARTS]
+    cdef Py_ssize_t n_parts, n_blocks, n_chunks
+    cdef readonly Py_ssize_t n_rows, n_cols
+    cdef list owners                    # memoryviews of codes and scales
+
+cdef class Rows:
+    cdef const uint8_t[:, ::1] data
+    cdef int type                       # ggml's number
+    cdef readonly Py_ssize_t n_rows, n_cols
+
+cdef class Batch:
+    cdef int32_t[::1] positions         # of each row
+    cdef int32_t[::1] sequence_of       # index of each row's sequence
+    cdef uint8_t[::1] storage           # of the Sequence structs
+    cdef Sequence* sequences
+    cdef list caches                    # None: rows without sequences
+    cdef Py_ssize_t max_tokens, max_sequences, n_kv_heads, head_dim
+    cdef int is_f16
+    cdef readonly Py_ssize_t n_tokens, n_sequences
+    cdef public int n_threads
