@@ -30,8 +30,9 @@ if SANITIZE:
     FLAGS += [*sanitizers, "-fno-sanitize-recover=undefined"]
     LINK += sanitizers
 
-DIRECTIVES = dict(language_level=3, boundscheck=CHECK, wraparound=False, initializedcheck=CHECK,
-                  cdivision=True, embedsignature=True, freethreading_compatible=True)
+DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHECK,
+              "wraparound": False, "cdivision": True, "embedsignature": True,
+              "freethreading_compatible": True}
 
 
 def extension(name, flags=(), link=()):

@@ -1,4 +1,4 @@
-# The arrays a graph works on, bound once: pointers, sizes, and references that keep the memory alive.
+# The arrays a graph works on, bound once: pointers, sizes, references that keep memory alive.
 from libc.stdint cimport int8_t, int32_t, uint8_t
 
 cdef enum:

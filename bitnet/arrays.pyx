@@ -14,7 +14,7 @@ MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is
 
 
 def row_bytes(str type, Py_ssize_t n_cols):
-    """Bytes of one embedding or head row of the given type; ValueError where n_cols does not fit it."""
+    """Bytes of an embedding or head row of the type; ValueError where n_cols does not fit it."""
     block, size = {"Q8_0": (32, 34), "Q6_K": (256, 210), "F32": (1, 4)}.get(type, (1, 2))
     if type not in ROW_TYPES or n_cols % block:
         raise ValueError(f"rows of {n_cols} {type}: types are {', '.join(ROW_TYPES)}, "
@@ -43,13 +43,13 @@ cdef class Norm:
 
 
 cdef class Codes:
-    """Activations quantised per token: int8 (n_rows, n_cols padded), 1 / scale, and sums of codes."""
+    """Activations quantised per token: int8 (n_rows, padded n_cols), 1 / scale, sums of codes."""
 
     def __init__(self, int8_t[:, ::1] codes not None, float[::1] inv_scale not None,
                  int32_t[::1] sums not None):
         if not codes.shape[0] == inv_scale.shape[0] == sums.shape[0] or codes.shape[1] % BLOCK:
-            raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} (a multiple of {BLOCK}), "
-                             f"scales {inv_scale.shape[0]}, sums {sums.shape[0]}")
+            raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} (a multiple of "
+                             f"{BLOCK}), scales {inv_scale.shape[0]}, sums {sums.shape[0]}")
         self.codes, self.inv_scale, self.sums = codes, inv_scale, sums
 
     def arrays(self):
@@ -77,12 +77,13 @@ cdef class Linear:
         for codes, scales in parts:
             if (codes.shape[1] != self.n_blocks * BLOCK_BYTES or not codes.shape[0]
                     or scales.shape[0] not in (1, codes.shape[0])):
-                raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} bytes, not rows of "
-                                 f"{self.n_blocks * BLOCK_BYTES}; scales {scales.shape[0]}")
+                raise ValueError(f"codes are {codes.shape[0]} x {codes.shape[1]} bytes, not rows "
+                                 f"of {self.n_blocks * BLOCK_BYTES}; scales {scales.shape[0]}")
             part = &self.parts[self.n_parts]
             part.codes, part.scales = &codes[0, 0], &scales[0]
             part.scale_step = scales.shape[0] > 1
-            part.n_rows, part.first_row, part.first_chunk = codes.shape[0], self.n_rows, self.n_chunks
+            part.n_rows = codes.shape[0]
+            part.first_row, part.first_chunk = self.n_rows, self.n_chunks
             self.n_rows += part.n_rows
             self.n_chunks += (part.n_rows + CHUNK - 1) // CHUNK
             self.n_parts += 1

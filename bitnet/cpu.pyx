@@ -7,8 +7,8 @@ from pathlib import Path
 cdef extern from *:
     """
     #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    /* __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the registers.
-       It does not know avxvnni before gcc 13 and clang 16: that bit is read by hand. */
+    /* __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the
+       registers. It does not know avxvnni before gcc 13 and clang 16: that bit is read by hand. */
     #include <cpuid.h>
     static int bitnet_has_f16c(void) {
         unsigned a, b, c, d;
@@ -21,7 +21,8 @@ cdef extern from *:
     #define HAS_AVX2 (__builtin_cpu_supports("avx2") && bitnet_has_f16c())
     #define HAS_AVXVNNI (HAS_AVX2 && bitnet_has_avxvnni())
     #define HAS_AVX512 (HAS_AVX2 && __builtin_cpu_supports("avx512f") \\
-                        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") \\
+                        && __builtin_cpu_supports("avx512bw") \\
+                        && __builtin_cpu_supports("avx512vl") \\
                         && __builtin_cpu_supports("avx512vnni"))
     #else
     #define HAS_AVX2 0

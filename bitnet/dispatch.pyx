@@ -30,20 +30,22 @@ cdef uint32_t KNOWN_ANSWER = 0xf3a8dd12         # answer() of the plain C kernel
 def use(name=None):
     """Switch to the instruction set ``name``, or to ``BITNET_ISA``, or to the best one here.
 
-    Returns its name. ValueError where this CPU cannot run it (it is not even imported then) or,
-    for one asked for by name, where its known-answer test fails; otherwise the next one is tried.
+    Returns its name. ValueError where this CPU cannot run it (it is not even imported then).
+    RuntimeError where the known-answer test of a named one fails; otherwise the next is tried.
     """
     global isa, reason
     named = name or os.environ.get("BITNET_ISA")
     names = supported()
     if named and named not in names:
-        raise ValueError(f"BITNET_ISA: this CPU cannot run {named!r}; it can run {', '.join(names)}")
+        able = ", ".join(names)
+        raise ValueError(f"BITNET_ISA: this CPU cannot run {named!r}; it can run {able}")
     for candidate in [named] if named else [n for n in names if n not in UNPROVEN]:
         found = take(candidate)
         if found == KNOWN_ANSWER:
             isa, reason = candidate, "named" if named else "best of " + ", ".join(names)
             return isa
-        message = f"kernels of {candidate} fail their self-test ({found:#010x}, not {KNOWN_ANSWER:#010x})"
+        message = (f"kernels of {candidate} fail their self-test "
+                   f"({found:#010x}, not {KNOWN_ANSWER:#010x})")
         if named or candidate == "generic":
             raise RuntimeError(message)
         log.warning("%s: trying the next", message)
@@ -52,7 +54,8 @@ def use(name=None):
 cdef uint32_t take(name) except? 0:
     global kernels, module
     cdef object loaded = import_module(f"bitnet.kernels.{name}")
-    cdef const Kernels* table = <const Kernels*>PyCapsule_GetPointer(loaded.capsule, "bitnet.kernels")
+    cdef const Kernels* table = <const Kernels*>PyCapsule_GetPointer(
+        loaded.capsule, "bitnet.kernels")
     cdef uint32_t found = answer(table)
     if found == KNOWN_ANSWER:
         kernels, module = table, loaded
@@ -87,7 +90,8 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
         x[i] = (<float>(seed >> 8) - <float>8388608.0) / <float>1048576.0      # within +-8
     for t in range(N_TOKENS):
         k.quantize(&codes[t * COLS], &inverse[t], &sums[t], &x[t * COLS], COLS - 100, COLS)
-    hashed = mix(mix(mix(hashed, codes, sizeof(codes)), inverse, sizeof(inverse)), sums, sizeof(sums))
+    hashed = mix(hashed, codes, sizeof(codes))
+    hashed = mix(mix(hashed, inverse, sizeof(inverse)), sums, sizeof(sums))
     k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
     hashed = mix(hashed, out, sizeof(out))
     k.rms_norm(y, &x[COLS], x, 1e-5, COLS - 3)
@@ -99,7 +103,8 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
     return attention_answer(k, hashed, x, y)
 
 
-cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, float* x, float* y) noexcept nogil:
+cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, float* x,
+                               float* y) noexcept nogil:
     """Rotation, the KV page in both types, attention of 5 heads over it, and rows of a head."""
     cdef float page[2 * DIM * 128]
     cdef char* pages[1]

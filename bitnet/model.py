@@ -1,4 +1,4 @@
-"""The graph of a ternary transformer, reading like the paper: one function a block, shapes at the margin.
+"""The graph of a ternary transformer, one function a block, shapes at the margin.
 
 Knows arithmetic; knows no text and no file format. All work arrays are taken from the pool once,
 so that a step allocates nothing.
@@ -194,7 +194,7 @@ class Transformer:
             return None
         n = batch.n_sequences if logits == "last" else batch.n_tokens
         out = self.logits
-        if n > out.n_rows:                                                  # evaluation, not decoding
+        if n > out.n_rows:  # evaluation, not decoding
             out = self._matrix(n, self.vocab_size, "logits")
         ops.rms_norm(s.normed, self.norm, s.hidden, batch)
         ops.head(out, self.lm_head, s.normed, batch, last_only=logits == "last")
@@ -203,7 +203,7 @@ class Transformer:
         return view
 
     def _check_codes(self, i, layer):
-        """Code 3 means nothing: found once per matrix, in the first pass, rather than in every dot product."""
+        """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""
         weights, stacks = self._unchecked, {
             layer.qkv_proj: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             layer.o_proj: ("self_attn.o_proj",),

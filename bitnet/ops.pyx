@@ -1,4 +1,4 @@
-"""The operations of the graph: shapes are checked once here, rows split over threads, kernels called.
+"""The operations of the graph: shapes are checked here, rows split over threads, kernels called.
 
 The only module with OpenMP. Every operation takes arrays bound once (arrays.pyx) and a Batch.
 """
@@ -33,14 +33,15 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 
 cdef enum:
     TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
-    SMALL = 16384                       # elements below which another thread costs more than it saves
+    WORTH = 20000                       # ns of one core for which others are woken: an empty
+                                        # region of two threads costs 8,000 and more
     READ_CHUNK = 1 << 18                # bytes
 
 cdef int forked = 0                     # set in the child of a fork
 
 
 def _after_fork():
-    """libgomp's threads are gone in a forked child and its next region would wait for them forever."""
+    """libgomp's threads are gone in a forked child: its next region would wait for them forever."""
     global forked
     forked = 1
 
@@ -49,8 +50,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-cdef inline int threads_for(int n_threads, Py_ssize_t n_elements) noexcept nogil:
-    return 1 if forked or n_elements < SMALL else n_threads
+cdef inline int threads_for(int n_threads, Py_ssize_t nanoseconds) noexcept nogil:
+    """Threads for work that takes one core about so long."""
+    return 1 if forked or nanoseconds < WORTH else n_threads
 
 
 cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t want,
@@ -79,7 +81,7 @@ def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids 
 def rms_norm(Matrix out not None, Norm norm not None, Matrix x not None, Batch batch not None):
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row; out may be x."""
     cdef Py_ssize_t r, n = x.n_cols
-    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
     check_rows(batch, x.n_rows, norm.weight.shape[0], n, "norm")
     check_rows(batch, out.n_rows, out.n_cols, n, "out")
     cdef const float* weight = &norm.weight[0]
@@ -95,10 +97,11 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
     """int8 codes of each row of x, padded with zeros to a multiple of 128."""
     cdef Py_ssize_t r, n = x.n_cols, stride = out.codes.shape[1]
     cdef Py_ssize_t padded = (n + BLOCK - 1) // BLOCK * BLOCK
-    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
     check_rows(batch, x.n_rows, n, n, "x")
     if batch.n_tokens > out.codes.shape[0] or padded > stride:
-        raise ValueError(f"codes are {out.codes.shape[0]} x {stride}, not {batch.n_tokens} x {padded}")
+        raise ValueError(f"codes are {out.codes.shape[0]} x {stride}, "
+                         f"not {batch.n_tokens} x {padded}")
     out.n_cols = n
     if batch.n_tokens == 0:
         return
@@ -109,25 +112,27 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
                              padded)
         return
     for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
-        kernels.quantize(codes + r * stride, &out.inv_scale[r], &out.sums[r], x.data + r * n, n, padded)
+        kernels.quantize(codes + r * stride, &out.inv_scale[r], &out.sums[r], x.data + r * n, n,
+                         padded)
 
 
 def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
            bint add=False):
     """out = x W^T with the scales of both multiplied in, or out += where ``add``."""
     cdef Py_ssize_t c
-    cdef int team = threads_for(batch.n_threads, weights.n_rows * weights.n_cols)
+    cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
+    cdef int team = threads_for(batch.n_threads, n_products // 64)
     check_rows(batch, out.n_rows, out.n_cols, weights.n_rows, "out")
     if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
-        raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, weights have {weights.n_cols} columns, "
-                         f"{batch.n_tokens} rows")
+        raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, not {batch.n_tokens} x "
+                         f"{weights.n_cols}")
     if batch.n_tokens == 0:
         return
     if team == 1:
         for c in range(weights.n_chunks):
             linear_chunk(out, weights, x, batch.n_tokens, add, c)
         return
-    for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
+    for c in prange(weights.n_chunks, nogil=True, schedule="dynamic", num_threads=team):
         linear_chunk(out, weights, x, batch.n_tokens, add, c)
 
 
@@ -172,7 +177,7 @@ cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_
 def find_code_3(Linear weights not None, int n_threads=1):
     """(part, row) of the first code 3, which stands for nothing, or None: a scan of all codes."""
     cdef Py_ssize_t c, i, at, n_bad = 0, row_bytes = weights.n_blocks * BLOCK_BYTES
-    cdef int team = threads_for(n_threads, weights.n_rows * row_bytes)
+    cdef int team = threads_for(n_threads, weights.n_rows * row_bytes // 16)
     for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
         n_bad += code_3_in_chunk(weights, c)
     for i in range(weights.n_parts if n_bad else 0):
@@ -192,14 +197,14 @@ cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil
 
 def rope(Matrix x not None, Matrix cosines not None, Matrix sines not None, Py_ssize_t n_heads,
          bint interleaved, Batch batch not None):
-    """Rotate the first n_heads heads of every row by its position; tables (positions, head_dim / 2)."""
+    """Rotate the first n_heads heads of a row by its position; tables (positions, head_dim / 2)."""
     cdef Py_ssize_t r, h, head_dim = 2 * cosines.n_cols
     cdef const float* c
     cdef const float* s
     if n_heads * head_dim > x.n_cols or batch.n_tokens > x.n_rows or (
             (sines.n_rows, sines.n_cols) != (cosines.n_rows, cosines.n_cols)):
-        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, tables {cosines.n_rows} x {cosines.n_cols}, "
-                         f"{n_heads} heads, {batch.n_tokens} rows")
+        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, tables {cosines.n_rows} x "
+                         f"{cosines.n_cols}, {n_heads} heads, {batch.n_tokens} rows")
     for r in range(batch.n_tokens):
         if batch.positions[r] >= cosines.n_rows:
             raise ValueError(f"position {batch.positions[r]}: the tables have {cosines.n_rows}")
@@ -216,15 +221,15 @@ cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
     if batch.caches is None:
         raise ValueError("the batch has no sequences")
     cache = batch.caches[0]
-    if not 0 <= layer < cache.n_layers or batch.n_tokens > qkv.n_rows or qkv.n_cols % batch.head_dim or (
-            n_heads < 1 or n_heads % batch.n_kv_heads):
-        raise ValueError(f"qkv is {qkv.n_rows} x {qkv.n_cols}; caches have {batch.n_kv_heads} heads of "
-                         f"{batch.head_dim}, {cache.n_layers} layers; layer {layer}")
+    if (not 0 <= layer < cache.n_layers or batch.n_tokens > qkv.n_rows
+            or qkv.n_cols % batch.head_dim or n_heads < 1 or n_heads % batch.n_kv_heads):
+        raise ValueError(f"qkv is {qkv.n_rows} x {qkv.n_cols}; caches have {batch.n_kv_heads} "
+                         f"heads of {batch.head_dim}, {cache.n_layers} layers; layer {layer}")
     return n_heads
 
 
 def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
-    """Write every row's keys and values into its sequence's page: rounded before any query reads them."""
+    """Write every row's keys and values into its sequence's page, rounded to the cache's dtype."""
     cdef Py_ssize_t r, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t position, width = batch.n_kv_heads * batch.head_dim
     cdef Sequence* s
@@ -238,10 +243,11 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
 
 
 def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
-    """out (n_tokens, n_heads * head_dim): causal softmax(q k / sqrt(head_dim)) v of each row's sequence."""
+    """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row."""
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
-    cdef int team = threads_for(batch.n_threads, attention_work(batch))
+    cdef Py_ssize_t group = n_heads // batch.n_kv_heads
+    cdef int team = threads_for(batch.n_threads, attention_work(batch) * group // 4)
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
     if team == 1:
         for i in range(n_items):
@@ -276,7 +282,7 @@ def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not 
     """out = act(gate) * up, act "relu2" or "silu"; gate_up holds both side by side."""
     cdef Py_ssize_t r, n = out.n_cols
     cdef bint is_relu2 = act == "relu2"
-    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n)
+    cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
     check_rows(batch, gate_up.n_rows, gate_up.n_cols, 2 * n, "gate_up")
     check_rows(batch, out.n_rows, n, n, "out")
     if act not in ("relu2", "silu"):
@@ -298,29 +304,31 @@ cdef void gate_row(float* out, const float* gate_up, bint is_relu2, Py_ssize_t n
 
 def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None,
          bint last_only=True):
-    """Logits: out[i] = rows x[i] for every row, or for the last row of each sequence (``last_only``)."""
+    """Logits: out[i] = rows x[i], of every row or of the last row of each sequence (last_only)."""
     cdef Py_ssize_t c, n = batch.n_sequences if last_only else batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
-    cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols)
+    cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n // 8)
     if last_only and batch.caches is None:
         raise ValueError("the batch has no sequences: there is no last row")
-    if n > out.n_rows or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols or x.n_rows < batch.n_tokens:
+    if (n > out.n_rows or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols
+            or x.n_rows < batch.n_tokens):
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
                          f"x {x.n_rows} x {x.n_cols}, {n} wanted")
     if team == 1:
         for c in range(n_chunks):
             head_chunk(out, rows, x, batch, last_only, c)
         return
-    for c in prange(n_chunks, nogil=True, schedule="static", num_threads=team):
+    for c in prange(n_chunks, nogil=True, schedule="dynamic", num_threads=team):
         head_chunk(out, rows, x, batch, last_only, c)
 
 
 cdef void head_chunk(Matrix out, Rows rows, Matrix x, Batch batch, bint last_only,
                      Py_ssize_t chunk) noexcept nogil:
-    cdef Py_ssize_t first = chunk * CHUNK, n_rows = min(<Py_ssize_t>CHUNK, rows.n_rows - chunk * CHUNK)
-    cdef Py_ssize_t t, i = 0
+    cdef Py_ssize_t first = chunk * CHUNK
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, rows.n_rows - first)
+    cdef Py_ssize_t t, i = 0, last = batch.n_tokens - 1
     for t in range(batch.n_tokens):
-        if last_only and t + 1 < batch.n_tokens and batch.sequence_of[t] == batch.sequence_of[t + 1]:
+        if last_only and t < last and batch.sequence_of[t] == batch.sequence_of[t + 1]:
             continue
         kernels.rows_dot(out.data + i * out.n_cols + first, &rows.data[first, 0],
                          x.data + t * x.n_cols, rows.type, rows.data.shape[1], n_rows, rows.n_cols)
@@ -337,7 +345,7 @@ def exp(const float[::1] x not None):
 
 
 def read_bandwidth(const uint8_t[::1] data not None, int n_threads=1):
-    """Seconds that one plain read of ``data`` takes with n_threads: the bound kernels are held against."""
+    """Seconds that a plain read of ``data`` takes with n_threads: the bound of every kernel."""
     cdef Py_ssize_t c, n = data.shape[0], n_chunks = (data.shape[0] + READ_CHUNK - 1) // READ_CHUNK
     cdef uint64_t total = 0
     cdef const uint8_t* p
@@ -346,8 +354,8 @@ def read_bandwidth(const uint8_t[::1] data not None, int n_threads=1):
     p = &data[0]
     begin = time.perf_counter()
     for c in prange(n_chunks, nogil=True, schedule="static",
-                    num_threads=threads_for(n_threads, n)):
+                    num_threads=threads_for(n_threads, n // 16)):
         total ^= kernels.read(p + c * READ_CHUNK, min(<Py_ssize_t>READ_CHUNK, n - c * READ_CHUNK))
     seconds = time.perf_counter() - begin
-    log.debug("read %d bytes, checksum %d", n, total)       # used, so that no compiler drops the loop
+    log.debug("read %d bytes, checksum %d", n, total)   # used: no compiler may drop the loop
     return seconds

@@ -16,7 +16,7 @@ def guarded(array, *, at_end=True):
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
     for page in (0, n_pages + 1):
         address = ctypes.c_void_p(base + page * PAGE)
-        if _libc.mprotect(address, ctypes.c_size_t(PAGE), 0):       # PROT_NONE
+        if _libc.mprotect(address, ctypes.c_size_t(PAGE), 0):  # PROT_NONE
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = (n_pages + 1) * PAGE - array.nbytes if at_end else PAGE
     copy = np.frombuffer(region, array.dtype, array.size, offset).reshape(array.shape)

@@ -8,8 +8,12 @@ def pack_i2_s(q):
     n_rows, n_cols = q.shape
     codes = np.ones((n_rows, -(-n_cols // 128) * 128), np.uint8)
     codes[:, :n_cols] = q + 1
-    fields = codes.reshape(n_rows, -1, 4, 32)                   # column 32 f + j of a block
-    return (fields << np.array([6, 4, 2, 0], np.uint8)[:, None]).sum(2, dtype=np.uint8).reshape(n_rows, -1)
+    fields = codes.reshape(n_rows, -1, 4, 32)  # column 32 f + j of a block
+    return (
+        (fields << np.array([6, 4, 2, 0], np.uint8)[:, None])
+        .sum(2, dtype=np.uint8)
+        .reshape(n_rows, -1)
+    )
 
 
 def quantize(x):
@@ -41,7 +45,7 @@ def rope(x, positions, theta, interleaved=False):
 
 
 def attention(q, k, v):
-    """q (heads, head_dim) of the last position; k, v (positions, kv_heads, head_dim) -> (heads, head_dim)."""
+    """q (heads, head_dim) of the last position; k, v (positions, kv_heads, head_dim); like q."""
     group = q.shape[0] // k.shape[1]
     out = np.empty(q.shape)
     for h in range(q.shape[0]):
@@ -58,7 +62,7 @@ def linear(x, q, scale):
 
 
 def forward(config, tensors, token_ids):
-    """Logits (n, vocab) in float64 of one sequence. tensors: {name: array}, a linear as (q, scale)."""
+    """Logits (n, vocab), float64, of one sequence. tensors: {name: array}, linears (q, scale)."""
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     n, eps = len(token_ids), config.rms_norm_eps
 

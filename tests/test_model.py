@@ -1,4 +1,4 @@
-"""The graph against independent references: transformers in float32 (stored), and NumPy in float64."""
+"""The graph against transformers in float32 (stored) and NumPy in float64."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from bitnet.cache import ContextFull
+from bitnet.memory import Pool, PoolExhausted
 
 from bitnet import cpu, dispatch, weights
-from bitnet.cache import ContextFull
 from bitnet.formats import FormatError, packing
-from bitnet.memory import Pool, PoolExhausted
 from bitnet.model import Transformer
 from bitnet.rope import cos_sin
 
@@ -32,9 +32,12 @@ def fixture(request):
 
 def logits_of(model, token_ids, chunk=256, dtype="f32"):
     cache = model.new_cache(dtype=dtype)
-    parts = [np.asarray(token_ids[i:i + chunk], np.int32) for i in range(0, len(token_ids), chunk)]
+    parts = [
+        np.asarray(token_ids[i : i + chunk], np.int32) for i in range(0, len(token_ids), chunk)
+    ]
     return np.concatenate(
-        [model.forward(part, [(cache, len(part))], logits="all").copy() for part in parts])
+        [model.forward(part, [(cache, len(part))], logits="all").copy() for part in parts]
+    )
 
 
 def some_ids(stored, n):
@@ -44,7 +47,7 @@ def some_ids(stored, n):
 
 def relative_rms(ours, theirs):
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return np.sqrt(((a - b) ** 2).sum() / (b ** 2).sum())
+    return np.sqrt(((a - b) ** 2).sum() / (b**2).sum())
 
 
 def test_logits_agree_with_transformers(fixture):
@@ -53,7 +56,9 @@ def test_logits_agree_with_transformers(fixture):
     for j in range(int(stored["n"])):
         ours = logits_of(model, stored[f"ids_{j}"])[stored[f"pos_{j}"]]
         assert relative_rms(ours, stored[f"logits_{j}"]) <= meta["tolerance"]["rel_rms"]
-        assert (ours.argmax(1) == stored[f"logits_{j}"].argmax(1)).mean() >= meta["tolerance"]["argmax"]
+        assert (ours.argmax(1) == stored[f"logits_{j}"].argmax(1)).mean() >= meta["tolerance"][
+            "argmax"
+        ]
 
 
 def tensors_of(opened):
@@ -63,7 +68,7 @@ def tensors_of(opened):
         if name.endswith("_proj"):
             t = opened.ternary(name)
             fields = t.codes.reshape(t.n_rows, -1, 1, 32) >> np.array([6, 4, 2, 0])[:, None] & 3
-            found[name] = (fields.reshape(t.n_rows, -1)[:, :t.n_cols].astype(int) - 1, t.scale)
+            found[name] = (fields.reshape(t.n_rows, -1)[:, : t.n_cols].astype(int) - 1, t.scale)
         elif len(shape) == 1:
             found[name] = opened.vector(name)
         else:
@@ -73,7 +78,7 @@ def tensors_of(opened):
 
 
 def test_logits_agree_with_numpy(fixture):
-    opened, pool, meta, stored = fixture
+    opened, pool, _, stored = fixture
     ours = logits_of(Transformer(opened, pool, context=64), stored["ids_0"])
     theirs = reference.forward(opened.config, tensors_of(opened), stored["ids_0"])
     assert relative_rms(ours, theirs) <= 1e-5
@@ -84,10 +89,13 @@ def test_the_same_bits_for_any_cpu_threads_and_chunks(fixture, dtype):
     opened, pool, _, stored = fixture
     ids = some_ids(stored, 150)
     first = None
-    for isa, n_threads, chunk in [(i, t, c) for i in cpu.supported() for t, c in ((1, 256), (2, 7))] + [
-            ("generic", 1, 1)]:
+    for isa, n_threads, chunk in [
+        (i, t, c) for i in cpu.supported() for t, c in ((1, 256), (2, 7))
+    ] + [("generic", 1, 1)]:
         dispatch.use(isa)
-        found = logits_of(Transformer(opened, pool, context=256, n_threads=n_threads), ids, chunk, dtype)
+        found = logits_of(
+            Transformer(opened, pool, context=256, n_threads=n_threads), ids, chunk, dtype
+        )
         first = found if first is None else first
         assert found.tobytes() == first.tobytes(), (isa, n_threads, chunk)
     dispatch.use()
@@ -115,10 +123,10 @@ def test_a_ragged_batch_gives_what_each_sequence_gives_alone(fixture):
     caches = [model.new_cache(dtype="f32") for _ in ids]
     done = [0, 0, 0]
     for takes in ((5, 1, 2), (1, 1, 1), (2, 6, 1)):
-        rows = np.concatenate([i[d:d + t] for i, d, t in zip(ids, done, takes)])
-        found = model.forward(rows, list(zip(caches, takes))).copy()
-        done = [d + t for d, t in zip(done, takes)]
-        for row, whole, d in zip(found, alone, done):
+        rows = np.concatenate([i[d : d + t] for i, d, t in zip(ids, done, takes, strict=True)])
+        found = model.forward(rows, list(zip(caches, takes, strict=True))).copy()
+        done = [d + t for d, t in zip(done, takes, strict=True)]
+        for row, whole, d in zip(found, alone, done, strict=True):
             assert row.tobytes() == whole[d - 1].tobytes()
 
 
@@ -164,11 +172,11 @@ def test_code_3_is_an_error_at_first_use(tmp_path):
         address = opened.ternary("layers.1.mlp.up_proj").codes.ctypes.data
         offset = address - opened.mappings()[0][1]
     data = bytearray(source.read_bytes())
-    data[offset + 64 * 7] = 0xFF                                # row 7: 256 columns are 64 bytes
+    data[offset + 64 * 7] = 0xFF  # row 7: 256 columns are 64 bytes
     (tmp_path / "bad.gguf").write_bytes(data)
     opened = weights.open(tmp_path / "bad.gguf", pool=pool)
     model = Transformer(opened, pool, context=16)
-    for _ in range(2):                                          # and it stays one
+    for _ in range(2):  # and it stays one
         with pytest.raises(FormatError, match=r"bad\.gguf.*ffn_up.*row 7.*code 3"):
             model.forward(np.zeros(1, np.int32), [(model.new_cache(), 1)])
 
@@ -186,6 +194,6 @@ def test_decoding_takes_nothing_from_the_pool(fixture):
 
 def test_cosines_and_sines_are_correctly_rounded_nearly_always():
     x = np.random.default_rng(1).uniform(0, 5000, 100_000)
-    for ours, theirs in zip(cos_sin(x), (np.cos(x), np.sin(x))):
+    for ours, theirs in zip(cos_sin(x), (np.cos(x), np.sin(x)), strict=True):
         assert np.abs(ours - theirs.astype(np.float32)).max() <= 6e-8
         assert (ours == theirs.astype(np.float32)).mean() > 0.9999

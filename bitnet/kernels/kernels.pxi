@@ -6,15 +6,16 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .simd cimport (
-    ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16, f32_load_f16,
-    f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16, f32_store_i8, f32_sub,
-    f32_sum, f32_zero, f32x16, prefetch, ternary_row, ternary_row_tokens, ternary_tile, ternary_tile_1,
+    ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
+    f32_load_f16, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
+    f32_store_i8, f32_sub, f32_sum, f32_zero, f32x16, prefetch, ternary_row, ternary_row_tokens,
+    ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels
 
 cdef enum:
-    LANES = 16                      # partial sums of every float reduction (steps of loops are literals:
-                                    # Cython must see their sign)
+    LANES = 16                      # partial sums of every float reduction; steps of loops are
+                                    # literals, because Cython must see their sign
     BLOCK_BYTES = 32                # 128 ternary codes
     PAGE = 128                      # positions of a KV page
     GROUP = 4                       # query heads that share one pass over keys and values
@@ -84,7 +85,7 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
     cdef float biggest, scale
     cdef f32x16 factor
     cdef Py_ssize_t i
-    for i in range(n):                          # as integers: exact in any order, and NaN is largest
+    for i in range(n):                          # as integers: in any order, and NaN is largest
         magnitude = bits[i] & 0x7FFFFFFF
         largest = magnitude if magnitude > largest else largest
     memset(out + n, 0, n_padded - n)
@@ -235,6 +236,10 @@ cdef inline f32x16 load_lanes(const char* m, Py_ssize_t i, int is_f16) noexcept 
     return f32_load_f16(<const uint16_t*>m + i) if is_f16 else f32_load(<const float*>m + i)
 
 
+cdef inline float load_lane(const char* m, Py_ssize_t i, int is_f16) noexcept nogil:
+    return f32_of_f16((<const uint16_t*>m)[i]) if is_f16 else (<const float*>m)[i]
+
+
 cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                   const char* m, Py_ssize_t stride, int is_f16, Py_ssize_t n_heads,
                   Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
@@ -248,8 +253,10 @@ cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t 
     cdef float total
     for lane in range(0, n_lanes - LANES + 1, 16):
         if n_heads == GROUP:
-            acc0, acc1 = f32_load(out + lane), f32_load(out + out_stride + lane)
-            acc2, acc3 = f32_load(out + 2 * out_stride + lane), f32_load(out + 3 * out_stride + lane)
+            acc0 = f32_load(out + lane)
+            acc1 = f32_load(out + out_stride + lane)
+            acc2 = f32_load(out + 2 * out_stride + lane)
+            acc3 = f32_load(out + 3 * out_stride + lane)
             for i in range(n):
                 row = load_lanes(m, i * stride + lane, is_f16)
                 acc0 = f32_add(acc0, f32_mul(f32_set1(a[i]), row))
@@ -271,10 +278,7 @@ cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t 
         for g in range(n_heads):
             total = out[g * out_stride + lane]
             for i in range(n):
-                if is_f16:
-                    total += a[g * a_stride + i] * f32_of_f16((<const uint16_t*>m)[i * stride + lane])
-                else:
-                    total += a[g * a_stride + i] * (<const float*>m)[i * stride + lane]
+                total += a[g * a_stride + i] * load_lane(m, i * stride + lane, is_f16)
             out[g * out_stride + lane] = total
 
 
@@ -373,7 +377,7 @@ cdef void decode_q8_0(float* out, const uint8_t* row, Py_ssize_t n) noexcept nog
 
 
 cdef void decode_q6_k(float* out, const uint8_t* row, Py_ssize_t n) noexcept nogil:
-    """Blocks of 256 in 210 bytes: low bits 128, high bits 64, 16 int8 scales, f16 d (FORMATS of ggml)."""
+    """Blocks of 256 in 210 bytes: low bits 128, high bits 64, int8 scales 16, f16 d (ggml)."""
     cdef Py_ssize_t b, h, j
     cdef uint16_t half
     cdef const uint8_t* low
@@ -443,7 +447,10 @@ cdef inline f32x16 dot_lanes(f32x16 acc, const uint8_t* row, const float* x, int
 
 cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
                     Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
-    """Four F32, F16 or BF16 rows at once, n a multiple of 16: one chain of additions would wait 4 cycles."""
+    """Four F32, F16 or BF16 rows at once, n a multiple of 16: four chains hide an addition's time.
+
+    The next four are asked for meanwhile: their streams are too short for the hardware to guess.
+    """
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef const uint8_t* next_rows = rows + 4 * row_bytes
     cdef Py_ssize_t i, r, item = 4 if type == F32 else 2

@@ -23,7 +23,8 @@ static inline float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return
 static inline uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
 static inline float f32_of_f16(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    const uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
     if (exponent == 31) return f32_of_bits(sign | 0x7F800000 | mantissa << 13);
     if (exponent) return f32_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
     const float tiny = (float)mantissa * 0x1p-24f;                  /* subnormal: exact */
@@ -34,7 +35,7 @@ static inline uint16_t f16_of_f32(float f) {                        /* round hal
     const uint32_t bits = bits_of_f32(f), sign = bits >> 16 & 0x8000, a = bits & 0x7FFFFFFF;
     if (a > 0x7F800000) return (uint16_t)(sign | 0x7E00);
     if (a >= 0x477FF000) return (uint16_t)(sign | 0x7C00);          /* 65520 and more */
-    if (a < 0x38800000)                                             /* below 2^-14: let the adder round */
+    if (a < 0x38800000)                                     /* below 2^-14: let the adder round */
         return (uint16_t)(sign | (bits_of_f32(f32_of_bits(a) + 0.5f) - 0x3F000000));
     return (uint16_t)(sign | ((a + 0xFFF + (a >> 13 & 1) - 0x38000000) >> 13));
 }
@@ -54,7 +55,7 @@ static inline f32x16 f32_load_bf16(const uint16_t *p) {
 }
 static inline void f32_store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 static inline f32x16 f32_add(f32x16 a, f32x16 b) { return (f32x16){_mm512_add_ps(a.v, b.v)}; }
 static inline f32x16 f32_sub(f32x16 a, f32x16 b) { return (f32x16){_mm512_sub_ps(a.v, b.v)}; }
@@ -69,7 +70,7 @@ static inline float f32_sum(f32x16 a) {
     t = _mm_add_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
-static inline void f32_store_i8(int8_t *p, f32x16 a) {              /* round half to even, |a| < 128 */
+static inline void f32_store_i8(int8_t *p, f32x16 a) {      /* round half to even, |a| < 128 */
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 /* 2^n in each lane, for n the integer that sits in the low bits of 1.5 * 2^23 + n */
@@ -77,14 +78,15 @@ static inline f32x16 f32_pow2(f32x16 magic) {
     __m512i n = _mm512_slli_epi32(_mm512_castps_si512(magic.v), 23);
     return (f32x16){_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3F800000)))};
 }
-static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {  /* a, but 0 where x < limit */
+/* a, but 0 where x < limit */
+static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
     __mmask16 below = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_LT_OQ);
     return (f32x16){_mm512_mask_mov_ps(a.v, below, _mm512_setzero_ps())};
 }
 
 typedef __m512i vec;
 enum { STEP_BYTES = 64 };
-enum { ROWS = 4, ROWS_1 = 2, TOKENS = 4, FOLD = 1 << 30 };                      /* int32 sums never need folding */
+enum { ROWS = 4, ROWS_1 = 2, TOKENS = 4, FOLD = 1 << 30 };  /* int32 sums need no folding */
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
 static inline vec vec_two(const void *low, const void *high) {
@@ -109,16 +111,18 @@ static inline vec vec_field(vec p, int field) {
     return _mm512_and_si512(_mm512_srli_epi16(p, 6 - 2 * field), _mm512_set1_epi8(3));
 }
 static inline vec vec_dot(vec acc, vec code, vec x) { return _mm512_dpbusd_epi32(acc, code, x); }
-/* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127 a product: no shifts. */
+/* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127: no shifts. */
 static inline vec vec_field_in_place(vec p, int field) {
     return _mm512_and_si512(p, _mm512_set1_epi8((char)(3 << (6 - 2 * field))));
 }
-static inline vec vec_scale_back(vec sum, int field) { return _mm512_srai_epi32(sum, 6 - 2 * field); }
+static inline vec vec_scale_back(vec sum, int field) {
+    return _mm512_srai_epi32(sum, 6 - 2 * field);
+}
 static inline vec vec_add(vec a, vec b) { return _mm512_add_epi32(a, b); }
 static inline vec vec_fold(vec sum, vec acc) { return _mm512_add_epi32(sum, acc); }
 static inline int32_t vec_sum(vec v) { return _mm512_reduce_add_epi32(v); }
 
-/* -------------------------------------------------------------------------- AVX2, with or without VNNI */
+/* ---------------------------------------------------------------- AVX2, with or without VNNI */
 #elif defined(__AVX2__)
 #include <immintrin.h>
 typedef struct { __m256 lo, hi; } f32x16;
@@ -144,7 +148,9 @@ static inline void f32_store_f16(uint16_t *p, f32x16 a) {
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 #define F32_BOTH(name, op) \
-    static inline f32x16 name(f32x16 a, f32x16 b) { return (f32x16){op(a.lo, b.lo), op(a.hi, b.hi)}; }
+    static inline f32x16 name(f32x16 a, f32x16 b) { \
+        return (f32x16){op(a.lo, b.lo), op(a.hi, b.hi)}; \
+    }
 F32_BOTH(f32_add, _mm256_add_ps)
 F32_BOTH(f32_sub, _mm256_sub_ps)
 F32_BOTH(f32_mul, _mm256_mul_ps)
@@ -193,12 +199,16 @@ static inline int32_t vec_sum(vec v) {
 }
 #if defined(__AVXVNNI__)
 enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 1 << 30 };
-static inline vec vec_dot(vec acc, vec code, vec x) { return _mm256_dpbusd_avx_epi32(acc, code, x); }
-/* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127 a product: no shifts. */
+static inline vec vec_dot(vec acc, vec code, vec x) {
+    return _mm256_dpbusd_avx_epi32(acc, code, x);
+}
+/* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127: no shifts. */
 static inline vec vec_field_in_place(vec p, int field) {
     return _mm256_and_si256(p, _mm256_set1_epi8((char)(3 << (6 - 2 * field))));
 }
-static inline vec vec_scale_back(vec sum, int field) { return _mm256_srai_epi32(sum, 6 - 2 * field); }
+static inline vec vec_scale_back(vec sum, int field) {
+    return _mm256_srai_epi32(sum, 6 - 2 * field);
+}
 static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc); }
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
@@ -206,7 +216,7 @@ static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc)
 enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 16 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
-    __asm__("" : "+x"(acc));        /* gcc would add the products in a tree, and spill half of them */
+    __asm__("" : "+x"(acc));        /* gcc would add the products in a tree and spill half */
     return acc;
 }
 static inline vec vec_fold(vec sum, vec acc) {
@@ -308,7 +318,7 @@ static inline vec vec_dot(vec acc, vec code, vec x) {
 static inline vec vec_fold(vec sum, vec acc) { return vpadalq_s16(sum, vreinterpretq_s16_s32(acc)); }
 #endif
 
-/* ------------------------------------------------------------------ any CPU: plain C, the definition */
+/* -------------------------------------------------------- any CPU: plain C, the definition */
 #else
 typedef struct { float v[16]; } f32x16;
 #define EACH(i) for (int i = 0; i < 16; i++)
@@ -370,8 +380,9 @@ static inline void ternary_row(int32_t *out, const uint8_t *w, ptrdiff_t row_byt
                  + (w[j] >> 2 & 3) * x[64 + j] + (w[j] & 3) * x[96 + j];
     *out = sum;
 }
-static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,
-                                const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {
+static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
+                                ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
+                                ptrdiff_t n_blocks) {
     for (int t = 0; t < TOKENS; t++)
         ternary_row(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks);
 }
@@ -379,7 +390,7 @@ static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_
 #define ternary_row_tokens ternary_tile
 #endif
 
-/* ------------------------------------------------------------- the same for every instruction set */
+/* ----------------------------------------------------- the same for every instruction set */
 static inline void prefetch(const void *p) { __builtin_prefetch(p); }   /* any address will do */
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
@@ -388,7 +399,7 @@ static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 static inline f32x16 f32_exp(f32x16 x) {
     static const float poly[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                   4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-    const f32x16 magic = f32_set1(12582912.0f);                     /* 1.5 * 2^23: adding it rounds */
+    const f32x16 magic = f32_set1(12582912.0f);             /* 1.5 * 2^23: adding it rounds */
     x = f32_min(f32_set1(88.0f), x);
     const f32x16 shifted = f32_add(f32_mul(x, f32_set1(1.44269504088896341f)), magic);
     const f32x16 n = f32_sub(shifted, magic);
@@ -484,11 +495,12 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
         }                                                                                         \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
             vec total = vec_scale_back(sum[r][0], 0);                                             \
-            UNROLL for (int f = 1; f < 4; f++) total = vec_add(total, vec_scale_back(sum[r][f], f)); \
+            UNROLL for (int f = 1; f < 4; f++)                                                    \
+                total = vec_add(total, vec_scale_back(sum[r][f], f));                             \
             out[r] = vec_sum(total);                                                              \
         }                                                                                         \
     }
-enum { AHEAD = 4096 };          /* bytes to prefetch ahead: 6 -> 12 GB/s from memory on a busy Xeon, 8192 no better */
+enum { AHEAD = 4096 };          /* bytes to prefetch ahead: 6 -> 12 GB/s on a busy Xeon */
 
 TERNARY_TILE(ternary_tile, ROWS, TOKENS)        /* prefill and batches */
 TERNARY_TILE_1(ternary_tile_1, ROWS_1)           /* decode: several rows in flight */

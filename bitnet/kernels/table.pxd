@@ -1,4 +1,4 @@
-"""What an instruction set offers: a function pointer for each kernel. The contract of every module here.
+"""What an instruction set offers, a function pointer a kernel: the contract of every module here.
 
 Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or reads past the sizes.
 Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
