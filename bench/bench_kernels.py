@@ -1,0 +1,103 @@
+"""What a kernel reaches on each instruction set, beside a plain read of the same bytes.
+
+Shapes are those of 2B-4T. Arrays that a token streams from memory are larger than any cache here.
+"""
+import itertools
+
+import numpy as np
+import pytest
+from bitnet.cache import KVCache
+from bitnet.memory import Pool
+
+from bitnet import arrays, cpu, dispatch, ops
+
+HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
+N_LAYERS = 16                           # of gate and up: 142 MB of packed weights
+THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
+
+
+@pytest.fixture(params=cpu.supported())
+def isa(request):
+    yield dispatch.use(request.param)
+    dispatch.use()
+
+
+@pytest.fixture(params=THREADS, ids=lambda n: f"{n}t")
+def n_threads(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """I2_S codes, uint8 (N_LAYERS, rows, row bytes), without code 3."""
+    digits = itertools.product(range(3), repeat=4)
+    valid = np.array([a << 6 | b << 4 | c << 2 | d for a, b, c, d in digits], np.uint8)
+    draws = np.random.default_rng(0).integers(0, 81, (N_LAYERS, 2 * FFN, HIDDEN // 4), np.uint8)
+    return valid[draws]
+
+
+def linear(codes):
+    return arrays.Linear([(codes, np.ones(1, np.float32))], HIDDEN)
+
+
+def activations(n_tokens, n_threads):
+    """(codes of random activations, output, batch) for a matrix of gate and up."""
+    rng = np.random.default_rng(1)
+    batch = arrays.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
+    codes = arrays.Codes(np.zeros((n_tokens, HIDDEN), np.int8), np.zeros(n_tokens, np.float32),
+                      np.zeros(n_tokens, np.int32))
+    x = rng.standard_normal((n_tokens, HIDDEN), np.float32)
+    ops.quantize(codes, arrays.Matrix(x), batch)
+    return codes, arrays.Matrix(np.zeros((n_tokens, 2 * FFN), np.float32)), batch
+
+
+def test_ternary_matvec(isa, n_threads, packed, timed, figures):
+    layers = [linear(codes) for codes in packed]
+    codes, out, batch = activations(1, n_threads)
+
+    def run():
+        for layer in layers:
+            ops.linear(out, layer, codes, batch)
+
+    seconds, read = timed(run, lambda: ops.read_bandwidth(packed.reshape(-1), n_threads))
+    figures(packed_gb_s=packed.nbytes / seconds / 1e9, read_gb_s=packed.nbytes / read / 1e9,
+            share=read / seconds)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 8, 16, 32, 128])
+def test_ternary_matmul(isa, n_threads, n_tokens, packed, timed, figures):
+    layer = linear(packed[0])
+    codes, out, batch = activations(n_tokens, n_threads)
+    seconds = timed(lambda: ops.linear(out, layer, codes, batch))
+    figures(g_weights_tokens_s=layer.n_rows * layer.n_cols * n_tokens / seconds / 1e9)
+
+
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q6_K"])
+def test_head(isa, n_threads, type, timed, figures):
+    n_rows = 160 * 2**20 // arrays.row_bytes(type, HIDDEN)
+    data = np.random.default_rng(2).integers(0, 60, (n_rows, arrays.row_bytes(type, HIDDEN)), np.uint8)
+    x = arrays.Matrix(np.ones((1, HIDDEN), np.float32))
+    out = arrays.Matrix(np.zeros((1, n_rows), np.float32))
+    rows, batch = arrays.Rows(data, type, HIDDEN), arrays.Batch(1, 1, n_threads).rows_only(1)
+    seconds, read = timed(lambda: ops.head(out, rows, x, batch, last_only=False),
+                          lambda: ops.read_bandwidth(data.reshape(-1), n_threads))
+    figures(gb_s=data.nbytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
+            share=read / seconds)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("n_positions", [128, 1024, 4096])
+def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
+    """One layer of one decode step."""
+    cache = KVCache(Pool(1 << 27), n_layers=1, n_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+                    capacity=n_positions + 1, dtype=dtype)
+    batch = arrays.Batch(128, 1, n_threads)
+    rng = np.random.default_rng(3)
+    qkv = arrays.Matrix(rng.standard_normal((128, (HEADS + 2 * KV_HEADS) * HEAD_DIM), np.float32))
+    for _ in range(n_positions // 128):
+        ops.store_kv(qkv, 0, batch.set([(cache, 128)]))
+        cache.advance(128)
+    out = arrays.Matrix(np.zeros((1, HEADS * HEAD_DIM), np.float32))
+    batch.set([(cache, 1)])
+    seconds = timed(lambda: ops.attention(out, qkv, 0, batch), rounds=20)
+    figures(microseconds=seconds * 1e6, kv_gb_s=cache.nbytes / seconds / 1e9)

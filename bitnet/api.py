@@ -1,0 +1,274 @@
+"""A loaded model as users see it: generate, stream, chat, score, branch, account for memory."""
+
+import gc
+import weakref
+
+import numpy as np
+
+from . import cpu, report, scoring
+from .engine import Engine, Request, check_ids
+from .formats import FormatError
+from .generation import Limits, TextAssembler
+from .model import Transformer
+from .sampling import Sampling, make_sampler
+from .session import Session
+from .tokenizer import Tokenizer
+
+
+def check_whole(name, value, greatest):
+    """ValueError unless value is an int from 1 to greatest."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= greatest:
+        raise ValueError(f"{name}: {value!r} (a whole number from 1 to {greatest})")
+
+
+class Model:
+    """A loaded model; made by load, a context manager. May be used from several threads.
+
+    config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
+    """
+
+    def __init__(self, files, pool, n_threads, context, kv_dtype, slots):
+        self.path, self.config, self.context = files.path, files.config, context
+        self._weights, self._pool = files, pool
+        before = report.usage().anonymous
+        self._tokenizer = Tokenizer.from_source(files.tokenizer_source, files.config)
+        after = report.usage().anonymous
+        self._others = [("tokenizer", after - before)] if before is not None else []
+        transformer = Transformer(
+            files, pool, n_threads=n_threads, context=context, max_sequences=slots
+        )
+        self._engine = Engine(transformer, slots=slots, kv_dtype=kv_dtype)
+        self._sessions = weakref.WeakSet()
+        self._worker = None
+
+    def __repr__(self):
+        return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
+
+    # ---------------------------------------------------------------------------------- generation
+    def generate(self, prompt, *, parse_special=False, **options):
+        """Continue a prompt, or each of a list of prompts: a Completion, or a list of them.
+
+        prompt: text, or token ids as they are. parse_special: special tokens written in the text
+        are those tokens. The prompts of a list share the model's slots.
+
+        max_tokens=256; temperature, top_k, top_p: None for the model's own settings if it has any,
+            else 0, the most likely token; min_p=0; repetition_penalty=1; logit_bias={id: number}.
+        seed=None: a new one, which the Completion tells. The same seed gives the same text in any
+            batch, with any number of threads, on any CPU.
+        stop: a string or several, before which the text ends.
+        context_end="stop": what happens when the context is full, or "error" for ContextFull.
+        """
+        one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
+        prompts = [prompt] if one else prompt
+        requests = [self._request(self._ids(p, parse_special), **options) for p in prompts]
+        completions = self._engine.complete(requests)
+        return completions[0] if one else completions
+
+    def stream(self, prompt, *, parse_special=False, **options):
+        """The same for one prompt as a Stream: an iterator of pieces of text as they come."""
+        return Stream(self._engine, self._request(self._ids(prompt, parse_special), **options))
+
+    async def astream(self, prompt, *, parse_special=False, **options):
+        """The same as an asynchronous iterator. Leaving it early (aclose) cancels generation."""
+        import asyncio  # 60 ms, for those who have imported it already
+
+        request = self._request(self._ids(prompt, parse_special), **options)
+        pieces = self._engine.pieces(request)
+        loop, worker = asyncio.get_running_loop(), self._async_worker()
+        try:
+            while (piece := await loop.run_in_executor(worker, next, pieces, None)) is not None:
+                yield piece
+        finally:
+            self._engine.cancel(request)
+
+    def chat(self, messages, **options):
+        """The model's reply to [{"role": "user", "content": text}, ...], as a Completion.
+
+        Options as of generate. Special tokens in a content are text. TemplateError if the model has
+        no chat template or its template fails.
+        """
+        request = self._request(self._chat_ids(messages), **options)
+        return self._engine.complete([request])[0]
+
+    def chat_stream(self, messages, **options):
+        """The same as a Stream."""
+        return Stream(self._engine, self._request(self._chat_ids(messages), **options))
+
+    # --------------------------------------------------------------------------------- evaluation
+    def logits(self, token_ids):
+        """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
+        return scoring.all_logits(self._open_engine(), self._token_ids(token_ids))
+
+    def loglikelihood(self, context, continuation):
+        """(log of the probability of the continuation after the context, whether it is greedy).
+
+        Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
+        end counting to the continuation. Greedy: each token is the most likely one at its place.
+        """
+        if isinstance(context, str):
+            spaces = len(context) - len(context.rstrip())
+            cut = len(context) - spaces
+            context, continuation = context[:cut], context[cut:] + continuation
+            ids = self._ids(context + continuation)
+            n_context = len(self._ids(context))
+        else:
+            ids, n_context = [*context, *continuation], len(context)
+        if not 1 <= n_context < len(ids):
+            n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
+            raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
+        return scoring.loglikelihood(self._open_engine(), self._token_ids(ids), n_context)
+
+    def session(self, capacity=None):
+        """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context)."""
+        check_whole("capacity", self.context if capacity is None else capacity, self.context)
+        engine = self._open_engine()
+        cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
+        return Session(engine, cache, self._sessions)
+
+    # ------------------------------------------------------------------------------------ the rest
+    @property
+    def tokenizer(self):
+        """The Tokenizer. FormatError where the model came without one: token ids still work."""
+        if self._tokenizer is None:
+            raise FormatError(self.path, "tokenizer", "missing", "only token ids can be used")
+        return self._tokenizer
+
+    @property
+    def threads(self):
+        """Threads of every operation; may be set."""
+        return self._open_engine().transformer.n_threads
+
+    @threads.setter
+    def threads(self, n):
+        self._open_engine().transformer.n_threads = cpu.threads(n)[0]
+
+    def memory(self):
+        """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
+        self._open_engine()
+        mappings = self._weights.mappings()
+        return report.measure(mappings, self._pool, others=self._others)
+
+    def close(self):
+        """Cancel what runs and free everything now. May be repeated.
+
+        BufferError while logits of a session are alive, which lie in the model's memory.
+        """
+        if self._engine is not None:
+            self._engine.close()
+        if self._worker is not None:
+            self._worker.shutdown()
+        for session in list(self._sessions):
+            session.close()
+        self._engine = self._worker = None
+        self._weights.close()
+        try:
+            self._pool.close()
+        except BufferError:
+            gc.collect()  # tracebacks of errors that are over hold arrays in cycles
+            self._pool.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.close()
+        except BufferError:
+            if error is None:
+                raise
+            # the frames of the error's traceback hold arrays; the pool goes with them
+
+    def _open_engine(self):
+        if self._engine is None:
+            raise ValueError("the model is closed")
+        return self._engine
+
+    def _async_worker(self):
+        """One thread for all asynchronous calls: each thread that runs kernels has its own team."""
+        if self._worker is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
+        return self._worker
+
+    def _ids(self, prompt, parse_special=False):
+        if isinstance(prompt, str):
+            encode = self.tokenizer.encode
+            return encode(prompt, parse_special=parse_special, limit=self.context)
+        return self._token_ids(prompt)
+
+    def _token_ids(self, token_ids):
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise ValueError(f"tokens: {ids.dtype} of shape {ids.shape} (whole numbers in a row)")
+        ids = ids.tolist()
+        check_ids(ids, self.config.vocab_size)
+        return ids
+
+    def _chat_ids(self, messages):
+        self._open_engine()
+        return self.tokenizer.chat(messages, limit=self.context)
+
+    def _request(
+        self,
+        token_ids,
+        *,
+        max_tokens=256,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        seed=None,
+        stop=(),
+        logit_bias=None,
+        context_end="stop",
+    ):
+        """A Request of the engine, everything in it checked; see generate."""
+        config, engine = self.config, self._open_engine()
+        defaults = (0.0, 0, 1.0)
+        if config.do_sample:
+            defaults = (config.temperature, config.top_k, config.top_p)
+        given = (temperature, top_k, top_p)
+        chosen = [d if value is None else value for value, d in zip(given, defaults, strict=True)]
+        sampling = Sampling(*chosen, min_p, repetition_penalty, seed, logit_bias or {})
+        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        eos_ids = frozenset(config.eos_token_ids)
+        text = None
+        if self._tokenizer is not None or stop:
+            eos_ids |= frozenset(self.tokenizer.eos_ids)
+            text = TextAssembler(self.tokenizer.stream(), stop)
+        limits = Limits(max_tokens, stop, eos_ids, context_end)
+        request = Request(token_ids, make_sampler(sampling, config.vocab_size), limits, text)
+        engine.check(request)
+        return request
+
+
+class Stream:
+    """An iterator of pieces of text, of one generation. Leaving it early (close) cancels that.
+
+    completion: the Completion once the text is complete, None before.
+    """
+
+    def __init__(self, engine, request):
+        self._request, self._pieces = request, engine.pieces(request)
+
+    @property
+    def completion(self):
+        return self._request.completion
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._pieces)
+
+    def close(self):
+        """Cancel the generation, if it is not complete, and free its memory."""
+        self._pieces.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()

@@ -1,0 +1,214 @@
+"""Chat templates: a list of messages to the text a model was trained on. Knows no token ids.
+
+A template comes out of a model file, so it is not trusted: minijinja gives it no Python object, no
+file and a limited number of steps, and special tokens written inside a message stay text.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+# The template of microsoft/bitnet-b1.58-2B-4T. The official GGUF embeds another one, which writes
+# "BITNETAssistant: " and never ends its turns.
+BITNET_2B_4T = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+
+# Roles are written into the text between special characters ('<|' + role + '|>'), so a free choice
+# of role could spell any special token.
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+# A step is an instruction, or about 13 characters of a string that is made. The longest published
+# templates take some 10,000 steps and a hundred a message.
+STEPS = 1_000_000
+STEPS_PER_CHARACTER = 2
+
+_MARKS = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # private use: no text needs them
+
+
+class TemplateError(ValueError):
+    """The chat template is damaged, ran out of steps, or refuses these messages."""
+
+
+class SpecialTokens:
+    """The special tokens' texts, to find in a text and to keep apart from what users write."""
+
+    def __init__(self, texts):
+        self._texts = sorted(texts)
+        self._longest = max(map(len, texts), default=0)
+
+    @cached_property
+    def pattern(self):
+        """Matches the longest special token that begins at a place."""
+        longest_first = sorted(self._texts, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def split(self, text):
+        """Yield (piece, is_special) for the whole text, in order, without empty pieces."""
+        end = 0
+        for found in self.pattern.finditer(text):
+            if found.start() > end:
+                yield text[end : found.start()], False
+            yield found.group(), True
+            end = found.end()
+        if end < len(text):
+            yield text[end:], False
+
+    def break_up(self, text, mark):
+        """The text with a mark after the first character of every special token in it.
+
+        Also of the beginning of one at the end of the text: what follows might complete it. The
+        mark leaves all spaces where they are, for templates that trim.
+        """
+        text = self.break_up_whole(text, mark)
+        end = len(text.rstrip())
+        first = max(0, end - self._longest + 1)
+        starts = [at for at in range(first, end) if self._is_beginning(text[at:end])]
+        for at in reversed(starts):
+            text = text[: at + 1] + mark + text[at + 1 :]
+        return text
+
+    def _is_beginning(self, text):
+        i = bisect_right(self._texts, text)  # texts that begin with this one come right behind it
+        return i < len(self._texts) and self._texts[i].startswith(text)
+
+    def break_up_whole(self, text, mark):
+        """The same for whole special tokens only."""
+        return self.pattern.sub(lambda found: found.group()[0] + mark + found.group()[1:], text)
+
+
+class ChatTemplate:
+    """One compiled-on-use template. bos_token, eos_token: the texts it may ask for."""
+
+    def __init__(self, source, bos_token="", eos_token=""):
+        self.source = BITNET_2B_4T if "BITNETAssistant" in source else source
+        self._texts = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(self, messages, *, add_generation_prompt=True):
+        """The text of a conversation, for reading; see pieces."""
+        pieces = self.pieces(messages, SpecialTokens(()), add_generation_prompt)
+        return "".join(piece for piece, _ in pieces)
+
+    def pieces(self, messages, special, add_generation_prompt=True):
+        """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
+
+        messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens.
+        ValueError for messages of another form, TemplateError for what goes wrong in the template.
+        """
+        messages = list(messages)
+        mark = _unused_character([self.source, *_strings(messages)])
+        for i, message in enumerate(messages):
+            _check(f"messages[{i}]", message)
+        protected = [{**_protected(m, special, mark), "role": m["role"]} for m in messages]
+        text = self._run(protected, add_generation_prompt)
+        return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
+
+    def _run(self, messages, add_generation_prompt):
+        import minijinja  # 5 ms, and only chats need it
+
+        environment = minijinja.Environment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            fuel=STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages))),
+            debug=False,
+            filters={"tojson": _to_json},
+            globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
+        )
+        try:
+            return environment.render_str(
+                self.source,
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                **self._texts,
+            )
+        except minijinja.TemplateError as error:
+            line = "" if error.line is None else f", line {error.line}"
+            reason = error.detail or error.message
+            raise TemplateError(f"chat template{line}: {error.kind}: {reason}") from None
+        except TemplateError:
+            raise
+        except Exception as error:  # of a filter, or of text that is not Unicode
+            raise TemplateError(f"chat template: {error}") from None
+
+
+def check_unicode(text, where):
+    """ValueError for half a surrogate pair, which JSON can carry and no text may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise ValueError(f"{where}: {half} (half a surrogate pair, not valid Unicode)") from None
+
+
+def _raise_exception(message):
+    raise TemplateError(f"chat template: {message}")
+
+
+def _strftime_now(layout):
+    from datetime import datetime  # 5 ms, and few templates ask for the date
+
+    return datetime.now().strftime(str(layout)[:100])
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """As transformers defines it: minijinja's own escapes for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _check(where, message):
+    """ValueError if a message is malformed."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where}: {type(message).__name__} (a dict with role and content)")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where}.role: {role!r} (one of {', '.join(ROLES)})")
+    if not isinstance(content, str) and not (content is None and "tool_calls" in message):
+        raise ValueError(f"{where}.content: {type(content).__name__} (a string)")
+    for text in _strings(message):
+        check_unicode(text, where)
+
+
+def _protected(value, special, mark):
+    if isinstance(value, str):
+        return special.break_up(value, mark)
+    if isinstance(value, Mapping):
+        return {
+            special.break_up_whole(str(key), mark): _protected(entry, special, mark)
+            for key, entry in value.items()
+        }
+    if isinstance(value, Sequence):
+        return [_protected(entry, special, mark) for entry in value]
+    return value
+
+
+def _strings(value):
+    """Yield every string in nested dicts and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _strings(key)
+            yield from _strings(entry)
+    elif isinstance(value, Sequence):
+        for entry in value:
+            yield from _strings(entry)
+
+
+def _unused_character(texts):
+    """A private-use character that none of the texts holds."""
+    used = set().union(*texts)
+    for code in _MARKS:
+        if chr(code) not in used:
+            return chr(code)
+    raise ValueError("messages: every private-use character of Unicode occurs (one must be free)")

@@ -1,0 +1,23 @@
+"""cache: list or clear the folder of weights that could not be used in place."""
+from .. import convert
+from .terminal import printable
+
+USAGE = "list|clear"
+WORDS = (1, 1)
+
+
+def configure(parser):
+    parser.epilog = ("The folder is BITNET_CACHE, else bitnet in XDG_CACHE_HOME, else in ~/.cache; "
+                     "BITNET_CACHE=off: none.")
+
+
+def main(args):
+    (action,) = args.words
+    if action not in ("list", "clear"):
+        args.parser.error(f"{action!r} is neither list nor clear")
+    if action == "list":
+        for path, n_bytes, source in convert.cache_list():
+            print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
+    else:
+        print(f"{convert.cache_clear():,} bytes freed")
+    return 0

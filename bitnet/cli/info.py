@@ -1,0 +1,30 @@
+"""info: what the engine found on this machine and chose: instruction set, threads, and why."""
+import json
+
+import bitnet
+
+USAGE = ""
+WORDS = (0, 0)
+
+
+def configure(parser):
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def main(args):
+    found = bitnet.info()
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:{width}}  {_shown(value)}")
+    return 0
+
+
+def _shown(value):
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
+    return "none" if value is None else str(value)

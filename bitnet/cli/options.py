@@ -1,0 +1,111 @@
+"""The options that commands share, and the reading of a command line."""
+import argparse
+import math
+import os
+
+from ..generation import Limits
+from ..loading import parse_bytes
+from ..sampling import Sampling
+
+
+class Parser(argparse.ArgumentParser):
+    """Options may stand before, between and after the words; what follows `--` is a word."""
+
+    def __init__(self, **keywords):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                         **keywords)
+
+    def read(self, argv, least, most):
+        """Parse ``argv``; ``args.words`` are the least..most arguments that belong to no option."""
+        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        end = argv.index("--") if "--" in argv else len(argv)
+        args = self.parse_intermixed_args(argv[:end])
+        args.words += argv[end + 1:]
+        if not least <= len(args.words) <= most:
+            wanted = str(most) if least == most else f"{least} to {most}"
+            self.error(f"{len(args.words)} arguments given, {wanted} wanted")
+        args.parser = self
+        return args
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float from ``low`` to ``high``."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limit}")
+        return value
+    return convert
+
+
+def size(text):
+    """An argparse type: bytes, as `bitnet.load` reads them."""
+    try:
+        return parse_bytes("memory_limit", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+
+
+def add_load(parser):
+    """The options of `bitnet.load`."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--threads", type=number(int, 1, 1024), metavar="N",
+                       help="threads (default: the physical cores that are ours)")
+    group.add_argument("--context", type=number(int, 1), metavar="N",
+                       help="tokens a sequence may hold (default: the model's, 4096 at most)")
+    group.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16",
+                       help="type of cached keys and values (default: f16)")
+    group.add_argument("--memory-limit", type=size, metavar="SIZE",
+                       help="refuse to grow beyond SIZE, such as 900M (default: "
+                            "BITNET_MEMORY_LIMIT, else what the machine has)")
+
+
+def add_generation(parser, max_tokens):
+    """The options of `Model.generate`."""
+    group = parser.add_argument_group("generation")
+    group.add_argument("-n", "--max-tokens", type=int, default=max_tokens, metavar="N",
+                       help=f"tokens to generate at most (default: {max_tokens})")
+    group.add_argument("--temperature", type=float, metavar="T",
+                       help="0: always the likeliest token (default: the model's setting, else 0)")
+    group.add_argument("--top-k", type=int, metavar="K",
+                       help="draw from the K likeliest tokens; 0: from all")
+    group.add_argument("--top-p", type=float, metavar="P",
+                       help="draw from the likeliest tokens that together reach probability P")
+    group.add_argument("--min-p", type=float, metavar="P",
+                       help="leave out tokens less likely than P times the likeliest")
+    group.add_argument("--repetition-penalty", type=float, metavar="R",
+                       help="make tokens that occurred less likely; 1: do not")
+    group.add_argument("--seed", type=int, metavar="N",
+                       help="the same seed gives the same text (default: a new one each time)")
+    group.add_argument("--stop", action="append", metavar="TEXT",
+                       help="end before TEXT; may be given several times")
+
+
+def load_keywords(args):
+    """The keywords of `bitnet.load` among ``args``."""
+    return {"threads": args.threads, "context": args.context, "kv_dtype": args.kv_dtype,
+            "memory_limit": args.memory_limit}
+
+
+def generation_keywords(args):
+    """The keywords of `Model.generate` that were given, checked before anything is loaded."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    limits = {"max_tokens": args.max_tokens, "stop": tuple(args.stop or ())}
+    try:
+        Sampling(**given)
+        Limits(**limits)
+    except ValueError as error:
+        args.parser.error(str(error))
+    return given | limits
+
+
+def looks_like_model(word):
+    """Whether a lone argument is a model's path, so that a forgotten prompt can be told apart."""
+    return os.path.isfile(os.path.join(word, "config.json")) or (
+        word.endswith(".gguf") and os.path.isfile(word))

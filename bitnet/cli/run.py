@@ -1,0 +1,84 @@
+"""run: generate text from one prompt, and write it as it comes."""
+import dataclasses
+import json
+import sys
+
+import bitnet
+
+from . import options
+from .terminal import Status, write
+
+USAGE = "[MODEL] PROMPT"
+WORDS = (1, 2)
+
+
+def configure(parser):
+    parser.epilog = ("PROMPT - reads standard input. Text goes to stdout as it comes; progress and "
+                     "timing go to\nstderr if that is a terminal.")
+    options.add_load(parser)
+    options.add_generation(parser, max_tokens=256)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--chat", action="store_const", const=True, default=None,
+                      help="the prompt is a message: use the model's chat template")
+    form.add_argument("--raw", action="store_const", const=False, dest="chat",
+                      help="the prompt is the beginning of a text "
+                           "(default: --chat where the model has a template)")
+    parser.add_argument("--json", action="store_true",
+                        help="one JSON object at the end: the text and all figures")
+
+
+def main(args):
+    *model_path, prompt = args.words
+    if not model_path and options.looks_like_model(prompt):
+        args.parser.error(f"{prompt} is a model: the prompt is missing")
+    keywords = options.generation_keywords(args)
+    if prompt == "-":
+        prompt = _standard_input()
+    status = Status()
+    status.show(f"loading {model_path[0] if model_path else 'the bundled model'}")
+    with bitnet.load(*model_path, **options.load_keywords(args)) as model:
+        chat = args.chat
+        if chat is None:
+            chat = model.tokenizer.chat_template is not None
+        status.show("reading the prompt")
+        if chat:
+            stream = model.chat_stream([{"role": "user", "content": prompt}], **keywords)
+        else:
+            stream = model.stream(prompt, **keywords)
+        completion = _show(stream, status, args.json)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(completion)))
+    status.say(summary(completion))
+    return 0
+
+
+def _show(stream, status, is_json):
+    """Write the pieces of a Stream as they come, unless JSON will follow; its Completion."""
+    ended = True
+    with stream:
+        try:
+            for piece in stream:
+                status.clear()
+                if not is_json:
+                    write(piece)
+                    ended = piece.endswith("\n")
+        finally:                        # interrupted too: what is there stays, the line is ended
+            status.clear()
+            if not ended:
+                write("\n")
+    return stream.completion
+
+
+def summary(completion):
+    """One line of figures for a person."""
+    return (f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
+            f"{completion.completion_tokens} written at {completion.generation_tps:,.1f}; "
+            f"ended by {completion.finish_reason}, seed {completion.seed}]")
+
+
+def _standard_input():
+    """All of stdin as text, without the line end that `echo` adds."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: byte {error.start} is not UTF-8") from None

@@ -1,0 +1,44 @@
+"""What goes to stdout and stderr: text as it comes; for a person at a terminal a status line."""
+import shutil
+import sys
+
+# C0, DEL and C1: with these a model or a file could send escape sequences to a terminal.
+CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
+
+
+def printable(text, keep="\n\t"):
+    """``text`` with every control character not in ``keep`` replaced by U+FFFD."""
+    return text.translate({code: char for code, char in CONTROLS.items() if chr(code) not in keep})
+
+
+def write(text):
+    """Write model text to stdout now: as it is into a file or pipe, without controls on a tty."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class Status:
+    """A line on stderr that replaces itself. Says nothing unless stderr is a terminal."""
+
+    def __init__(self):
+        self.on = sys.stderr.isatty()
+        self.width = 0
+
+    def show(self, text):
+        """Show ``text`` in place of what was shown before."""
+        if self.on:
+            text = printable(text, keep="")[:shutil.get_terminal_size().columns - 1]
+            sys.stderr.write("\r" + text.ljust(self.width) + "\r" * (not text))
+            sys.stderr.flush()
+            self.width = len(text)
+
+    def clear(self):
+        """Take the line away, before text is written."""
+        if self.width:
+            self.show("")
+
+    def say(self, text):
+        """Write a line that stays."""
+        self.clear()
+        if self.on:
+            print(printable(text), file=sys.stderr, flush=True)

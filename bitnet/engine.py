@@ -1,0 +1,341 @@
+"""The scheduler: which sequence runs when, on one transformer. Knows token ids, no prompt text.
+
+Requests wait in order of arrival, join and leave between steps. A step is one ragged forward pass:
+one row for each sequence that generates, and as much of the waiting prompts as fits beside them.
+There is no thread: whoever waits for a request runs steps, for all of them; other threads queue.
+"""
+
+import threading
+import time
+import traceback
+from collections import deque
+from contextlib import contextmanager
+
+import numpy as np
+
+from .cache import ContextFull
+from .generation import Completion
+
+
+class Cancelled(Exception):
+    """The request was cancelled, or its model closed, before it was complete."""
+
+
+def check_ids(token_ids, vocab_size):
+    """ValueError unless these are at least one token id of the vocabulary."""
+    if not len(token_ids):
+        raise ValueError("tokens: none (at least one; the model has no begin token to add)")
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
+
+
+class Request:
+    """One generation on its way through an engine; made by the caller, run by Engine.
+
+    prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
+    text: a TextAssembler, or None where only ids are wanted.
+    pieces: deque of text that was not collected yet. is_done; completion or error once it is.
+    """
+
+    def __init__(self, prompt_ids, sampler, limits, text=None):
+        self.tokens = list(prompt_ids)
+        self.n_prompt = len(self.tokens)
+        self.sampler, self.limits, self.text = sampler, limits, text
+        self.cache = None  # while it has a slot
+        self.pieces = deque()
+        self.is_cancelled = False
+        self.completion = self.error = None
+        self._all_pieces = []
+        self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
+        self._seen = dict.fromkeys(self.tokens) if sampler.penalises else {}
+        self._times = []  # of the first forward pass, the first token, the latest one
+
+    @property
+    def is_done(self):
+        return self.completion is not None or self.error is not None
+
+    @property
+    def pending(self):
+        """How many tokens are not in the cache yet."""
+        return len(self.tokens) - self.cache.length
+
+    def start_clock(self):
+        if not self._times:
+            self._times = [time.perf_counter()] * 3
+
+    def sample(self, logits):
+        """Choose the next token from logits (vocab,) and see to what follows from it."""
+        seen = np.fromiter(self._seen, np.intp, len(self._seen)) if self._seen else ()
+        token = self.sampler(logits, len(self.tokens), seen)
+        self._times[2] = time.perf_counter()
+        if len(self.tokens) == self.n_prompt:
+            self._times[1] = self._times[2]
+        self.tokens.append(token)
+        self.settle()
+
+    def settle(self):
+        """Text and end conditions of new tokens: once for each, also after an interrupt."""
+        while self._n_settled < len(self.tokens) and not self.is_done:
+            token = self.tokens[self._n_settled]
+            if self.sampler.penalises:
+                self._seen[token] = None
+            reason = "stop" if token in self.limits.eos_ids else self._add_text(token)
+            n_generated = self._n_settled + 1 - self.n_prompt
+            if reason is None and n_generated >= self.limits.max_tokens:
+                reason = "length"
+            elif reason is None and self._n_settled >= self.cache.capacity:
+                reason = "context"
+                if self.limits.context_end == "error":
+                    raise ContextFull(self._n_settled, 1, self.cache.capacity)
+            self._n_settled += 1
+            if reason:
+                self._complete(reason)
+
+    def _add_text(self, token):
+        if self.text is not None:
+            self._emit(self.text.push(token))
+            if self.text.stopped is not None:
+                return "stop"
+        return None
+
+    def _emit(self, piece):
+        if piece:
+            self.pieces.append(piece)
+            self._all_pieces.append(piece)
+
+    def _complete(self, reason):
+        stop = None
+        if self.text is not None:
+            self._emit(self.text.finish())
+            stop = self.text.stopped
+        started, first, latest = self._times
+        generated = self.tokens[self.n_prompt :]
+        self.completion = Completion(
+            text="".join(self._all_pieces),
+            token_ids=generated,
+            finish_reason=reason,
+            stop=stop,
+            seed=self.sampler.seed,
+            prompt_tokens=self.n_prompt,
+            prompt_tps=_rate(self.n_prompt, first - started),
+            generation_tps=_rate(len(generated) - 1, latest - first),
+        )
+
+
+def _rate(n, seconds):
+    return n / seconds if n and seconds > 0 else 0.0
+
+
+class Engine:
+    """Runs requests on a transformer, up to ``slots`` at a time.
+
+    transformer: model.Transformer, or what has its forward, new_cache, max_batch, context and
+    vocab_size. kv_dtype: of the caches. All methods may be called from any thread.
+    """
+
+    def __init__(self, transformer, *, slots=1, kv_dtype="f16"):
+        self.transformer, self.kv_dtype = transformer, kv_dtype
+        self.slots = min(slots, transformer.max_batch)
+        self._requests = []  # those not done, in order of arrival
+        self._token_ids = np.empty(transformer.max_batch, np.int32)
+        self._lock = threading.RLock()
+        self._depth = 0  # of exclusive, in the thread that holds the lock
+
+    def submit(self, request):
+        """Queue a request. ValueError for a bad token id, ContextFull for a prompt too long."""
+        self.check(request)
+        self._requests.append(request)
+        return request
+
+    def check(self, request):
+        """Raise what submit would."""
+        transformer = self._open()
+        check_ids(request.tokens, transformer.vocab_size)
+        if request.n_prompt > transformer.context:
+            raise ContextFull(0, request.n_prompt, transformer.context)
+
+    def pieces(self, request):
+        """Submit, and yield the text as it comes. Raises what stopped it; closing cancels it."""
+        try:
+            self.submit(request)
+            while not request.is_done:
+                self.progress(request)
+                while request.pieces:
+                    yield request.pieces.popleft()
+            if request.error is not None:
+                raise request.error
+        finally:
+            self.cancel(request)
+
+    def complete(self, requests):
+        """Submit, run until all are done: their completions. The first error cancels the rest."""
+        try:
+            for request in requests:
+                self.submit(request)
+            for request in requests:
+                while not request.is_done:
+                    request.pieces.clear()  # nobody collects them
+                    self.progress(request)
+                if request.error is not None:
+                    raise request.error
+            return [request.completion for request in requests]
+        finally:
+            for request in requests:
+                self.cancel(request)
+
+    def progress(self, request):
+        """Run a step, unless another thread has just done what this request waits for."""
+        with self.exclusive():
+            if not request.is_done and not request.pieces and not self.step():
+                raise Cancelled("the request is not queued in this engine")
+
+    def step(self):
+        """One forward pass for the sequences whose turn it is; False if there is nothing to do."""
+        with self.exclusive():
+            self._open()
+            self._drop_cancelled()
+            self._admit()
+            batch = self._plan()
+            if batch:
+                self._run(batch)
+            self._forget_done()
+            return bool(batch)
+
+    def cancel(self, request):
+        """End a request that is not done and free its memory: at once, or after a running step."""
+        request.is_cancelled = True
+        self._drop_cancelled_if_free()
+
+    @contextmanager
+    def exclusive(self):
+        """The transformer to oneself, for forward passes outside of any request.
+
+        An error's traceback does not keep the transformer's arrays alive, but for the variables of
+        the caller.
+        """
+        with self._lock:
+            self._depth += 1
+            try:
+                yield self._open()
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)
+                raise
+            finally:
+                self._depth -= 1
+        self._drop_cancelled_if_free()
+
+    def close(self):
+        """Cancel everything and let go of the transformer. May be repeated."""
+        with self._lock:
+            for request in tuple(self._requests):
+                request.is_cancelled = True
+            self._drop_cancelled()
+            self.transformer = None
+
+    def _open(self):
+        if self.transformer is None:
+            raise ValueError("the model is closed")
+        return self.transformer
+
+    def _forget_done(self):
+        for request in tuple(self._requests):  # in place: submit appends without the lock
+            if request.is_done:
+                self._requests.remove(request)
+
+    # ------------------------------------------------------------------------------------ one step
+    def _admit(self):
+        """Give free slots to those who have waited longest."""
+        waiting = [r for r in tuple(self._requests) if r.cache is None]
+        n_free = self.slots - (len(self._requests) - len(waiting))
+        for request in waiting[: max(0, n_free)]:
+            try:
+                request.cache = self.transformer.new_cache(dtype=self.kv_dtype)
+            except Exception as error:
+                self._end(request, error)
+
+    def _plan(self):
+        """[(request, n_tokens)]: those that generate, then prompts as far as rows are left."""
+        active = [r for r in tuple(self._requests) if r.cache is not None]
+        for request in active:
+            self._guard(request, request.settle)  # what an interrupt left undone
+            if not request.is_done and request.pending == 0:  # its logits were lost to an interrupt
+                request.cache.trim(len(request.tokens) - 1)
+        active = [r for r in active if not r.is_done]
+        batch, n_left = [], self.transformer.max_batch
+        for request in sorted(active, key=lambda request: request.pending > 1):
+            n = min(request.pending, n_left)
+            if n:
+                batch.append((request, n))
+                n_left -= n
+        return batch
+
+    def _run(self, batch):
+        """Run a planned batch; if it fails, each sequence alone, so that only the guilty ends."""
+        whole = [n == request.pending for request, n in batch]
+        try:
+            logits = self._forward(batch, "last" if any(whole) else "none")
+        except Exception as error:
+            if len(batch) == 1:
+                self._end(batch[0][0], error)
+            for part in batch if len(batch) > 1 else ():
+                self._run([part])
+            return
+        for i, (request, _) in enumerate(batch):
+            if whole[i]:
+                self._guard(request, request.sample, logits[i])
+
+    def _forward(self, batch, logits):
+        """The forward pass of a batch; whatever interrupts it, the caches are as before."""
+        n_rows = 0
+        for request, n in batch:
+            request.start_clock()
+            begin = request.cache.length
+            self._token_ids[n_rows : n_rows + n] = request.tokens[begin : begin + n]
+            n_rows += n
+        sequences = [(request.cache, n) for request, n in batch]
+        lengths = [cache.length for cache, _ in sequences]
+        try:
+            return self.transformer.forward(self._token_ids[:n_rows], sequences, logits=logits)
+        except BaseException:
+            for (cache, _), length in zip(sequences, lengths, strict=True):
+                cache.trim(length)
+            raise
+
+    def _guard(self, request, action, *arguments):
+        """Do something for one request; what it raises ends that request only."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            del arguments  # logits, which the traceback would keep
+            self._end(request, error)
+        if request.is_done:
+            self._release(request)
+
+    def _end(self, request, error):
+        traceback.clear_frames(error.__traceback__)
+        request.error = error
+        self._release(request)
+
+    def _release(self, request):
+        cache, request.cache = request.cache, None
+        if cache is not None:
+            cache.close()
+
+    # ---------------------------------------------------------------------------------- cancelling
+    def _drop_cancelled(self):
+        for request in tuple(self._requests):
+            if request.is_cancelled and not request.is_done:
+                self._end(request, Cancelled("the request was cancelled, or its model closed"))
+        self._forget_done()
+
+    def _drop_cancelled_if_free(self):
+        """A flag raised while the lock was held is seen by its holder here, after the release."""
+        while any(r.is_cancelled and not r.is_done for r in tuple(self._requests)):
+            if not self._lock.acquire(blocking=False):
+                return
+            try:
+                if self._depth:  # called by the garbage collector in a step of this very thread
+                    return
+                self._drop_cancelled()
+            finally:
+                self._lock.release()

@@ -1,0 +1,228 @@
+"""The key-value section of a GGUF file: read within budgets, written from Python values.
+
+A value is {u32 type, data}; a string is a u64 length and that many bytes of UTF-8; an array is
+{u32 element type, u64 count, elements}. Knows nothing of tensors.
+"""
+
+import contextlib
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import FormatError
+
+MAX_NAME_BYTES = 256  # of a key or a tensor name; those in use have less than 80
+MAX_STRINGS = (
+    4_000_000  # in all arrays: walked in 0.5 s; a vocabulary of 256k with merges has 0.8 M
+)
+MAX_TEXT_BYTES = 12 << 20  # of all other strings: at most 48 MiB once decoded
+
+SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1",
+    10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+STRING, ARRAY = 8, 9
+_TYPE_IDS = {np.dtype(code): type_id for type_id, code in SCALARS.items()}
+
+
+class Cursor:
+    """A position in a file that cannot leave it."""
+
+    def __init__(self, path, data):
+        self.path, self.view, self.at = path, memoryview(data), 0
+
+    def error(self, field, value, limit):
+        return FormatError(self.path, field, value, limit)
+
+    def take(self, n, field):
+        """The next n bytes as a memoryview."""
+        end = self.at + n
+        if end > len(self.view):
+            left = len(self.view) - self.at
+            raise self.error(field, f"{n} bytes at {self.at}", f"{left} bytes are left in the file")
+        part = self.view[self.at : end]
+        self.at = end
+        return part
+
+    def u32(self, field):
+        return int.from_bytes(self.take(4, field), "little")
+
+    def u64(self, field):
+        return int.from_bytes(self.take(8, field), "little")
+
+    def count(self, field, limit):
+        n = self.u64(field)
+        if n > limit:
+            raise self.error(field, n, f"at most {limit}")
+        return n
+
+    def name(self, field):
+        """A key or a tensor's name: short, not empty, UTF-8, no NUL."""
+        n = self.u64(f"{field} length")
+        if not 0 < n <= MAX_NAME_BYTES:
+            raise self.error(f"{field} length", n, f"1 to {MAX_NAME_BYTES} bytes")
+        name = _decode(bytes(self.take(n, field)), self.path, field)
+        if "\0" in name:
+            raise self.error(field, name, "no NUL")
+        return name
+
+
+class StringArray(Sequence):
+    """An array of strings left in the map: walked at open, decoded when asked for.
+
+    ends[i] is where entry i ends in the file, which is where the length of entry i + 1 begins.
+    FormatError for an entry that is not UTF-8.
+    """
+
+    def __init__(self, path, key, view, start, ends):
+        self._path, self._key, self._view, self._start, self._ends = path, key, view, start, ends
+
+    def __len__(self):
+        return len(self._ends)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        begin = (self._ends[i - 1] if i else self._start) + 8
+        return _decode(bytes(self._view[begin : self._ends[i]]), self._path, f"{self._key}[{i}]")
+
+    def __iter__(self):
+        region, begin = self._region(), 0
+        for i, end in enumerate(self._ends):
+            stop = end - self._start
+            yield _decode(region[begin + 8 : stop], self._path, f"{self._key}[{i}]")
+            begin = stop
+
+    def index(self, text, start=0, stop=None):
+        """The first entry equal to text, found by its bytes: no entry is decoded."""
+        wanted = encode_string(text)
+        region, at = self._region(), -1
+        while (at := region.find(wanted, at + 1)) >= 0:
+            i = bisect_left(self._ends, self._start + at + len(wanted))
+            begin = self._ends[i - 1] if i else self._start
+            if begin == self._start + at and i in range(len(self))[start:stop]:
+                return i
+        raise ValueError(f"{text!r} is not in {self._key}")
+
+    def __contains__(self, text):
+        with contextlib.suppress(ValueError):
+            return self.index(text) >= 0
+        return False
+
+    def _region(self):
+        return bytes(self._view[self._start : self._ends[-1]]) if self._ends else b""
+
+
+def _decode(raw, path, field):
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(path, field, raw[:40], "UTF-8") from None
+
+
+def read_metadata(cursor, n_keys):
+    """{key: bool | int | float | str | StringArray | read-only ndarray} of the next n_keys values.
+
+    The numbers of an array stay in the map; a bool in one is a uint8.
+    """
+    return _Walk(cursor, n_keys).values
+
+
+class _Walk:
+    def __init__(self, cursor, n_keys):
+        self.cursor = cursor
+        self.n_text_bytes = self.n_strings = 0
+        self.values = {}
+        for i in range(n_keys):
+            key = cursor.name(f"key {i}")
+            if key in self.values:
+                raise cursor.error(key, "appears twice", "one value a key")
+            self.values[key] = self._value(key, cursor.u32(f"{key} type"))
+
+    def _value(self, key, type_id):
+        if type_id == STRING:
+            return self._string(key)
+        if type_id == ARRAY:
+            return self._array(key)
+        if type_id not in SCALARS:
+            raise self.cursor.error(f"{key} type", type_id, "a GGUF value type, 0 to 12")
+        dtype = np.dtype(SCALARS[type_id])
+        raw = self.cursor.take(dtype.itemsize, key)
+        if dtype.kind == "b" and raw[0] > 1:
+            raise self.cursor.error(key, raw[0], "a bool, 0 or 1")
+        return np.frombuffer(raw, dtype)[0].item()
+
+    def _string(self, key):
+        n = self.cursor.u64(f"{key} length")
+        raw = self.cursor.take(n, key)
+        self.n_text_bytes += n
+        if self.n_text_bytes > MAX_TEXT_BYTES:
+            raise self.cursor.error(f"{key} length", n, f"{MAX_TEXT_BYTES} bytes for all strings")
+        return _decode(bytes(raw), self.cursor.path, key)
+
+    def _array(self, key):
+        type_id = self.cursor.u32(f"{key} element type")
+        n = self.cursor.u64(f"{key} count")
+        if type_id == STRING:
+            return self._strings(key, n)
+        if type_id not in SCALARS:
+            raise self.cursor.error(f"{key} element type", type_id, "a number, bool or string")
+        dtype = np.dtype(SCALARS[type_id])
+        values = np.frombuffer(self.cursor.take(n * dtype.itemsize, key), dtype)
+        return values.view(np.uint8) if dtype.kind == "b" else values
+
+    def _strings(self, key, n):
+        """The loop that decides how long opening takes: 408,000 turns for llama-3's vocabulary."""
+        self.n_strings += n
+        if self.n_strings > MAX_STRINGS:
+            raise self.cursor.error(f"{key} count", n, f"{MAX_STRINGS} for all arrays of strings")
+        view, start = self.cursor.view, self.cursor.at
+        size, at, ends = len(view), start, array("Q")
+        length_at, append = struct.Struct("<Q").unpack_from, ends.append
+        with contextlib.suppress(struct.error):  # fewer than 8 bytes are left
+            for _ in range(n):
+                at += 8 + length_at(view, at)[0]
+                if at > size:
+                    break
+                append(at)
+        if len(ends) < n:
+            raise self.cursor.error(f"{key}[{len(ends)}]", "ends beyond the file", f"{size} bytes")
+        self.cursor.at = at
+        return StringArray(self.cursor.path, key, view, start, ends)
+
+
+def encode_string(text):
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def encode_value(value):
+    """u32 type and data of one value; see gguf.write for what becomes what."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + encode_string(value)
+    if isinstance(value, Sequence) and value and isinstance(value[0], str):
+        head = struct.pack("<IIQ", ARRAY, STRING, len(value))
+        return head + b"".join(map(encode_string, value))
+    if not isinstance(value, np.ndarray | np.generic):
+        value = np.asarray(value)
+        value = value.astype(_python_type(value))
+    type_id = _TYPE_IDS.get(value.dtype)
+    if type_id is None or value.ndim > 1:
+        raise ValueError(f"GGUF has no value of {value.dtype} with {value.ndim} axes")
+    if value.ndim == 0:
+        return struct.pack("<I", type_id) + value.tobytes()
+    return struct.pack("<IIQ", ARRAY, type_id, value.size) + value.tobytes()
+
+
+def _python_type(values):
+    """The dtype for Python numbers: float32, or the first of four integers that holds them all."""
+    if values.dtype.kind in "iu":
+        low, high = int(values.min()), int(values.max())
+        for dtype in (np.uint32, np.int32, np.int64, np.uint64):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return dtype
+    return np.float32 if values.dtype.kind == "f" else values.dtype

@@ -1,0 +1,129 @@
+"""safetensors: a bounds-checked reader for one file and for a folder of shards. Knows no model.
+
+u64 n | n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}, ...} | data
+"""
+
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+from . import MAX_TEXT_BYTES, FormatError, Tensor, map_file, parse_json, read_json
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+MAX_DIMS = 8
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class SafetensorsFile:
+    """One mapped file. tensors: {name: Tensor}; data: uint8 (n_bytes,), the whole file.
+
+    Raises OSError if the file cannot be opened, FormatError for anything wrong in it.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._error = partial(FormatError, self.path)
+        self.data = map_file(self.path)
+        header, start = self._read_header()
+        self.tensors, spans = {}, []
+        for name, entry in header.items():
+            type_name, shape, begin, end = self._read_entry(name, entry, len(self.data) - start)
+            part = self.data[start + begin : start + end]
+            self.tensors[name] = Tensor(name, type_name, shape, part, self.path)
+            spans.append((begin, end, name))
+        self._check_spans(sorted(spans), len(self.data) - start)
+
+    def _read_header(self):
+        size = len(self.data)
+        if size < 8:
+            raise self._error("file size", size, "at least 8 bytes")
+        n = int.from_bytes(self.data[:8].tobytes(), "little")
+        limit = min(size - 8, MAX_TEXT_BYTES)
+        if n > limit:
+            raise self._error("header length", n, f"at most {limit} bytes")
+        header = parse_json(self.data[8 : 8 + n].tobytes(), self.path, "header")
+        notes = header.pop("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+            raise self._error("__metadata__", notes, "an object of strings")
+        return header, 8 + n
+
+    def _read_entry(self, name, entry, n_data):
+        """(dtype, shape, begin, end) of one tensor, its byte count checked."""
+        if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
+            raise self._error(name, entry, "an object with dtype, shape, data_offsets")
+        type_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(type_name, str) or type_name not in ITEM_BYTES:
+            raise self._error(f"{name} dtype", type_name, f"one of {', '.join(ITEM_BYTES)}")
+        if not _are_sizes(shape) or len(shape) > MAX_DIMS:
+            raise self._error(f"{name} shape", shape, f"up to {MAX_DIMS} sizes")
+        if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= n_data:
+            raise self._error(f"{name} data_offsets", offsets, f"begin <= end <= {n_data}")
+        n_bytes = ITEM_BYTES[type_name] * math.prod(shape)
+        if n_bytes != offsets[1] - offsets[0]:
+            limit = f"shape {shape} of {type_name} takes {n_bytes}"
+            raise self._error(f"{name} bytes", offsets[1] - offsets[0], limit)
+        return type_name, tuple(shape), *offsets
+
+    def _check_spans(self, spans, n_data):
+        """The tensors must tile the data: no overlap, no hole, nothing after the last."""
+        at = 0
+        for begin, end, name in spans:
+            if begin != at:
+                raise self._error(f"{name} begin", begin, f"the tensor before it ends at {at}")
+            at = end
+        if at != n_data:
+            raise self._error("data size", n_data, f"the last tensor ends at {at}")
+
+
+def _are_sizes(values):
+    """Whether values is a list of whole numbers below 2^62, so that their product is quick."""
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
+
+
+def member(folder, name):
+    """The path of a file named by a model folder, or None if it is not there.
+
+    FormatError if the name leaves the folder, by itself or through a link. The one link allowed is
+    that of a hub cache, from snapshots/REVISION to the blobs beside it.
+    """
+    folder = Path(folder).resolve()
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise FormatError(folder, "file name", name, "a name without folders")
+    if not os.path.isfile(path):  # false too for a name the system refuses
+        return None
+    target = path.resolve()
+    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    if target.parent not in (folder, blobs):
+        raise FormatError(path, "link", str(target), f"a file in {folder}")
+    return path
+
+
+def open_folder(folder):
+    """([SafetensorsFile], {name: Tensor}) of a model folder, by the index if there are several."""
+    if single := member(folder, SINGLE):
+        file = SafetensorsFile(single)
+        return [file], file.tensors
+    index = member(folder, INDEX)
+    if index is None:
+        raise FormatError(folder, SINGLE, "missing", f"this or {INDEX}; nothing else is read")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise FormatError(index, "weight_map", weight_map, "an object {tensor: file}")
+    files = {}
+    for shard in sorted(set(weight_map.values())):
+        path = member(folder, shard)
+        if path is None:
+            raise FormatError(index, shard, "missing", "every file of weight_map beside the index")
+        files[shard] = SafetensorsFile(path)
+    tensors = {}
+    for name, shard in weight_map.items():
+        if name not in files[shard].tensors:
+            raise FormatError(index, name, "missing", f"a tensor of {shard}")
+        tensors[name] = files[shard].tensors[name]
+    return list(files.values()), tensors

@@ -1,0 +1,137 @@
+"""load(): a path and limits to a Model; and what was found on this machine."""
+
+import os
+import re
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from . import cpu, dispatch, report, weights
+from .api import Model, check_whole
+from .formats import read_json
+from .formats.gguf import GGUFFile
+from .memory import Pool
+
+VERSION = "0.1.0"
+DEFAULT_CONTEXT = 4096
+MAX_SLOTS = 256
+KV_DTYPES = ("f16", "f32")
+BUNDLED_MODEL = Path(__file__).parent / "data" / "model.gguf"
+
+# What the process grows by beside the pool: the tokenizer's library (measured: 5 MiB), its entries
+# (61-69 MiB for llama-3's 128,256) and a team of threads.
+LIBRARY_BYTES = 8 << 20
+TOKEN_BYTES = 600
+THREAD_BYTES = 1 << 20
+_UNITS = {
+    unit + suffix: base**power
+    for power, unit in enumerate("KMGT", 1)
+    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
+} | {"": 1, "B": 1}
+
+
+def load(
+    path=None,
+    *,
+    threads=None,
+    memory_limit=None,
+    context=None,
+    kv_dtype="f16",
+    mapping="map",
+    slots=1,
+):
+    """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
+
+    threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
+    memory_limit: growth of the process at most, bytes or "1.5GiB"; None for BITNET_MEMORY_LIMIT, or
+        as much as the machine has.
+    context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
+    kv_dtype: "f16" or "f32", of cached keys and values. slots: sequences that run at once.
+    mapping: "map", the weights stay in the mapped file; others are not available yet.
+
+    FormatError for a damaged or unsupported file, OSError if it cannot be opened, PoolExhausted if
+    the limit is too small, ValueError for an argument out of range.
+    """
+    n_threads, _ = cpu.threads(threads)
+    _check_choice("kv_dtype", kv_dtype, KV_DTYPES)
+    _check_choice("mapping", mapping, ("map",), "; others are not available yet")
+    check_whole("slots", slots, MAX_SLOTS)
+    path = BUNDLED_MODEL if path is None else Path(path)
+    if path is BUNDLED_MODEL and not path.is_file():
+        raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
+    limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+    before = report.usage()
+    pool, files, model = Pool(_pool_limit(limit, path, n_threads)), None, None
+    try:
+        files = weights.open(path, pool=pool)
+        longest = files.config.max_position_embeddings
+        context = min(longest, DEFAULT_CONTEXT) if context is None else context
+        check_whole("context", context, longest)
+        model = Model(files, pool, n_threads, context, kv_dtype, slots)
+        _check_growth(limit, before)
+        return model
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
+        for part in (model, files, pool):
+            if part is not None:
+                part.close()
+        raise
+
+
+def parse_bytes(name, value):
+    """Bytes from an int or a text like "900M", "1.5GiB" (1024s) or "2GB" (1000s); None for None."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value), re.ASCII)
+    size = float(found[1]) * _UNITS.get(found[2], 0) if found else 0
+    if not 1 <= size < 2**63:
+        raise ValueError(f"{name}: {value!r} (bytes, as a whole number or like 900M or 1.5GiB)")
+    return int(size)
+
+
+def _check_choice(name, value, choices, more=""):
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} ({' or '.join(choices)}{more})")
+
+
+def _pool_limit(limit, path, n_threads):
+    """The limit of the process's growth less what grows beside the pool."""
+    if limit is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    beside = LIBRARY_BYTES + TOKEN_BYTES * _vocabulary_size(path) + THREAD_BYTES * n_threads
+    if beside >= limit:
+        raise ValueError(f"memory_limit: {limit} (tokenizer and threads alone take {beside})")
+    return limit - beside
+
+
+def _check_growth(limit, before):
+    """MemoryError if loading has taken more than the limit already."""
+    if limit is not None and before.anonymous is not None:
+        growth = report.usage().anonymous - before.anonymous
+        if growth > limit:
+            raise MemoryError(f"memory_limit: {limit} (the process has grown by {growth})")
+
+
+def _vocabulary_size(path):
+    if path.is_dir():
+        size = read_json(path / "config.json").get("vocab_size")
+        return size if isinstance(size, int) else 0
+    return len(GGUFFile(path).metadata.get("tokenizer.ggml.tokens", ()))
+
+
+def info():
+    """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
+    n_threads, why = cpu.threads()
+    huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    found = re.search(r"\[(\w+)\]", huge_pages.read_text()) if huge_pages.exists() else None
+    return {
+        "version": VERSION,
+        "isa": dispatch.isa,
+        "isa_reason": dispatch.reason,
+        "threads": n_threads,
+        "threads_reason": why,
+        **cpu.info(),
+        "huge_pages": found and found[1],
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,364 @@
+"""The memory pool: a general allocator with a hard limit that knows what every byte is for."""
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.number cimport PyNumber_Index
+from libc.stdlib cimport realloc
+from libc.string cimport memcpy
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+include "memory.pxi"
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+cdef extern from "<unistd.h>" nogil:
+    enum: _SC_PAGESIZE
+    long sysconf(int name)
+
+MAX_LIMIT = 1 << 48                 # bytes: what 48-bit addresses reach; N_WORDS suffices for it
+
+
+def format_bytes(n_bytes):
+    """A number of bytes for people, in powers of 1024: '640 bytes', '1.5 MiB', '-3.0 KiB'."""
+    unit = 0
+    while abs(n_bytes) >= 1023.95 and unit < 4:
+        n_bytes /= 1024
+        unit += 1
+    return f"{n_bytes:.1f} {' KMGT'[unit]}iB" if unit else f"{n_bytes} bytes"
+
+
+class PoolExhausted(MemoryError):
+    """The pool cannot hold one more allocation; all sizes in bytes.
+
+    requested and purpose   what was asked for
+    available               of the limit, what is not in use
+    largest                 the largest piece that could have been had
+    limit                   of the pool
+    by_purpose              {purpose: bytes in use}
+    os_error                the operating system's words if it refused, None if the limit did
+    """
+
+    def __init__(self, requested, purpose, available, largest, limit, by_purpose, os_error=None):
+        super().__init__(requested, purpose, available, largest, limit, by_purpose, os_error)
+        self.requested = requested
+        self.purpose = purpose
+        self.available = available
+        self.largest = largest
+        self.limit = limit
+        self.by_purpose = by_purpose
+        self.os_error = os_error
+
+    def __str__(self):
+        holders = sorted(self.by_purpose.items(), key=lambda item: -item[1])
+        in_use = ", ".join(f"{name!r} {format_bytes(n)}" for name, n in holders if n) or "nothing"
+        refusal = f"the operating system says {self.os_error!r}; " if self.os_error else ""
+        return (f"no memory for {self.purpose!r}, which asked for {format_bytes(self.requested)}: "
+                f"{refusal}{format_bytes(self.available)} of the limit of "
+                f"{format_bytes(self.limit)} are left ({format_bytes(self.largest)} in one piece); "
+                f"in use: {in_use}")
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """One moment of a pool; sizes in bytes, every allocation rounded up to a multiple of 64."""
+    limit: int
+    reserved: int                   # obtained from the OS: in_use <= reserved <= limit
+    in_use: int                     # sum of the live allocations
+    peak: int                       # the most in_use has been
+    n_allocations: int              # alive
+    largest_free: int               # largest free piece of what is reserved
+    by_purpose: dict                # {purpose: (in_use, peak, live allocations)}
+
+
+@cython.final
+@cython.no_gc                       # refers to its pool alone, which does not refer back
+cdef class Allocation:
+    """Bytes of a pool, 64-byte aligned, contents undefined; freed with the last reference.
+
+    Supports the buffer protocol (writable bytes, 1-D); cannot be freed while a view is alive.
+    """
+
+    def __init__(self):
+        raise TypeError("an Allocation is made by Pool.allocate")
+
+    def __dealloc__(self):
+        if self.pool is not None:
+            self.pool.give_back(self)
+
+    def __repr__(self):
+        state = "freed" if self.data is NULL else f"at {<uintptr_t>self.data:#x}"
+        return f"<Allocation of {self.size} bytes for {self.purpose!r}, {state}>"
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.pool is None or not self.pool.count_view(self, 1):
+            raise ValueError(f"the allocation for {self.purpose!r} is freed")
+        PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.pool.count_view(self, -1)
+
+    @property
+    def address(self):
+        """Address of the first byte; ValueError once freed."""
+        if self.data is NULL:
+            raise ValueError(f"the allocation for {self.purpose!r} is freed")
+        return <uintptr_t>self.data
+
+    @property
+    def nbytes(self):
+        """Bytes that were asked for."""
+        return self.size
+
+    def free(self):
+        """Give the bytes back now: ValueError if they already are, BufferError with live views."""
+        cdef Outcome outcome = ALREADY_FREED if self.pool is None else self.pool.give_back(self)
+        if outcome == ALREADY_FREED:
+            raise ValueError(f"the allocation for {self.purpose!r} is freed already")
+        if outcome == HAS_VIEWS:
+            raise BufferError(f"views of the allocation for {self.purpose!r} are alive")
+
+
+@cython.final
+@cython.no_gc                       # refers to names and numbers
+cdef class Pool:
+    """Pool(limit): memory for many purposes, of which at most `limit` bytes come from the OS.
+
+    ValueError when limit is less than a page of the operating system. Safe to use from any thread.
+    As a context manager it closes itself.
+    """
+
+    def __cinit__(self, limit):
+        pthread_mutex_init(&self.mutex, NULL)
+        self.heap.page = sysconf(_SC_PAGESIZE)
+        self.indices = {}
+        if not self.heap.page <= limit <= MAX_LIMIT:
+            raise ValueError(f"limit: {limit} bytes ({self.heap.page} to {MAX_LIMIT})")
+        self.heap.limit = PyNumber_Index(limit)
+
+    def __dealloc__(self):
+        clear(&self.heap)
+        free(self.purposes)
+        pthread_mutex_destroy(&self.mutex)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        return (f"<Pool: {format_bytes(self.in_use)} in use, {format_bytes(self.reserved)} "
+                f"reserved, limit {format_bytes(self.limit)}>")
+
+    cpdef Allocation allocate(self, n_bytes, str purpose):
+        """n_bytes >= 1 of undefined contents for a purpose, or PoolExhausted.
+
+        ValueError for less than one byte or when the pool is closed.
+        """
+        cdef Allocation allocation
+        cdef int os_error = 0
+        if purpose is None:
+            raise TypeError("purpose must be a str, not None")
+        n_bytes = PyNumber_Index(n_bytes)
+        if n_bytes < 1:
+            raise ValueError(f"n_bytes: {n_bytes} for {purpose!r} (at least 1)")
+        if n_bytes > self.heap.limit:
+            raise self.exhausted(n_bytes, purpose, 0)
+        allocation = Allocation.__new__(Allocation)
+        allocation.size = n_bytes
+        allocation.purpose = purpose
+        allocation.purpose_index = self.index_of(purpose)
+        allocation.pool = self
+        if not self.hand_out(allocation, &os_error):
+            if self.is_closed:
+                raise ValueError("the pool is closed")
+            raise self.exhausted(n_bytes, purpose, os_error)
+        return allocation
+
+    def array(self, shape, dtype, str purpose not None):
+        """C-contiguous array of undefined contents; it and its views keep the memory.
+
+        PoolExhausted, and ValueError where it would have no bytes.
+        """
+        dtype = np.dtype(dtype)
+        shape = tuple(shape) if np.iterable(shape) else (shape,)
+        shape = tuple(PyNumber_Index(n) for n in shape)
+        if min(shape, default=1) < 1:
+            raise ValueError(f"shape: {shape} for {purpose!r} (at least 1 each)")
+        n_bytes = math.prod(shape) * dtype.itemsize
+        # frombuffer holds the view open for as long as the array lives; ndarray(buffer=) does not
+        return np.frombuffer(self.allocate(n_bytes, purpose), dtype).reshape(shape)
+
+    @property
+    def limit(self):
+        """Bytes that may be reserved."""
+        return self.heap.limit
+
+    @property
+    def reserved(self):
+        """Bytes obtained from the operating system."""
+        return self.read(&self.heap.reserved)
+
+    @property
+    def in_use(self):
+        """Bytes of the live allocations, each rounded up to a multiple of 64."""
+        return self.read(&self.heap.in_use)
+
+    @property
+    def peak(self):
+        """The most bytes that have been in use."""
+        return self.read(&self.heap.peak)
+
+    def stats(self):
+        """PoolStats of this moment."""
+        cdef Purpose* purposes
+        cdef Py_ssize_t n_purposes
+        cdef size_t reserved, in_use, peak, n_in_use, largest
+        pthread_mutex_lock(&self.mutex)
+        reserved, in_use, peak = self.heap.reserved, self.heap.in_use, self.heap.peak
+        n_in_use, largest = self.heap.n_in_use, largest_free(&self.heap)
+        n_purposes = self.n_purposes
+        purposes = <Purpose*>malloc((n_purposes + 1) * sizeof(Purpose))
+        if purposes is not NULL and n_purposes > 0:
+            memcpy(purposes, self.purposes, n_purposes * sizeof(Purpose))
+        pthread_mutex_unlock(&self.mutex)
+        if purposes is NULL:
+            raise MemoryError("no memory for the statistics of the pool")
+        try:
+            by_purpose = {name: (purposes[i].in_use, purposes[i].peak, purposes[i].count)
+                          for name, i in sorted(self.indices.items()) if i < n_purposes}
+        finally:
+            free(purposes)
+        return PoolStats(self.limit, reserved, in_use, peak, n_in_use, largest, by_purpose)
+
+    def ranges(self):
+        """[(address, nbytes)] of the blocks obtained from the operating system, by address."""
+        cdef Block* block
+        cdef size_t* pairs
+        cdef Py_ssize_t i, n_blocks = 0
+        pthread_mutex_lock(&self.mutex)
+        block = self.heap.blocks
+        while block is not NULL:
+            n_blocks += 1
+            block = block.next
+        pairs = <size_t*>malloc((2 * n_blocks + 1) * sizeof(size_t))
+        if pairs is not NULL:
+            block = self.heap.blocks
+            for i in range(n_blocks):
+                pairs[2 * i] = <uintptr_t>block.first.data
+                pairs[2 * i + 1] = block.size
+                block = block.next
+        pthread_mutex_unlock(&self.mutex)
+        if pairs is NULL:
+            raise MemoryError("no memory for the list of the pool's blocks")
+        try:
+            return sorted((pairs[2 * i], pairs[2 * i + 1]) for i in range(n_blocks))
+        finally:
+            free(pairs)
+
+    def close(self):
+        """Return everything to the operating system; every Allocation is freed. May be repeated.
+
+        BufferError, and nothing happens, while views of any are alive.
+        """
+        cdef Py_ssize_t i, viewed = -1
+        pthread_mutex_lock(&self.mutex)
+        for i in range(self.n_purposes):
+            if self.purposes[i].n_views > 0:
+                viewed = i
+        if viewed < 0:
+            self.is_closed = True
+            clear(&self.heap)
+            for i in range(self.n_purposes):
+                self.purposes[i].in_use = self.purposes[i].count = 0
+        pthread_mutex_unlock(&self.mutex)
+        if viewed >= 0:
+            names = [name for name, i in self.indices.items() if i == viewed]
+            raise BufferError(f"views of the pool's memory for {names[0]!r} are alive")
+
+    cdef bint hand_out(self, Allocation allocation, int* os_error) noexcept:
+        """Fill in a new Allocation; false when the pool is full or closed."""
+        cdef Purpose* purpose
+        pthread_mutex_lock(&self.mutex)
+        if not self.is_closed:
+            allocation.chunk = take(&self.heap, allocation.size, &allocation.data)
+            os_error[0] = self.heap.os_error
+        if allocation.data is not NULL:
+            purpose = &self.purposes[allocation.purpose_index]
+            purpose.count += 1
+            purpose.in_use += allocation.chunk.size
+            purpose.peak = max(purpose.peak, purpose.in_use)
+        pthread_mutex_unlock(&self.mutex)
+        return allocation.data is not NULL
+
+    cdef Outcome give_back(self, Allocation allocation) noexcept:
+        """Free an Allocation, or say why not."""
+        cdef Outcome outcome = ALREADY_FREED
+        cdef Purpose* purpose
+        pthread_mutex_lock(&self.mutex)
+        if allocation.n_views > 0:
+            outcome = HAS_VIEWS
+        elif allocation.data is not NULL:
+            outcome = GIVEN_BACK
+            purpose = &self.purposes[allocation.purpose_index]
+            purpose.count -= 1
+            purpose.in_use -= allocation.chunk.size
+            give(&self.heap, allocation.chunk)
+        pthread_mutex_unlock(&self.mutex)
+        return outcome
+
+    cdef bint count_view(self, Allocation allocation, int change) noexcept:
+        """Note that a view begins (1) or ends (-1); false when the allocation is freed."""
+        cdef bint is_alive
+        pthread_mutex_lock(&self.mutex)
+        is_alive = allocation.data is not NULL
+        if is_alive:
+            allocation.n_views += change
+            self.purposes[allocation.purpose_index].n_views += change
+        pthread_mutex_unlock(&self.mutex)
+        return is_alive
+
+    cdef size_t read(self, size_t* figure) noexcept:
+        cdef size_t value
+        pthread_mutex_lock(&self.mutex)
+        value = figure[0]
+        pthread_mutex_unlock(&self.mutex)
+        return value
+
+    cdef Py_ssize_t index_of(self, str purpose) except -1:
+        """Index into purposes, a new one for a name not seen before."""
+        cdef Purpose* purposes
+        cdef Py_ssize_t i
+        index = self.indices.get(purpose)
+        if index is not None:
+            return index
+        pthread_mutex_lock(&self.mutex)
+        i = self.n_purposes
+        purposes = <Purpose*>realloc(self.purposes, (i + 1) * sizeof(Purpose))
+        if purposes is not NULL:
+            memset(&purposes[i], 0, sizeof(Purpose))
+            self.purposes = purposes
+            self.n_purposes = i + 1
+        pthread_mutex_unlock(&self.mutex)
+        if purposes is NULL:
+            raise MemoryError(f"no memory to count what is for {purpose!r}")
+        return self.indices.setdefault(purpose, i)      # another thread may have been first
+
+    cdef exhausted(self, n_bytes, str purpose, int os_error):
+        """The exception that says why n_bytes cannot be had."""
+        cdef size_t largest
+        stats = self.stats()
+        pthread_mutex_lock(&self.mutex)
+        largest = largest_possible(&self.heap)
+        pthread_mutex_unlock(&self.mutex)
+        in_use = {name: counts[0] for name, counts in stats.by_purpose.items()}
+        return PoolExhausted(n_bytes, purpose, self.limit - stats.in_use, largest, self.limit,
+                             in_use, os.strerror(os_error) if os_error else None)

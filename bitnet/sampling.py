@@ -1,0 +1,189 @@
+"""From logits to a token: parameters, and a sampler made once from them. Knows no text.
+
+The same seed gives the same token on every CPU and in any batch: one random number for each
+position, out of a counter; our own exp; sums one after the other in float64; ties go to the lowest
+id.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from . import ops
+
+SEEDS = 1 << 64
+COLDEST = 1e-4  # below, the quotient of two logits' difference would overflow float32; taken as 0
+
+# name -> least and greatest value, and whether the least itself is allowed
+_LIMITS = {
+    "temperature": (0.0, 100.0, True),
+    "top_k": (0, 1 << 31, True),
+    "top_p": (0.0, 1.0, False),
+    "min_p": (0.0, 1.0, True),
+    "repetition_penalty": (0.0, 100.0, False),
+    "seed": (0, SEEDS - 1, True),
+}
+_MAX_BIASES = 4096
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose a token. ValueError for a value out of range.
+
+    temperature: 0 (below 1e-4) takes the most likely token. top_k: of the k most likely only (0: of
+    all). top_p: of the most likely that together reach this probability. min_p: of those at least
+    this fraction as likely as the most likely. repetition_penalty: divides the positive logits of
+    tokens that occur in the text so far, and multiplies the negative ones. seed: None draws one.
+    logit_bias: {token id: number to add to its logit, -inf to forbid it}.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
+            if parameter.name in _LIMITS and (value is not None or parameter.name != "seed"):
+                _check(parameter.name, value, *_LIMITS[parameter.name])
+        if len(self.logit_bias) > _MAX_BIASES:
+            raise ValueError(f"logit_bias: {len(self.logit_bias)} entries (at most {_MAX_BIASES})")
+        for token_id, bias in self.logit_bias.items():
+            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias[{token_id}]: {bias!r} (a number, or -inf)")
+
+
+def _check(name, value, least, greatest, least_allowed):
+    whole = isinstance(least, int)
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if not good or not (least <= value if least_allowed else least < value) or value > greatest:
+        kind = "a whole number" if whole else "a number"
+        border = "from" if least_allowed else "above"
+        raise ValueError(f"{name}: {value!r} ({kind} {border} {least} up to {greatest})")
+
+
+class Sampler:
+    """Chooses tokens; made by make_sampler, has no state, and may be shared by sequences.
+
+    seed: the one in use. needs: what it must see of the logits: "greedy" (the best), "top_k" (the
+    top_k best, in order) or "full". adjusts: whether it changes logits before that.
+    """
+
+    def __init__(self, sampling, seed, bias):
+        self.seed = seed
+        self.top_k = 1 if sampling.temperature < COLDEST else sampling.top_k
+        self.needs = "greedy" if self.top_k == 1 else "top_k" if self.top_k else "full"
+        self._penalty = np.float32(sampling.repetition_penalty)
+        self.penalises = sampling.repetition_penalty != 1
+        self._bias_ids, self._biases = bias
+        self.adjusts = self.penalises or len(self._bias_ids) > 0
+        self._temperature = np.float32(sampling.temperature)
+        self._top_p, self._min_p = sampling.top_p, np.float32(sampling.min_p)
+
+    def __call__(self, logits, position, seen=()):
+        """The token for a position, from float32 logits (vocab,), which are not changed.
+
+        position: of the token in its sequence. seen: distinct ids of the text so far (used only if
+        the sampler penalises). ValueError if a logit is not finite.
+        """
+        check_finite(logits, position)
+        if self.adjusts:
+            logits = self.adjust(logits, seen)
+        if self.needs == "greedy":
+            return int(logits.argmax())
+        if self.needs == "top_k":
+            ids = best(logits, self.top_k)
+            return int(ids[self.choose(logits[ids], position)])
+        return self.choose(logits, position, ordered=False)
+
+    def adjust(self, logits, seen):
+        """A copy of the logits with penalties and biases."""
+        logits = logits.copy()
+        if self.penalises and len(seen):
+            ids = np.asarray(seen)
+            old = logits[ids]
+            logits[ids] = np.where(old < 0, old * self._penalty, old / self._penalty)
+        logits[self._bias_ids] += self._biases
+        if logits.max() == -np.inf:
+            raise ValueError("logit_bias: it forbids every token")
+        return logits
+
+    def choose(self, logits, position, ordered=True):
+        """An index into candidates' logits (n,). ordered: whether they come best first."""
+        top = logits[0] if ordered else logits.max()
+        with np.errstate(over="ignore"):  # of logits near the greatest float32
+            distances = (logits - top) / self._temperature
+        weights = ops.exp(distances)                                        # (n,), the best is 1
+        if self._min_p:
+            weights[weights < self._min_p] = 0
+        if self._top_p < 1:
+            weights = self._nucleus(logits, weights, ordered)
+        sums = np.cumsum(weights, dtype=np.float64)
+        target = uniform(self.seed, position) * sums[-1]
+        return int(np.searchsorted(sums, target, side="right"))
+
+    def _nucleus(self, logits, weights, ordered):
+        """The weights with 0 for all behind the most likely that together reach top_p."""
+        goal = self._top_p * np.cumsum(weights, dtype=np.float64)[-1]
+        n = len(weights) if ordered else 256  # sorting a whole vocabulary takes 10 ms
+        while True:
+            ids = slice(None) if ordered else best(logits, n)
+            sums = np.cumsum(weights[ids], dtype=np.float64)
+            n_kept = int(np.searchsorted(sums, goal)) + 1
+            if n_kept <= len(sums) or n >= len(weights):
+                break
+            n *= 8
+        kept = np.arange(len(weights))[ids][:n_kept]
+        inside = np.zeros_like(weights)
+        inside[kept] = weights[kept]
+        return inside
+
+
+def make_sampler(sampling, vocab_size):
+    """A Sampler from its parameters. A seed of None is drawn from the operating system.
+
+    ValueError for a logit_bias outside the vocabulary.
+    """
+    seed = sampling.seed
+    if seed is None:
+        seed = int.from_bytes(os.urandom(8), "little")
+    for token_id in sampling.logit_bias:
+        if isinstance(token_id, bool) or token_id not in range(vocab_size):
+            raise ValueError(f"logit_bias: token {token_id!r} (0 to {vocab_size - 1})")
+    ids = np.array(list(sampling.logit_bias), np.intp)
+    biases = np.array(list(sampling.logit_bias.values()), np.float32)
+    return Sampler(sampling, int(seed), (ids, biases))
+
+
+def uniform(seed, position):
+    """The random number in [0, 1) that belongs to a position, float64: a multiple of 2**-53."""
+    generator = np.random.Philox(key=seed, counter=position)
+    return (int(generator.random_raw()) >> 11) * 2.0**-53
+
+
+def best(logits, n):
+    """The ids of the n largest logits, best first, equal ones by id. float32 (vocab,) -> (n,)."""
+    if n >= len(logits):
+        return np.argsort(-logits, kind="stable")
+    last = len(logits) - n
+    least = np.partition(logits, last)[last]
+    above = np.flatnonzero(logits > least)
+    level = np.flatnonzero(logits == least)[: n - len(above)]
+    ids = np.sort(np.concatenate((above, level)))
+    return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def check_finite(logits, position):
+    """ValueError if a logit is NaN or infinite: the weights are at fault."""
+    if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):  # NaN passes through both
+        finite = np.isfinite(logits)
+        n, first = len(logits) - np.count_nonzero(finite), int(finite.argmin())
+        raise ValueError(f"logits at position {position}: {n} not finite, first token {first}")

@@ -1,0 +1,89 @@
+"""A sequence under the caller's own control: feed tokens, look at logits, go back, branch off."""
+
+import numpy as np
+
+from .engine import check_ids
+
+
+class Session:
+    """One sequence with its own KV cache; made by Model.session, closed with its model.
+
+    All token ids go in through feed and decode, which return logits: a read-only float32 view
+    (vocab,), valid until the model's next step (copy it to keep it; Model.close refuses with
+    BufferError while one is alive).
+    """
+
+    def __init__(self, engine, cache, siblings):
+        self._engine, self._cache, self._siblings = engine, cache, siblings
+        self._token_ids = []
+        siblings.add(self)  # those the model closes
+
+    @property
+    def token_ids(self):
+        """The tokens of the sequence so far, a new list."""
+        return list(self._token_ids)
+
+    @property
+    def length(self):
+        """How many tokens the sequence has."""
+        return self._cache.length
+
+    @property
+    def capacity(self):
+        """How many tokens it may have."""
+        return self._cache.capacity
+
+    @property
+    def nbytes(self):
+        """Bytes of the keys and values it holds, those shared with forks counted in full."""
+        return self._cache.nbytes
+
+    def feed(self, token_ids):
+        """Append at least one token id; the logits after the last, float32 (vocab,).
+
+        ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was.
+        """
+        length = self._cache.length
+        with self._engine.exclusive():
+            try:
+                logits = self._run(token_ids)
+            except BaseException:
+                self._cache.trim(length)
+                raise
+        self._token_ids[length:] = map(int, token_ids)
+        return logits
+
+    def _run(self, token_ids):
+        transformer = self._engine.transformer
+        check_ids(token_ids, transformer.vocab_size)
+        ids = np.array(token_ids, np.int32)
+        for begin in range(0, len(ids), transformer.max_batch):
+            part = ids[begin : begin + transformer.max_batch]
+            wanted = "last" if begin + len(part) == len(ids) else "none"
+            logits = transformer.forward(part, [(self._cache, len(part))], logits=wanted)
+        return logits[0]
+
+    def decode(self, token_id):
+        """Append one token id; the logits after it, float32 (vocab,). Errors as of feed."""
+        return self.feed((token_id,))
+
+    def trim(self, length):
+        """Forget the tokens from this position on. ValueError if there are fewer."""
+        self._cache.trim(length)
+        del self._token_ids[length:]
+
+    def fork(self):
+        """A second session with the same tokens; keys and values are shared until either writes."""
+        twin = Session(self._engine, self._cache.fork(), self._siblings)
+        twin._token_ids = self.token_ids
+        return twin
+
+    def close(self):
+        """Give the memory back; any later use raises ValueError."""
+        self._cache.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()

@@ -1,0 +1,15 @@
+"""A reply as it comes, then the next one: python examples/stream_chat.py [MODEL]"""
+import sys
+
+import bitnet
+
+messages = []
+with bitnet.load(*sys.argv[1:2]) as model:
+    for question in ("Who is there?", "And what news?"):
+        messages.append({"role": "user", "content": question})
+        print(f"> {question}")
+        with model.chat_stream(messages, max_tokens=40, temperature=0.7, seed=1) as stream:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": stream.completion.text})

@@ -1,0 +1,499 @@
+"""The KV ring: against dicts of tokens and pages, at every wrap, forked, trimmed and closed."""
+import copy
+import ctypes
+import gc
+import mmap
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bitnet.cache import PAGE, ContextFull, KVCache
+from bitnet.memory import Pool, PoolExhausted
+
+LAYERS, HEADS, DIM = 2, 2, 3
+PAGE_BYTES = 2 * HEADS * PAGE * DIM * 2             # f16
+SET_BYTES = LAYERS * PAGE_BYTES                     # what PAGE positions take
+MIB = 1 << 20
+
+
+def cache_of(pool, capacity=300, **options):
+    return KVCache(pool, n_layers=LAYERS, n_kv_heads=HEADS, head_dim=DIM, capacity=capacity,
+                   **options)
+
+
+def keys_of(token, layer):
+    """Integers that f16 holds exactly; no two tokens (mod 2039), layers or places have the same."""
+    return (7 * token + 131 * np.arange(HEADS * DIM).reshape(HEADS, DIM) + 977 * layer) % 2039
+
+
+def write(cache, position, token):
+    for layer in range(LAYERS):
+        keys = keys_of(token, layer)
+        cache.write(layer, position, keys, -keys)
+
+
+def feed(cache, n, token=0):
+    """Reserve, write tokens token, token + 1, ..., advance."""
+    cache.reserve(n)
+    for i in range(n):
+        write(cache, cache.length + i, token + i)
+    cache.advance(n)
+
+
+def check(cache, position, token):
+    for layer in range(LAYERS):
+        keys, values = cache.read(layer, position)
+        assert keys.dtype == values.dtype == np.float32
+        assert (keys == keys_of(token, layer)).all() and (values == -keys).all()
+
+
+def refusal(kind, function, *args):
+    """The exception that a call ends in; unlike pytest.raises it leaves no frame alive."""
+    try:
+        function(*args)
+    except kind as error:
+        return error.with_traceback(None)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+class Model:
+    """What a KVCache is, with nothing shared but the objects that stand for pages."""
+
+    def __init__(self, capacity, overwrite):
+        self.capacity, self.overwrite = capacity, overwrite
+        self.n_pages = -(-capacity // PAGE) + overwrite
+        self.start = self.length = self.reserved = 0
+        self.tokens = {}                            # {position: token}
+        self.pages = {}                             # {page number: object}
+
+    def after_reserve(self, n, others):
+        """A Model as it is after reserve(n); `others` are those that may share its pages."""
+        new = self.fork()
+        new.reserved = max(self.reserved, self.length + n)
+        if new.reserved == self.reserved:
+            return new
+        end = -(-new.reserved // PAGE)
+        for number in range(self.length // PAGE, end):
+            # the page itself, or the one whose place in the ring it takes
+            old = new.pages.get(number) or new.pages.pop(number - self.n_pages, None)
+            shared = any(old in other.pages.values() for other in others)
+            new.pages[number] = object() if old is None or shared else old
+        if self.overwrite:
+            new.start = max(self.start, PAGE * (end - self.n_pages))
+        new.tokens = {p: token for p, token in self.tokens.items() if p >= new.start}
+        return new
+
+    def trim(self, length):
+        self.length = self.reserved = length
+        self.tokens = {p: token for p, token in self.tokens.items() if p < length}
+        self.pages = {page: o for page, o in self.pages.items() if page * PAGE < length}
+
+    def fork(self):
+        twin = copy.copy(self)
+        twin.tokens, twin.pages = dict(self.tokens), dict(self.pages)
+        return twin
+
+
+picks = st.integers(0, 1 << 20)                     # of a list, modulo its length
+counts = st.one_of(st.integers(0, 200), st.sampled_from([1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE]))
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Caches of one pool, forked, trimmed and closed in any order, do what their Models do."""
+
+    @initialize(n_sets=st.integers(2, 12), overwrite=st.booleans(),
+                capacity=st.sampled_from([1, 100, 128, 129, 256, 300, 600]))
+    def make(self, n_sets, overwrite, capacity):
+        self.pool = Pool(-(-n_sets * SET_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self.n_sets = self.pool.limit // SET_BYTES
+        self.token = 0
+        self.pairs = []
+        self.capacity, self.overwrite = capacity, overwrite
+        self.start()
+
+    def sets_in_use(self):
+        return len({id(page) for _, model in self.pairs for page in model.pages.values()})
+
+    @rule()
+    def start(self):
+        cache = cache_of(self.pool, self.capacity, overwrite=self.overwrite)
+        self.pairs.append((cache, Model(self.capacity, self.overwrite)))
+
+    @precondition(lambda self: self.pairs)
+    @rule(pick=picks, n=counts, n_used=counts)
+    def reserve_and_advance(self, pick, n, n_used):
+        pick %= len(self.pairs)
+        cache, model = self.pairs[pick]
+        others = [other for _, other in self.pairs if other is not model]
+        if n > (self.capacity if self.overwrite else self.capacity - model.length):
+            error = refusal(ContextFull, cache.reserve, n)
+            assert (error.length, error.requested) == (model.length, n)
+            assert error.capacity == self.capacity
+            return
+        new = model.after_reserve(n, others)
+        taken = set(new.pages.values()) - set(model.pages.values())
+        if self.sets_in_use() + len(taken) > self.n_sets:
+            refusal(PoolExhausted, cache.reserve, n)
+            return
+        cache.reserve(n)
+        n_used = min(n, n_used)
+        for i in range(n_used):
+            self.token += 1
+            write(cache, new.length + i, self.token)
+            new.tokens[new.length + i] = self.token
+        cache.advance(n_used)
+        new.length += n_used
+        self.pairs[pick] = cache, new
+
+    @precondition(lambda self: self.pairs)
+    @rule(pick=picks, length=st.integers(-1, 700))
+    def trim(self, pick, length):
+        cache, model = self.pairs[pick % len(self.pairs)]
+        if length > model.length + 50:              # mostly lengths that are held
+            length = model.start + length % (model.length - model.start + 1)
+        if model.start <= length <= model.length:
+            cache.trim(length)
+            model.trim(length)
+        else:
+            refusal(ValueError, cache.trim, length)
+
+    @precondition(lambda self: 0 < len(self.pairs) < 6)
+    @rule(pick=picks)
+    def fork(self, pick):
+        cache, model = self.pairs[pick % len(self.pairs)]
+        before = self.pool.in_use
+        twin = cache.fork()
+        assert self.pool.in_use <= before
+        model.trim(model.length)
+        self.pairs.append((twin, model.fork()))
+
+    @precondition(lambda self: self.pairs)
+    @rule(pick=picks)
+    def reset(self, pick):
+        pick %= len(self.pairs)
+        self.pairs[pick][0].reset()
+        self.pairs[pick] = self.pairs[pick][0], Model(self.capacity, self.overwrite)
+
+    @precondition(lambda self: self.pairs)
+    @rule(pick=picks, explicitly=st.booleans())
+    def close(self, pick, explicitly):
+        cache, _ = self.pairs.pop(pick % len(self.pairs))
+        if explicitly:
+            cache.close()
+            assert cache.nbytes == 0
+            refusal(ValueError, cache.reserve, 1)
+
+    @invariant()
+    def pages_are_counted_once(self):
+        for cache, model in self.pairs:
+            assert (cache.start, cache.length) == (model.start, model.length)
+            assert cache.nbytes == len(model.pages) * SET_BYTES
+        assert self.pool.in_use == self.sets_in_use() * SET_BYTES
+
+    @invariant()
+    def contents_are_kept(self):
+        for cache, model in self.pairs:
+            held = range(model.start, model.length)
+            assert list(model.tokens) == list(held)
+            for position in {*held[:1], *held[-1:], *held[::97], *held[PAGE - 1::PAGE]}:
+                check(cache, position, model.tokens[position])
+
+    def teardown(self):
+        if not hasattr(self, "pool"):
+            return
+        while self.pairs:
+            cache, model = self.pairs.pop()
+            for position, token in model.tokens.items():
+                check(cache, position, token)
+        cache = None                                # its last reference
+        assert self.pool.in_use == 0
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("capacity", [1, PAGE, PAGE + 1])
+def test_overwriting_wraps_at_every_position(capacity):
+    pool = Pool(MIB)
+    cache = cache_of(pool, capacity, overwrite=True)
+    assert cache.n_pages == -(-capacity // PAGE) + 1
+    for position in range(3 * cache.n_pages * PAGE):
+        feed(cache, 1, token=position)
+        assert cache.length == position + 1
+        assert cache.length - cache.start >= min(capacity, cache.length)
+        assert cache.start % PAGE == 0
+        for held in (cache.start, (cache.start + position) // 2, position):
+            check(cache, held, held)
+        for gone in (cache.start - 1, position + 1):
+            with pytest.raises(IndexError):
+                cache.read(0, gone)
+    assert pool.in_use == cache.n_pages * SET_BYTES == cache.nbytes
+
+
+def test_a_chunk_leaves_the_positions_before_it():
+    pool = Pool(MIB)
+    cache = cache_of(pool, 300, overwrite=True)
+    feed(cache, 300)
+    token = 300
+    for n in (1, 127, 128, 129, 299, 300, 64, 200):
+        before = cache.length
+        cache.reserve(n)
+        assert before - cache.start >= 300 + 1 - n
+        feed(cache, n, token)
+        token += n
+    for position in range(cache.start, cache.length):
+        check(cache, position, position)
+
+
+def test_a_fork_at_every_position_copies_only_the_partly_filled_page():
+    pool = Pool(MIB)
+    cache = cache_of(pool, 300)
+    for length in range(2 * PAGE + 1):
+        fork = cache.fork()
+        n_full, n_partly = length // PAGE, length % PAGE > 0
+        assert pool.in_use == (n_full + n_partly) * SET_BYTES
+        feed(fork, 1, token=777)
+        assert pool.in_use == (n_full + n_partly + 1) * SET_BYTES
+        feed(cache, 1, token=length)
+        check(fork, length, 777)
+        check(cache, length, length)
+        if length:
+            check(fork, length - 1, length - 1)
+        fork.close()
+        assert pool.in_use == (n_full + 1) * SET_BYTES
+
+
+def test_the_last_holder_of_a_page_writes_in_place():
+    pool = Pool(MIB)
+    cache = cache_of(pool)
+    feed(cache, 10)
+    fork = cache.fork()
+    del cache
+    feed(fork, 5, token=10)
+    assert pool.peak == SET_BYTES
+    for position in range(15):
+        check(fork, position, position)
+
+
+def test_trimming_into_a_shared_page():
+    pool = Pool(MIB)
+    cache = cache_of(pool)
+    feed(cache, 290)
+    fork = cache.fork()
+    fork.trim(200)
+    assert (pool.in_use, fork.nbytes) == (3 * SET_BYTES, 2 * SET_BYTES)
+    feed(fork, 20, token=500)
+    assert pool.in_use == 4 * SET_BYTES
+    for position in range(290):
+        check(cache, position, position)
+    for position in range(220):
+        check(fork, position, position if position < 200 else 300 + position)
+
+
+def test_reserving_is_all_or_nothing():
+    pool = Pool(5 * SET_BYTES // 2)                 # the third set finds pages for one layer of two
+    cache = cache_of(pool, 1000)
+    feed(cache, 100)
+    with pytest.raises(PoolExhausted) as caught:
+        cache.reserve(250)
+    assert caught.value.purpose == "kv" and caught.value.requested == PAGE_BYTES
+    assert (cache.length, cache.nbytes, pool.in_use) == (100, SET_BYTES, SET_BYTES)
+    with pytest.raises(ValueError, match="reserved"):
+        cache.advance(1)
+    fork = cache.fork()
+    with pytest.raises(PoolExhausted):
+        fork.reserve(100)                           # one set to copy, one new
+    assert fork.nbytes == SET_BYTES and pool.in_use == SET_BYTES
+    feed(fork, 28, token=100)
+    check(cache, 99, 99)
+    check(fork, 127, 127)
+
+
+def test_context_full_changes_nothing():
+    pool = Pool(MIB)
+    for overwrite in (False, True):
+        cache = cache_of(pool, 200, overwrite=overwrite)
+        feed(cache, 150)
+        n = 201 if overwrite else 51
+        with pytest.raises(ContextFull) as caught:
+            cache.reserve(n)
+        error = caught.value
+        assert (error.length, error.requested, error.capacity) == (150, n, 200)
+        assert str(error) == f"no room for {n} more positions after 150: the capacity is 200"
+        twin = copy.copy(error)                     # by way of __reduce__, as pickle does
+        assert type(twin) is ContextFull and vars(twin) == vars(error)
+        assert (cache.start, cache.length) == (0, 150)
+        feed(cache, 50, token=150)
+        for position in range(200):
+            check(cache, position, position)
+
+
+def test_reserved_pages_are_given_back_by_trim_and_fork():
+    pool = Pool(MIB)
+    cache = cache_of(pool, 600)
+    feed(cache, 100)
+    cache.reserve(400)
+    assert cache.nbytes == 4 * SET_BYTES
+    cache.trim(100)
+    assert cache.nbytes == SET_BYTES
+    cache.reserve(400)
+    fork = cache.fork()
+    assert cache.nbytes == fork.nbytes == pool.in_use == SET_BYTES
+    for one in (cache, fork):
+        with pytest.raises(ValueError, match="reserved"):
+            one.advance(1)
+
+
+def test_reserving_less_keeps_what_is_reserved():
+    cache = cache_of(Pool(MIB), 600)
+    cache.reserve(300)
+    cache.reserve(10)
+    cache.advance(300)
+    assert cache.length == 300
+    cache.reserve(0)
+    with pytest.raises(ValueError, match="n: 1"):
+        cache.advance(1)
+
+
+@pytest.mark.parametrize(("dtype", "numpy_dtype"), [("f16", np.float16), ("f32", np.float32)])
+def test_pages_are_laid_out_as_the_kernels_read_them(dtype, numpy_dtype):
+    pool = Pool(MIB)
+    cache = cache_of(pool, dtype=dtype)
+    assert cache.dtype == dtype and cache.is_f16 == (dtype == "f16")
+    cache.reserve(PAGE)                             # the pool's first block starts with its pages
+    rng = np.random.default_rng(0)
+    written = rng.normal(size=(LAYERS, 2, PAGE, HEADS, DIM)).astype(np.float32)
+    for layer in range(LAYERS):
+        for position in range(PAGE):
+            cache.write(layer, position, *written[layer, :, position])
+    (address, _), = pool.ranges()
+    page_bytes = cache.nbytes // LAYERS
+    assert page_bytes == 2 * HEADS * PAGE * DIM * np.dtype(numpy_dtype).itemsize
+    for layer in range(LAYERS):
+        page = (ctypes.c_char * page_bytes).from_address(address + layer * page_bytes)
+        keys, values = np.frombuffer(page, numpy_dtype).reshape(2, -1)
+        expected_keys, expected_values = written[layer].astype(numpy_dtype)
+        assert (keys.reshape(HEADS, DIM, PAGE) == expected_keys.transpose(1, 2, 0)).all()
+        assert (values.reshape(HEADS, PAGE, DIM) == expected_values.transpose(1, 0, 2)).all()
+        read = cache.read(layer, 77)
+        assert (np.array(read) == written[layer, :, 77].astype(numpy_dtype)).all()
+
+
+@pytest.mark.parametrize("name", ["n_layers", "n_kv_heads", "head_dim", "capacity"])
+def test_sizes_are_positive(name):
+    sizes = {"n_layers": 1, "n_kv_heads": 1, "head_dim": 1, "capacity": 1}
+    for bad in (0, -5):
+        with pytest.raises(ValueError, match=f"{name}: {bad}"):
+            KVCache(Pool(MIB), **{**sizes, name: bad})
+    assert KVCache(Pool(MIB), **sizes).n_pages == 1
+
+
+def test_unknown_dtypes_are_refused():
+    with pytest.raises(ValueError, match="'f64'"):
+        cache_of(Pool(MIB), dtype="f64")
+    with pytest.raises(TypeError):
+        cache_of(None)
+
+
+def test_reading_and_writing_outside():
+    cache = cache_of(Pool(MIB))
+    feed(cache, 5)
+    cache.reserve(2)
+    good = np.zeros((HEADS, DIM))
+    for layer, position in ((-1, 0), (LAYERS, 0), (0, -1), (0, 7), (0, 1 << 40)):
+        with pytest.raises(IndexError):
+            cache.read(layer, position)
+        with pytest.raises((IndexError, ValueError)):
+            cache.write(layer, position, good, good)
+    with pytest.raises(ValueError, match="position: 4"):
+        cache.write(0, 4, good, good)               # may be shared with a fork
+    for bad in (np.zeros((HEADS, DIM + 1)), np.zeros(DIM), 0.0):
+        with pytest.raises(ValueError, match="keys"):
+            cache.write(0, 5, bad, good)
+        with pytest.raises(ValueError, match="values"):
+            cache.write(0, 5, good, bad)
+    for n in (-1, 3):
+        with pytest.raises(ValueError, match=f"n: {n}"):
+            cache.advance(n)
+    with pytest.raises(ValueError, match="n: -1"):
+        cache.reserve(-1)
+
+
+def uses(cache):
+    zeros = np.zeros((HEADS, DIM))
+    return [lambda: cache.reserve(1), lambda: cache.advance(0), lambda: cache.trim(0), cache.reset,
+            cache.fork, lambda: cache.read(0, 0), lambda: cache.write(0, 9, zeros, zeros)]
+
+
+def test_use_after_close():
+    pool = Pool(MIB)
+    cache = cache_of(pool)
+    feed(cache, 5)
+    cache.reserve(9)
+    cache.close()
+    cache.close()
+    assert cache.nbytes == pool.in_use == 0
+    for use in uses(cache):
+        with pytest.raises(ValueError, match="cache is closed"):
+            use()
+    assert "closed" in repr(cache)
+
+
+def test_use_after_the_pool_is_closed():
+    pool = Pool(MIB)
+    cache = cache_of(pool)
+    feed(cache, 5)
+    cache.reserve(9)
+    fork = cache.fork()
+    pool.close()
+    for one in (cache, fork):
+        for use in uses(one):
+            with pytest.raises(ValueError, match="pool of the KV cache is closed"):
+                use()
+    cache.close()
+    del fork
+    gc.collect()
+    assert pool.in_use == 0
+
+
+def test_a_cache_keeps_its_pool():
+    cache = cache_of(Pool(MIB))
+    feed(cache, 3)
+    gc.collect()
+    check(cache, 2, 2)
+
+
+def test_forks_in_threads():
+    pool = Pool(MIB)
+    prompt = cache_of(pool, 600)
+    feed(prompt, 200)
+    failures = []
+
+    def work(seed):
+        try:
+            for turn in range(10):
+                fork = prompts[seed].fork()
+                token = 1000 * seed + 10 * turn
+                feed(fork, 100, token)
+                for position in range(0, 300, 23):
+                    check(fork, position, position if position < 200 else token + position - 200)
+                if turn % 2:
+                    fork.close()
+        except BaseException as error:
+            failures.append(error)
+
+    prompts = [prompt.fork() for _ in range(4)]     # a cache is not for two threads at once
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert pool.in_use == 2 * SET_BYTES
+    for position in range(200):
+        check(prompt, position, position)
