@@ -48,7 +48,7 @@ cdef extern from *:
     bint HAS_AVX2, HAS_AVXVNNI, HAS_AVX512, HAS_NEON, HAS_DOTPROD
 
 
-# Instruction sets whose kernels have never run their tests, on a CPU or an emulator: taken only when named.
+# Instruction sets whose kernels never ran their tests on a CPU or an emulator: only when named.
 UNPROVEN = ("neon_dotprod", "neon")
 
 

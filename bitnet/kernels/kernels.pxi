@@ -122,6 +122,12 @@ cdef inline f32x16 load_some(const float* x, Py_ssize_t n) noexcept nogil:
     return f32_load(padded)
 
 
+cdef inline void store_some(float* out, f32x16 x, Py_ssize_t n) noexcept nogil:
+    cdef float padded[LANES]
+    f32_store(padded, x)
+    memcpy(out, padded, n * sizeof(float))
+
+
 cdef void rms_norm(float* out, const float* weight, const float* x, float eps,
                    Py_ssize_t n) noexcept nogil:
     """out = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, as Llama has it)."""
@@ -148,32 +154,29 @@ cdef void relu2_gate(float* out, const float* gate, const float* up, Py_ssize_t 
         out[i] = (g * g) * up[i]
 
 
+cdef inline f32x16 silu(f32x16 g) noexcept nogil:
+    """g / (1 + e^-g)"""
+    return f32_div(g, f32_add(f32_set1(1.0), f32_exp(f32_sub(f32_zero(), g))))
+
+
 cdef void silu_gate(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
-    """out = gate / (1 + e^-gate) * up."""
-    cdef float padded[LANES]
-    cdef f32x16 g, one = f32_set1(1.0)
+    """out = silu(gate) * up."""
     cdef Py_ssize_t i
     for i in range(0, n - LANES + 1, 16):
-        g = f32_load(gate + i)
-        g = f32_div(g, f32_add(one, f32_exp(f32_sub(f32_zero(), g))))
-        f32_store(out + i, f32_mul(g, f32_load(up + i)))
+        f32_store(out + i, f32_mul(silu(f32_load(gate + i)), f32_load(up + i)))
     if n % LANES:
         i = n - n % LANES
-        g = load_some(gate + i, n % LANES)
-        g = f32_div(g, f32_add(one, f32_exp(f32_sub(f32_zero(), g))))
-        f32_store(padded, f32_mul(g, load_some(up + i, n % LANES)))
-        memcpy(out + i, padded, (n % LANES) * sizeof(float))
+        store_some(out + i, f32_mul(silu(load_some(gate + i, n % LANES)),
+                                    load_some(up + i, n % LANES)), n % LANES)
 
 
 cdef void exp(float* out, const float* x, Py_ssize_t n) noexcept nogil:
-    cdef float padded[LANES]
     cdef Py_ssize_t i
     for i in range(0, n - LANES + 1, 16):
         f32_store(out + i, f32_exp(f32_load(x + i)))
     if n % LANES:
         i = n - n % LANES
-        f32_store(padded, f32_exp(load_some(x + i, n % LANES)))
-        memcpy(out + i, padded, (n % LANES) * sizeof(float))
+        store_some(out + i, f32_exp(load_some(x + i, n % LANES)), n % LANES)
 
 
 # ------------------------------------------------------------------------------------ attention
@@ -286,8 +289,8 @@ cdef float softmax_tile(float* scores, float* largest, float* total, float scale
                         Py_ssize_t high) noexcept nogil:
     """Turn scores[low:high] of a tile into weights relative to the running maximum.
 
-    Updates the maximum and the running total; returns the factor for what was summed before
-    (online softmax: Milakov and Gimelshein 2018). Lanes outside low..high become 0.
+    Updates maximum and running total; returns the factor for what was summed before (online
+    softmax: Milakov and Gimelshein 2018). Lanes outside low..high become 0.
     """
     cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef float lanes[LANES]
@@ -379,6 +382,7 @@ cdef void decode_q8_0(float* out, const uint8_t* row, Py_ssize_t n) noexcept nog
 cdef void decode_q6_k(float* out, const uint8_t* row, Py_ssize_t n) noexcept nogil:
     """Blocks of 256 in 210 bytes: low bits 128, high bits 64, int8 scales 16, f16 d (ggml)."""
     cdef Py_ssize_t b, h, j
+    cdef int quarter, code
     cdef uint16_t half
     cdef const uint8_t* low
     cdef const uint8_t* high
@@ -390,15 +394,11 @@ cdef void decode_q6_k(float* out, const uint8_t* row, Py_ssize_t n) noexcept nog
         for h in range(2):
             low, high = row + 64 * h, row + 128 + 32 * h
             scales = <const int8_t*>row + 192 + 8 * h
-            for j in range(32):
-                out[j] = d * <float>scales[j // 16] * <float>(
-                    <int>(low[j] & 15 | (high[j] & 3) << 4) - 32)
-                out[j + 32] = d * <float>scales[2 + j // 16] * <float>(
-                    <int>(low[32 + j] & 15 | (high[j] >> 2 & 3) << 4) - 32)
-                out[j + 64] = d * <float>scales[4 + j // 16] * <float>(
-                    <int>(low[j] >> 4 | (high[j] >> 4 & 3) << 4) - 32)
-                out[j + 96] = d * <float>scales[6 + j // 16] * <float>(
-                    <int>(low[32 + j] >> 4 | (high[j] >> 6) << 4) - 32)
+            for quarter in range(4):
+                for j in range(32):
+                    code = low[32 * (quarter & 1) + j] >> (4 * (quarter >> 1)) & 15
+                    code |= (high[j] >> (2 * quarter) & 3) << 4
+                    out[32 * quarter + j] = (d * <float>scales[2 * quarter + j // 16]) * (code - 32)
             out += 128
         row += 210
 
@@ -480,9 +480,9 @@ cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
             out[r] = f32_sum(acc)
         return
     if n_cols % LANES == 0:
-        for r in range(0, n_rows - 3, 4):
+        while r + 4 <= n_rows:
             four_rows(out + r, rows + r * row_bytes, x, type, row_bytes, n_cols)
-        r = n_rows - n_rows % 4
+            r += 4
     for i in range(r, n_rows):
         out[i] = f32_sum(dot_lanes(f32_zero(), rows + i * row_bytes, x, type, n_cols))
 
