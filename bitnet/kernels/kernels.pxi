@@ -82,6 +82,7 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
     """
     cdef const int32_t* bits = <const int32_t*>x
     cdef int32_t magnitude, largest = 0, total = 0
+    cdef int8_t tail[LANES]
     cdef float biggest, scale
     cdef f32x16 factor
     cdef Py_ssize_t i
@@ -100,17 +101,13 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
     for i in range(0, n - LANES + 1, 16):
         f32_store_i8(out + i, f32_mul(f32_load(x + i), factor))
     if n % LANES:
-        quantize_tail(out + n - n % LANES, x + n - n % LANES, factor, n % LANES)
+        i = n - n % LANES
+        f32_store_i8(tail, f32_mul(load_some(x + i, n % LANES), factor))
+        memcpy(out + i, tail, n % LANES)
     for i in range(n):
         total += out[i]
     inv_scale[0] = <float>1.0 / scale
     code_sum[0] = total
-
-
-cdef void quantize_tail(int8_t* out, const float* x, f32x16 factor, Py_ssize_t n) noexcept nogil:
-    cdef int8_t codes[LANES]
-    f32_store_i8(codes, f32_mul(load_some(x, n), factor))
-    memcpy(out, codes, n)
 
 
 # -------------------------------------------------------------------------------- norm and gates
