@@ -1,4 +1,5 @@
 """Which instruction sets are safe to run here, and how many cores are ours."""
+import operator
 import os
 import platform
 import sys
@@ -127,10 +128,10 @@ def threads(requested=None):
         if value is None:
             continue
         try:
-            count = int(value)
+            count = int(value) if isinstance(value, str) else operator.index(value)
         except (TypeError, ValueError):
             count = 0
-        if not 1 <= count <= 1024:
+        if not 1 <= count <= 1024 or value is True:
             raise ValueError(f"{name}: {value!r} is not a number of threads (1 to 1024)")
         return count, name
     cores = physical_cores(affinity())
