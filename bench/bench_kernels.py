@@ -75,7 +75,8 @@ def test_ternary_matmul(isa, n_threads, n_tokens, packed, timed, figures):
 @pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q6_K"])
 def test_head(isa, n_threads, type, timed, figures):
     n_rows = 160 * 2**20 // arrays.row_bytes(type, HIDDEN)
-    data = np.random.default_rng(2).integers(0, 60, (n_rows, arrays.row_bytes(type, HIDDEN)), np.uint8)
+    shape = n_rows, arrays.row_bytes(type, HIDDEN)
+    data = np.random.default_rng(2).integers(0, 60, shape, np.uint8)
     x = arrays.Matrix(np.ones((1, HIDDEN), np.float32))
     out = arrays.Matrix(np.zeros((1, n_rows), np.float32))
     rows, batch = arrays.Rows(data, type, HIDDEN), arrays.Batch(1, 1, n_threads).rows_only(1)

@@ -5,7 +5,8 @@ import weakref
 
 import numpy as np
 
-from . import cpu, report, scoring
+from . import cpu, scoring
+from .cache import ContextFull
 from .engine import Engine, Request, check_ids
 from .formats import FormatError
 from .generation import Limits, TextAssembler
@@ -30,6 +31,8 @@ class Model:
     def __init__(self, files, pool, n_threads, context, kv_dtype, slots):
         self.path, self.config, self.context = files.path, files.config, context
         self._weights, self._pool = files, pool
+        from . import report  # last of all: growth is counted from its import
+
         before = report.usage().anonymous
         self._tokenizer = Tokenizer.from_source(files.tokenizer_source, files.config)
         after = report.usage().anonymous
@@ -106,8 +109,7 @@ class Model:
         end counting to the continuation. Greedy: each token is the most likely one at its place.
         """
         if isinstance(context, str):
-            spaces = len(context) - len(context.rstrip())
-            cut = len(context) - spaces
+            cut = len(context.rstrip())
             context, continuation = context[:cut], context[cut:] + continuation
             ids = self._ids(context + continuation)
             n_context = len(self._ids(context))
@@ -129,6 +131,7 @@ class Model:
     @property
     def tokenizer(self):
         """The Tokenizer. FormatError where the model came without one: token ids still work."""
+        self._open_engine()
         if self._tokenizer is None:
             raise FormatError(self.path, "tokenizer", "missing", "only token ids can be used")
         return self._tokenizer
@@ -144,6 +147,8 @@ class Model:
 
     def memory(self):
         """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
+        from . import report
+
         self._open_engine()
         mappings = self._weights.mappings()
         return report.measure(mappings, self._pool, others=self._others)
@@ -159,7 +164,7 @@ class Model:
             self._worker.shutdown()
         for session in list(self._sessions):
             session.close()
-        self._engine = self._worker = None
+        self._engine = self._worker = self._tokenizer = None
         self._weights.close()
         try:
             self._pool.close()
@@ -203,10 +208,11 @@ class Model:
             raise ValueError(f"tokens: {ids.dtype} of shape {ids.shape} (whole numbers in a row)")
         ids = ids.tolist()
         check_ids(ids, self.config.vocab_size)
+        if len(ids) > self.context:
+            raise ContextFull(0, len(ids), self.context)
         return ids
 
     def _chat_ids(self, messages):
-        self._open_engine()
         return self.tokenizer.chat(messages, limit=self.context)
 
     def _request(

@@ -1,7 +1,8 @@
 """Chat templates: a list of messages to the text a model was trained on. Knows no token ids.
 
 A template comes out of a model file, so it is not trusted: minijinja gives it no Python object, no
-file and a limited number of steps, and special tokens written inside a message stay text.
+file and a limited number of steps, and special tokens written inside a message stay text. (Steps
+bound loops and strings; a list that a template doubles 40 times and prints can still stall.)
 """
 
 import json

@@ -158,8 +158,11 @@ class Engine:
         """Submit, and yield the text as it comes. Raises what stopped it; closing cancels it."""
         try:
             self.submit(request)
-            while not request.is_done:
-                self.progress(request)
+            is_last = False
+            while not is_last:
+                if not request.is_done:
+                    self.progress(request)
+                is_last = request.is_done  # asked first: another thread may add pieces meanwhile
                 while request.pieces:
                     yield request.pieces.popleft()
             if request.error is not None:

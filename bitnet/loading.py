@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cpu, dispatch, report, weights
+from . import cpu, dispatch, weights
 from .api import Model, check_whole
 from .formats import read_json
 from .formats.gguf import GGUFFile
@@ -61,7 +61,13 @@ def load(
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
     limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
-    before = report.usage()
+    return _load(path, limit, n_threads, context, kv_dtype, slots)
+
+
+def _load(path, limit, n_threads, context, kv_dtype, slots):
+    from . import report  # last of all: growth is counted from its import
+
+    before = report.usage().anonymous
     pool, files, model = Pool(_pool_limit(limit, path, n_threads)), None, None
     try:
         files = weights.open(path, pool=pool)
@@ -69,7 +75,8 @@ def load(
         context = min(longest, DEFAULT_CONTEXT) if context is None else context
         check_whole("context", context, longest)
         model = Model(files, pool, n_threads, context, kv_dtype, slots)
-        _check_growth(limit, before)
+        if limit is not None and before is not None:
+            _check_growth(limit, report.usage().anonymous - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
@@ -105,12 +112,10 @@ def _pool_limit(limit, path, n_threads):
     return limit - beside
 
 
-def _check_growth(limit, before):
+def _check_growth(limit, growth):
     """MemoryError if loading has taken more than the limit already."""
-    if limit is not None and before.anonymous is not None:
-        growth = report.usage().anonymous - before.anonymous
-        if growth > limit:
-            raise MemoryError(f"memory_limit: {limit} (the process has grown by {growth})")
+    if growth > limit:
+        raise MemoryError(f"memory_limit: {limit} (the process has grown by {growth})")
 
 
 def _vocabulary_size(path):

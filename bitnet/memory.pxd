@@ -8,12 +8,11 @@
 # Chunks are described outside the blocks (malloc), so a block holds user bytes only: whole pages
 # stay whole, free memory is never touched, and an overrun cannot damage the allocator.
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
-
-cdef extern from "<stdint.h>" nogil:
-    ctypedef unsigned long long uint64_t
 
 cdef enum:
     ALIGN = 64                      # every address and size is a multiple: a cache line

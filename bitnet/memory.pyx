@@ -234,7 +234,7 @@ cdef class Pool:
             raise MemoryError("no memory for the statistics of the pool")
         try:
             by_purpose = {name: (purposes[i].in_use, purposes[i].peak, purposes[i].count)
-                          for name, i in sorted(self.indices.items()) if i < n_purposes}
+                          for name, i in sorted(self.indices.copy().items()) if i < n_purposes}
         finally:
             free(purposes)
         return PoolStats(self.limit, reserved, in_use, peak, n_in_use, largest, by_purpose)
@@ -281,7 +281,7 @@ cdef class Pool:
                 self.purposes[i].in_use = self.purposes[i].count = 0
         pthread_mutex_unlock(&self.mutex)
         if viewed >= 0:
-            names = [name for name, i in self.indices.items() if i == viewed]
+            names = [name for name, i in self.indices.copy().items() if i == viewed]
             raise BufferError(f"views of the pool's memory for {names[0]!r} are alive")
 
     cdef bint hand_out(self, Allocation allocation, int* os_error) noexcept:

@@ -7,6 +7,7 @@ id.
 
 import math
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -27,6 +28,8 @@ _LIMITS = {
     "seed": (0, SEEDS - 1, True),
 }
 _MAX_BIASES = 4096
+_ROWS = 256
+_work = threading.local()  # a table of 1 MiB that malloc would map and clear for every token
 
 
 @dataclass(frozen=True)
@@ -122,29 +125,28 @@ class Sampler:
         with np.errstate(over="ignore"):  # of logits near the greatest float32
             distances = (logits - top) / self._temperature
         weights = ops.exp(distances)                                        # (n,), the best is 1
+        kept = None
+        if self._top_p < 1:
+            kept = self._nucleus(distances, weights, ordered)
+            weights = weights[kept]
         if self._min_p:
             weights[weights < self._min_p] = 0
-        if self._top_p < 1:
-            weights = self._nucleus(logits, weights, ordered)
-        sums = np.cumsum(weights, dtype=np.float64)
-        target = uniform(self.seed, position) * sums[-1]
-        return int(np.searchsorted(sums, target, side="right"))
+        chosen = draw(weights, uniform(self.seed, position))
+        return chosen if kept is None else int(kept[chosen])
 
-    def _nucleus(self, logits, weights, ordered):
-        """The weights with 0 for all behind the most likely that together reach top_p."""
-        goal = self._top_p * np.cumsum(weights, dtype=np.float64)[-1]
-        n = len(weights) if ordered else 256  # sorting a whole vocabulary takes 10 ms
-        while True:
-            ids = slice(None) if ordered else best(logits, n)
+    def _nucleus(self, distances, weights, ordered):
+        """Indices of the most likely that together reach top_p, best first."""
+        goal = self._top_p * total(weights)
+        for nearest in (-np.inf,) if ordered else (-3, -5, -7, -10, -15, -np.inf):
+            ids = np.flatnonzero(distances >= nearest)
+            if not ordered:
+                if weights[ids].sum() < 0.999 * goal:
+                    continue  # sorting a whole vocabulary takes 20 ms: no more than needed
+                ids = ids[np.argsort(-distances[ids], kind="stable")]
             sums = np.cumsum(weights[ids], dtype=np.float64)
-            n_kept = int(np.searchsorted(sums, goal)) + 1
-            if n_kept <= len(sums) or n >= len(weights):
+            if sums[-1] >= goal:
                 break
-            n *= 8
-        kept = np.arange(len(weights))[ids][:n_kept]
-        inside = np.zeros_like(weights)
-        inside[kept] = weights[kept]
-        return inside
+        return ids[: int(np.searchsorted(sums, goal)) + 1]
 
 
 def make_sampler(sampling, vocab_size):
@@ -167,6 +169,46 @@ def uniform(seed, position):
     """The random number in [0, 1) that belongs to a position, float64: a multiple of 2**-53."""
     generator = np.random.Philox(key=seed, counter=position)
     return (int(generator.random_raw()) >> 11) * 2.0**-53
+
+
+def draw(weights, number):
+    """The index that a number in [0, 1) falls on, each as wide as its weight (float32, >= 0)."""
+    sums, lines = _sums(weights)
+    target = number * sums[-1]
+    line = int(np.searchsorted(sums, target, side="right"))
+    inside = lines[:, line]
+    rest = target - (sums[line - 1] if line else 0.0)
+    # rest may be rounded up to the sum of the line: the last that adds to it is meant then
+    row = min(np.searchsorted(inside, rest, side="right"), np.searchsorted(inside, inside[-1]))
+    return int(row) * len(sums) + line
+
+
+def total(weights):
+    """The sum of weights, float32 (n,), in float64 and always in the same order."""
+    return _sums(weights)[0][-1]
+
+
+def _sums(weights):
+    """Sums up to each line's end, and within each line: float64 (n_lines,) and (_ROWS, n_lines).
+
+    Weight i is row i // n_lines of line i % n_lines. One sum after the other, as NumPy's cumsum is
+    defined, but all lines at once: 3 times as fast for a vocabulary of 128k.
+    """
+    n_lines = -(-len(weights) // _ROWS)
+    lines = _line_table(n_lines)
+    flat = lines.reshape(-1)
+    flat[: len(weights)], flat[len(weights) :] = weights, 0
+    np.cumsum(lines, axis=0, out=lines)
+    return np.cumsum(lines[-1]), lines
+
+
+def _line_table(n_lines):
+    if n_lines < 32:
+        return np.empty((_ROWS, n_lines))
+    table = getattr(_work, "table", None)
+    if table is None or table.shape[1] != n_lines:
+        table = _work.table = np.empty((_ROWS, n_lines))
+    return table
 
 
 def best(logits, n):

@@ -98,10 +98,9 @@ def from_source(source, config):
     return None
 
 
-def _end_ids(special, *known):
-    ids = [token_id for token_id in known if token_id is not None]
-    ids += [special[text] for text in END_TOKENS if text in special]
-    return tuple(dict.fromkeys(ids))
+def _end_ids(special, config):
+    more = [special[text] for text in END_TOKENS if text in special]
+    return tuple(dict.fromkeys([*config.eos_token_ids, *more]))
 
 
 # tokenizer.json -----------------------------------------------------------------------------------
@@ -116,10 +115,11 @@ def _from_json(path, config_json, config):
         raise FormatError(path, "tokenizer", str(error), "a tokenizer.json") from None
     encoder.no_truncation()
     encoder.no_padding()
-    encoder.encode_special_tokens = True
     added = encoder.get_added_tokens_decoder()
-    ends = (config.bos_token_id, *config.eos_token_ids)
-    special = {t.content: i for i, t in added.items() if t.special or i in ends}
+    borders = (config.bos_token_id, *config.eos_token_ids)
+    special = {t.content: i for i, t in added.items() if t.special or i in borders}
+    encoder.add_special_tokens(list(special))  # those that were added as ordinary tokens
+    encoder.encode_special_tokens = True
     return Vocabulary(
         encoder=encoder,
         token=encoder.id_to_token,
@@ -127,7 +127,7 @@ def _from_json(path, config_json, config):
         prefix=_prefix(encoder, config_json, config.bos_token_id),
         byte_level=_is_byte_level(encoder, path),
         bos_id=config.bos_token_id,
-        eos_ids=_end_ids(special, *config.eos_token_ids),
+        eos_ids=_end_ids(special, config),
         chat_template=_template_of(config_json, path),
     )
 
@@ -178,11 +178,12 @@ def _from_metadata(path, metadata, config):
     tokens, merges = list(get("tokens", ())), get("merges")
     if merges is None or not tokens:
         refuse("tokens" if merges is not None else "merges", "missing", "required")
-    kinds = np.asarray(get("token_type", np.full(len(tokens), NORMAL)))
+    kinds = np.array(get("token_type", np.full(len(tokens), NORMAL)))
+    for i in (config.bos_token_id, *config.eos_token_ids):  # whatever the file calls them
+        kinds[[i] if i is not None and i < len(tokens) else []] = CONTROL
     special = {tokens[i]: int(i) for i in np.flatnonzero(kinds == CONTROL)}
     added = [tokens[i] for i in np.flatnonzero(kinds == USER_DEFINED)]
     adds_bos = get("add_bos_token", adds_bos) and config.bos_token_id is not None
-    ends = [get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     encoder = _encoder(path, tokens, merges, special, added, split, ignore_merges)
     texts = {token_id: text for text, token_id in special.items()}
     return Vocabulary(
@@ -192,7 +193,7 @@ def _from_metadata(path, metadata, config):
         prefix=[config.bos_token_id] if adds_bos else [],
         byte_level=True,
         bos_id=config.bos_token_id,
-        eos_ids=_end_ids(special, *config.eos_token_ids, *ends),
+        eos_ids=_end_ids(special, config),
         chat_template=metadata.get("tokenizer.chat_template"),
     )
 

@@ -7,8 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from tokenizers import trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 FOLDER = Path(__file__).parent / "data" / "vocabulary"
 LLAMA_3 = (
@@ -43,7 +51,8 @@ def main(text):
     metadata = {
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": tokens + SPECIAL + USER_DEFINED,
-        "tokenizer.ggml.token_type": [1] * len(tokens) + [3] * len(SPECIAL) + [4] * len(USER_DEFINED),
+        "tokenizer.ggml.token_type":
+            [1] * len(tokens) + [3] * len(SPECIAL) + [4] * len(USER_DEFINED),
         "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
         "tokenizer.ggml.bos_token_id": bos, "tokenizer.ggml.eos_token_id": bos + 1,
         "tokenizer.ggml.add_bos_token": True,

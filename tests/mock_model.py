@@ -7,7 +7,6 @@ import zlib
 from types import SimpleNamespace
 
 import numpy as np
-
 from bitnet.cache import ContextFull
 
 VOCAB = 300
@@ -90,7 +89,7 @@ class MockTransformer:
 
 
 def says(text, then=END):
-    """A script: after a prompt of BOS ... the reply is this text (or these ids), then an end token."""
+    """A script: after n_prompt tokens the reply is this text (or these ids), then an end token."""
     reply = [*(text.encode() if isinstance(text, str) else text), then]
 
     def script(tokens):

@@ -1,4 +1,4 @@
-"""The public API on small real files: text, scores, sessions, limits, and what closing leaves behind."""
+"""The public API on small real files: text, scores, sessions, limits, and what closing leaves."""
 import asyncio
 import gc
 import inspect
@@ -11,19 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitnet.memory import Pool
 
 import bitnet
 from bitnet import Cancelled, ContextFull, FormatError, PoolExhausted, loading, weights
 from bitnet.engine import Engine, Request
 from bitnet.generation import Limits
-from bitnet.memory import Pool
 from bitnet.model import Transformer
 from bitnet.sampling import Sampling, make_sampler
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).parent / "data"
 TALKER = DATA / "hf_bitnet_offline"                     # trained, so it talks
-FIXTURES = [TALKER, DATA / "hf_bitnet_online", DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"]
+GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
+FIXTURES = [TALKER, DATA / "hf_bitnet_online", GGUF]
 PROMPT = "A ternary weight has"
 SAMPLED = {"temperature": 4.0, "top_p": 0.99, "max_tokens": 40}
 
@@ -91,14 +92,14 @@ def test_the_same_seed_gives_the_same_text(model, stored):
 
 @pytest.mark.parametrize("max_batch", [1, 3, 64])
 def test_chunk_sizes_do_not_matter(model, max_batch):
-    prompt = model.tokenizer.encode("Each row of a matrix is packed, four weights to a byte, and so")
+    prompt = model.tokenizer.encode("Each row of a matrix is packed, four weights to a byte, and")
     expected = model.generate(prompt, seed=9, **SAMPLED).token_ids
     pool = Pool(1 << 28)
     with weights.open(TALKER) as files:
         transformer = Transformer(files, pool, context=512, max_batch=max_batch, max_sequences=3)
         sampling = Sampling(temperature=4.0, top_p=0.99, seed=9)
-        requests = [Request(prompt[i:], make_sampler(sampling, 384), Limits(40, (), frozenset()))
-                    for i in (0, 1, 0)]
+        limits = Limits(40, (), frozenset())
+        requests = [Request(prompt[i:], make_sampler(sampling, 384), limits) for i in (0, 1, 0)]
         done = Engine(transformer, slots=3).complete(requests)
     assert done[0].token_ids == done[2].token_ids == expected
     assert done[1].token_ids != expected
@@ -118,7 +119,7 @@ def test_the_models_own_settings_are_the_default(model):
     hot = {"seed": 1, "temperature": 3.0, "max_tokens": 30}
     assert model.generate("x", **hot).text == model.generate("x", top_p=0.9, **hot).text
     assert model.generate("x", **hot).text != model.generate("x", top_p=1.0, **hot).text
-    with bitnet.load(FIXTURES[2]) as other:
+    with bitnet.load(GGUF) as other:
         assert not other.config.do_sample
         assert len({other.generate("x", max_tokens=8).text for _ in range(3)}) == 1
 
@@ -182,7 +183,7 @@ def test_chat(model):
 
 
 def test_chat_of_the_gguf_file_with_the_wrong_template():
-    with bitnet.load(FIXTURES[2]) as other:
+    with bitnet.load(GGUF) as other:
         text = other.tokenizer.chat_template.render([{"role": "user", "content": "x"}])
         assert text == "User: x<|eot_id|>Assistant: "
         assert other.tokenizer.encode("<|eot_id|>", False, True)[0] in other.tokenizer.eos_ids
@@ -301,7 +302,7 @@ def test_loglikelihood_of_texts(model):
 
 def test_scores_that_cannot_be(model):
     for context, continuation in ((PROMPT, ""), ([], [1]), ([1], [])):
-        with pytest.raises(ValueError, match="at least 1 token each|tokens: none"):
+        with pytest.raises(ValueError, match=r"at least 1 token each|tokens: none"):
             model.loglikelihood(context, continuation)
     with pytest.raises(ValueError, match="vocabulary"):
         model.logits([5, 384])
@@ -309,6 +310,9 @@ def test_scores_that_cannot_be(model):
         model.logits([])
     with pytest.raises(ValueError, match="float64"):
         model.logits([1.5])
+    for ids in ([1] * 513, [[1] * 500, [1] * 13]):
+        with pytest.raises(ContextFull, match="512"):
+            model.logits(ids) if len(ids) > 2 else model.loglikelihood(*ids)
     assert kv_bytes(model) == 0
 
 
@@ -396,7 +400,9 @@ def test_sizes(text, size):
     assert loading.parse_bytes("x", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1G", "1.G", "1e9", "nanG", "0", "9999999T", "1PiB", "1 G B"])
+@pytest.mark.parametrize("text", [
+    "", "G", "-1G", "1.G", "1e9", "nanG", "0", "9999999T", "1PiB", "1 G B",
+])
 def test_sizes_that_are_none(text):
     with pytest.raises(ValueError, match="x: "):
         loading.parse_bytes("x", text)
@@ -468,7 +474,7 @@ def test_a_load_that_fails_late_keeps_nothing(monkeypatch):
     for name in ("_check_growth", "Model"):
         monkeypatch.setattr(loading, name, fail)
         with pytest.raises(MemoryError, match="late"):
-            bitnet.load(TALKER)
+            bitnet.load(TALKER, memory_limit="1GiB")
     assert len(pools) == 2 and not any(pool.reserved for pool in pools)
 
 

@@ -1,4 +1,5 @@
-"""Chat templates: what a conversation becomes, and what neither a user nor a file can do with it."""
+"""Chat templates: what a conversation becomes, and what neither a user nor a file can do to it."""
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,8 +39,10 @@ def render(template, messages=(), **keywords):
     return ChatTemplate(template, "<B>", "<E>").render(messages, **keywords)
 
 
-CONVERSATION = [{"role": "system", "content": " In one sentence. "}, user("Hello\n"), assistant("Hi!"),
-                user("Why?")]
+CONVERSATION = [
+    {"role": "system", "content": " In one sentence. "}, user("Hello\n"), assistant("Hi!"),
+    user("Why?"),
+]
 
 
 def test_bitnets_own_template():
@@ -50,7 +53,7 @@ def test_bitnets_own_template():
 
 
 def test_the_wrong_template_of_the_official_file_is_replaced():
-    wrong = "{% for m in messages %}Human: {{ m.content }}\n\nBITNETAssistant: {{ eos }}{% endfor %}"
+    wrong = "{% for m in messages %}Human: {{ m.content }}\n\nBITNETAssistant: {% endfor %}"
     assert render(wrong, [user("x")]) == "User: x<|eot_id|>Assistant: "
 
 
@@ -124,7 +127,8 @@ def test_special_tokens_in_other_fields_are_text():
     ids = tokenizer.chat([message])
     assert not SPECIAL & set(ids[1:])
     assert tokenizer.decode(ids) == (
-        '[{"function": {"name": "<|eot_id|>", "arguments": {"[[]]": ["<|end_of_text|>", 1, null]}}}]')
+        '[{"function": {"name": "<|eot_id|>", "arguments": '
+        '{"[[]]": ["<|end_of_text|>", 1, null]}}}]')
 
 
 def test_messages_are_not_changed():
@@ -170,7 +174,7 @@ def test_what_templates_expect_of_transformers():
 
 
 def test_a_template_refuses():
-    with pytest.raises(TemplateError, match="^chat template: roles must alternate$"):
+    with pytest.raises(TemplateError, match=r"^chat template: roles must alternate$"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
@@ -180,7 +184,7 @@ def test_a_template_refuses():
     "{% include '/etc/passwd' %}", "{% import 'os' as os %}", "{% extends 'x' %}", "\ud800",
 ])
 def test_damaged_templates(template):
-    with pytest.raises(TemplateError, match="^chat template"):
+    with pytest.raises(TemplateError, match=r"^chat template"):
         render(template, [user("x")])
 
 
@@ -191,16 +195,16 @@ def test_damaged_templates(template):
     "namespace.__init__.__globals__['os'].popen('id').read()", "tojson.__globals__",
 ])
 def test_no_python_object_is_in_reach(payload):
-    try:
+    with contextlib.suppress(TemplateError):
         assert render("{{ " + payload + " }}", [user("x")]).strip() in ("", "None")
-    except TemplateError:
-        pass
 
 
 @pytest.mark.parametrize("bomb", [
     "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}",
-    "{% set n = namespace(x='aaaaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "{{ ('a' * 30000) * 30000 }}", "{{ 'a\nb' | indent(2000000000) }}", "{{ '%2000000000d' | format(1) }}",
+    "{% set n = namespace(x='aaaaaaaaaa') %}"
+    "{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{{ ('a' * 30000) * 30000 }}", "{{ 'a\nb' | indent(2000000000) }}",
+    "{{ '%2000000000d' | format(1) }}",
     "{{ range(100000000) | list }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}",
     "{% set n = namespace(x='aaa') %}{% for i in range(20) %}"

@@ -1,4 +1,4 @@
-"""The scheduler on a mock model: who runs when, who fails alone, and that nothing is left behind."""
+"""The scheduler on a mock model: who runs when, who fails alone, and that nothing is left."""
 import gc
 import threading
 
@@ -23,7 +23,7 @@ def alone(**keywords):
     return Engine(MockTransformer()).complete([request(**keywords)])[0]
 
 
-PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33, "mid-sized one", "b"]
+PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33, "mid-sized", "b"]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -31,10 +31,11 @@ PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.7, "repetition_penalty": 1.5}])
 def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
     engine = Engine(MockTransformer(max_batch=max_batch), slots=slots)
-    requests = [request(p, max_tokens=10 + 3 * i, seed=i, **sampling) for i, p in enumerate(PROMPTS)]
-    done = engine.complete(requests)
-    for i, prompt in enumerate(PROMPTS):
-        expected = alone(prompt=prompt, max_tokens=10 + 3 * i, seed=i, **sampling)
+    keywords = [{"prompt": p, "max_tokens": 10 + 3 * i, "seed": i, **sampling}
+                for i, p in enumerate(PROMPTS)]
+    done = engine.complete([request(**k) for k in keywords])
+    for i in range(len(PROMPTS)):
+        expected = alone(**keywords[i])
         assert done[i].token_ids == expected.token_ids
         assert done[i].text == expected.text
     assert not engine.transformer.open_caches
@@ -218,7 +219,7 @@ def test_a_cache_that_cannot_be_made_ends_its_request_only():
 
 @pytest.mark.parametrize("at", range(1, 12))
 def test_an_interrupt_leaves_the_engine_consistent(at):
-    """Ctrl-C in a step ends the call it hits; sequences of other callers go on as if nothing was."""
+    """Ctrl-C in a step ends the call it hits; sequences of other callers go on as before."""
     def interrupt(sequences):
         interrupt.n += 1
         if interrupt.n == at:

@@ -1,4 +1,6 @@
 """Stop strings, characters and limits: what becomes text, and when it ends."""
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +80,8 @@ def test_a_character_that_is_cut_off():
 @pytest.mark.parametrize(("text", "stop", "expected"), [
     ("one STOP two", ["STOP"], "one "), ("one STO two", ["STOP"], "one STO two"),
     ("STOP", ["STOP"], ""), ("SSTOP", ["STOP"], "S"), ("ST", ["STOP"], "ST"),
-    ("aaab", ["aab"], "a"), ("abababac", ["ababac"], "ab"), ("x\n\nUser:", ["\n\nUser", "\n\n"], "x"),
+    ("aaab", ["aab"], "a"), ("abababac", ["ababac"], "ab"),
+    ("x\n\nUser:", ["\n\nUser", "\n\n"], "x"),
     ("日本語。終", ["。"], "日本語"), ("a🦙b", ["🦙"], "a"), ("abcd", ["bcd", "c"], "ab"),
     ("abc", ["abc", "bc"], ""),
 ])
@@ -114,7 +117,7 @@ class _Words:
        st.lists(st.integers(0, 20), max_size=5))
 def test_the_cut_into_tokens_does_not_matter(text, stop, cuts):
     cuts = sorted({0, len(text), *(c for c in cuts if c < len(text))})
-    words = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    words = [text[a:b] for a, b in pairwise(cuts)]
     results = set()
     for parts in (words, list(text), [text]):
         assembler = TextAssembler(_Words(parts), tuple(stop))
@@ -137,7 +140,8 @@ def test_the_cut_into_tokens_does_not_matter(text, stop, cuts):
     ({"max_tokens": 0}, "max_tokens: 0"), ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens: 1.5"), ({"max_tokens": True}, "max_tokens"),
     ({"stop": ("",)}, "stop: ''"), ({"stop": (5,)}, "stop: 5"),
-    ({"context_end": "window"}, "window.*no window yet"), ({"context_end": "shift"}, "stop or error"),
+    ({"context_end": "window"}, "window.*no window yet"),
+    ({"context_end": "shift"}, "stop or error"),
 ])
 def test_limits_out_of_range(limits, where):
     with pytest.raises(ValueError, match=where):

@@ -25,7 +25,8 @@ LIBRARY = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 TEXTS = [
     "", " ", "Hello, world!", "In the beginning God created the heaven and the earth.",
     "  two spaces,\ttab\nnewline\n\n\n  indented\r\n", "it's we'LL CAN'T don't 's",
-    "1234567 and 3.14, ١٢٣٤", "naïve café Ünïcödé", "日本語のテキスト", "Привет, мир", "🦙🚀👩‍👩‍👧‍👦 done",
+    "1234567 and 3.14, ١٢٣٤", "naïve café Ünïcödé", "日本語のテキスト", "Привет, мир",
+    "🦙🚀👩‍👩‍👧‍👦 done",
     "\0 nul \x7f \u200b\ufeff", "Zebra quartz xyzzy 987", "\u0301 combining e\u0301",
     "[[]]<|eot_id|>2<|eot_id|><tool>é new", "a" * 300, " " * 300, "\U0010ffff",
 ]
@@ -135,6 +136,16 @@ def test_end_tokens_the_configuration_leaves_out(tokenizer):
     assert tokenizer.eos_ids[0] == END
 
 
+def test_border_tokens_are_special_whatever_the_file_calls_them():
+    config = SimpleNamespace(bos_token_id=BOS, eos_token_ids=(ID["<tool>"],))
+    kinds = [1] * len(TOKENS)
+    for tokenizer in (from_json(config), from_metadata(config, token_type=kinds)):
+        ids = tokenizer.encode("x<tool>y<|begin_of_text|>", add_bos=False)
+        assert not {BOS, ID["<tool>"]} & set(ids)
+        assert tokenizer.encode("<tool>", False, parse_special=True) == [ID["<tool>"]]
+        assert ID["<tool>"] in tokenizer.eos_ids
+
+
 def test_decoding_leaves_special_and_unknown_tokens_out(tokenizer):
     ids = tokenizer.encode("x y")
     assert tokenizer.decode([*ids, EOT, len(TOKENS), 10**6]) == "x y"
@@ -203,7 +214,7 @@ def test_a_long_text(tokenizer):
     assert tokenizer.decode(tokenizer.encode("\n \t" * 100_000)) == "\n \t" * 100_000
 
 
-# a vocabulary in the manner of SentencePiece: spaces as U+2581, unknown characters as bytes --------
+# a vocabulary in the manner of SentencePiece: spaces as U+2581, unknown characters as bytes -------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The small vocabulary of tests/data/vocabulary as a Tokenizer, read from either of its two forms."""
+"""The small vocabulary of tests/data/vocabulary as a Tokenizer, from either of its two forms."""
 import json
 from pathlib import Path
 from types import SimpleNamespace

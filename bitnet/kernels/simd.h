@@ -239,7 +239,11 @@ static inline vec vec_scale_back(vec sum, int field) {
 typedef struct { float32x4_t v[4]; } f32x16;
 #define EACH(i) UNROLL for (int i = 0; i < 4; i++)
 static inline f32x16 f32_set1(float x) { f32x16 r; EACH(i) r.v[i] = vdupq_n_f32(x); return r; }
-static inline f32x16 f32_load(const float *p) { f32x16 r; EACH(i) r.v[i] = vld1q_f32(p + 4 * i); return r; }
+static inline f32x16 f32_load(const float *p) {
+    f32x16 r;
+    EACH(i) r.v[i] = vld1q_f32(p + 4 * i);
+    return r;
+}
 static inline f32x16 f32_load_f16(const uint16_t *p) {
     f32x16 r;
     EACH(i) r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
@@ -260,17 +264,18 @@ F32_EACH(f32_add, vaddq_f32(a.v[i], b.v[i]))
 F32_EACH(f32_sub, vsubq_f32(a.v[i], b.v[i]))
 F32_EACH(f32_mul, vmulq_f32(a.v[i], b.v[i]))
 F32_EACH(f32_div, vdivq_f32(a.v[i], b.v[i]))
-F32_EACH(f32_max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))    /* b where unordered, as x86 */
+/* b where unordered, as x86 */
+F32_EACH(f32_max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 F32_EACH(f32_min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 static inline float f32_sum(f32x16 a) {
     float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
-    float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
-    return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+    return vpadds_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)));
 }
 static inline void f32_store_i8(int8_t *p, f32x16 a) {
-    int16x8_t lo = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a.v[0])), vqmovn_s32(vcvtnq_s32_f32(a.v[1])));
-    int16x8_t hi = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a.v[2])), vqmovn_s32(vcvtnq_s32_f32(a.v[3])));
-    vst1q_s8(p, vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
+    int16x4_t s[4];
+    EACH(i) s[i] = vqmovn_s32(vcvtnq_s32_f32(a.v[i]));
+    vst1q_s8(p, vcombine_s8(vqmovn_s16(vcombine_s16(s[0], s[1])),
+                            vqmovn_s16(vcombine_s16(s[2], s[3]))));
 }
 static inline f32x16 f32_pow2(f32x16 magic) {
     f32x16 r;
@@ -284,7 +289,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
     return r;
 }
 
-typedef int32x4_t vec;                                              /* reinterpreted where bytes are meant */
+typedef int32x4_t vec;                                  /* reinterpreted where bytes are meant */
 enum { STEP_BYTES = 16 };
 static inline vec vec_zero(void) { return vdupq_n_s32(0); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return 2 * n_blocks; }
@@ -292,18 +297,28 @@ static inline vec vec_codes(const uint8_t *w) { return vreinterpretq_s32_u8(vld1
 static inline vec vec_input(const int8_t *x, ptrdiff_t step, int field) {
     return vreinterpretq_s32_s8(vld1q_s8(x + 128 * (step >> 1) + 16 * (step & 1) + 32 * field));
 }
-static inline vec vec_field(vec p, int field) {
-    uint8x16_t u = vshlq_u8(vreinterpretq_u8_s32(p), vdupq_n_s8((int8_t)(2 * field - 6)));
-    return vreinterpretq_s32_u8(vandq_u8(u, vdupq_n_u8(3)));
+/* (p >> shift) & mask of each byte: shifts by a constant vector become ushr and sshr */
+static inline vec vec_shift_and(vec p, int shift, int mask) {
+    uint8x16_t u = vshlq_u8(vreinterpretq_u8_s32(p), vdupq_n_s8((int8_t)-shift));
+    return vreinterpretq_s32_u8(vandq_u8(u, vdupq_n_u8((uint8_t)mask)));
 }
-static inline vec vec_field_in_place(vec p, int field) { return vec_field(p, field); }
-static inline vec vec_scale_back(vec sum, int field) { (void)field; return sum; }
+static inline vec vec_field(vec p, int field) {
+    return field ? vec_shift_and(p, 6 - 2 * field, 3)
+                 : vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(p), 6));
+}
 static inline vec vec_add(vec a, vec b) { return vaddq_s32(a, b); }
 static inline int32_t vec_sum(vec v) { return vaddvq_s32(v); }
 #if defined(__ARM_FEATURE_DOTPROD)
 enum { ROWS = 4, ROWS_1 = 2, TOKENS = 4, FOLD = 1 << 30 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
+}
+/* Field 0 would be negative in place; the others count 4^(3 - field) times, at most 32 * 127. */
+static inline vec vec_field_in_place(vec p, int field) {
+    return field ? vec_shift_and(p, 0, 3 << (6 - 2 * field)) : vec_field(p, 0);
+}
+static inline vec vec_scale_back(vec sum, int field) {
+    return field ? vshlq_s32(sum, vdupq_n_s32(2 * field - 6)) : sum;
 }
 static inline vec vec_fold(vec sum, vec acc) { return vaddq_s32(sum, acc); }
 #else
@@ -313,9 +328,18 @@ static inline vec vec_dot(vec acc, vec code, vec x) {
     int16x8_t s = vreinterpretq_s16_s32(acc);
     int8x16_t c = vreinterpretq_s8_s32(code), v = vreinterpretq_s8_s32(x);
     s = vmlal_s8(s, vget_low_s8(c), vget_low_s8(v));
-    return vreinterpretq_s32_s16(vmlal_s8(s, vget_high_s8(c), vget_high_s8(v)));
+    return vreinterpretq_s32_s16(vmlal_high_s8(s, c, v));
 }
-static inline vec vec_fold(vec sum, vec acc) { return vpadalq_s16(sum, vreinterpretq_s16_s32(acc)); }
+/* Field 2 stays at bits 3:2 and counts four times: 2 * 8 * 127 a step, again 32,512 after 16. */
+static inline vec vec_field_in_place(vec p, int field) {
+    return field == 2 ? vec_shift_and(p, 0, 12) : vec_field(p, field);
+}
+static inline vec vec_scale_back(vec sum, int field) {
+    return field == 2 ? vshrq_n_s32(sum, 2) : sum;
+}
+static inline vec vec_fold(vec sum, vec acc) {
+    return vpadalq_s16(sum, vreinterpretq_s16_s32(acc));
+}
 #endif
 
 /* -------------------------------------------------------- any CPU: plain C, the definition */
