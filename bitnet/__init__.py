@@ -1,5 +1,6 @@
 """Ternary (BitNet b1.58) language models on ordinary CPUs: load() one, generate, stream, chat."""
 
+from . import waiting  # noqa: F401  # isort: skip  # first: it loads OpenMP's library
 from .api import Model, Stream
 from .cache import ContextFull
 from .chat import TemplateError

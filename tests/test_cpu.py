@@ -107,3 +107,21 @@ def test_a_forked_child_computes_on_one_thread():
 def test_bandwidth_of_nothing_is_refused():
     with pytest.raises(ValueError, match="empty"):
         ops.read_bandwidth(np.zeros(0, np.uint8))
+
+
+def gomp_settings(**environment):
+    """(GOMP_SPINCOUNT as libgomp saw it, as the process sees it after the import)"""
+    script = "import bitnet, os; print('SPIN', os.environ.get('GOMP_SPINCOUNT'))"
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env |= {"OMP_DISPLAY_ENV": "verbose", **environment}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    shown = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    return shown[0].split("'")[1] if shown else None, done.stdout.split()[1]
+
+
+def test_idle_threads_wait_a_little_and_the_environment_is_left_alone():
+    seen, after = gomp_settings()
+    if seen is None:
+        pytest.skip("the OpenMP library is not libgomp")
+    assert (seen, after) == ("1000", "None")
+    assert gomp_settings(GOMP_SPINCOUNT="7") == ("7", "7")

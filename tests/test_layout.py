@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-ORDER = ["cpu", "memory", "cache", "kernels", "dispatch", "arrays", "ops",
+ORDER = ["cpu", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
          "report", "formats", "config", "convert", "weights",
          "chat", "vocabulary", "tokenizer", "rope", "model",
          "sampling", "generation", "engine", "scoring", "session", "api", "loading",
