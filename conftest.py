@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
@@ -18,3 +20,9 @@ if importlib.util.find_spec("bitnet") is None:
 def pytest_report_header():
     import bitnet
     return f"bitnet {bitnet.__version__} from {Path(bitnet.__file__).parent}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Repacked weights go to a folder of this run, not to the user's cache."""
+    os.environ["BITNET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
