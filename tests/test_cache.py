@@ -7,12 +7,11 @@ import threading
 
 import numpy as np
 import pytest
+from bitnet.cache import PAGE, ContextFull, KVCache
+from bitnet.memory import Pool, PoolExhausted
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-from bitnet.cache import PAGE, ContextFull, KVCache
-from bitnet.memory import Pool, PoolExhausted
 
 LAYERS, HEADS, DIM = 2, 2, 3
 PAGE_BYTES = 2 * HEADS * PAGE * DIM * 2             # f16

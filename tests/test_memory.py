@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitnet.memory import MAX_LIMIT, Allocation, Pool, PoolExhausted, format_bytes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import bitnet
-from bitnet.memory import MAX_LIMIT, Allocation, Pool, PoolExhausted, format_bytes
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20

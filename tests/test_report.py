@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitnet.memory import Pool
 
 import bitnet
 from bitnet import report
-from bitnet.memory import Pool
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20
