@@ -21,7 +21,7 @@ elif platform.machine() in ("aarch64", "arm64"):
                   "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"]}
 
 # No fused multiply-add: every instruction set must give the same bits (DESIGN 1.7).
-FLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 OPENMP_LINK = ["-lomp"] if sys.platform == "darwin" else ["-fopenmp"]
 LINK = []
@@ -50,4 +50,5 @@ setup(ext_modules=cythonize(
      extension("bitnet.arrays"),
      extension("bitnet.ops", OPENMP, OPENMP_LINK),
      *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items())],
-    compiler_directives=DIRECTIVES, force=CHECK or SANITIZE))
+    compiler_directives=DIRECTIVES, force=CHECK or SANITIZE),
+    options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}})
