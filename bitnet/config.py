@@ -132,6 +132,7 @@ class ModelConfig:
         arch = _Fields(metadata, path).choice("general.architecture", GGUF_FAMILIES)
         fields = _Fields(metadata, path, f"{arch}.", GGUF_KEYS)
         general = _Fields(metadata, path, "tokenizer.ggml.")
+        sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
         shape["vocab_size"] = fields.number("vocab_size", n_embeddings)
         _check_gguf_rope(fields, shape["head_dim"])
@@ -145,6 +146,8 @@ class ModelConfig:
             **GGUF_FAMILIES[arch],
             bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
             eos_token_ids=_gguf_eos_token_ids(general),
+            do_sample=sampling.get("temperature", None) is not None,
+            **{name: sampling.number(name, default) for name, default in SAMPLING_DEFAULTS.items()},
         )._checked(path)
 
     def _checked(self, path):

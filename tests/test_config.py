@@ -32,7 +32,8 @@ def from_gguf(arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, **cha
     metadata["general.architecture"] = arch
     for key, value in changes.items():
         key = key.replace("__", ".")
-        metadata[key if "." in key and key.startswith("tokenizer") else f"{arch}.{key}"] = value
+        whole = key.startswith(("tokenizer.", "general."))
+        metadata[key if whole else f"{arch}.{key}"] = value
     return ModelConfig.from_gguf(metadata, "model.gguf", n_embeddings, has_lm_head)
 
 
@@ -48,6 +49,13 @@ def test_the_official_gguf():
     assert config.vocab_size == 128256 and config.max_position_embeddings == 4096
     assert config.tie_word_embeddings and config.sub_norms and not config.rope_interleaved
     assert config.hidden_act == "relu2" and not config.do_sample
+
+
+def test_a_gguf_may_bring_its_settings_for_sampling():
+    config = from_gguf(general__sampling__temp=0.75, general__sampling__top_k=40)
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.75, 40, 1)
+    with pytest.raises(FormatError, match=r"general\.sampling\.temp: nan"):
+        from_gguf(general__sampling__temp=float("nan"))
 
 
 def test_end_tokens_of_a_gguf_include_the_end_of_turn():

@@ -121,6 +121,9 @@ def main():
         f"trained on {saved['tokens']:,} tokens",
         "general.file_type": 40,
         "general.quantization_version": 2,
+        # read by llama.cpp and by the engine: greedy text of so small a model turns in circles
+        "general.sampling.temp": 0.75,
+        "general.sampling.top_p": 0.95,
         **config_metadata(model.config),
         **tokenizer_metadata(args.work / "tokenizer.json"),
     }
