@@ -1,7 +1,7 @@
 # The KV cache of one sequence: a ring of reference-counted pages, taken from a pool as it grows.
 #
-# A page holds PAGE positions of one layer: keys[kv_head][head_dim][PAGE], transposed so that a
-# kernel scores 16 positions with one vector, then values[kv_head][PAGE][head_dim].
+# A page holds PAGE positions of one layer: keys[kv_head][PAGE / LANES][head_dim][LANES], transposed
+# so that a kernel scores LANES positions with one vector, then values[kv_head][PAGE][head_dim].
 # Position p of layer l lies in pages[l * n_pages + (p // PAGE) % n_pages].
 #
 #   0 ......... start ................ length ............ writable
@@ -13,6 +13,7 @@ from .memory cimport Pool
 
 cpdef enum:
     PAGE = 128                      # positions
+    LANES = 16
 
 cdef class PageSet:                 # the pages of all layers for the same PAGE positions
     cdef list pages                 # n_layers Allocations

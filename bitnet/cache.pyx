@@ -238,6 +238,7 @@ cdef class KVCache:
         page_set = self.slots[position // PAGE % self.n_pages]
         page = np.frombuffer(page_set.pages[layer], np.float16 if self.is_f16 else np.float32)
         keys, values = page.reshape(2, self.n_kv_heads, -1)
-        keys = keys.reshape(self.n_kv_heads, self.head_dim, PAGE)[:, :, position % PAGE]
+        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
+        keys = keys[:, position % PAGE // LANES, :, position % LANES]
         values = values.reshape(self.n_kv_heads, PAGE, self.head_dim)[:, position % PAGE]
         return keys, values

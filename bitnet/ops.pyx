@@ -33,8 +33,8 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 
 cdef enum:
     TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
-    WORTH = 20000                       # ns of one core for which others are woken: an empty
-                                        # region of two threads costs 8,000 and more
+    WORTH = 100000                      # ns of one core for which others are woken: an empty
+                                        # region of two costs 8,000, on a busy machine 200,000
     READ_CHUNK = 1 << 18                # bytes
 
 cdef int forked = 0                     # set in the child of a fork
@@ -132,7 +132,7 @@ def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch
         for c in range(weights.n_chunks):
             linear_chunk(out, weights, x, batch.n_tokens, add, c)
         return
-    for c in prange(weights.n_chunks, nogil=True, schedule="dynamic", num_threads=team):
+    for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
         linear_chunk(out, weights, x, batch.n_tokens, add, c)
 
 
@@ -318,7 +318,7 @@ def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch
         for c in range(n_chunks):
             head_chunk(out, rows, x, batch, last_only, c)
         return
-    for c in prange(n_chunks, nogil=True, schedule="dynamic", num_threads=team):
+    for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
         head_chunk(out, rows, x, batch, last_only, c)
 
 

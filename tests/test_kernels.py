@@ -274,6 +274,21 @@ def test_attention_over_pages(isa, head_dim, n_kv_heads, group, dtype, n_threads
     np.testing.assert_allclose(np.concatenate(got), np.stack(want).reshape(n, -1), atol=3e-6)
 
 
+def test_the_page_layout_is_what_the_cache_reads(isa):
+    """store_kv writes where KVCache.read looks, in both dtypes, whatever the head_dim."""
+    for dtype, head_dim in (("f32", 20), ("f16", 20), ("f16", 64)):
+        cache = KVCache(
+            Pool(1 << 24), n_layers=2, n_kv_heads=3, head_dim=head_dim, capacity=200, dtype=dtype
+        )
+        qkv = rng(head_dim).standard_normal((150, 9 * head_dim)).astype(np.float32)
+        batch = arrays.Batch(150, 1).set([(cache, 150)])
+        ops.store_kv(matrix(qkv), 1, batch)
+        kv = qkv[:, 3 * head_dim :].astype(np.float16 if dtype == "f16" else np.float32)
+        kv = kv.reshape(150, 2, 3, head_dim)
+        for position in range(150):
+            np.testing.assert_array_equal(cache.read(1, position), kv[position])
+
+
 def test_float_kernels_give_the_same_bits_everywhere():
     """What each instruction set computes, compared byte by byte with the plain C kernels."""
     r = rng(9)

@@ -1,12 +1,11 @@
-# The kernels, written once. Each module beside this file is one line that includes it and is
-# compiled with its own flags; simd.h supplies the vector operations.
+# The kernels, written once; every module beside includes this, compiled with flags of its own.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrtf
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .simd cimport (
-    ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
+    AHEAD, ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
     f32_load_f16, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
     f32_store_i8, f32_sub, f32_sum, f32_zero, f32x16, prefetch, ternary_row, ternary_row_tokens,
     ternary_tile, ternary_tile_1,
@@ -196,40 +195,36 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
 
 cdef void store_kv(char* page, const float* k, const float* v, Py_ssize_t slot, int is_f16,
                    Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil:
-    """Keys go transposed, (head, head_dim, 128), so that attention scores 16 positions a vector."""
-    cdef Py_ssize_t h, i, n = n_kv_heads * head_dim
-    cdef float* keys32 = <float*>page
-    cdef float* values32 = keys32 + n * PAGE
-    cdef uint16_t* keys16 = <uint16_t*>page
-    cdef uint16_t* values16 = keys16 + n * PAGE
-    if not is_f16:
-        for i in range(n):                              # (head, d) runs on: i = head * head_dim + d
-            keys32[i * PAGE + slot] = k[i]
-        for h in range(n_kv_heads):
-            memcpy(values32 + (h * PAGE + slot) * head_dim, v + h * head_dim, head_dim * 4)
-        return
-    for i in range(0, n - n % LANES, 16):
-        scatter_f16(keys16 + i * PAGE + slot, k + i)
-    for i in range(n - n % LANES, n):
-        keys16[i * PAGE + slot] = f16_of_f32(k[i])
+    """Keys go transposed, 16 positions together, so that attention scores 16 with a vector."""
+    cdef Py_ssize_t h, key, value, n = n_kv_heads * head_dim
     for h in range(n_kv_heads):
-        store_f16(values16 + (h * PAGE + slot) * head_dim, v + h * head_dim, head_dim)
+        key = (h * PAGE + slot - slot % LANES) * head_dim + slot % LANES
+        value = n * PAGE + (h * PAGE + slot) * head_dim
+        if is_f16:
+            store_f16(<uint16_t*>page + key, k + h * head_dim, LANES, head_dim)
+            store_f16(<uint16_t*>page + value, v + h * head_dim, 1, head_dim)
+        else:
+            store_f32(<float*>page + key, k + h * head_dim, LANES, head_dim)
+            store_f32(<float*>page + value, v + h * head_dim, 1, head_dim)
 
 
-cdef inline void scatter_f16(uint16_t* out, const float* x) noexcept nogil:
+cdef inline void store_f16(uint16_t* out, const float* x, Py_ssize_t step,
+                           Py_ssize_t n) noexcept nogil:
     cdef uint16_t halves[LANES]
-    cdef int i
-    f32_store_f16(halves, f32_load(x))
-    for i in range(LANES):
-        out[i * PAGE] = halves[i]
-
-
-cdef inline void store_f16(uint16_t* out, const float* x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, j
     for i in range(0, n - LANES + 1, 16):
-        f32_store_f16(out + i, f32_load(x + i))
+        f32_store_f16(halves, f32_load(x + i))
+        for j in range(LANES):
+            out[(i + j) * step] = halves[j]
     for i in range(n - n % LANES, n):
-        out[i] = f16_of_f32(x[i])
+        out[i * step] = f16_of_f32(x[i])
+
+
+cdef inline void store_f32(float* out, const float* x, Py_ssize_t step,
+                           Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i * step] = x[i]
 
 
 cdef inline f32x16 load_lanes(const char* m, Py_ssize_t i, int is_f16) noexcept nogil:
@@ -336,7 +331,7 @@ cdef void attend(float* out, const float* q, char** pages, Py_ssize_t n_pages,
     cdef float scale = <float>1.0 / sqrtf(<float>head_dim)
     cdef Py_ssize_t item = 2 if is_f16 else 4
     cdef Py_ssize_t head_bytes = PAGE * head_dim * item
-    cdef Py_ssize_t tile, low, high, begin, g, d
+    cdef Py_ssize_t tile, low, high, j, g, d
     cdef const char* keys
     cdef const char* values
     for g in range(n_heads):
@@ -348,10 +343,10 @@ cdef void attend(float* out, const float* q, char** pages, Py_ssize_t n_pages,
         values = keys + n_kv_heads * head_bytes
         low = max(first - tile * PAGE, <Py_ssize_t>0)
         high = min(last - tile * PAGE + 1, <Py_ssize_t>PAGE)
-        begin = low - low % LANES
         memset(scores, 0, sizeof(scores))
-        combine(scores + begin, PAGE, q, head_dim, keys + begin * item, PAGE, is_f16, n_heads,
-                head_dim, (high - begin + LANES - 1) // LANES * LANES)
+        for j in range(low - low % LANES, high, 16):
+            combine(scores + j, PAGE, q, head_dim, keys + j * head_dim * item, LANES, is_f16,
+                    n_heads, head_dim, LANES)
         for g in range(n_heads):
             factor = softmax_tile(scores + g * PAGE, &largest[g], &total[g], scale, low, high)
             for d in range(head_dim):
@@ -485,11 +480,14 @@ cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
 
 
 cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
-    cdef uint64_t word, total = 0
-    cdef Py_ssize_t i
-    for i in range(n_bytes // 8):
-        memcpy(&word, p + 8 * i, 8)             # a mapped file need not be aligned
-        total ^= word
+    cdef uint64_t words[8]
+    cdef uint64_t total = 0
+    cdef Py_ssize_t begin, i
+    for begin in range(0, n_bytes - 63, 64):
+        prefetch(p + begin + AHEAD)             # as the kernels do, or it would be no bound
+        memcpy(words, p + begin, 64)
+        for i in range(8):
+            total ^= words[i]
     return total
 
 

@@ -415,7 +415,11 @@ static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_
 #endif
 
 /* ----------------------------------------------------- the same for every instruction set */
-static inline void prefetch(const void *p) { __builtin_prefetch(p); }   /* any address will do */
+/* A file's pages are too small for the hardware to look far ahead, and a core has more requests to
+ * its second-level cache than to the first. A plain read of a mapped file on one core of a Xeon,
+ * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
+enum { AHEAD = 8192 };
+static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }    /* any address will do */
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
@@ -524,7 +528,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             out[r] = vec_sum(total);                                                              \
         }                                                                                         \
     }
-enum { AHEAD = 4096 };          /* bytes to prefetch ahead: 6 -> 12 GB/s on a busy Xeon */
+
 
 TERNARY_TILE(ternary_tile, ROWS, TOKENS)        /* prefill and batches */
 TERNARY_TILE_1(ternary_tile_1, ROWS_1)           /* decode: several rows in flight */

@@ -26,6 +26,7 @@ cdef extern from "simd.h" nogil:
 
     enum: ROWS                          # rows and tokens of a tile; TOKENS is 4 everywhere
     enum: TOKENS
+    enum: AHEAD
     enum: ROWS_1                        # rows of a tile of one token
     void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
                       const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_blocks) noexcept
