@@ -20,7 +20,7 @@ elif platform.machine() in ("aarch64", "arm64"):
     ISA_FLAGS |= {"neon": ["-DBITNET_NEON"],
                   "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"]}
 
-# No fused multiply-add: every instruction set must give the same bits (DESIGN 1.7).
+# No fused multiply-add: every instruction set must give the same bits.
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 OPENMP_LINK = ["-lomp"] if sys.platform == "darwin" else ["-fopenmp"]

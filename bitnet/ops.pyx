@@ -33,9 +33,8 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 
 cdef enum:
     TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
-    WORTH = 100000                      # ns of one core for which others are woken: an empty
-                                        # region of two costs 8,000, on a busy machine 200,000
     READ_CHUNK = 1 << 18                # bytes
+    WORTH = 100000                      # ns of work on one core for which other threads are woken
 
 cdef int forked = 0                     # set in the child of a fork
 
@@ -51,7 +50,10 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef inline int threads_for(int n_threads, Py_ssize_t nanoseconds) noexcept nogil:
-    """Threads for work that takes one core about so long."""
+    """Threads for work that takes one core about so long.
+
+    An empty region of two threads costs 8 us, and 200 us where another process has the core.
+    """
     return 1 if forked or nanoseconds < WORTH else n_threads
 
 

@@ -42,13 +42,12 @@ def command(capsys):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a command in a process of its own, with the bitnet that is tested."""
+    """Start a command in a process of its own."""
     with contextlib.ExitStack() as stack:
         def spawn(*argv, **keywords):
-            environment = os.environ | {"PYTHONPATH": str(Path(bitnet.__file__).parents[1])}
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | keywords
             process = subprocess.Popen([sys.executable, "-m", "bitnet", *map(str, argv)],
-                                       cwd=tmp_path, env=environment, **pipes)
+                                       cwd=tmp_path, **pipes)
             stack.enter_context(process)
             stack.callback(process.kill)
             return process
@@ -117,9 +116,10 @@ def test_run_with_a_model_file(command):
 
 
 def test_run_reads_a_prompt_that_looks_like_an_option_or_comes_from_a_pipe(command, start, model):
-    expected = line_of(model.generate("--x", max_tokens=5).text)
-    assert command("run", "--raw", "-n", 5, "--", "--x") == (0, expected, "")
-    process = start("run", "--raw", "-n", 5, "-")
+    expected = line_of(model.generate("--x", max_tokens=5, temperature=0).text)
+    options = ["--raw", "-n", 5, "--temperature", 0]
+    assert command("run", *options, "--", "--x") == (0, expected, "")
+    process = start("run", *options, "-")
     assert process.communicate(b"--x\n", timeout=60) == (expected.encode(), b"")
     process = start("run", "-")
     out, err = process.communicate(b"caf\xe9", timeout=60)

@@ -112,6 +112,13 @@ def test_nothing_in_the_package_runs_what_a_file_says():
             assert "allow_pickle=False" in call, f"{path.name}: {call}"
 
 
+def test_the_readme_names_every_environment_variable():
+    source = "".join(path.read_text() for path in SOURCES)
+    read = set(re.findall(r"environ[^\n]*\"(BITNET_\w+)\"", source))
+    assert {"BITNET_ISA", "BITNET_CACHE"} <= read
+    assert read <= set(re.findall(r"BITNET_\w+", (ROOT / "README.md").read_text()))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_file_says_what_it_is_and_fits_a_reader(path):
     lines = path.read_text().splitlines()

@@ -22,7 +22,7 @@ def main(args):
     status.show("loading")
     with bitnet.load(*args.words, **options.load_keywords(args)) as model:
         status.show("generating")
-        model.generate("In the beginning", max_tokens=args.max_tokens, temperature=0)
+        model.generate([0] * 16, max_tokens=args.max_tokens, temperature=0)
         report = model.memory()
         status.clear()
         print(json.dumps(report.as_dict()) if args.json else report)

@@ -13,8 +13,7 @@ from .simd cimport (
 from .table cimport Kernels
 
 cdef enum:
-    LANES = 16                      # partial sums of every float reduction; steps of loops are
-                                    # literals, because Cython must see their sign
+    LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
     BLOCK_BYTES = 32                # 128 ternary codes
     PAGE = 128                      # positions of a KV page
     GROUP = 4                       # query heads that share one pass over keys and values

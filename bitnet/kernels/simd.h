@@ -419,7 +419,7 @@ static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_
  * its second-level cache than to the first. A plain read of a mapped file on one core of a Xeon,
  * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
 enum { AHEAD = 8192 };
-static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }    /* any address will do */
+static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
