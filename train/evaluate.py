@@ -95,7 +95,9 @@ def bits(model, tokenizer, text):
     total = 0.0
     for rows in targets.split(BATCH):
         logits = model(rows[:, :-1].clamp(min=0))
-        loss = F.cross_entropy(logits.mT, rows[:, 1:], ignore_index=-100, reduction="none")
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=-100, reduction="none"
+        ).view(len(rows), length)
         total += loss[:, -STRIDE:].double().sum().item()
         if rows.data_ptr() == targets.data_ptr():  # the first window is counted from its start
             total += loss[0, :-STRIDE].double().sum().item()
