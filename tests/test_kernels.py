@@ -1,5 +1,10 @@
 """Every instruction set this CPU has: integers equal NumPy, floats equal each other."""
 
+import ctypes
+import importlib
+import sys
+import types
+
 import numpy as np
 import pytest
 import reference
@@ -320,6 +325,38 @@ def test_choice_of_instruction_set(monkeypatch):
     assert dispatch.use() == "generic"
     monkeypatch.delenv("BITNET_ISA")
     assert dispatch.use() == next(n for n in cpu.supported() if n not in cpu.UNPROVEN)
+
+
+def broken_kernels():
+    """A module whose table has the two gates exchanged: it runs, and computes something else."""
+    api = ctypes.pythonapi
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    api.PyCapsule_New.restype = ctypes.py_object
+    api.PyCapsule_New.argtypes = [ctypes.c_void_p] * 3
+    generic = importlib.import_module("bitnet.kernels.generic")
+    table = (ctypes.c_void_p * 13).from_address(
+        api.PyCapsule_GetPointer(generic.capsule, b"bitnet.kernels")
+    )
+    copy = (ctypes.c_void_p * 13)(*table)
+    copy[7], copy[8] = copy[8], copy[7]  # relu2_gate and silu_gate
+    name = ctypes.create_string_buffer(b"bitnet.kernels")
+    capsule = api.PyCapsule_New(ctypes.addressof(copy), ctypes.addressof(name), None)
+    return types.SimpleNamespace(capsule=capsule, keep_alive=(copy, name))
+
+
+def test_kernels_that_fail_their_self_test_are_not_used(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "bitnet.kernels.broken", broken_kernels())
+    monkeypatch.setattr(dispatch, "supported", lambda: ["broken", "generic"])
+    monkeypatch.delenv("BITNET_ISA", raising=False)
+    try:
+        assert dispatch.use() == dispatch.isa == "generic"
+        assert "kernels of broken fail their self-test" in caplog.text
+        with pytest.raises(RuntimeError, match="broken fail"):
+            dispatch.use("broken")
+    finally:
+        monkeypatch.undo()
+        dispatch.use()
 
 
 def test_weights_may_be_a_read_only_map(isa, tmp_path):
