@@ -8,11 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def elsewhere(entries):
-    """The entries of a path that are not this folder."""
+    """The entries of a path that are not the checkout."""
     return [entry for entry in entries if Path(entry or os.curdir).resolve() != ROOT]
 
 
@@ -28,3 +30,9 @@ os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(inherited)}
 def pytest_report_header():
     import bitnet
     return f"bitnet {bitnet.__version__} from {Path(bitnet.__file__).parent}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Repacked weights go to a folder of this run, not to the user's cache."""
+    os.environ["BITNET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
