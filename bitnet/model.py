@@ -50,7 +50,7 @@ class Transformer:
         self.layers = [self._layer(weights, f"layers.{i}") for i in range(config.num_hidden_layers)]
         self._unchecked = weights  # until the first pass has seen every code
         self.cosines, self.sines = map(
-            self._matrix_of, rope_tables(self.context, config.head_dim, config.rope_theta)
+            self._rope_table, rope_tables(self.context, config.head_dim, config.rope_theta)
         )
         self.scratch = self._scratch(max_batch)
         self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
@@ -59,8 +59,8 @@ class Transformer:
     def _matrix(self, n_rows, n_cols, purpose="scratch"):
         return Matrix(self.pool.array((n_rows, n_cols), np.float32, purpose))
 
-    def _matrix_of(self, values, purpose="rope"):
-        matrix = self._matrix(*values.shape, purpose)
+    def _rope_table(self, values):
+        matrix = self._matrix(*values.shape, "rope")
         matrix.array()[:] = values
         return matrix
 

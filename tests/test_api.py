@@ -30,15 +30,14 @@ SAMPLED = {"temperature": 4.0, "top_p": 0.99, "max_tokens": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def no_limit():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("BITNET_MEMORY_LIMIT", raising=False)
         yield
 
 
 @pytest.fixture(scope="module")
-def model(cache):
+def model(no_limit):
     with bitnet.load(TALKER, slots=3, threads=1) as loaded:
         yield loaded
 
