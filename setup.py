@@ -44,6 +44,7 @@ def extension(name, flags=(), link=()):
 
 setup(ext_modules=cythonize(
     [extension("bitnet.cpu"),
+     extension("bitnet.mapping"),
      extension("bitnet.memory"),
      extension("bitnet.cache"),
      extension("bitnet.dispatch"),

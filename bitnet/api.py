@@ -5,7 +5,7 @@ import weakref
 
 import numpy as np
 
-from . import cpu, scoring
+from . import cpu, embedding, scoring
 from .cache import ContextFull
 from .engine import Engine, Request, check_ids
 from .formats import FormatError
@@ -120,6 +120,40 @@ class Model:
             raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
         return scoring.loglikelihood(self._open_engine(), self._token_ids(ids), n_context)
 
+    # --------------------------------------------------------------------------------- embeddings
+    @property
+    def prompts(self):
+        """{name: text} an embedding model's author puts in front of texts, often under "query"."""
+        return dict(self._weights.source.prompts)
+
+    def embed(self, texts, *, prompt_name=None, prompt=""):
+        """Embeddings of a text or a list of texts: float32 (hidden_size,) or (n, hidden_size).
+
+        Rows have length 1: their dot products are cosines. For embedding models only, ValueError
+        for others. prompt: text put in front of each, as such models want for queries; prompt_name:
+        the same by its name in model.prompts. With slots several texts share a forward pass.
+        """
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                known = ", ".join(self.prompts) or "none; give a prompt instead"
+                raise ValueError(f"prompt_name: {prompt_name!r} (the model has {known})")
+            prompt = self.prompts[prompt_name]
+        one = isinstance(texts, str)
+        encode, limit = self.tokenizer.encode, self.context
+        ids = [encode(prompt + t, add_eos=True, limit=limit) for t in ([texts] if one else texts)]
+        rows = self.embed_tokens(ids)
+        return rows[0] if one else rows
+
+    def embed_tokens(self, token_ids):
+        """The same of lists of token ids, as they are: float32 (n, hidden_size)."""
+        if self.config.pooling is None:
+            raise ValueError(f"{self.path.name}: {self.config.architecture} is no embedding model")
+        ids = [self._token_ids(sequence) for sequence in token_ids]
+        for i, sequence in enumerate(ids):
+            if not sequence:
+                raise ValueError(f"texts[{i}]: no tokens (at least 1)")
+        return embedding.embed(self._open_engine(), ids)
+
     def session(self, capacity=None):
         """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context)."""
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
@@ -232,6 +266,8 @@ class Model:
     ):
         """A Request of the engine, everything in it checked; see generate."""
         config, engine = self.config, self._open_engine()
+        if config.pooling is not None:
+            raise ValueError(f"{self.path.name}: an embedding model (embed works, not generation)")
         defaults = (0.0, 0, 1.0)
         if config.do_sample:
             defaults = (config.temperature, config.top_k, config.top_p)

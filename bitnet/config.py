@@ -1,24 +1,18 @@
 """ModelConfig: what a model is, from an HF config.json or GGUF metadata, every field checked.
 
-A new family is one entry of HF_FAMILIES or GGUF_FAMILIES. Knows no tensor data.
+What only one family has is read in its file of families/. Knows no tensor data.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .families import BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE, FAMILIES
+from .families.family import LINEARS
 from .formats import FormatError
 
 log = logging.getLogger("bitnet")
 
-# model_type or general.architecture -> what the files do not say
-HF_FAMILIES = {"bitnet": {"sub_norms": True, "rope_interleaved": False}}
-GGUF_FAMILIES = {
-    "bitnet-b1.58": {"sub_norms": True, "rope_interleaved": False},
-    "bitnet-25": {"sub_norms": True, "rope_interleaved": False},
-    "bitnet": {"sub_norms": True, "rope_interleaved": False},
-}
-ACTIVATIONS = ("relu2", "silu")
 END_OF_TURN = "<|eot_id|>"
 
 # field -> least and greatest value: far beyond every model known, and such that nothing derived
@@ -35,6 +29,10 @@ LIMITS = {
     "max_position_embeddings": (1, 1 << 24),
     "rms_norm_eps": (1e-12, 0.1),
     "rope_theta": (1.0, 1e12),
+    "rope_local_theta": (1.0, 1e12),
+    "rope_local_base_freq": (1.0, 1e12),
+    "query_pre_attn_scalar": (1.0, 1e6),
+    "sliding_window": (0, 1 << 24),
     "temperature": (0.0, 100.0),
     "top_k": (0, 1 << 21),
     "top_p": (0.0, 1.0),
@@ -51,14 +49,12 @@ GGUF_KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
+    "rope_local_theta": "rope.local.freq_base",
     "hidden_act": "hidden_activation",
+    "sliding_window": "attention.sliding_window",
+    "sliding_layers": "attention.sliding_window_pattern",
 }
 
-# The shape of bitnet-b1.58-2B-4T, by which a file of arch "bitnet" that names no activation is
-# known to need relu2.
-SHAPE_2B_4T = {
-    "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 30, "vocab_size": 128256,
-}  # fmt: skip
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -66,10 +62,17 @@ SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 class ModelConfig:
     """The shape of a model, its arithmetic, and the defaults its author gives for generation.
 
-    Fields are named as in HF config.json. sub_norms: RMSNorms before o_proj and down_proj.
+    Fields are named as in HF config.json. family: a key of families.FAMILIES. architecture: what
+    the file calls it.
     rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
+    pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
+    query_scale: on top of 1 / sqrt(head_dim). embedding_scale: of the rows of embed_tokens.
+    norms_are_offsets: the file holds norms less 1, but for those of projections.
+    sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
+        they use rope_local_theta.
     """
 
+    family: str
     architecture: str
     hidden_size: int
     intermediate_size: int
@@ -83,10 +86,16 @@ class ModelConfig:
     rope_theta: float
     hidden_act: str
     tie_word_embeddings: bool
-    sub_norms: bool
     rope_interleaved: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    pooling: str | None = None
+    query_scale: float = 1.0
+    embedding_scale: float = 1.0
+    norms_are_offsets: bool = False
+    sliding_window: int = 0
+    sliding_layers: tuple[bool, ...] = ()
+    rope_local_theta: float = 0.0
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -100,22 +109,29 @@ class ModelConfig:
             does not: the default of transformers (False) is wrong for the published models.
         eos_token_ids: end tokens known from elsewhere, added to those of the two files.
         """
-        fields, extra = _Fields(config, path), _Fields(generation, path)
-        family = fields.choice("model_type", HF_FAMILIES)
+        family = hf_family(config, path)
+        fields, extra = _Fields(_flat_rope(config), path), _Fields(generation, path)
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise fields.error(key, config[key], "false; biases are not supported")
         stated = extra.token_ids("eos_token_id") + fields.token_ids("eos_token_id")
         bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
+        particular = family.from_hf(fields)
+        shape = _shape(fields, particular.get("head_dim"))
+        if "hidden_act" not in particular:
+            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
         return cls(
-            architecture=family,
-            **_shape(fields),
-            num_key_value_heads=fields.number("num_key_value_heads"),
-            vocab_size=fields.number("vocab_size"),
-            rope_theta=_hf_rope_theta(config, path),
-            hidden_act=fields.choice("hidden_act", ACTIVATIONS),
-            tie_word_embeddings=fields.flag("tie_word_embeddings", not has_lm_head),
-            **HF_FAMILIES[family],
+            family=family.name,
+            architecture=str(config.get("model_type")),
+            **{
+                "num_key_value_heads": fields.number("num_key_value_heads"),
+                "vocab_size": fields.number("vocab_size"),
+                "rope_theta": _hf_rope_theta(fields.values, path),
+                "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
+                "rope_interleaved": False,
+            }
+            | shape
+            | particular,
             bos_token_id=bos_token_ids[0] if bos_token_ids else None,
             eos_token_ids=tuple(dict.fromkeys((*stated, *eos_token_ids))),
             do_sample=extra.flag("do_sample", False),
@@ -129,21 +145,34 @@ class ModelConfig:
         n_embeddings: rows of token_embd, the vocabulary where the file does not say.
         has_lm_head: whether there is an output tensor; without one the head is tied.
         """
-        arch = _Fields(metadata, path).choice("general.architecture", GGUF_FAMILIES)
+        arch = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
+        family = BY_GGUF_ARCHITECTURE[arch]
         fields = _Fields(metadata, path, f"{arch}.", GGUF_KEYS)
         general = _Fields(metadata, path, "tokenizer.ggml.")
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
-        shape["vocab_size"] = fields.number("vocab_size", n_embeddings)
         _check_gguf_rope(fields, shape["head_dim"])
+        particular = family.from_gguf(fields)
+        if fields.get("hidden_act", None) is not None:
+            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
+        elif "hidden_act" in particular:
+            key, chosen = fields.key("hidden_act"), particular["hidden_act"]
+            log.info("%s: no %s; %s by architecture and shape", path, key, chosen)
         return cls(
+            family=family.name,
             architecture=arch,
-            **shape,
-            num_key_value_heads=fields.number("num_key_value_heads", shape["num_attention_heads"]),
-            rope_theta=fields.number("rope_theta"),
-            hidden_act=_gguf_activation(fields, arch, shape),
-            tie_word_embeddings=not has_lm_head,
-            **GGUF_FAMILIES[arch],
+            **shape
+            | {
+                "num_key_value_heads": fields.number(
+                    "num_key_value_heads", shape["num_attention_heads"]
+                ),
+                "vocab_size": fields.number("vocab_size", n_embeddings),
+                "rope_theta": fields.number("rope_theta"),
+                "hidden_act": family.activations[0],
+                "tie_word_embeddings": not has_lm_head,
+                "rope_interleaved": family.interleaved_in_gguf,
+            }
+            | particular,
             bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
             eos_token_ids=_gguf_eos_token_ids(general),
             do_sample=sampling.get("temperature", None) is not None,
@@ -166,27 +195,25 @@ class ModelConfig:
 
     def tensor_shapes(self):
         """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
-        hidden, ffn = self.hidden_size, self.intermediate_size
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        block = {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (q, hidden),
-            "self_attn.k_proj": (kv, hidden),
-            "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q),
-            "post_attention_layernorm": (hidden,),
-            "mlp.gate_proj": (ffn, hidden),
-            "mlp.up_proj": (ffn, hidden),
-            "mlp.down_proj": (hidden, ffn),
-        }
-        if self.sub_norms:
-            block |= {"self_attn.attn_sub_norm": (q,), "mlp.ffn_sub_norm": (ffn,)}
-        shapes = {"embed_tokens": (self.vocab_size, hidden), "norm": (hidden,)}
+        heads, head = self.num_attention_heads, self.head_dim
+        width = {
+            "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
+            "q": heads * head, "kv": self.num_key_value_heads * head,
+        }  # fmt: skip
+        block = {name: (width[n], width[k]) for name, (n, k) in LINEARS.items()}
+        block |= {name: (width[n],) for name, n in FAMILIES[self.family].norms.items()}
+        embedding = (self.vocab_size, self.hidden_size)
+        shapes = {"embed_tokens": embedding, "norm": (self.hidden_size,)}
         if not self.tie_word_embeddings:
-            shapes["lm_head"] = (self.vocab_size, hidden)
+            shapes["lm_head"] = embedding
         for i in range(self.num_hidden_layers):
             shapes |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
         return shapes
+
+    @property
+    def sub_norms(self):
+        """Whether there are RMSNorms before o_proj and down_proj, in a Llama graph."""
+        return "mlp.ffn_sub_norm" in FAMILIES[self.family].norms
 
 
 class _Fields:
@@ -240,7 +267,7 @@ class _Fields:
         return tuple(ids)
 
 
-def _shape(fields):
+def _shape(fields, head_dim=None):
     """The fields both kinds of file must give; head_dim may follow from two others."""
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -248,7 +275,17 @@ def _shape(fields):
     )  # fmt: skip
     shape = {name: fields.number(name) for name in names}
     per_head = shape["hidden_size"] // shape["num_attention_heads"]
-    return shape | {"head_dim": fields.number("head_dim", per_head)}
+    return shape | {"head_dim": fields.number("head_dim", head_dim or per_head)}
+
+
+def _flat_rope(config):
+    """transformers 5 keeps a set of RoPE parameters for each kind of layer: as 4 has them."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or not isinstance(rope.get("full_attention"), dict):
+        return config
+    sliding = rope.get("sliding_attention")
+    local = sliding.get("rope_theta") if isinstance(sliding, dict) else None
+    return config | {"rope_parameters": rope["full_attention"], "rope_local_base_freq": local}
 
 
 def _hf_rope_theta(config, path):
@@ -271,18 +308,6 @@ def _check_gguf_rope(fields, head_dim):
         raise fields.error("rope.scaling.type", kind, "none; scaled RoPE is not supported")
 
 
-def _gguf_activation(fields, arch, shape):
-    """What the file says, else what is known of the architecture: no official file says, and
-    engines that guess SiLU give 2B-4T a perplexity of 99.8 instead of 17.1."""
-    if fields.get("hidden_act", None) is not None:
-        return fields.choice("hidden_act", ACTIVATIONS)
-    is_2b_4t = all(shape[name] == value for name, value in SHAPE_2B_4T.items())
-    activation = "silu" if arch == "bitnet" and not is_2b_4t else "relu2"
-    key = fields.key("hidden_act")
-    log.info("%s: no %s; %s by architecture and shape", fields.path, key, activation)
-    return activation
-
-
 def _gguf_eos_token_ids(fields):
     """Every end token: the official 2B-4T file names <|end_of_text|> alone, not <|eot_id|>."""
     ids = fields.token_ids("eos_token_id") + fields.token_ids("eot_token_id")
@@ -292,14 +317,26 @@ def _gguf_eos_token_ids(fields):
     return tuple(dict.fromkeys(ids))
 
 
+def hf_family(config, path):
+    """The Family of a config.json, by its architectures, as 1bitLLM's needs it, or model_type."""
+    listed = config.get("architectures")
+    for name in listed if isinstance(listed, list) else ():
+        if isinstance(name, str) and name in BY_HF_ARCHITECTURE:
+            return BY_HF_ARCHITECTURE[name]
+    return BY_MODEL_TYPE[_Fields(config, path).choice("model_type", BY_MODEL_TYPE)]
+
+
 def hf_linears(config, path):
     """How an HF folder of a known family stores its linear layers: "multiply" or "divide" (packed,
-    and what the scale beside them does), or "masters" (floats to quantise)."""
-    model = _Fields(config, path)
-    model.choice("model_type", HF_FAMILIES)
-    values = model.get("quantization_config")
+    and what the scale beside them does), "masters" (floats to quantise), or "floats", which must
+    turn out to be ternary."""
+    model, family = _Fields(config, path), hf_family(config, path)
+    values = config.get("quantization_config")
+    if values is None and (family.always_masters or family.name == "llama"):
+        return "masters" if family.always_masters else "floats"
     if not isinstance(values, dict):
-        raise model.error("quantization_config", values, "an object, as a ternary model has")
+        shown = "missing" if values is None else values
+        raise model.error("quantization_config", shown, "an object, as a ternary model has")
     fields = _Fields(values, path)
     fields.choice("quant_method", ("bitnet",))
     linear_class = fields.choice("linear_class", ("bitlinear", "autobitlinear"), "bitlinear")

@@ -1,237 +1,469 @@
-"""Weights the kernels cannot read in place: repacked once into a GGUF sidecar in the cache folder.
+"""convert(): a model in any container and ternary type to a GGUF of I2_S, or to a packed HF folder.
 
-A sidecar holds only what is derived, ternary tensors in I2_S with padded rows, and is mapped from
-then on; embeddings and norms stay mapped from the source.
+Tensors go through one at a time, in pieces; the result has its name only once every one of them was
+read back and is what was meant.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
-import logging
-import math
+import mmap
 import os
-import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
-from .formats import FormatError, Tensor, gguf
-from .formats.packing import BLOCK, has_code_3, padded
+from . import report, tokenizer_files
+from .formats import FormatError, gguf, safetensors
+from .formats.floats import dequantize, quantize
+from .formats.packing import BLOCK, CHUNK, pack_hf, pack_i2_s_stream
+from .source import FLOATS, is_linear, scan
+from .targets import differences, gguf_metadata, gguf_target, hf_files, hf_target
+from .tokenizer import Tokenizer
 
-try:
-    import fcntl
-except ImportError:  # Windows: two loaders then do the work twice, each in its own temporary file
-    fcntl = None
-
-log = logging.getLogger("bitnet")
-
-VERSION = 1  # of the sidecar's content; a new one makes old files stale
-SUFFIX = ".sidecar.gguf"
+HEADS = {"f16": ("F16", 1), "q8_0": ("Q8_0", 32), "q6_k": ("Q6_K", 256)}  # type, columns a block
+F16_LARGEST = 65504.0
 FREE_MARGIN = 64 << 20  # bytes of disk left to others
-_OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
+RELEASE_EVERY = 32 << 20  # bytes read between two releases of mapped pages
+REPORT_EVERY = 0.1  # seconds
+SAMPLES = (  # texts that must have the same tokens before and after
+    "Hello, world! It's 3.14159  or 12345678 (or so).\n\n\tNew line\r\n",
+    "Zażółć gęślą jaźń, 日本語のテキスト, नमस्ते, привет, 👩‍👩‍👧 é",
+    "def f(x):\n    return x**2  # we'll see   what's LEFT",
+)
 
 
 @dataclass(frozen=True)
-class Derived:
-    """A ternary tensor to be made from one of a file.
+class Converted:
+    """What convert() did. bytes_in, bytes_out: of the files. peak_rss: of the process, in bytes.
 
-    make() returns its float32 scale and its rows in I2_S: uint8 (some rows, padded(n_cols) // 4),
-    in order.
+    notes: sentences about what the result cannot say, or says in another way than the source.
     """
 
-    name: str  # in the sidecar
-    source: Tensor
-    n_rows: int
-    n_cols: int
-    make: Callable[[], tuple[np.float32, Iterator[np.ndarray]]]
-
-    @property
-    def shape(self):
-        """Of the sidecar's tensor: rows are padded to whole blocks."""
-        return self.n_rows, padded(self.n_cols)
-
-    def checked(self):
-        """make(), with code 3 refused while the codes pass by."""
-        scale, chunks = self.make()
-        return scale, (self._check(chunk) for chunk in chunks)
-
-    def _check(self, chunk):
-        if has_code_3(chunk):
-            raise FormatError(self.source.path, f"{self.source.name} code", 3, "0, 1 or 2")
-        return chunk
+    path: Path
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    peak_rss: int
+    notes: tuple[str, ...]
 
 
-def realise(derived, model, sources, cache=None, pool=None):
-    """Make the tensors, or map them as they were made before.
+def convert(
+    src,
+    dst,
+    *,
+    to=None,
+    head=None,
+    masters=False,
+    layout="128x32",
+    force=False,
+    verify=True,
+    progress=None,
+):
+    """Convert the model at src, an HF folder or a .gguf file; returns a Converted.
 
-    model: the path of the file or folder, which has one sidecar. sources: the paths of all files
-        the tensors follow from; a change of one makes the sidecar stale.
-    cache: the folder, None for the default, False for none. Without a usable one a warning is
-        logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
-    Returns ({name: (codes uint8 (n_rows, padded // 4), float32 scale)}, mapped GGUFFile or None).
-    Raises FormatError for an illegal weight in a source, PoolExhausted if they do not fit the pool.
+    to: "gguf" or "hf"; None: by the name of dst. head: the type of embedding and head, one of
+        HEADS; None: as in the source, if the container has it, else F16 (GGUF) or F32 (HF).
+    masters, layout: see source.scan. force: replace dst. verify: read every tensor back.
+    progress: called as (what, bytes done, bytes in all) about ten times a second.
+
+    Raises ValueError for an argument, FormatError for the source, or where the target cannot hold
+    the model or the result is not what was meant; FileExistsError, OSError. Then, and when it is
+    interrupted, nothing is left behind and dst is as it was.
     """
-    folder = cache_folder() if cache is None else cache
-    if folder:
-        try:
-            file = _sidecar(derived, model, sources, Path(folder))
-            return {d.name: i2_s_rows(file.tensors[d.name], d.n_rows) for d in derived}, file
-        except OSError as error:
-            log.warning("no sidecar, the derived weights go to memory: %s", error)
-    return {d.name: _in_memory(d, pool) for d in derived}, None
+    started, src, dst = time.monotonic(), Path(src), Path(dst)
+    to = to or ("gguf" if dst.suffix == ".gguf" else "hf")
+    if to not in ("gguf", "hf"):
+        raise ValueError(f"to: {to!r} (gguf, hf)")
+    if head is not None and head not in HEADS:
+        raise ValueError(f"head: {head!r} ({', '.join(HEADS)})")
+    source = scan(src, layout=layout, masters=masters)
+    _check_paths(source, dst, to, force)
+    write, target = (_write_gguf, gguf_target) if to == "gguf" else (_write_hf, hf_target)
+    work = _Work(source, target(source.config), head, verify, progress)
+    with _staged(dst) as temporary:
+        write(work, temporary)
+        if verify:
+            _verify(work, temporary, dst)
+    return Converted(
+        dst,
+        sum(file.data.nbytes for file in source.files),
+        sum(path.stat().st_size for path in ([dst] if dst.is_file() else dst.rglob("*"))),
+        time.monotonic() - started,
+        report.usage().peak_rss,
+        tuple(work.notes),
+    )
 
 
-def i2_s_rows(tensor, n_rows):
-    """(codes uint8 (n_rows, bytes), float32 scale) of an I2_S tensor; rows must be whole blocks."""
-    n = len(tensor.data) - gguf.I2_S_TAIL
-    return tensor.data[:n].reshape(n_rows, -1), tensor.data[n : n + 4].view("<f4")[0]
+# where to -----------------------------------------------------------------------------------------
 
 
-def _in_memory(derived, pool):
-    shape = derived.n_rows, padded(derived.n_cols) // 4
-    codes = np.empty(shape, np.uint8) if pool is None else pool.array(shape, np.uint8, "weights")
-    scale, chunks = derived.checked()
-    at = 0
-    for chunk in chunks:
-        codes[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    return codes, scale
+def _check_paths(source, dst, to, force):
+    """Nothing of the source may be replaced, and with force only what can be a model."""
+    inputs = [path.resolve() for path in (source.path, *source.changed_by)]
+    if any(path.is_relative_to(dst.resolve()) for path in inputs):
+        raise ValueError(f"dst: {dst} (not the source, nor a folder it is in)")
+    if not dst.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(dst.parent))
+    if not os.path.lexists(dst):
+        return
+    if not force:
+        raise FileExistsError(errno.EEXIST, "exists; --force replaces it", str(dst))
+    if dst.is_dir() != (to == "hf") or (to == "hf" and not _is_model_folder(dst)):
+        wanted = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
+        raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {wanted}", str(dst))
 
 
-# the file -----------------------------------------------------------------------------------------
-
-
-def _sidecar(derived, model, sources, folder):
-    """The sidecar, opened; built first if missing, stale or damaged. OSError if it cannot be."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    model = _identity(model)
-    digest = hashlib.sha256(os.fsencode(model)).hexdigest()
-    slug = re.sub(r"[^\w.-]", "_", model.name.removesuffix(".gguf"), flags=re.ASCII)[:64]
-    path = folder / f"{slug.lstrip('.')}-{digest[:16]}{SUFFIX}"
-    key = _fingerprint(sources)
-    if file := _opened(path, key, derived):
-        return file
-    with _locked(path):
-        if file := _opened(path, key, derived):  # another loader was first
-            return file
-        for left_behind in folder.glob(f".{path.name}.*.tmp"):  # by a loader that was killed
-            left_behind.unlink()
-        _build(path, key, derived, model)
-        if file := _opened(path, key, derived):
-            return file
-    raise OSError(errno.EIO, "the sidecar just written cannot be read", str(path))
-
-
-def _identity(path):
-    """A folder, or a file's own name in its real folder: a hub cache links the name to a blob."""
-    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
-
-
-def _fingerprint(sources):
-    """Changes with the path, size or modification time of any source, and with VERSION."""
-    facts = [VERSION]
-    for source in sources:
-        info = os.stat(source)
-        facts.append([str(_identity(source)), info.st_size, info.st_mtime_ns])
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _opened(path, key, derived):
-    """The sidecar if it is there, whole and of this source; else None."""
-    try:
-        file = gguf.GGUFFile(path)
-    except FileNotFoundError:
-        return None
-    except FormatError as error:
-        log.warning("rebuilding a damaged sidecar: %s", error)
-        return None
-    if file.metadata.get("sidecar.key") != key:
-        log.info("%s: stale, rebuilding", path)
-        return None
-    found = {name: (tensor.type, tensor.shape) for name, tensor in file.tensors.items()}
-    whole = found == {d.name: ("I2_S", d.shape) for d in derived}
-    if not whole or not all(0 < i2_s_rows(t, 1)[1] < math.inf for t in file.tensors.values()):
-        log.warning("rebuilding a damaged sidecar: %s", path)
-        return None
-    return file
-
-
-def _build(path, key, derived, model):
-    needed = sum(gguf.n_bytes_of("I2_S", d.shape) for d in derived) + FREE_MARGIN
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(path.parent))
-    log.info("%s: writing %d bytes of repacked weights", path, needed - FREE_MARGIN)
-    metadata = {
-        "general.architecture": "bitnet-sidecar",
-        "general.description": f"rows padded to {BLOCK} columns with code 1, weight 0",
-        "sidecar.source": os.fsencode(model).decode("utf-8", "replace"),
-        "sidecar.key": key,
-    }
-    gguf.write(path, metadata, [(d.name, d.shape, "I2_S", i2_s_chunks(d)) for d in derived])
-
-
-def i2_s_chunks(derived):
-    """The bytes of one I2_S tensor for gguf.write: its rows, then the scale and 28 unused bytes."""
-    scale, chunks = derived.checked()
-    yield from chunks
-    yield np.float32(scale).tobytes() + bytes(gguf.I2_S_TAIL - 4)
+def _is_model_folder(folder):
+    others = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    return (folder / "config.json").is_file() and set(others) <= {"1_Pooling", "2_Normalize"}
 
 
 @contextlib.contextmanager
-def _locked(path):
-    """Held by one loader, or freed by the system. The lock file stays: removing it is a race."""
-    if fcntl is None:
-        yield
-        return
-    with open(path.with_name(path.name + ".lock"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _staged(dst):
+    """A path beside dst for a file or folder, renamed to dst if the block ends well, else removed.
+
+    What was at dst is removed last.
+    """
+    stem = f".{dst.name}.{secrets.token_hex(4)}"
+    temporary, old = dst.with_name(stem + ".tmp"), dst.with_name(stem + ".old")
+    try:
+        yield temporary
+        if dst.is_dir():  # a folder cannot be replaced in one step
+            os.rename(dst, old)
+        os.replace(temporary, dst)
+    finally:
+        if old.exists() and not dst.exists():
+            os.rename(old, dst)
+        for left in (temporary, old):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
 
 
-# the folder ---------------------------------------------------------------------------------------
+def _check_space(folder, needed):
+    free = shutil.disk_usage(folder).free
+    if free < needed + FREE_MARGIN:
+        message = f"{needed + FREE_MARGIN} bytes needed, {free} free"
+        raise OSError(errno.ENOSPC, message, str(folder))
 
 
-def cache_folder():
-    """BITNET_CACHE, else $XDG_CACHE_HOME/bitnet, else ~/.cache/bitnet; None if off or homeless."""
-    chosen = os.environ.get("BITNET_CACHE")
-    if chosen:
-        return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG rule: a relative path is ignored
-        base = os.path.expanduser("~/.cache")
-    return Path(base) / "bitnet" if os.path.isabs(base) else None
+# the tensors --------------------------------------------------------------------------------------
 
 
-def cache_list(folder=None):
-    """[(path, bytes, source)] of every sidecar in the cache folder; source may be "damaged"."""
-    found = []
-    for path in _ours(folder):
-        if path.name.endswith(SUFFIX):
-            try:
-                source = gguf.GGUFFile(path).metadata.get("sidecar.source", "")
-            except (FormatError, OSError):
-                source = "damaged"
-            found.append((path, path.stat().st_size, source))
-    return found
+class _Work:
+    """One conversion: the source's tensors as the target is to hold them, and how far it is.
+
+    made: {name: digest of what the result must give back}. scales: {name: float32 (1,)} once read.
+    """
+
+    def __init__(self, source, target, head, verify, progress):
+        self.source, self.target, self.head = source, target, head
+        self.made, self.scales, self.notes = {}, {}, []
+        self.verify, self.progress = verify, progress
+        self.done, self.total, self.doing = 0, 0, "writing"
+        self.released = self.reported = 0
+        self.files = source.files
+        for tensor in (*self.ternary_tensors(), *source.floats.values()):
+            self.total += tensor.data.nbytes
+
+    def ternary_tensors(self):
+        return [t.tensor for t in self.source.ternary.values()]
+
+    def advance(self, name, n_bytes):
+        """n_bytes of a tensor were read: give their pages back, they would count as ours."""
+        self.done += n_bytes
+        if self.done - self.released >= RELEASE_EVERY:
+            self.released = self.done
+            _release(self.files)
+        now = time.monotonic()
+        if self.progress and now - self.reported >= REPORT_EVERY:
+            self.reported = now
+            self.progress(f"{self.doing} {name}", self.done, self.total)
+
+    def ternary(self, name):
+        """(scale float32 (1,), chunks of codes) in the target's order of rows."""
+        t = self.source.ternary[name]
+        scales, chunks = t.read()
+        if scales.size > 1:
+            limit = "one for the tensor, as I2_S and packed HF files hold no others"
+            raise FormatError(t.tensor.path, t.tensor.name, f"{scales.size} scales", limit)
+        self.scales[name] = scales
+        order = _row_order(name, t.n_rows, self.source.config, self.target.config)
+        if order is not None:
+            chunks = [_whole(chunks, t)[order]]
+        return scales, self.watched(name, t.tensor.data.nbytes, t, scales, chunks)
+
+    def watched(self, name, n_bytes, t, scales, chunks):
+        """The chunks of a tensor as they are, while digest and progress are kept."""
+        digest, left = blake2b(scales.tobytes()), n_bytes
+        for chunk in chunks:
+            digest.update(np.ascontiguousarray(chunk))
+            n_read = min(left, n_bytes * len(chunk) // t.n_rows)
+            left -= n_read
+            self.advance(name, n_read)
+            yield chunk
+        self.advance(name, left)
+        self.made[name] = digest.digest()
+
+    def rows(self, name, type_name):
+        """The embedding or head in this type, in pieces."""
+        tensor, digest = self.source.floats[name], blake2b()
+        for part in _row_parts(tensor):
+            out = part
+            if tensor.type != type_name:
+                out = quantize(type_name, dequantize(tensor.type, part, tensor.shape[1]))
+            digest.update(np.ascontiguousarray(out))
+            self.advance(name, part.nbytes)
+            yield out
+        self.made[name] = digest.digest()
+
+    def vector(self, name):
+        """A norm as the target stores it."""
+        values, config = self.source.vector(name), self.source.config
+        if (
+            name.endswith("self_attn.q_norm")
+            and self.target.config.query_scale != config.query_scale
+        ):
+            values = values * np.float32(config.query_scale)
+        stored = values
+        if self.target.config.norms_are_offsets and not name.endswith("_proj.norm"):
+            stored = values - np.float32(1)
+            values = np.float32(1) + stored  # for |values| < 0.5 that may lose the last bits
+        self.advance(name, self.source.floats[name].data.nbytes)
+        self.made[name] = blake2b(values.tobytes()).digest()
+        return stored
+
+    def row_type(self, name, kept, default):
+        """The type the target gets for the embedding or head: head, else as in the source if it is
+        one of kept, else the default. Another pass finds whether its values fit."""
+        tensor = self.source.floats[name]
+        chosen, block = HEADS[self.head] if self.head else (default, 1)
+        if self.head is None and tensor.type in kept:
+            return tensor.type
+        if tensor.shape[1] % block:
+            limit = f"a multiple of {block}, for --head {self.head}"
+            raise FormatError(tensor.path, f"{tensor.name} columns", tensor.shape[1], limit)
+        if tensor.type != chosen and self.peak(name) > F16_LARGEST:
+            chosen = "F32"
+        if tensor.type != chosen:
+            self.notes.append(f"{name}: {tensor.type} to {chosen}")
+        return chosen
+
+    def peak(self, name):
+        """The largest |value| of the embedding or head; FormatError if one is not finite."""
+        tensor, peak = self.source.floats[name], 0.0
+        self.total += tensor.data.nbytes
+        for part in _row_parts(tensor):
+            peak = np.maximum(peak, np.abs(dequantize(tensor.type, part, tensor.shape[1])).max())
+            self.advance(name, part.nbytes)
+        if not np.isfinite(peak):  # NaN stays in a maximum
+            raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
+        return peak
 
 
-def cache_clear(folder=None):
-    """Delete every file of ours in the cache folder, and no other; returns the bytes freed."""
-    freed = 0
-    for path in _ours(folder):
-        freed += path.stat().st_size
-        path.unlink()
-    return freed
+def _release(files):
+    """Give mapped pages back to the system: resident memory stays that of one tensor."""
+    for file in files:
+        base = file.data
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
-def _ours(folder):
-    folder = cache_folder() if folder is None else Path(folder)
-    if folder is None or not folder.is_dir():
-        return []
-    files = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-    return sorted(path for path in files if _OURS.match(path.name))
+def _row_parts(tensor):
+    data = tensor.data.reshape(tensor.shape[0], -1)
+    step = max(1, CHUNK // tensor.shape[1])
+    for at in range(0, len(data), step):
+        yield data[at : at + step]
+
+
+def _row_order(name, n_rows, source, target):
+    """Which row of the source each row of the target is, None where they are the same.
+
+    Rows of q and k lie in each head as (2, head_dim / 2) for RoPE over (j, j + head_dim / 2), and
+    as (head_dim / 2, 2) for RoPE over (2j, 2j + 1).
+    """
+    moved = name.endswith(("q_proj", "k_proj"))
+    if not moved or source.rope_interleaved == target.rope_interleaved:
+        return None
+    half = source.head_dim // 2
+    of_head = (half, 2) if source.rope_interleaved else (2, half)
+    return np.arange(n_rows).reshape(-1, *of_head).swapaxes(1, 2).reshape(-1)
+
+
+def _whole(chunks, t):
+    """All codes of a tensor, uint8 (n_rows, n_cols)."""
+    codes, at = np.empty((t.n_rows, t.n_cols), np.uint8), 0
+    for chunk in chunks:
+        codes[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return codes
+
+
+# GGUF ---------------------------------------------------------------------------------------------
+
+
+def _write_gguf(work, path):
+    source, target = work.source, work.target
+    metadata = gguf_metadata(target.config, _name_of(source))
+    metadata |= tokenizer_files.to_gguf(source.tokenizer_source, source.config)
+    tensors = []
+    for name, shape in target.config.tensor_shapes().items():
+        if is_linear(name):
+            type_name, data = "I2_S", _i2_s(work, name)
+        elif len(shape) == 1:
+            type_name, data = "F32", _later(work.vector, name)
+        else:
+            kept = set(gguf.TYPE_IDS) - {"F32", "BF16"}
+            type_name = work.row_type(name, kept, "F16")
+            data = work.rows(name, type_name)
+        _check_fits(source, name, shape, type_name)
+        tensors.append((f"{target.family.gguf_name(name)}.weight", shape, type_name, data))
+    n_bytes = sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name, _ in tensors)
+    work.total += n_bytes if work.verify else 0
+    _check_space(path.parent, n_bytes)
+    _note_gguf(work)
+    gguf.write(path, metadata, tensors)
+
+
+def _i2_s(work, name):
+    scales, chunks = work.ternary(name)
+    yield from pack_i2_s_stream(chunks)
+    yield scales.tobytes() + bytes(gguf.I2_S_TAIL - 4)
+
+
+def _later(make, *arguments):
+    yield make(*arguments)
+
+
+def _check_fits(source, name, shape, type_name):
+    try:
+        gguf.n_bytes_of(type_name, shape)
+    except ValueError as error:
+        raise FormatError(source.path, f"{name} shape", shape, error) from None
+
+
+def _name_of(source):
+    metadata = getattr(source.files[0], "metadata", {})
+    name = metadata.get("general.name", "")
+    return name if isinstance(name, str) and name else source.path.resolve().stem
+
+
+def _note_gguf(work):
+    config, cut = work.source.config, set()
+    for name, t in work.source.ternary.items():
+        if t.n_cols % BLOCK:
+            cut.add(f"{name.rpartition('.')[2]} ({t.n_cols})")
+    if cut:
+        work.notes.append(
+            f"rows of {', '.join(sorted(cut))} are not a multiple of {BLOCK}: "
+            "the kernels of bitnet.cpp cannot run them"
+        )
+    if config.query_scale != 1:
+        work.notes.append(f"the query scale {config.query_scale:g} is in the weights of q_norm")
+    if work.source.prompts:
+        names = ", ".join(work.source.prompts)
+        work.notes.append(f"prompts are not in a GGUF: {names}")
+
+
+# Hugging Face -------------------------------------------------------------------------------------
+
+
+def _write_hf(work, folder):
+    source, target, linear_class = work.source, work.target, _linear_class(work.source)
+    if work.head is not None:
+        raise ValueError(f"head: {work.head!r} (None for an HF folder)")
+    kept = FLOATS if linear_class == "bitlinear" else ()  # transformers casts those of this alone
+    tensors = []
+    for name, shape in target.config.tensor_shapes().items():
+        prefix = "" if name == "lm_head" else target.prefix
+        stem = prefix + target.family.hf_name(name)
+        if is_linear(name):
+            packed = -(-shape[0] // 4), shape[1]
+            scale = _hf_scale(work, name, linear_class)
+            tensors.append((f"{stem}.weight", packed, "U8", _packed(work, name)))
+            tensors.append((f"{stem}.weight_scale", (1,), "F32", scale))
+        elif len(shape) == 1:
+            tensors.append((f"{stem}.weight", shape, "F32", _later(work.vector, name)))
+        else:
+            type_name = work.row_type(name, kept, "F32")
+            tensors.append((f"{stem}.weight", shape, type_name, work.rows(name, type_name)))
+    n_bytes = sum(safetensors.n_bytes_of(t, shape) for _, shape, t, _ in tensors)
+    work.total += n_bytes if work.verify else 0
+    _check_space(folder.parent, n_bytes)
+    folder.mkdir()
+    safetensors.write(folder / safetensors.SINGLE, {"format": "pt"}, tensors)
+    files = hf_files(target.config, linear_class, source.prompts)
+    files |= tokenizer_files.to_hf(source.tokenizer_source, source.config)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with gguf.atomic(folder / name) as file:
+            file.write(data)
+
+
+def _linear_class(source):
+    """What transformers is to do with the scales: "bitlinear" divides by them, as published Llama
+    models want it, where all stay the same by that; "autobitlinear" multiplies.
+
+    That of masters is 1 / x already, and of those 1 / (1 / (1 / x)) == 1 / x for every float32.
+    """
+    if source.config.family != "llama":
+        return "autobitlinear"
+    one = np.float32(1)
+    stored = (t.scales() for t in source.ternary.values() if not t.stored_as.endswith("masters"))
+    return "bitlinear" if all((one / (one / s) == s).all() for s in stored) else "autobitlinear"
+
+
+def _packed(work, name):
+    _, chunks = work.ternary(name)
+    yield pack_hf(_whole(chunks, work.source.ternary[name]))
+
+
+def _hf_scale(work, name, linear_class):
+    """Run once the tensor is written, which finds its scale."""
+    scales = work.scales[name]
+    yield 1 / scales if linear_class == "bitlinear" else scales
+
+
+# what was written ---------------------------------------------------------------------------------
+
+
+def _verify(work, path, dst):
+    """Read the result as a model; FormatError where it is not what was meant."""
+
+    def check(equal, field):
+        if not equal:
+            raise FormatError(dst, field, "not as in the source", "nothing was kept")
+
+    found = scan(path)
+    work.files, work.doing = found.files, "checking"
+    changed = differences(found.config, work.target.config)
+    check(not changed, ", ".join(changed))
+    for name, t in found.ternary.items():
+        meant = work.made.pop(name)
+        scales, chunks = t.read()
+        for _ in work.watched(name, t.tensor.data.nbytes, t, scales, chunks):
+            pass
+        check(work.made[name] == meant, f"{name} codes or scale")
+    for name, tensor in found.floats.items():
+        digest = blake2b()
+        if len(tensor.shape) == 1:
+            digest.update(found.vector(name).tobytes())
+        else:
+            for part in _row_parts(tensor):
+                digest.update(np.ascontiguousarray(part))
+                work.advance(name, part.nbytes)
+        check(work.made[name] == digest.digest(), name)
+    _release(found.files)
+    before, after = (
+        Tokenizer.from_source(s.tokenizer_source, s.config) for s in (work.source, found)
+    )
+    for text in SAMPLES if before else ():
+        check(after and before.encode(text) == after.encode(text), "tokenizer")

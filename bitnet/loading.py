@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cpu, dispatch, weights
+from . import cpu, dispatch, hub, weights
 from .api import Model, check_whole
 from .formats import read_json
 from .formats.gguf import GGUFFile
@@ -40,14 +40,19 @@ def load(
     kv_dtype="f16",
     mapping="map",
     slots=1,
+    layout="128x32",
 ):
     """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
 
+    path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
+        from the hub's cache, or pulled into it (see hub.find).
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
     memory_limit: growth of the process at most, bytes or "1.5GiB"; None for BITNET_MEMORY_LIMIT, or
         as much as the machine has.
     context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
     kv_dtype: "f16" or "f32", of cached keys and values. slots: sequences that run at once.
+    layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
+        do, "64x16" or "4row" (see docs/models.md).
     mapping: "map", the weights stay in the mapped file; others are not available yet.
 
     FormatError for a damaged or unsupported file, OSError if it cannot be opened, PoolExhausted if
@@ -57,20 +62,20 @@ def load(
     _check_choice("kv_dtype", kv_dtype, KV_DTYPES)
     _check_choice("mapping", mapping, ("map",), "; others are not available yet")
     check_whole("slots", slots, MAX_SLOTS)
-    path = BUNDLED_MODEL if path is None else Path(path)
+    limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+    path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
-    limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
-    return _load(path, limit, n_threads, context, kv_dtype, slots)
+    return _load(path, limit, n_threads, context, kv_dtype, slots, layout)
 
 
-def _load(path, limit, n_threads, context, kv_dtype, slots):
+def _load(path, limit, n_threads, context, kv_dtype, slots, layout):
     from . import report  # last of all: growth is counted from its import
 
     before = report.usage().anonymous
     pool, files, model = Pool(_pool_limit(limit, path, n_threads)), None, None
     try:
-        files = weights.open(path, pool=pool)
+        files = weights.open(path, pool=pool, layout=layout)
         longest = files.config.max_position_embeddings
         context = min(longest, DEFAULT_CONTEXT) if context is None else context
         check_whole("context", context, longest)

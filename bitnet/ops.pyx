@@ -66,9 +66,9 @@ cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wa
 
 # -------------------------------------------------------------------------------------- operations
 def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids not None,
-          Batch batch not None):
-    """out[i] = row token_ids[i] as float32."""
-    cdef Py_ssize_t i
+          Batch batch not None, float scale=1.0):
+    """out[i] = row token_ids[i] as float32, times scale."""
+    cdef Py_ssize_t i, j
     check_rows(batch, out.n_rows, out.n_cols, rows.n_cols, "out")
     if token_ids.shape[0] != batch.n_tokens:
         raise ValueError(f"{token_ids.shape[0]} token ids for {batch.n_tokens} rows")
@@ -78,6 +78,18 @@ def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids 
     for i in range(batch.n_tokens):
         kernels.decode_row(out.data + i * out.n_cols, &rows.data[token_ids[i], 0], rows.type,
                            rows.n_cols)
+        if scale != 1.0:
+            for j in range(out.n_cols):
+                out.data[i * out.n_cols + j] *= scale
+
+
+def head_norm(Matrix x not None, Norm norm not None, Py_ssize_t first_head, Py_ssize_t n_heads, Batch batch not None):
+    cdef Py_ssize_t r, h, d = norm.weight.shape[0]
+    cdef float* p
+    for r in range(batch.n_tokens):
+        for h in range(first_head, first_head + n_heads):
+            p = x.data + r * x.n_cols + h * d
+            kernels.rms_norm(p, &norm.weight[0], p, norm.eps, d)
 
 
 def rms_norm(Matrix out not None, Norm norm not None, Matrix x not None, Batch batch not None):
@@ -119,12 +131,11 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
 
 
 def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
-           bint add=False):
+           bint add=False, Py_ssize_t column=0):
     """out = x W^T with the scales of both multiplied in, or out += where ``add``."""
     cdef Py_ssize_t c
     cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
     cdef int team = threads_for(batch.n_threads, n_products // 64)
-    check_rows(batch, out.n_rows, out.n_cols, weights.n_rows, "out")
     if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
         raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, not {batch.n_tokens} x "
                          f"{weights.n_cols}")
@@ -132,10 +143,10 @@ def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch
         return
     if team == 1:
         for c in range(weights.n_chunks):
-            linear_chunk(out, weights, x, batch.n_tokens, add, c)
+            linear_chunk(out, weights, x, batch.n_tokens, add, column, c)
         return
     for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
-        linear_chunk(out, weights, x, batch.n_tokens, add, c)
+        linear_chunk(out, weights, x, batch.n_tokens, add, column, c)
 
 
 cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
@@ -146,7 +157,7 @@ cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
 
 
 cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens, bint add,
-                       Py_ssize_t chunk) noexcept nogil:
+                       Py_ssize_t column, Py_ssize_t chunk) noexcept nogil:
     """One chunk of rows times all tokens."""
     cdef int32_t sums[TILE_TOKENS * CHUNK]
     cdef const Part* part = part_of(weights, chunk)
@@ -159,7 +170,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens,
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
                                weights.n_blocks)
         for t in range(n):
-            apply_scales(out.data + (begin + t) * out.n_cols + part.first_row + first,
+            apply_scales(out.data + (begin + t) * out.n_cols + column + part.first_row + first,
                          sums + t * CHUNK, part.scales + first * part.scale_step, part.scale_step,
                          x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
 
@@ -244,7 +255,7 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
                          position % PAGE, batch.is_f16, batch.n_kv_heads, batch.head_dim)
 
 
-def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
+def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None, Py_ssize_t window=0):
     """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row."""
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
@@ -253,10 +264,10 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch 
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
     if team == 1:
         for i in range(n_items):
-            attention_item(out, qkv, layer, batch, n_heads, i)
+            attention_item(out, qkv, layer, batch, n_heads, window, i)
         return
     for i in prange(n_items, nogil=True, schedule="dynamic", num_threads=team):
-        attention_item(out, qkv, layer, batch, n_heads, i)
+        attention_item(out, qkv, layer, batch, n_heads, window, i)
 
 
 cdef Py_ssize_t attention_work(Batch batch) noexcept:
@@ -267,7 +278,7 @@ cdef Py_ssize_t attention_work(Batch batch) noexcept:
     return total * batch.n_kv_heads * batch.head_dim
 
 
-cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads,
+cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads, Py_ssize_t window,
                          Py_ssize_t item) noexcept nogil:
     """One row and one key head, with the query heads that share it."""
     cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
@@ -276,7 +287,7 @@ cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, 
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     kernels.attention(out.data + r * out.n_cols + first_column,
                       qkv.data + r * qkv.n_cols + first_column, s.pages + layer * s.n_pages,
-                      s.n_pages, s.start, batch.positions[r], batch.is_f16, kv_head,
+                      s.n_pages, max(s.start, batch.positions[r] - window + 1) if window else s.start, batch.positions[r], batch.is_f16, kv_head,
                       batch.n_kv_heads, n_group, batch.head_dim)
 
 
@@ -287,6 +298,10 @@ def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not 
     cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
     check_rows(batch, gate_up.n_rows, gate_up.n_cols, 2 * n, "gate_up")
     check_rows(batch, out.n_rows, n, n, "out")
+    if act == "gelu":
+        a = out.array(); g = gate_up.array()[:, :n]; u = gate_up.array()[:, n:]
+        a[:batch.n_tokens] = (0.5*g*(1+np.tanh(np.sqrt(2/np.pi)*(g+0.044715*g**3)))*u)[:batch.n_tokens]
+        return
     if act not in ("relu2", "silu"):
         raise ValueError(f"act is {act!r}, not relu2 or silu")
     if team == 1:

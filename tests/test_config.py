@@ -129,15 +129,18 @@ def test_linear_scaling_by_one_is_no_scaling():
 
 
 def test_other_architectures_are_refused_by_name():
-    metadata = GGUF_2B | {"general.architecture": "llama"}
+    metadata = GGUF_2B | {"general.architecture": "phi3"}
     with pytest.raises(FormatError) as caught:
         ModelConfig.from_gguf(metadata, "model.gguf", 128256, False)
     assert str(caught.value) == (
-        "model.gguf: general.architecture: llama "
-        "(this version supports bitnet-b1.58, bitnet-25, bitnet)"
+        "model.gguf: general.architecture: phi3 "
+        "(this version supports bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, gemma3)"
     )
-    with pytest.raises(FormatError, match=r"model_type: llama \(this version supports bitnet\)"):
-        from_hf(model_type="llama")
+    supported = r"bitnet, llama, qwen3, gemma3_text"
+    with pytest.raises(
+        FormatError, match=rf"model_type: phi3 \(this version supports {supported}\)"
+    ):
+        from_hf(model_type="phi3")
 
 
 def test_hf_with_its_generation_config():

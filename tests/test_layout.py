@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-ORDER = ["cpu", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
-         "report", "formats", "config", "convert", "weights",
-         "chat", "vocabulary", "tokenizer", "rope", "model",
-         "sampling", "generation", "engine", "scoring", "session", "api", "loading",
+ORDER = ["cpu", "mapping", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
+         "report", "formats", "families", "config", "sidecar", "hub", "source", "weights",
+         "chat", "vocabulary", "tokenizer", "targets", "convert", "rope", "model",
+         "sampling", "generation", "engine", "scoring", "embedding", "session", "api", "loading",
          "__init__", "cli", "__main__"]
 
 SOURCES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi"})

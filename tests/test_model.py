@@ -15,7 +15,9 @@ from bitnet.model import Transformer
 from bitnet.rope import cos_sin
 
 DATA = Path(__file__).parent / "data"
-FIXTURES = ["hf_bitnet_offline", "hf_bitnet_online", "gguf_i2_s_bitnet158"]
+FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))
+LLAMA_GRAPH = [name for name in FIXTURES if "embedding" not in name]
+BITNET = ["hf_bitnet_offline", "hf_bitnet_online", "gguf_i2_s_bitnet158"]
 
 
 def open_fixture(name, pool):
@@ -23,11 +25,25 @@ def open_fixture(name, pool):
     return weights.open(DATA / name / meta["load"], cache=False, pool=pool), meta
 
 
-@pytest.fixture(params=FIXTURES)
-def fixture(request):
+def everything(name):
     pool = Pool(1 << 28)
-    opened, meta = open_fixture(request.param, pool)
-    return opened, pool, meta, np.load(DATA / request.param / "reference.npz", allow_pickle=False)
+    opened, meta = open_fixture(name, pool)
+    return opened, pool, meta, np.load(DATA / name / "reference.npz", allow_pickle=False)
+
+
+@pytest.fixture(params=BITNET)
+def fixture(request):
+    return everything(request.param)
+
+
+@pytest.fixture(params=LLAMA_GRAPH)
+def llama_graph(request):
+    return everything(request.param)
+
+
+@pytest.fixture(params=FIXTURES)
+def any_family(request):
+    return everything(request.param)
 
 
 def logits_of(model, token_ids, chunk=256, dtype="f32"):
@@ -50,8 +66,12 @@ def relative_rms(ours, theirs):
     return np.sqrt(((a - b) ** 2).sum() / (b**2).sum())
 
 
-def test_logits_agree_with_transformers(fixture):
-    opened, pool, meta, stored = fixture
+def test_every_published_form_is_there():
+    assert len(FIXTURES) == 12 and len(LLAMA_GRAPH) == 9
+
+
+def test_logits_agree_with_transformers(llama_graph):
+    opened, pool, meta, stored = llama_graph
     model = Transformer(opened, pool, context=512)
     for j in range(int(stored["n"])):
         ours = logits_of(model, stored[f"ids_{j}"])[stored[f"pos_{j}"]]
@@ -68,7 +88,8 @@ def tensors_of(opened):
         if name.endswith("_proj"):
             t = opened.ternary(name)
             fields = t.codes.reshape(t.n_rows, -1, 1, 32) >> np.array([6, 4, 2, 0])[:, None] & 3
-            found[name] = (fields.reshape(t.n_rows, -1)[:, : t.n_cols].astype(int) - 1, t.scale)
+            q = fields.reshape(t.n_rows, -1)[:, : t.n_cols].astype(int) - 1
+            found[name] = (q, t.scales)
         elif len(shape) == 1:
             found[name] = opened.vector(name)
         else:
@@ -77,16 +98,16 @@ def tensors_of(opened):
     return found
 
 
-def test_logits_agree_with_numpy(fixture):
-    opened, pool, _, stored = fixture
+def test_logits_agree_with_numpy(llama_graph):
+    opened, pool, _, stored = llama_graph
     ours = logits_of(Transformer(opened, pool, context=64), stored["ids_0"])
     theirs = reference.forward(opened.config, tensors_of(opened), stored["ids_0"])
     assert relative_rms(ours, theirs) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-def test_the_same_bits_for_any_cpu_threads_and_chunks(fixture, dtype):
-    opened, pool, _, stored = fixture
+def test_the_same_bits_for_any_cpu_threads_and_chunks(any_family, dtype):
+    opened, pool, _, stored = any_family
     ids = some_ids(stored, 150)
     first = None
     for isa, n_threads, chunk in [
@@ -181,8 +202,8 @@ def test_code_3_is_an_error_at_first_use(tmp_path):
             model.forward(np.zeros(1, np.int32), [(model.new_cache(), 1)])
 
 
-def test_decoding_takes_nothing_from_the_pool(fixture):
-    opened, pool, _, _ = fixture
+def test_decoding_takes_nothing_from_the_pool(any_family):
+    opened, pool, _, _ = any_family
     model = Transformer(opened, pool, context=256)
     cache = model.new_cache()
     model.forward(np.zeros(130, np.int32), [(cache, 130)])

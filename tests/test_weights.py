@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_files
 
-from bitnet import convert, weights
+from bitnet import sidecar, weights
 from bitnet.formats import FormatError, gguf
 from bitnet.formats.packing import unpack_hf, unpack_i2_s
 
@@ -42,7 +42,7 @@ def test_gguf_is_used_in_place():
         assert linear.codes.shape == (256, 640 // 4) and linear.codes.dtype == np.uint8
         assert type(linear.codes) is np.ndarray and linear.codes.flags.c_contiguous
         assert not linear.codes.flags.writeable and linear.codes.ctypes.data % 32 == 0
-        assert linear.scale.dtype == np.float32 and 0 < linear.scale < 1
+        assert linear.scales.shape == (1,) and 0 < linear.scales[0] < 1
         assert linear.where == f"{GGUF_PATH}: blk.0.ffn_down.weight"
         head = opened.rows("lm_head")
         assert (head.type, head.data.shape, head.n_cols) == ("F16", (384, 512), 256)
@@ -80,11 +80,11 @@ def test_companion_scales_multiply(tmp_path):
     model.tensors.append(scale)
     (tmp_path / "m.gguf").write_bytes(model.bytes())
     opened = weights.open(tmp_path / "m.gguf")
-    assert opened.ternary("layers.0.self_attn.q_proj").scale == 1.5
-    assert opened.ternary("layers.0.self_attn.k_proj").scale == 0.5
+    assert opened.ternary("layers.0.self_attn.q_proj").scales == 1.5
+    assert opened.ternary("layers.0.self_attn.k_proj").scales == 0.5
     scale[3] = struct.pack("<f", -3.0)
     (tmp_path / "m.gguf").write_bytes(model.bytes())
-    with pytest.raises(FormatError, match=r"attn_q.scale scale: -1.5"):
+    with pytest.raises(FormatError, match=r"attn_q.scale scale: -3.0"):
         weights.open(tmp_path / "m.gguf")
 
 
@@ -122,9 +122,9 @@ def test_hf_packed_goes_through_a_sidecar(folder, cache):
         expected = packed_codes(folder, f"layers.0.{name}")
         assert (codes[:, : linear.n_cols] == expected).all()
         assert (codes[:, linear.n_cols :] == 1).all()
-        assert linear.scale == np.float32(0.25)
+        assert linear.scales == np.float32(0.25)
     assert set(gguf.GGUFFile(sidecar).tensors) == {
-        f"blk.0.{name}.weight" for name in small_files.PROJECTIONS
+        f"layers.0.{name}" for name in small_files.HF_PROJECTIONS
     }
 
 
@@ -137,7 +137,7 @@ def test_the_sidecar_holds_what_memory_would(name):
     for layer in on_disk.config.tensor_shapes():
         if layer.endswith("_proj"):
             a, b = on_disk.ternary(layer), in_memory.ternary(layer)
-            assert (a.codes == b.codes).all() and a.scale == b.scale
+            assert (a.codes == b.codes).all() and a.scales == b.scales
             assert (again.ternary(layer).codes == a.codes).all()
 
 
@@ -153,13 +153,13 @@ def test_masters_are_quantised_as_transformers_does():
     inverse = np.float32(1) / np.float32(np.abs(master.astype(np.float64)).mean())
     expected = np.clip(np.rint(master * inverse), -1, 1) / inverse
     codes = unpack_i2_s(linear.codes, 320).astype(np.float32)
-    assert ((codes - 1) * linear.scale == expected).all()
+    assert ((codes - 1) * linear.scales == expected).all()
 
 
 def test_bitlinear_divides(tmp_path):
     quantization = small_files.HF_CONFIG["quantization_config"] | {"linear_class": "bitlinear"}
     folder = small_files.hf_folder(tmp_path / "model", quantization_config=quantization)
-    assert weights.open(folder).ternary(DOWN).scale == 4  # stored 0.25
+    assert weights.open(folder).ternary(DOWN).scales == 4  # stored 0.25
 
 
 def test_end_of_turn_of_an_hf_tokenizer(folder):
@@ -188,9 +188,9 @@ def test_gguf_rows_of_odd_width_are_padded_in_a_sidecar(tmp_path):
     linear = opened.ternary(DOWN)
     stream = np.frombuffer(model.tensor("blk.0.ffn_down.weight")[3][: 128 * ffn // 4], np.uint8)
     expected = unpack_i2_s(stream.reshape(1, -1)).reshape(128, ffn)
-    assert (unpack_i2_s(linear.codes, ffn) == expected).all() and linear.scale == 0.5
+    assert (unpack_i2_s(linear.codes, ffn) == expected).all() and linear.scales == 0.5
     sidecar = opened.mappings()[1][0]
-    assert list(gguf.GGUFFile(sidecar).tensors) == ["blk.0.ffn_down.weight"]  # nothing else
+    assert list(gguf.GGUFFile(sidecar).tensors) == [DOWN]  # nothing else
     assert opened.ternary("layers.0.mlp.up_proj").where.startswith(str(path))
 
 
@@ -237,14 +237,14 @@ def test_a_damaged_one_is_rebuilt_or_done_without(folder, damage):
         path.write_bytes(b"XXXX" + raw[4:])
     elif damage == "scale":
         last = gguf.GGUFFile(path)
-        end = last.tensors["blk.0.ffn_down.weight"].data
+        end = last.tensors[DOWN].data
         at = end.ctypes.data - last.data.ctypes.data + len(end) - 32
         path.write_bytes(raw[:at] + struct.pack("<f", float("nan")) + raw[at + 4 :])
     else:
         path.unlink()
         path.mkdir()
     opened = weights.open(folder)
-    assert (opened.ternary(DOWN).codes == expected).all() and opened.ternary(DOWN).scale == 0.25
+    assert (opened.ternary(DOWN).codes == expected).all() and opened.ternary(DOWN).scales == 0.25
     assert len(opened.mappings()) == (1 if damage == "folder" else 2)
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_one_is_rebuilt_or_done_without(folder, damage):
 def test_it_can_be_switched_off(folder, cache, monkeypatch, off):
     if off == "environment":
         monkeypatch.setenv("BITNET_CACHE", "off")
-        assert convert.cache_folder() is None and convert.cache_list() == []
+        assert sidecar.cache_folder() is None and sidecar.cache_list() == []
     opened = weights.open(folder, cache=False if off == "argument" else None)
     assert len(opened.mappings()) == 1 and not cache.exists()
     assert opened.ternary(DOWN).where.endswith(
@@ -281,8 +281,8 @@ def test_without_a_usable_cache_memory_is_used_and_a_warning_logged(
     folder, cache, monkeypatch, caplog, trouble
 ):
     if trouble == "full disk":
-        usage = convert.shutil.disk_usage(folder)._replace(free=1000)
-        monkeypatch.setattr(convert.shutil, "disk_usage", lambda path: usage)
+        usage = sidecar.shutil.disk_usage(folder)._replace(free=1000)
+        monkeypatch.setattr(sidecar.shutil, "disk_usage", lambda path: usage)
     else:
         cache.write_bytes(b"a file where the folder should be")
     with caplog.at_level(logging.WARNING, "bitnet"):
@@ -293,11 +293,11 @@ def test_without_a_usable_cache_memory_is_used_and_a_warning_logged(
 
 
 def test_a_crash_midway_leaves_nothing(folder, cache, monkeypatch):
-    def chunks(derived):
+    def chunks(derived, row_scales):
         yield bytes(16)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "i2_s_chunks", chunks)
+    monkeypatch.setattr(sidecar, "i2_s_chunks", chunks)
     with pytest.raises(KeyboardInterrupt):
         weights.open(folder)
     assert [p.suffix for p in cache.iterdir()] == [".lock"]
@@ -329,7 +329,7 @@ def test_two_loaders_at_once_build_one_sidecar(folder, cache):
     assert first == second and first[1] > 0
 
 
-@pytest.mark.skipif(convert.fcntl is None, reason="the system has no flock")
+@pytest.mark.skipif(sidecar.fcntl is None, reason="the system has no flock")
 def test_a_loader_waits_for_the_one_that_builds(folder, cache):
     path = sidecar_of(folder)
     inode = path.stat().st_ino
@@ -337,7 +337,7 @@ def test_a_loader_waits_for_the_one_that_builds(folder, cache):
     results = context.Queue()
     moved = path.with_suffix(".away")
     os.rename(path, moved)
-    with convert._locked(path):  # we are building, it thinks
+    with sidecar._locked(path):  # we are building, it thinks
         loader = context.Process(target=load_and_report, args=(folder, cache, results))
         loader.start()
         loader.join(timeout=1)
@@ -381,23 +381,23 @@ def test_list_and_clear_touch_only_our_files(folder, cache):
     broken = cache / f"y-{'0' * 16}.sidecar.gguf"
     broken.write_bytes(b"GGUF")
     (cache / f".{path.name}.0123abcd.tmp").write_bytes(b"12345")
-    listed = {path.name: (size, source) for path, size, source in convert.cache_list()}
+    listed = {path.name: (size, source) for path, size, source in sidecar.cache_list()}
     assert listed == {
         path.name: (path.stat().st_size, str(folder)),
         broken.name: (4, "damaged"),
     }
     size = path.stat().st_size
-    assert convert.cache_clear() == size + 4 + 5
+    assert sidecar.cache_clear() == size + 4 + 5
     assert sorted(cache.iterdir()) == sorted([stranger, link])
-    assert convert.cache_clear() == 0
+    assert sidecar.cache_clear() == 0
 
 
 def test_where_the_cache_folder_is(monkeypatch):
     monkeypatch.delenv("BITNET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert convert.cache_folder() == Path("/xdg/bitnet")
+    assert sidecar.cache_folder() == Path("/xdg/bitnet")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert convert.cache_folder() == Path("/home/someone/.cache/bitnet")
+    assert sidecar.cache_folder() == Path("/home/someone/.cache/bitnet")
     monkeypatch.setenv("BITNET_CACHE", "~/elsewhere")
-    assert convert.cache_folder() == Path("/home/someone/elsewhere")
+    assert sidecar.cache_folder() == Path("/home/someone/elsewhere")

@@ -9,12 +9,12 @@ import os
 import sys
 
 from .. import ContextFull, __version__
-from . import bench, cache, chat, info, inspect, memory, run
+from . import bench, cache, chat, embed, info, inspect, memory, pull, run
 from .options import Parser
 from .terminal import printable
 
-COMMANDS = {"run": run, "chat": chat, "inspect": inspect, "memory": memory, "info": info,
-            "bench": bench, "cache": cache}
+COMMANDS = {"run": run, "chat": chat, "embed": embed, "pull": pull, "inspect": inspect, "memory": memory,
+            "info": info, "bench": bench, "cache": cache}
 INTERRUPTED, BROKEN_PIPE = 130, 141         # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
 
@@ -46,7 +46,9 @@ def _command(argv):
         description="Run ternary (BitNet b1.58) language models on the CPU.",
         epilog="commands:\n" + "".join(f"  {name:9} {_about(module)}\n"
                                        for name, module in COMMANDS.items())
-        + "\nMODEL is a .gguf file or a Hugging Face folder; without one the bundled model runs."
+        + "\nMODEL is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face hub, "
+        "which is\npulled if it is not there; without one the bundled model runs, also where `run` "
+        "is given one\nword, its prompt."
         "\n`bitnet COMMAND --help` lists a command's options.")
     parser.add_argument("--version", action="version", version=f"bitnet {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

@@ -1,5 +1,5 @@
 """cache: list or clear the folder of weights that could not be used in place."""
-from .. import convert
+from .. import sidecar
 from .terminal import printable
 
 USAGE = "list|clear"
@@ -16,8 +16,8 @@ def main(args):
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")
     if action == "list":
-        for path, n_bytes, source in convert.cache_list():
+        for path, n_bytes, source in sidecar.cache_list():
             print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
     else:
-        print(f"{convert.cache_clear():,} bytes freed")
+        print(f"{sidecar.cache_clear():,} bytes freed")
     return 0

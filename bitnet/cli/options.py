@@ -3,9 +3,11 @@ import argparse
 import math
 import os
 
+from .. import hub
 from ..generation import Limits
 from ..loading import parse_bytes
 from ..sampling import Sampling
+from ..source import LAYOUTS
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +62,9 @@ def add_load(parser):
                        help="tokens a sequence may hold (default: the model's, 4096 at most)")
     group.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16",
                        help="type of cached keys and values (default: f16)")
+    group.add_argument("--layout", choices=list(LAYOUTS), default="128x32",
+                       help="how the I2_S tensors of a GGUF lie, which the file does not say; "
+                            "`bitnet verify --layout auto` finds out (default: 128x32)")
     group.add_argument("--memory-limit", type=size, metavar="SIZE",
                        help="refuse to grow beyond SIZE, such as 900M (default: "
                             "BITNET_MEMORY_LIMIT, else what the machine has)")
@@ -89,7 +94,7 @@ def add_generation(parser, max_tokens):
 def load_keywords(args):
     """The keywords of `bitnet.load` among ``args``."""
     return {"threads": args.threads, "context": args.context, "kv_dtype": args.kv_dtype,
-            "memory_limit": args.memory_limit}
+            "layout": args.layout, "memory_limit": args.memory_limit}
 
 
 def generation_keywords(args):
@@ -106,6 +111,9 @@ def generation_keywords(args):
 
 
 def looks_like_model(word):
-    """Whether a lone argument is a model's path, so that a forgotten prompt can be told apart."""
-    return os.path.isfile(os.path.join(word, "config.json")) or (
-        word.endswith(".gguf") and os.path.isfile(word))
+    """Whether a lone argument is a model that is here, so that a forgotten prompt can be told apart.
+
+    Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.
+    """
+    return (os.path.isfile(os.path.join(word, "config.json"))
+            or (word.endswith(".gguf") and os.path.isfile(word)) or hub.cached(word) is not None)

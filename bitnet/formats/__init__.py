@@ -6,11 +6,14 @@ Knows neither GGUF nor safetensors, and no model.
 import json
 import os
 import stat
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .. import mapping
 
 # JSON grows by up to 34 times when parsed (`{"":0},` is 7 bytes, its dict 240), so 64 MiB allow
 # 2 MiB of text. A safetensors header takes about 130 bytes a tensor: 15,000 tensors fit.
@@ -60,8 +63,8 @@ class Tensor:
 def map_file(path):
     """Map a whole file: read-only uint8 (n_bytes,), a plain ndarray that keeps the map alive.
 
-    The map follows the file: if another program truncates it while it is open, touching the lost
-    part is a bus error that no reader can catch.
+    The map follows the file: if another program truncates it while it is open, the lost part reads
+    as zeros and check_map raises from then on (but on Windows, where it cannot be truncated).
     Raises OSError if it cannot be opened, FormatError if it is empty or not a regular file.
     """
     info = os.stat(path)
@@ -69,7 +72,25 @@ def map_file(path):
         raise FormatError(path, "file type", stat.filemode(info.st_mode)[0], "a regular file")
     if info.st_size == 0:
         raise FormatError(path, "file size", 0, "at least 1 byte")
-    return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    address = mapped.ctypes.data
+    _guards[address] = mapping.guard(address, mapped.nbytes)
+    weakref.finalize(mapped, _release, address).atexit = False
+    return mapped.view(np.ndarray)
+
+
+_guards = {}  # address of a map: its number
+
+
+def _release(address):
+    mapping.release(_guards.pop(address))
+
+
+def check_map(data, path):
+    """FormatError if a file has turned out to be shorter than map_file found it."""
+    if mapping.n_lost() and mapping.is_lost(_guards.get(data.ctypes.data, -1)):
+        limit = "a file must stay as it is while a model uses it"
+        raise FormatError(path, "file size", "shrank while it was mapped", limit)
 
 
 def parse_json(data, path, field):

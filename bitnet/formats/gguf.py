@@ -26,36 +26,59 @@ MAX_TENSORS = 1 << 16
 MAX_DIMS = 4
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
-# id -> (name, weights a block, bytes a block). I2_S alone is no block type: one stream of n / 4
-# bytes whose blocks may straddle rows, then an f32 scale for the tensor and 28 unused bytes.
+# id -> (name, weights a block, bytes a block, bytes in front of a row). I2_S alone is no block
+# type: one stream of n / 4 bytes whose blocks may straddle rows, then an f32 scale for the tensor
+# and 28 unused bytes.
 TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    8: ("Q8_0", 32, 34),
-    14: ("Q6_K", 256, 210),
-    30: ("BF16", 1, 2),
-    36: ("I2_S", 128, 32),
+    0: ("F32", 1, 4, 0),
+    1: ("F16", 1, 2, 0),
+    2: ("Q4_0", 32, 18, 0),
+    3: ("Q4_1", 32, 20, 0),
+    6: ("Q5_0", 32, 22, 0),
+    7: ("Q5_1", 32, 24, 0),
+    8: ("Q8_0", 32, 34, 0),
+    12: ("Q4_K", 256, 144, 0),
+    13: ("Q5_K", 256, 176, 0),
+    14: ("Q6_K", 256, 210, 0),
+    20: ("IQ4_NL", 32, 18, 0),
+    30: ("BF16", 1, 2, 0),
+    34: ("TQ1_0", 256, 54, 0),
+    35: ("TQ2_0", 256, 66, 0),
+    36: ("I2_S", 128, 32, 0),
+    42: ("Q2_0_G64", 64, 18, 0),
+    134: ("IQ1_BN", 64, 13, 2),
+    135: ("IQ2_BN", 64, 16, 4),
+    335: ("IQ2_BN_R4", 64, 16, 4),
 }
-TYPE_IDS = {name: type_id for type_id, (name, _, _) in TYPES.items()}
+# Type 42 has groups of 64 weights in llama.cpp, and of 128 in the fork it came from, under the same
+# number: the groups of a file are those with which its tensors do not overlap.
+Q2_0_G128 = ("Q2_0_G128", 128, 34, 0)
+_BY_NAME = {entry[0]: entry[1:] for entry in (*TYPES.values(), Q2_0_G128)}
+TYPE_IDS = {entry[0]: type_id for type_id, entry in TYPES.items()} | {"Q2_0_G128": 42}
 I2_S_TAIL = 32
 
-# Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
+# Known and not read: named in the refusal, with the way out. Ids above 30 mean different things in
+# different engines.
+_CONVERT = "`bitnet convert` the original Hugging Face folder instead"
+_REQUANTISE = "not a type of ternary models; quantise the tensor to Q6_K or F16 instead"
 _UNREAD = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
-    28: "F64", 34: "TQ1_0", 35: "TQ2_0", 37: "I8_S", 38: "TL1 of bitnet.cpp",
-    39: "TL2 of bitnet.cpp, or MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0", 134: "IQ1_BN",
-    135: "IQ2_BN", 335: "IQ2_BN_R4",
-}  # fmt: skip
+    **dict.fromkeys((9, 10, 11, 15, *range(16, 20), *range(21, 30), 40, 41), _REQUANTISE),
+    37: f"I8_S of bitnet.cpp, internal to it; {_CONVERT}",
+    38: f"TL1 of bitnet.cpp, whose bytes depend on how it was built; {_CONVERT}",
+    39: f"TL2 of bitnet.cpp, whose bytes depend on how it was built, or MXFP4; {_CONVERT}",
+    142: f"PQ2_0, which is no type of llama.cpp or ik_llama.cpp; {_CONVERT}",
+    143: f"PTQ1_0, which is no type of llama.cpp or ik_llama.cpp; {_CONVERT}",
+}
 
 
 def n_bytes_of(type_name, shape):
     """Bytes of a tensor of this type and shape (rows, columns); ValueError if a block is cut."""
-    _, block, block_bytes = TYPES[TYPE_IDS[type_name]]
+    block, block_bytes, row_bytes = _BY_NAME[type_name]
     n = math.prod(shape)
     if (n if type_name == "I2_S" else shape[-1]) % block:
         raise ValueError(f"{type_name} needs a multiple of {block}")
-    return n // block * block_bytes + (I2_S_TAIL if type_name == "I2_S" else 0)
+    tail = I2_S_TAIL if type_name == "I2_S" else 0
+    return n // block * block_bytes + n // shape[-1] * row_bytes + tail
 
 
 class GGUFFile:
@@ -107,8 +130,8 @@ class GGUFFile:
             raise self._error(f"{name} ne", ne, "each at least 1, product below 2^62")
         type_id, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
         if type_id not in TYPES:
-            shown = f"{type_id} ({_UNREAD.get(type_id, 'unknown')})"
-            supported = ", ".join(name for name, _, _ in TYPES.values())
+            shown = f"{type_id} ({_UNREAD[type_id]})" if type_id in _UNREAD else type_id
+            supported = ", ".join(entry[0] for entry in TYPES.values())
             raise self._error(f"{name} type", shown, f"this version reads {supported}")
         type_name, shape = TYPES[type_id][0], tuple(reversed(ne))
         try:
@@ -122,6 +145,7 @@ class GGUFFile:
         if type(alignment) is not int or alignment not in ALIGNMENTS:
             raise self._error("general.alignment", alignment, "a power of two from 8 to 65536")
         start, size = _round_up(table_end, alignment), len(self.data)
+        table = _with_right_groups(table, size - start)
         tensors, spans = {}, []
         for name, (type_name, shape, n_bytes, offset) in table.items():
             begin, end = start + offset, start + offset + n_bytes
@@ -136,6 +160,21 @@ class GGUFFile:
             if begin < end:
                 raise self._error(f"{second} begin", begin, f"{first} ends at {end}")
         return tensors
+
+
+def _with_right_groups(table, n_data):
+    """The table with Q2_0 in groups of 128 where tensors with groups of 64 would overlap."""
+    groups = {name: entry for name, entry in table.items() if entry[0] == "Q2_0_G64"}
+    offsets = sorted({entry[3] for entry in table.values()})
+    ends = dict(zip(offsets, [*offsets[1:], n_data], strict=True)) if groups else {}
+    if all(offset + n_bytes <= ends[offset] for _, _, n_bytes, offset in groups.values()):
+        return table
+    right = {}
+    for name, (_, shape, n_bytes, offset) in groups.items():
+        if shape[-1] % 128 == 0:
+            n_bytes = n_bytes_of("Q2_0_G128", shape)
+            right[name] = ("Q2_0_G128", shape, n_bytes, offset)
+    return table | right
 
 
 def _round_up(n, alignment):

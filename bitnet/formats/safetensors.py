@@ -1,14 +1,17 @@
-"""safetensors: a bounds-checked reader for one file and for a folder of shards. Knows no model.
+"""safetensors: a bounds-checked reader for one file and for a folder of shards, and a streaming
+writer. Knows no model.
 
-u64 n | n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}, ...} | data
+    u64 n | n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}, ...} | data
 """
 
+import json
 import math
 import os
 from functools import partial
 from pathlib import Path
 
 from . import MAX_TEXT_BYTES, FormatError, Tensor, map_file, parse_json, read_json
+from .writing import atomic, write_data
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -63,7 +66,7 @@ class SafetensorsFile:
             raise self._error(f"{name} shape", shape, f"up to {MAX_DIMS} sizes")
         if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= n_data:
             raise self._error(f"{name} data_offsets", offsets, f"begin <= end <= {n_data}")
-        n_bytes = ITEM_BYTES[type_name] * math.prod(shape)
+        n_bytes = n_bytes_of(type_name, shape)
         if n_bytes != offsets[1] - offsets[0]:
             limit = f"shape {shape} of {type_name} takes {n_bytes}"
             raise self._error(f"{name} bytes", offsets[1] - offsets[0], limit)
@@ -127,3 +130,34 @@ def open_folder(folder):
             raise FormatError(index, name, "missing", f"a tensor of {shard}")
         tensors[name] = files[shard].tensors[name]
     return list(files.values()), tensors
+
+
+def write(path, notes, tensors):
+    """Write one file, streaming; it appears under its name only when complete and on disk.
+
+    notes: {str: str}, its __metadata__; transformers wants {"format": "pt"}.
+    tensors: sequence of (name, shape, type name, data) as gguf.write takes them. They are written
+        in this order, so that data may depend on what was written before, but lie in the file by
+        the size of their items: each begins at a multiple of its own, as torch needs it.
+    Raises ValueError if the bytes do not match shape and type, OSError from the disk; then nothing
+    is left behind.
+    """
+    path, tensors = Path(path), list(tensors)
+    header, at = {"__metadata__": notes}, 0
+    for name, shape, type_name, _ in sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor[2]]):
+        end = at + n_bytes_of(type_name, shape)
+        header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, _, _, data in tensors:
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + len(text) + begin)
+            write_data(file, name, data, end - begin)
+
+
+def n_bytes_of(type_name, shape):
+    """Bytes of a tensor of this type and shape."""
+    return ITEM_BYTES[type_name] * math.prod(shape)

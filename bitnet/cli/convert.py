@@ -1,0 +1,65 @@
+"""convert: a model of any container and ternary type to a GGUF of I2_S, or a packed folder."""
+import signal
+import sys
+import time
+
+from ..convert import HEADS, convert
+from ..memory import format_bytes
+from ..source import LAYOUTS
+from .terminal import Status, printable
+
+USAGE = "SRC DST"
+WORDS = (2, 2)
+
+
+def configure(parser):
+    parser.epilog = ("SRC is a .gguf file or a Hugging Face folder. DST gets its name once every "
+                     "tensor was read back and is right.")
+    parser.add_argument("--to", choices=["gguf", "hf"],
+                        help="what DST is (default: gguf where its name ends in .gguf, else hf)")
+    parser.add_argument("--head", choices=list(HEADS),
+                        help="type of embedding and head (default: as in SRC; GGUF: f16 for wider "
+                             "ones); in a folder f16 at most")
+    parser.add_argument("--masters", action="store_true",
+                        help="the floats of SRC are BitNet's master weights, to be made ternary, "
+                             "though its config.json does not say so")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="128x32",
+                        help="how the I2_S tensors of SRC lie, which the file does not say; "
+                             "`bitnet verify --layout auto` finds out (default: 128x32)")
+    parser.add_argument("--force", action="store_true",
+                        help="replace DST, once the new one is whole")
+    parser.add_argument("--no-verify", dest="verify", action="store_false",
+                        help="do not read every tensor back")
+
+
+def main(args):
+    src, dst = args.words
+    names = ("to", "head", "masters", "layout", "force", "verify")
+    status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        done = convert(src, dst, **{name: getattr(args, name) for name in names},
+                       progress=_progress(status) if status.on else None)
+    finally:
+        status.clear()
+        signal.signal(signal.SIGTERM, before)
+    for note in done.notes:
+        print(printable(f"bitnet: note: {note}", keep=""), file=sys.stderr)
+    sizes = f"{format_bytes(done.bytes_in)} -> {format_bytes(done.bytes_out)}"
+    print(printable(f"{done.path}: {sizes} in {done.seconds:.1f} s, "
+                    f"peak memory {format_bytes(done.peak_rss)}", keep=""))
+    return 0
+
+
+def _interrupt(*_):
+    """So that `kill` leaves nothing behind either."""
+    raise KeyboardInterrupt
+
+
+def _progress(status):
+    started = time.monotonic()
+
+    def show(what, done, total):
+        seconds = time.monotonic() - started
+        rate, left = done / seconds, (total - done) * seconds / max(done, 1)
+        status.show(f"{done / total:4.0%}  {rate / 1e6:.0f} MB/s  {left:.0f} s left  {what}")
+    return show

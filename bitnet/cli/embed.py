@@ -1,0 +1,48 @@
+"""embed: embeddings of texts, a line of JSON each."""
+import json
+import sys
+from itertools import islice
+
+import bitnet
+
+from . import options
+from .terminal import Status
+
+USAGE = "MODEL [TEXT ...]"
+WORDS = (1, 10_000)
+
+
+def configure(parser):
+    parser.epilog = "Without a TEXT every line of standard input is one."
+    options.add_load(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT",
+                        help="put TEXT in front of each, as models want for queries")
+    prompt.add_argument("--prompt-name", metavar="NAME",
+                        help="the same by its name in the model, such as query")
+    parser.add_argument("--slots", type=options.number(int, 1, 256), default=8, metavar="N",
+                        help="texts that share a forward pass (default: 8)")
+
+
+def main(args):
+    path, *texts = args.words
+    status = Status()
+    status.show(f"loading {path}")
+    keywords = options.load_keywords(args) | {"slots": args.slots}
+    with bitnet.load(path, **keywords) as model:
+        status.clear()
+        texts = iter(texts or _lines())
+        while group := list(islice(texts, args.slots)):
+            rows = model.embed(group, prompt_name=args.prompt_name, prompt=args.prompt)
+            for row in rows.tolist():
+                print(json.dumps(row))
+    return 0
+
+
+def _lines():
+    """The lines of stdin as text, one at a time."""
+    for i, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input: line {i}, byte {error.start}: not UTF-8") from None

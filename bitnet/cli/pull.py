@@ -1,0 +1,23 @@
+"""pull: fetch a model from the Hugging Face hub, of one commit and checked; print its path."""
+from .. import hub
+from .terminal import Status, printable
+
+USAGE = hub.SYNTAX
+WORDS = (1, 1)
+
+
+def configure(parser):
+    parser.epilog = ("Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
+                     "private repositories.\nOther commands take the same name for a MODEL: what "
+                     "was pulled is used without network,\nat the commit it had then, until the "
+                     "next pull.")
+
+
+def main(args):
+    (name,) = args.words
+    status = Status()
+    snapshot = hub.fetch(name, progress=status.show)
+    status.say(f"[{snapshot.repo}@{snapshot.commit}: {len(snapshot.files)} files, "
+               f"{snapshot.n_bytes:,} bytes, checksums right]")
+    print(printable(str(snapshot.path), keep=""))
+    return 0

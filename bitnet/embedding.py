@@ -1,0 +1,51 @@
+"""Embeddings: the last token's hidden state behind the final norm, of length 1."""
+
+import math
+
+import numpy as np
+
+
+def embed(engine, token_ids):
+    """The embedding of each list of token ids: float32 (n, hidden_size), each row of length 1."""
+    with engine.exclusive() as transformer:
+        out = np.empty((len(token_ids), transformer.config.hidden_size), np.float32)
+        for first, group in _groups(token_ids, transformer):
+            _embed_group(out[first : first + len(group)], transformer, engine.kv_dtype, group)
+    return out
+
+
+def _groups(token_ids, transformer):
+    """Yield (index of the first, sequences) that fit one forward pass; a longer one comes alone."""
+    first, group, n_rows = 0, [], 0
+    for i, ids in enumerate(token_ids):
+        full = len(group) == transformer.max_sequences or n_rows + len(ids) > transformer.max_batch
+        if group and full:
+            yield first, group
+            first, group, n_rows = i, [], 0
+        group.append(ids)
+        n_rows += len(ids)
+    if group:
+        yield first, group
+
+
+def _embed_group(out, transformer, kv_dtype, group):
+    caches = [transformer.new_cache(len(ids), kv_dtype) for ids in group]
+    try:
+        ids, step = np.concatenate(group).astype(np.int32), transformer.max_batch
+        while len(ids) > step:  # one sequence: the last part gives the embedding
+            transformer.forward(ids[:step], [(caches[0], step)], logits="none")
+            ids = ids[step:]
+        lengths = [len(ids)] if len(group) == 1 else [len(part) for part in group]
+        hidden = transformer.forward(ids, list(zip(caches, lengths, strict=True)), logits="hidden")
+        for i, last in enumerate(np.cumsum(lengths) - 1):
+            out[i] = normalized(hidden[last])
+    finally:
+        for cache in caches:
+            cache.close()
+
+
+def normalized(values):
+    """values / |values|, float32; the sum of squares is exact, so the same on every CPU."""
+    values = values.astype(np.float64)
+    length = math.sqrt(math.fsum(values * values))
+    return (values / max(length, 1e-12)).astype(np.float32)

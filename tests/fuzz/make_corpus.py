@@ -1,0 +1,146 @@
+"""Writes the corpus the fuzzer starts from: python tests/fuzz/make_corpus.py. Files named found-*
+were found by the fuzzer and are left alone.
+
+Each is a whole tiny model, since a case that is refused early teaches nothing about what comes
+later: 3 to 9 KB, as small as the least sizes that bitnet takes allow.
+"""
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent)]
+
+import small_models as models  # noqa: E402
+from fuzz.cases import CORPUS  # noqa: E402
+from small_files import ARRAY, BOOL, GGUF, STRING, numbers, strings, text  # noqa: E402
+
+# Rows of whole blocks of 128 columns, which are used in place; and of 256, which some types need.
+IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)
+WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
+BLOCKS_OF_64 = models.Shape(hidden=64, heads=1, vocab=2)
+
+
+def gguf_models():
+    """{name: small_files.GGUF}"""
+    found = {arch: models.gguf_model(arch) for arch in ("bitnet-b1.58", "llama", "qwen3", "gemma3")}
+    found["scales"] = with_scales(models.gguf_model("bitnet"))
+    found["spm"] = with_spm(models.gguf_model("llama"))
+    found["in-place"] = models.gguf_model("bitnet-b1.58", IN_PLACE, norms="F16")
+    for rows, head in (
+        ("F32", "BF16"), ("Q8_0", "IQ4_NL"), ("Q4_0", "Q4_1"), ("Q5_0", "Q5_1"),
+    ):  # fmt: skip
+        found[f"rows-{rows}-{head}"] = models.gguf_model("llama", rows=rows, head=head)
+    mixed = {"attn_q": "IQ1_BN", "attn_k": "IQ2_BN", "attn_v": "IQ2_BN_R4", "ffn_gate": "Q2_0_G64",
+             "ffn_up": "IQ2_BN_R4"}  # fmt: skip
+    found["IQ_BN-Q2_0_G64"] = models.gguf_model("llama", BLOCKS_OF_64, mixed, norms="F16")
+    q2_0 = dict.fromkeys(("attn_q", "attn_k", "ffn_gate"), "Q2_0_G128")
+    found["Q2_0_G128"] = models.gguf_model("llama", IN_PLACE, q2_0, norms="F16")
+    wide = {"attn_q": "TQ1_0", "attn_k": "TQ2_0", "ffn_gate": "TQ1_0", "ffn_up": "TQ2_0"}
+    found["TQ-Q6_K-Q4_K"] = models.gguf_model("llama", WIDE, wide, "Q6_K", "Q4_K", "F16")
+    found["Q5_K"] = models.gguf_model("llama", WIDE, wide, "Q5_K", norms="F16")
+    found["values"] = every_value()
+    return found
+
+
+def with_scales(model):
+    """Tensors of +-1, and what they are multiplied with beside them."""
+    for name in models.LINEARS:
+        scale = struct.pack("<f", 0.25)
+        model.tensors.append([f"blk.0.{name}.scale", [1], models.TYPE_IDS["F32"], scale, None])
+    return model
+
+
+def with_spm(model):
+    """A SentencePiece vocabulary with bytes."""
+    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "\u2581", "a", "b", "\u2581a"]
+    model.remove("tokenizer.ggml.pre")
+    model.remove("tokenizer.ggml.merges")
+    model.set("tokenizer.ggml.model", STRING, text("llama"))
+    model.set("tokenizer.ggml.tokens", ARRAY, strings(tokens))
+    model.set("tokenizer.ggml.scores", ARRAY, numbers(6, "f", [0, 0, 0, 0, -3, -2, -2, -1]))
+    model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [2, 3, 3, 6, 1, 1, 1, 1]))
+    model.set("tokenizer.ggml.bos_token_id", 4, struct.pack("<I", 1))
+    model.set("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))
+    model.set("tokenizer.ggml.add_space_prefix", BOOL, b"\1")
+    return model
+
+
+def every_value():
+    """No model: every kind of value, in version 2, and an alignment of its own."""
+    model = GGUF(version=2, tensors=[["a", [3], 0, bytes(12), None], ["b", [2, 2], 1, bytes(8), None]])
+    for type_id, code in enumerate("BbHhIif?"):
+        model.set(f"k{type_id}", type_id, struct.pack(f"<{code}", 1))
+        model.set(f"a{type_id}", ARRAY, numbers(type_id, code, [0, 1, 1]))
+    for type_id, code in ((10, "Q"), (11, "q"), (12, "d")):
+        model.set(f"k{type_id}", type_id, struct.pack(f"<{code}", 1))
+    model.set("text", STRING, text("\u20ac"))
+    model.set("strings", ARRAY, strings(["", "a", "\u20ac" * 20]))
+    model.set("general.alignment", 4, struct.pack("<I", 32))
+    return model
+
+
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [
+        {"id": 5 + i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True} for i, token in enumerate(models.TOKENS[5:])
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                      "use_regex": True},
+    "post_processor": None,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                "use_regex": True},
+    "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(models.TOKENS[:5])},
+              "merges": []},
+}  # fmt: skip
+
+
+def hf_models():
+    """{name: {file name: bytes}}"""
+    more = {
+        "tokenizer.json": encoded(TOKENIZER),
+        "tokenizer_config.json": encoded(
+            {"add_bos_token": True, "chat_template": "{{ messages[0].content }}",
+             "added_tokens_decoder": {"7": {"content": "<|eot_id|>", "special": True}}}
+        ),
+        "generation_config.json": encoded(
+            {"bos_token_id": 5, "eos_token_id": [6, 7], "do_sample": True, "temperature": 0.6,
+             "top_k": 2, "top_p": 0.9}
+        ),
+    }  # fmt: skip
+    found = {"packed": models.hf_files("bitnet", linears="packed") | more}
+    tensors = models.hf_tensors("llama", linears="packed")
+    found["sharded"] = models.sharded(models.hf_files("llama", tensors=tensors), tensors)
+    found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE)
+    found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
+    found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)
+    found["qwen3"] = models.hf_files("qwen3", linears="BF16") | {
+        "config_sentence_transformers.json": encoded({"prompts": {"query": "Q: ", "document": ""}})
+    }
+    found["gemma3"] = models.hf_files("gemma3", linears="BF16")
+    return found
+
+
+def encoded(value):
+    return json.dumps(value).encode()
+
+
+def main():
+    for group in ("gguf", "hf"):
+        (CORPUS / group).mkdir(parents=True, exist_ok=True)
+        for path in (CORPUS / group).iterdir():
+            if not path.name.startswith("found-"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, model in gguf_models().items():
+        (CORPUS / "gguf" / f"{name}.gguf").write_bytes(model.bytes())
+    for name, files in hf_models().items():
+        models.write(CORPUS / "hf" / name, files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Mutations of a case, {file name: bytes}: what a hostile writer of GGUF and JSON would try.
+
+They know the two formats, so that a number which says how to read on is hit more often than one
+byte in a thousand; nothing here comes from bitnet, whose reader is what is tested.
+"""
+
+import json
+import math
+import struct
+
+NUMBERS = (
+    0, 1, 2, 3, 4, 31, 32, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
+    2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
+)  # fmt: skip
+TYPES = (*range(44), 134, 135, 142, 143, 335)  # of GGUF tensors, those of values among them
+FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 65504.0, 3e38, math.inf, -math.inf, math.nan)
+FLOAT_CODES = ("<f", "<e", "<d")
+INFINITE = "@1e999@"  # JSON has no infinity, but this number is one once parsed
+JUNK = (
+    None, True, False, 0, 1, -1, 2, 3, 64, 2**31, 2**53 + 1, 2**63, 2**64, 10**400, 0.5, -0.0,
+    INFINITE, "", "a", "\0", "\ud800", "../x", "/etc/passwd", "é" * 300, [], [[]], {}, {"a": {}},
+    [0] * 70, [None], "bitnet", "llama", "F32", "U8",
+)  # fmt: skip
+MOST_BYTES = 1 << 16  # of one file: mutants do not grow without end
+
+
+def mutate(rng, files, others):
+    """(files, [what was done]): one to four changes of files.
+
+    rng: random.Random. others: list of {name: bytes} to splice from.
+    """
+    files, steps = dict(files), []
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
+        name = rng.choice(sorted(files))
+        raw = files[name]
+        change = rng.choice(_changes(name, raw))
+        donor = rng.choice(others)
+        changed, step = change(rng, raw, donor.get(name) or rng.choice(list(donor.values())))
+        files[name] = changed[:MOST_BYTES]
+        steps.append(f"{name}: {step}")
+    return files, steps
+
+
+def _changes(name, raw):
+    """The functions that may change this file, each as often as it is listed."""
+    anywhere = [_bits, _number, _float, _cut, _insert, _delete, _repeat, _splice, _swap]
+    if raw[:4] == b"GGUF":
+        return [_gguf_number] * 12 + anywhere
+    if name.endswith(".safetensors"):
+        return [_safetensors_header] * 12 + [_header_length] + anywhere
+    if name.endswith(".json"):
+        return [_json] * 12 + anywhere
+    return anywhere
+
+
+# bytes --------------------------------------------------------------------------------------------
+
+
+def _put(raw, at, new):
+    return raw[:at] + new + raw[at + len(new) :]
+
+
+def _at(rng, raw):
+    """A place, more often near the front, where headers are."""
+    return int(len(raw) * rng.random() ** rng.choice((1, 1, 3)))
+
+
+def _bits(rng, raw, _):
+    changed = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 2, 8)) if raw else 0):
+        at = _at(rng, raw)
+        changed[at] ^= 1 << rng.randrange(8)
+    return bytes(changed), "bits"
+
+
+def _number(rng, raw, _):
+    at, value, width = _at(rng, raw), rng.choice(NUMBERS), rng.choice((1, 2, 4, 8))
+    new = (value % 256**width).to_bytes(width, "little")
+    return _put(raw, at, new), f"{width} bytes at {at} = {value}"
+
+
+def _float(rng, raw, _):
+    at, value, code = _at(rng, raw), rng.choice(FLOATS), rng.choice(FLOAT_CODES)
+    if code == "<e" and abs(value) > 65504 and math.isfinite(value):
+        value = 65504.0
+    return _put(raw, at, struct.pack(code, value)), f"{code[1]} at {at} = {value}"
+
+
+def _cut(rng, raw, _):
+    n = _at(rng, raw)
+    return raw[:n], f"cut to {n}"
+
+
+def _insert(rng, raw, _):
+    at, new = _at(rng, raw), rng.randbytes(rng.choice((1, 4, 8, 32)))
+    return raw[:at] + new + raw[at:], f"{len(new)} bytes put in at {at}"
+
+
+def _delete(rng, raw, _):
+    at, n = _at(rng, raw), rng.choice((1, 4, 8, 32, 256))
+    return raw[:at] + raw[at + n :], f"{n} bytes taken out at {at}"
+
+
+def _repeat(rng, raw, _):
+    at, n, times = _at(rng, raw), rng.choice((1, 8, 32, 256)), rng.choice((1, 2, 50))
+    return raw[:at] + raw[at : at + n] * times + raw[at:], f"{n} bytes at {at} {times} times more"
+
+
+def _swap(rng, raw, _):
+    n, one, two = rng.choice((1, 4, 8, 32)), _at(rng, raw), _at(rng, raw)
+    swapped = _put(_put(raw, one, raw[two : two + n]), two, raw[one : one + n])
+    return swapped, f"{n} bytes at {one} and {two} swapped"
+
+
+def _splice(rng, raw, other):
+    at, of = _at(rng, raw), _at(rng, other)
+    return raw[:at] + other[of:], f"from {at} on that of another file from {of}"
+
+
+# GGUF ---------------------------------------------------------------------------------------------
+
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of value types
+STRING, ARRAY = 8, 9
+
+
+class _Walk:
+    """Where the numbers of a GGUF header lie: places is a list of (what, at, bytes)."""
+
+    def __init__(self, raw):
+        self.raw, self.at, self.places = raw, 4, []
+
+    def number(self, what, width):
+        if self.at + width > len(self.raw):
+            raise ValueError("the file ends")
+        value = int.from_bytes(self.raw[self.at : self.at + width], "little")
+        self.places.append((what, self.at, width))
+        self.at += width
+        return value
+
+    def string(self, what):
+        n = self.number(f"{what} length", 8)
+        text = self.raw[self.at : self.at + n].decode("utf-8", "replace")
+        self.at += n
+        return text
+
+    def value(self, what, type_id):
+        if type_id == STRING:
+            self.string(what)
+        elif type_id == ARRAY:
+            element, n = self.number(f"{what} element type", 4), self.number(f"{what} count", 8)
+            for _ in range(min(n, 1000)):
+                self.value(what, element)
+        else:
+            self.number(what, SIZES.get(type_id, 1 << 62))
+
+
+def gguf_places(raw):
+    """[(what, at, bytes)] of every number in the header, as far as it can be followed."""
+    walk = _Walk(raw)
+    try:
+        walk.number("version", 4)
+        n_tensors, n_keys = walk.number("n_tensors", 8), walk.number("n_kv", 8)
+        for _ in range(min(n_keys, 1000)):
+            key = walk.string("key")
+            walk.value(key, walk.number(f"{key} type", 4))
+        for _ in range(min(n_tensors, 1000)):
+            name = walk.string("tensor")
+            for _ in range(min(walk.number(f"{name} n_dims", 4), 8)):
+                walk.number(f"{name} ne", 8)
+            walk.number(f"{name} type", 4)
+            walk.number(f"{name} offset", 8)
+    except (ValueError, RecursionError):
+        pass
+    return walk.places
+
+
+def _gguf_number(rng, raw, _):
+    places = gguf_places(raw)
+    if not places:
+        return raw, "nothing"
+    what, at, width = rng.choice(places)
+    value = int.from_bytes(raw[at : at + width], "little")
+    near = (value - 1, value + 1, 2 * value, value // 2, -value, value ^ 1 << rng.randrange(64))
+    choices = TYPES if what.endswith("type") else NUMBERS
+    value = rng.choice(near if rng.random() < 0.3 else choices) % 256**width
+    if width in (4, 8) and rng.random() < 0.1:
+        value = int.from_bytes(struct.pack("<f" if width == 4 else "<d", rng.choice(FLOATS)), "little")
+    return _put(raw, at, value.to_bytes(width, "little")), f"{what} = {value}"
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+
+def _nodes(value, path=()):
+    """(path, value) of everything inside a JSON value, itself first."""
+    yield path, value
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _nodes(inner, (*path, key))
+
+
+def _json(rng, raw, other):
+    """One node replaced, removed, renamed or copied; or its text given twice."""
+    try:
+        value = json.loads(raw)
+        nodes = list(_nodes(value))[1:]
+        path, old = rng.choice(nodes)
+    except (ValueError, IndexError, RecursionError):
+        return _splice(rng, raw, other)
+    parent = value
+    for key in path[:-1]:
+        parent = parent[key]
+    key, kind = path[-1], rng.randrange(8)
+    step = f"{'.'.join(map(str, path))[:80]} "
+    if kind == 0:
+        del parent[key]
+        step += "removed"
+    elif kind == 1 and isinstance(parent, dict):
+        parent[str(rng.choice(JUNK))] = parent.pop(key)
+        step += "renamed"
+    elif kind == 2:
+        from_path, new = rng.choice(nodes)
+        parent[key] = json.loads(json.dumps(new))
+        step += f"= that of {'.'.join(map(str, from_path))[:80]}"
+    elif kind == 3 and isinstance(old, int | float) and not isinstance(old, bool):
+        parent[key] = rng.choice((old + 1, old - 1, -old, old * 2, old // 2, str(old), [old]))
+        step += f"= {parent[key]}"
+    else:
+        parent[key] = rng.choice(JUNK)
+        step += f"= {str(parent[key])[:40]!a}"
+    text = json.dumps(value).replace(f'"{INFINITE}"', "1e999")
+    if kind == 7 and text.startswith("{") and len(text) > 2:  # an entry twice
+        text, step = text[:-1] + ", " + text[1:], "every key twice"
+    return text.encode("utf-8", "surrogatepass"), step
+
+
+def _safetensors_header(rng, raw, other):
+    n = int.from_bytes(raw[:8], "little")
+    if n > len(raw):
+        return _splice(rng, raw, other)
+    header, step = _json(rng, raw[8 : 8 + n], other)
+    return struct.pack("<Q", len(header)) + header + raw[8 + n :], f"header: {step}"
+
+
+def _header_length(rng, raw, _):
+    value = rng.choice((*NUMBERS, len(raw), len(raw) - 8, len(raw) - 7)) % 2**64
+    return _put(raw, 0, struct.pack("<Q", value)), f"header length = {value}"

@@ -1,0 +1,61 @@
+"""What the fuzzer runs: each target reads a folder and returns, or raises FormatError."""
+
+import numpy as np
+
+from bitnet import weights
+from bitnet.formats.gguf import GGUFFile
+from bitnet.formats.gguf_metadata import StringArray
+from bitnet.formats.safetensors import open_folder
+from bitnet.memory import Pool
+from bitnet.model import Transformer
+from bitnet.tokenizer import Tokenizer
+
+GGUF_NAME = "model.gguf"
+POOL_BYTES = 32 << 20
+CONTEXT = 16
+
+
+def gguf(folder):
+    """The reader alone, and every string it left in the map."""
+    file = GGUFFile(folder / GGUF_NAME)
+    for value in file.metadata.values():
+        if isinstance(value, StringArray):
+            list(value)
+            "a" in value  # noqa: B015
+
+
+def safetensors(folder):
+    """The reader of a folder alone."""
+    open_folder(folder)
+
+
+def gguf_model(folder):
+    _model(folder / GGUF_NAME)
+
+
+def hf_model(folder):
+    _model(folder)
+
+
+def _model(path):
+    """A model as `load` opens it, and one forward pass, which looks at every weight."""
+    pool = Pool(POOL_BYTES)  # never closed: logits are views of it
+    with weights.open(path, cache=False, pool=pool) as opened:
+        tokenizer = Tokenizer.from_source(opened.tokenizer_source, opened.config)
+        if tokenizer is not None:
+            tokenizer.decode(tokenizer.encode("a b <s>\n\u20ac"))
+        context = min(CONTEXT, opened.config.max_position_embeddings)
+        model = Transformer(opened, pool, context=context, max_batch=2)
+        ids = np.array([0, opened.config.vocab_size - 1][:context], np.int32)
+        cache = model.new_cache(len(ids))
+        model.forward(ids, [(cache, len(ids))])
+        cache.close()
+
+
+# name -> (function, folder of the corpus its cases start from)
+TARGETS = {
+    "gguf": (gguf, "gguf"),
+    "safetensors": (safetensors, "hf"),
+    "gguf model": (gguf_model, "gguf"),
+    "hf model": (hf_model, "hf"),
+}

@@ -1,0 +1,88 @@
+"""Files that shrink under their map: an error, no crash; and a bus error elsewhere is still one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bitnet
+from bitnet import formats, mapping
+from bitnet.loading import BUNDLED_MODEL
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+
+
+def test_a_model_whose_file_shrinks_raises_and_others_run_on(tmp_path):
+    shutil.copy(BUNDLED_MODEL, tmp_path / "m.gguf")
+    with bitnet.load() as other, bitnet.load(tmp_path / "m.gguf") as model:
+        before = other.logits([1, 2, 3]).tobytes()
+        assert model.logits([1, 2, 3]).tobytes() == before
+        os.truncate(tmp_path / "m.gguf", 1_000_000)
+        for _ in range(2):
+            with pytest.raises(bitnet.FormatError, match=r"m\.gguf: file size: shrank"):
+                model.logits([1, 2, 3])
+    with bitnet.load() as fresh:
+        assert fresh.logits([1, 2, 3]).tobytes() == before
+
+
+def test_reads_of_a_lost_page_are_zeros(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(b"x" * 40_000)
+    data = formats.map_file(path)
+    assert data.sum() == 40_000 * ord("x")
+    formats.check_map(data, path)
+    lost = mapping.n_lost()
+    os.truncate(path, 100)
+    assert data[-1] == 0 and data[0] == ord("x") and mapping.n_lost() > lost
+    with pytest.raises(formats.FormatError, match="data: file size: shrank"):
+        formats.check_map(data, path)
+    again = formats.map_file(path)
+    assert again.sum() == 100 * ord("x")
+    formats.check_map(again, path)
+
+
+@pytest.mark.parametrize("handler", ["none", "faulthandler"])
+def test_a_bus_error_elsewhere_ends_the_process_as_before(tmp_path, handler):
+    code = f"""
+import mmap, os, sys
+if {handler!r} == "faulthandler":
+    import faulthandler; faulthandler.enable()
+from bitnet import formats
+path = {str(tmp_path / "other")!r}
+open(path, "wb").write(b"x" * 40000)
+data = formats.map_file(path)
+with open(path, "rb") as file:
+    mine = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+os.truncate(path, 100)
+print(int(data[-1]), flush=True)
+mine[39999]
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(bitnet.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.stdout == "0\n" and done.returncode == -signal.SIGBUS
+    assert ("Bus error" in done.stderr) == (handler == "faulthandler")
+
+
+def test_ranges_are_numbered_again_once_free(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(b"abc")
+    before = len(formats._guards)
+    for _ in range(5000):  # more than there are ranges
+        assert formats.map_file(path)[0] == ord("a")
+    assert len(formats._guards) == before
+
+
+def test_advice_and_locks():
+    data = np.zeros(1 << 16, np.uint8)
+    mapping.will_need(data.ctypes.data, data.nbytes)
+    mapping.lock(data.ctypes.data, 4096)
+    mapping.unlock(data.ctypes.data, 4096)
+    with pytest.raises(MemoryError, match=r"locking 1152921504606846976 bytes.*ulimit"):
+        mapping.lock(data.ctypes.data, 1 << 60)
