@@ -20,7 +20,7 @@ LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
-def write(folder, shape=Shape(), seed=0):
+def write(folder, shape, seed=0):
     """Write the folder, which must not exist. Shape and seed determine every byte."""
     folder = Path(folder)
     folder.mkdir()

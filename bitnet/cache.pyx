@@ -92,6 +92,11 @@ cdef class KVCache:
         n_held = pages_of(self.writable) - self.start // PAGE
         return n_held * self.n_layers * self.page_bytes
 
+    @property
+    def full_nbytes(self):
+        """Bytes of all the pages the ring may hold."""
+        return self.n_pages * self.n_layers * self.page_bytes
+
     def reserve(self, Py_ssize_t n):
         """Make positions length .. length + n - 1 writable.
 

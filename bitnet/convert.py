@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from . import report, tokenizer_files
-from .formats import FormatError, gguf, safetensors
+from .formats import FormatError, check_map, gguf, safetensors
 from .formats.floats import dequantize, quantize
 from .formats.packing import BLOCK, CHUNK, pack_hf, pack_i2_s_stream
 from .source import FLOATS, is_linear, scan
@@ -87,6 +87,8 @@ def convert(
     work = _Work(source, target(source.config), head, verify, progress)
     with _staged(dst) as temporary:
         write(work, temporary)
+        for file in source.files:
+            check_map(file.data, file.path)
         if verify:
             _verify(work, temporary, dst)
     return Converted(
@@ -364,7 +366,7 @@ def _note_gguf(work):
     if cut:
         work.notes.append(
             f"rows of {', '.join(sorted(cut))} are not a multiple of {BLOCK}: "
-            "the kernels of bitnet.cpp cannot run them"
+            "bitnet.cpp cannot run them"
         )
     if config.query_scale != 1:
         work.notes.append(f"the query scale {config.query_scale:g} is in the weights of q_norm")

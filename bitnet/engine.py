@@ -15,6 +15,7 @@ import numpy as np
 
 from .cache import ContextFull
 from .generation import Completion
+from .prefixes import Prefixes
 
 
 class Cancelled(Exception):
@@ -42,6 +43,7 @@ class Request:
         self.n_prompt = len(self.tokens)
         self.sampler, self.limits, self.text = sampler, limits, text
         self.cache = None  # while it has a slot
+        self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.pieces = deque()
         self.is_cancelled = False
         self.completion = self.error = None
@@ -117,7 +119,8 @@ class Request:
             stop=stop,
             seed=self.sampler.seed,
             prompt_tokens=self.n_prompt,
-            prompt_tps=_rate(self.n_prompt, first - started),
+            cached_tokens=self.n_cached,
+            prompt_tps=_rate(self.n_prompt - self.n_cached, first - started),
             generation_tps=_rate(len(generated) - 1, latest - first),
         )
 
@@ -131,10 +134,16 @@ class Engine:
 
     transformer: model.Transformer, or what has its forward, new_cache, max_batch, context and
     vocab_size. kv_dtype: of the caches. All methods may be called from any thread.
+
+    prefix_cache: keep the caches of finished sequences, so that a prompt that begins like one of
+    them, or like a running one, reads the rest only. Kept and running ones together take no more
+    than ``slots`` sequences of full length.
     """
 
-    def __init__(self, transformer, *, slots=1, kv_dtype="f16"):
+    def __init__(self, transformer, *, slots=1, kv_dtype="f16", prefix_cache=True):
         self.transformer, self.kv_dtype = transformer, kv_dtype
+        self._prefixes = Prefixes() if prefix_cache else None
+        transformer.make_room = self._make_room
         self.slots = min(slots, transformer.max_batch)
         self._requests = []  # those not done, in order of arrival
         self._token_ids = np.empty(transformer.max_batch, np.int32)
@@ -233,6 +242,8 @@ class Engine:
             for request in tuple(self._requests):
                 request.is_cancelled = True
             self._drop_cancelled()
+            if self._prefixes is not None:
+                self._prefixes.clear()
             self.transformer = None
 
     def _open(self):
@@ -252,9 +263,35 @@ class Engine:
         n_free = self.slots - (len(self._requests) - len(waiting))
         for request in waiting[: max(0, n_free)]:
             try:
-                request.cache = self.transformer.new_cache(dtype=self.kv_dtype)
+                request.cache = self._cache_for(request)
             except Exception as error:
                 self._end(request, error)
+
+    def _cache_for(self, request):
+        """An empty cache, or a fork of one that holds the beginning of the prompt."""
+        if self._prefixes is not None:
+            live = [
+                (r.tokens[: r.cache.length], r.cache)
+                for r in tuple(self._requests)
+                if r.cache is not None
+            ]
+            cache, request.n_cached = self._prefixes.fork(request.tokens, live)
+            if cache is not None:
+                return cache
+        return self.transformer.new_cache(dtype=self.kv_dtype)
+
+    def _make_room(self):
+        """Called where the pool is exhausted: whether something could be given back."""
+        return self._prefixes is not None and self._prefixes.drop_oldest()
+
+    def _keep(self, request):
+        """A finished request's cache becomes a prefix, within the memory of all slots."""
+        cache, request.cache = request.cache, None
+        limit = self.slots * cache.full_nbytes
+        self._prefixes.keep(request.tokens[: cache.length], cache)
+        live = sum(r.cache.nbytes for r in tuple(self._requests) if r.cache is not None)
+        while self._prefixes.nbytes + live > limit and self._prefixes.drop_oldest():
+            pass
 
     def _plan(self):
         """[(request, n_tokens)]: those that generate, then prompts as far as rows are left."""
@@ -320,8 +357,12 @@ class Engine:
         self._release(request)
 
     def _release(self, request):
-        cache, request.cache = request.cache, None
-        if cache is not None:
+        if request.cache is None:
+            return
+        if self._prefixes is not None and request.completion is not None:
+            self._keep(request)
+        else:
+            cache, request.cache = request.cache, None
             cache.close()
 
     # ---------------------------------------------------------------------------------- cancelling

@@ -12,7 +12,8 @@ class Completion:
     text: without the stop string and special tokens. token_ids: all that were generated, the end
     token included. finish_reason: "stop" (an end token or a stop string), "length" (max_tokens) or
     "context" (no room for another token). stop: the stop string that was met, or None. seed: gives
-    the same text again. prompt_tps, generation_tps: tokens a second, 0 where nothing was timed.
+    the same text again. cached_tokens: of the prompt, not read since another sequence began alike.
+    prompt_tps, generation_tps: tokens a second, 0 where nothing was timed.
     """
 
     text: str
@@ -21,6 +22,7 @@ class Completion:
     stop: str | None
     seed: int
     prompt_tokens: int
+    cached_tokens: int
     prompt_tps: float
     generation_tps: float
 

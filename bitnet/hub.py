@@ -37,7 +37,8 @@ TIMEOUT = 10  # seconds for the hub's first answer; the library would wait for e
 NOTE_VERSION = 1
 _WORD = r"\w(?:[\w.-]*\w)?"
 _NAME = re.compile(
-    rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?(?::(?P<file>[^:]+\.gguf))?",
+    rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
+    r"(?::(?P<file>[^:]+\.gguf))?",
     re.ASCII,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -116,7 +117,8 @@ def fetch(name, revision=None, progress=lambda text: None):
     """The Snapshot of a hub's model: what is not in the cache is downloaded, and all of it checked.
 
     name: ORG/NAME[@REVISION][:FILE.gguf]. revision: a branch, tag or commit, "main" if neither says
-    so; resolved to a commit first. progress: called with a text when a step begins.
+    so; resolved to a commit first. progress: called with a text when a step begins, with "" for the
+    download, which has the library's own bars on a terminal.
     ValueError for a name of another form or a choice of files to be made, FormatError for a file
     that is not what the hub says (it is deleted) or a repository without a model, OSError if the
     repository cannot be reached or read, or the disk is too full.
@@ -131,8 +133,8 @@ def fetch(name, revision=None, progress=lambda text: None):
     snapshot = _chosen(info, request)
     log.info("%s: %s is commit %s", request.repo, request.revision, snapshot.commit)
     _check_room(snapshot)
+    progress("")
     for file in snapshot.files:
-        progress(f"downloading {file}")
         with _hub_errors(request):
             api.hf_hub_download(
                 request.repo, file, revision=snapshot.commit, cache_dir=str(hub_cache())
@@ -380,6 +382,8 @@ def _hub_errors(request):
     except utils.RevisionNotFoundError:
         reason = f"the repository has no revision {request.revision}"
         raise FileNotFoundError(errno.ENOENT, reason, repo) from None
+    except utils.OfflineModeIsEnabled:
+        raise _unreachable(request, "HF_HUB_OFFLINE is set") from None
     except utils.LocalEntryNotFoundError as error:  # the library's word for: could not ask
         raise _unreachable(request, error.__cause__ or error) from None
     except utils.HfHubHTTPError as error:
@@ -411,7 +415,7 @@ def _unreachable(request, error):
     elif folder:
         advice = f"{reason}; another program's download is in {folder}: give that path"
     else:
-        advice = f"not in the cache and {reason}; pull it where there is a network, or give a path"
+        advice = f"neither a path here nor in the cache, and {reason}; pull it where it can be"
     return FileNotFoundError(errno.ENOENT, advice, request.repo)
 
 

@@ -41,6 +41,7 @@ def load(
     mapping="map",
     slots=1,
     layout="128x32",
+    prefix_cache=True,
 ):
     """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
 
@@ -53,6 +54,8 @@ def load(
     kv_dtype: "f16" or "f32", of cached keys and values. slots: sequences that run at once.
     layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
         do, "64x16" or "4row" (see docs/models.md).
+    prefix_cache: keep the caches of finished sequences while the memory of all slots allows: a
+        prompt that begins like one of them reads the rest only. Text is the same either way.
     mapping: "map", the weights stay in the mapped file; others are not available yet.
 
     FormatError for a damaged or unsupported file, OSError if it cannot be opened, PoolExhausted if
@@ -66,10 +69,10 @@ def load(
     path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
-    return _load(path, limit, n_threads, context, kv_dtype, slots, layout)
+    return _load(path, limit, n_threads, context, kv_dtype, slots, layout, prefix_cache)
 
 
-def _load(path, limit, n_threads, context, kv_dtype, slots, layout):
+def _load(path, limit, n_threads, context, kv_dtype, slots, layout, prefix_cache):
     from . import report  # last of all: growth is counted from its import
 
     before = report.usage().anonymous
@@ -79,7 +82,7 @@ def _load(path, limit, n_threads, context, kv_dtype, slots, layout):
         longest = files.config.max_position_embeddings
         context = min(longest, DEFAULT_CONTEXT) if context is None else context
         check_whole("context", context, longest)
-        model = Model(files, pool, n_threads, context, kv_dtype, slots)
+        model = Model(files, pool, n_threads, context, kv_dtype, slots, prefix_cache)
         if limit is not None and before is not None:
             _check_growth(limit, report.usage().anonymous - before)
         return model

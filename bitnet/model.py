@@ -13,6 +13,7 @@ from .arrays import Batch, Codes, Linear, Matrix, Norm, Rows
 from .cache import KVCache
 from .families import FAMILIES
 from .formats import FormatError
+from .memory import PoolExhausted
 from .rope import rope_tables
 
 
@@ -66,6 +67,7 @@ class Transformer:
         self._rope_tables, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
         block = FAMILIES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
+        self.make_room = None  # a function that frees memory of the pool, or returns False
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
@@ -159,7 +161,7 @@ class Transformer:
         """
         if logits not in ("last", "all", "hidden", "none"):
             raise ValueError(f"logits is {logits!r}, not last, all, hidden or none")
-        batch, s = self.batch.set(sequences), self.scratch
+        batch, s = self._set_batch(sequences), self.scratch
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
         for i, layer in enumerate(self.layers):
@@ -174,6 +176,15 @@ class Transformer:
         for cache, n_tokens in sequences:
             cache.advance(n_tokens)
         return out
+
+    def _set_batch(self, sequences):
+        """Reserve room in every cache; where the pool has none, what others can do without goes."""
+        while True:
+            try:
+                return self.batch.set(sequences)
+            except PoolExhausted:
+                if self.make_room is None or not self.make_room():
+                    raise
 
     def _head(self, s, batch, logits):
         """The final norm and the float head, over the rows that were asked for."""

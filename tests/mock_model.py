@@ -36,6 +36,21 @@ class MockCache:
     def length(self):
         return len(self.tokens)
 
+    start, page = 0, 16
+
+    @property
+    def nbytes(self):
+        return -(-self.length // self.page) * self.page
+
+    @property
+    def full_nbytes(self):
+        return -(-self.capacity // self.page) * self.page
+
+    def fork(self):
+        other = MockCache(self.model, self.capacity)
+        other.tokens = list(self.tokens)
+        return other
+
     def trim(self, length):
         assert 0 <= length <= self.length
         del self.tokens[length:]

@@ -38,7 +38,7 @@ def no_limit():
 
 @pytest.fixture(scope="module")
 def model(no_limit):
-    with bitnet.load(TALKER, slots=3, threads=1) as loaded:
+    with bitnet.load(TALKER, slots=3, threads=1, prefix_cache=False) as loaded:
         yield loaded
 
 
@@ -155,7 +155,7 @@ def test_stop_strings(model):
 
 
 def test_the_context_ends(model):
-    with bitnet.load(TALKER, context=24) as small:
+    with bitnet.load(TALKER, context=24, prefix_cache=False) as small:
         done = small.generate(PROMPT, temperature=0, max_tokens=300)
         assert done.finish_reason == "context"
         assert done.prompt_tokens + done.completion_tokens == 25
@@ -418,7 +418,9 @@ def test_the_memory_limit_holds(monkeypatch):
 
 
 def test_a_full_pool_ends_one_request_and_is_free_afterwards():
-    with bitnet.load(TALKER, memory_limit="18MiB", slots=2, threads=1) as small:
+    with bitnet.load(
+        TALKER, memory_limit="18MiB", slots=2, threads=1, prefix_cache=False
+    ) as small:
         sessions = []
         with pytest.raises(PoolExhausted, match="kv"):
             for _ in range(1000):
@@ -512,7 +514,7 @@ def test_names():
     assert all(hasattr(bitnet, name) for name in bitnet.__all__)
     load = inspect.signature(bitnet.load)
     assert str(load) == ("(path=None, *, threads=None, memory_limit=None, context=None, "
-                         "kv_dtype='f16', mapping='map', slots=1)")
+                         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', prefix_cache=True)")
     assert issubclass(FormatError, ValueError) and issubclass(PoolExhausted, MemoryError)
 
 

@@ -19,8 +19,13 @@ def request(prompt="x", max_tokens=20, seed=1, **sampling):
     return Request(ids, sampler, Limits(max_tokens, eos_ids=frozenset((END,))), text)
 
 
+def plain(transformer, **options):
+    """An engine that keeps no caches of finished sequences; those are tested in test_prefixes."""
+    return Engine(transformer, prefix_cache=False, **options)
+
+
 def alone(**keywords):
-    return Engine(MockTransformer()).complete([request(**keywords)])[0]
+    return plain(MockTransformer()).complete([request(**keywords)])[0]
 
 
 PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33, "mid-sized", "b"]
@@ -30,7 +35,7 @@ PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33
 @pytest.mark.parametrize("max_batch", [5, 7, 64])
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.7, "repetition_penalty": 1.5}])
 def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
-    engine = Engine(MockTransformer(max_batch=max_batch), slots=slots)
+    engine = plain(MockTransformer(max_batch=max_batch), slots=slots)
     keywords = [{"prompt": p, "max_tokens": 10 + 3 * i, "seed": i, **sampling}
                 for i, p in enumerate(PROMPTS)]
     done = engine.complete([request(**k) for k in keywords])
@@ -44,7 +49,7 @@ def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
 
 
 def test_a_long_prompt_is_prefilled_beside_running_sequences():
-    engine = Engine(MockTransformer(max_batch=8), slots=2)
+    engine = plain(MockTransformer(max_batch=8), slots=2)
     first, second = request("a", max_tokens=12), request("y" * 39, max_tokens=2)
     engine.submit(first)
     engine.step()
@@ -59,7 +64,7 @@ def test_a_long_prompt_is_prefilled_beside_running_sequences():
 
 
 def test_requests_wait_in_order_of_arrival():
-    engine = Engine(MockTransformer(), slots=2)
+    engine = plain(MockTransformer(), slots=2)
     order = []
     requests = [request(max_tokens=3, seed=i) for i in range(5)]
     for one in requests:
@@ -71,7 +76,7 @@ def test_requests_wait_in_order_of_arrival():
 
 
 def test_more_slots_than_rows():
-    engine = Engine(MockTransformer(max_batch=2), slots=8)
+    engine = plain(MockTransformer(max_batch=2), slots=8)
     done = engine.complete([request(p) for p in PROMPTS])
     assert [d.token_ids for d in done] == [alone(prompt=p).token_ids for p in PROMPTS]
 
@@ -84,13 +89,13 @@ def test_logits_are_asked_for_only_when_a_prompt_is_complete():
             asked.append(logits)
             return super().forward(token_ids, sequences, logits=logits)
 
-    Engine(Transformer(max_batch=8)).complete([request("y" * 19, max_tokens=2)])
+    plain(Transformer(max_batch=8)).complete([request("y" * 19, max_tokens=2)])
     assert asked == ["none", "none", "last", "last"]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 9])
 def test_cancelling_in_prefill_and_decode_frees_the_cache(steps):
-    engine = Engine(MockTransformer(max_batch=8), slots=2)
+    engine = plain(MockTransformer(max_batch=8), slots=2)
     other, one = request("z"), request("y" * 29)                # 4 steps of prefill
     for r in (other, one):
         engine.submit(r)
@@ -109,7 +114,7 @@ def test_cancelling_in_prefill_and_decode_frees_the_cache(steps):
 
 
 def test_leaving_a_stream_cancels_it():
-    engine = Engine(MockTransformer())
+    engine = plain(MockTransformer())
     for leave in (lambda p: p.close(), lambda p: None):
         pieces = engine.pieces(request())
         assert next(pieces)
@@ -122,7 +127,7 @@ def test_leaving_a_stream_cancels_it():
 
 
 def test_a_stream_that_is_never_started_takes_nothing():
-    engine = Engine(MockTransformer())
+    engine = plain(MockTransformer())
     engine.pieces(request())
     assert not engine.step()
 
@@ -138,7 +143,7 @@ def test_cancelling_from_another_thread_during_a_step():
             assert not one.is_done
 
     model = MockTransformer(on_forward=cancel)
-    engine = Engine(model)
+    engine = plain(model)
     one = request()
     with pytest.raises(Cancelled):
         engine.complete([one])
@@ -152,7 +157,7 @@ def test_cancelling_from_within_a_step_of_the_same_thread():
             assert not one.is_done
 
     model = MockTransformer(on_forward=cancel)
-    engine, one = Engine(model), request()
+    engine, one = plain(model), request()
     with pytest.raises(Cancelled):
         engine.complete([one])
     assert not model.open_caches
@@ -166,7 +171,7 @@ def guilty(sequences):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_one_failing_request_does_not_take_the_others_down(slots):
-    engine = Engine(MockTransformer(on_forward=guilty), slots=slots)
+    engine = plain(MockTransformer(on_forward=guilty), slots=slots)
     requests = [request("one"), request("!bad"), request("two")]
     for r in requests:
         engine.submit(r)
@@ -189,7 +194,7 @@ def test_a_sampler_that_fails_ends_its_request_only():
                 logits[7] = np.nan
             return logits
 
-    engine = Engine(Transformer(), slots=2)
+    engine = plain(Transformer(), slots=2)
     bad, good = request("nan"), request("good")
     for r in (bad, good):
         engine.submit(r)
@@ -201,7 +206,7 @@ def test_a_sampler_that_fails_ends_its_request_only():
 
 def test_a_cache_that_cannot_be_made_ends_its_request_only():
     model = MockTransformer()
-    engine = Engine(model, slots=2)
+    engine = plain(model, slots=2)
     good, bad = engine.submit(request("good")), engine.submit(request("bad"))
     make, made = model.new_cache, []
 
@@ -226,7 +231,7 @@ def test_an_interrupt_leaves_the_engine_consistent(at):
             raise KeyboardInterrupt
 
     interrupt.n = 0
-    engine = Engine(MockTransformer(max_batch=8, on_forward=interrupt), slots=2)
+    engine = plain(MockTransformer(max_batch=8, on_forward=interrupt), slots=2)
     other = engine.submit(request("other caller's long prompt"))
     with pytest.raises(KeyboardInterrupt):
         engine.complete([request("interrupted")])
@@ -239,7 +244,7 @@ def test_an_interrupt_leaves_the_engine_consistent(at):
 
 @pytest.mark.parametrize("where", ["sampler", "push"])
 def test_an_interrupt_between_logits_and_token(where, monkeypatch):
-    engine = Engine(MockTransformer(), slots=2)
+    engine = plain(MockTransformer(), slots=2)
     one, other = engine.submit(request("one")), engine.submit(request("other"))
     for _ in range(4):
         engine.step()
@@ -260,7 +265,7 @@ def test_an_interrupt_between_logits_and_token(where, monkeypatch):
 
 
 def test_threads_share_the_engine():
-    engine = Engine(MockTransformer(max_batch=8), slots=3)
+    engine = plain(MockTransformer(max_batch=8), slots=3)
     found = {}
 
     def run(i):
@@ -277,7 +282,7 @@ def test_threads_share_the_engine():
 
 
 def test_a_closed_engine():
-    engine = Engine(MockTransformer(), slots=2)
+    engine = plain(MockTransformer(), slots=2)
     model = engine.transformer
     one, two = engine.submit(request()), request()
     pieces = engine.pieces(two)
@@ -296,7 +301,7 @@ def test_a_closed_engine():
     ([], "none"), ([300], "0 to 299"), ([-1], "0 to 299"), ([1, 10**12], "0 to 299"),
 ])
 def test_prompts_that_are_refused(prompt, error):
-    engine = Engine(MockTransformer())
+    engine = plain(MockTransformer())
     with pytest.raises(ValueError, match=error):
         engine.submit(request(prompt))
     with pytest.raises(ContextFull):
@@ -307,6 +312,6 @@ def test_prompts_that_are_refused(prompt, error):
 def test_a_script_of_many_replies():
     script = says("done")
     script.n_prompt = 4
-    engine = Engine(MockTransformer(script), slots=4)
+    engine = plain(MockTransformer(script), slots=4)
     done = engine.complete([request([BOS, 1, 2, i]) for i in range(9)])
     assert [d.text for d in done] == ["done"] * 9

@@ -1,86 +1,100 @@
-"""Fuzzing of the readers: whatever the bytes, a file opens or ends in FormatError, nothing else."""
+"""The fuzzer finds what is planted; its corpus opens; a short run of it finds nothing."""
 
-import json
+import random
+import struct
 
-import small_files
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_malformed import GGUF_HEADER, GGUF_RAW, ST_HEADER, ST_RAW, opens
+import pytest
+import small_models
+from fuzz import cases, make_corpus, mutate, planted, run, targets
 
 from bitnet.formats import FormatError
 
-
-def mutations(size, header):
-    """Bytes to set, mostly in the header, and a length to cut the file to."""
-    at = st.one_of(st.integers(0, header - 1), st.integers(0, size - 1))
-    value = st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 3, 127, 128, 255]))
-    cut = st.one_of(st.just(size), st.integers(0, size))
-    return st.tuples(st.lists(st.tuples(at, value), max_size=8), cut)
+NO_MODELS = {"values.gguf"}
 
 
-def mutated(raw, mutation):
-    changes, cut = mutation
-    raw = bytearray(raw)
-    for at, value in changes:
-        raw[at] = value
-    return bytes(raw[:cut])
+def fuzzer(names, tmp_path, module):
+    return run.Fuzzer(names, seed=1, keep=tmp_path, module=module)
 
 
-def opens_or_refuses(path):
-    try:
-        opens(path)
-    except FormatError as error:
-        assert str(error)
+@pytest.mark.parametrize("name", [name for name in planted.TARGETS if "traced" not in name])
+def test_it_finds_what_is_planted(tmp_path, name):
+    found = fuzzer([name], tmp_path, "fuzz.planted")
+    found.run(seconds=60, most=1)
+    (failure,) = found.failures
+    assert f"in {name}" in failure.text
+    expected = {"raises": "Panic", "eats": "MemoryError", "hangs": "1 s of CPU", "crashes": "SIGSEGV"}
+    assert expected[name] in failure.text
+    assert run.replay(failure.files / "files", [name], "fuzz.planted")  # what it kept fails too
+    assert failure.about["steps"] == [cases.corpus("gguf")[0].steps[0]]
 
 
-@settings(deadline=None, max_examples=300)
-@given(mutation=mutations(len(GGUF_RAW), GGUF_HEADER))
-def test_fuzz_gguf(tmp_path_factory, mutation):
-    path = tmp_path_factory.mktemp("fuzz") / "model.gguf"
-    path.write_bytes(mutated(GGUF_RAW, mutation))
-    opens_or_refuses(path)
+def test_what_only_the_tracer_makes_slow_is_no_failure(tmp_path):
+    found = fuzzer(["is_slow_when_traced"], tmp_path, "fuzz.planted")
+    found.run(seconds=60, most=1)
+    assert found.failures == [] and list(tmp_path.iterdir()) == []
 
 
-@settings(deadline=None, max_examples=300)
-@given(mutation=mutations(len(ST_RAW), ST_HEADER))
-def test_fuzz_safetensors(tmp_path_factory, mutation):
-    folder = small_files.hf_folder(tmp_path_factory.mktemp("fuzz") / "model")
-    (folder / "model.safetensors").write_bytes(mutated(ST_RAW, mutation))
-    opens_or_refuses(folder)
+def test_a_short_run(tmp_path):
+    found = fuzzer(list(targets.TARGETS), tmp_path, "fuzz.targets")
+    found.run(seconds=60, most=1500)
+    assert found.failures == []
+    (totals,) = found.totals
+    assert totals["executions"] >= 1500 and min(totals["counts"].values()) > 10
+    n_seeds = sum(len(cases.corpus(group)) for _, group in targets.TARGETS.values())
+    assert totals["kept"] > n_seeds / 2, "mutants that reach new lines join the corpus"
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=8,
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        pytest.param(target, case, id=f"{target} {case.steps[0]}")
+        for target in ("gguf model", "hf model")
+        for case in cases.corpus(targets.TARGETS[target][1])
+        if case.steps[0] not in NO_MODELS and not case.steps[0].startswith("found-")
+    ],
 )
+def test_the_corpus_opens(tmp_path, target, case):
+    case.write(tmp_path)
+    targets.TARGETS[target][0](tmp_path)
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    where=st.sampled_from(["config", "quantization", "generation", "tokenizer", "index"]),
-    field=st.sampled_from(
-        [*small_files.HF_CONFIG, *small_files.HF_CONFIG["quantization_config"], "head_dim",
-         "rope_parameters", "rope_scaling", "modules_to_not_convert", "use_rms_norm", "temperature",
-         "top_k", "top_p", "do_sample", "added_tokens_decoder", "chat_template", "weight_map"]
-    ),
-    value=JSON,
-)  # fmt: skip
-def test_fuzz_json_fields(tmp_path_factory, where, field, value):
-    folder = tmp_path_factory.mktemp("fuzz") / "model"
-    changes = {field: value} if where == "config" else {}
-    if where == "quantization":
-        changes = {
-            "quantization_config": small_files.HF_CONFIG["quantization_config"] | {field: value}
-        }
-    small_files.hf_folder(
-        folder, generation={field: value} if where == "generation" else {}, **changes
-    )
-    if where == "tokenizer":
-        (folder / "tokenizer_config.json").write_text(json.dumps({field: value}))
-    if where == "index":
-        (folder / "model.safetensors").rename(folder / "a.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({field: value}))
-    opens_or_refuses(folder)
+def test_the_corpus_is_what_make_corpus_writes():
+    written = {f"{name}.gguf": {"model.gguf": m.bytes()} for name, m in make_corpus.gguf_models().items()}
+    written |= make_corpus.hf_models()
+    found = [case for group in ("gguf", "hf") for case in cases.corpus(group)]
+    stored = {case.steps[0]: case.files for case in found if not case.steps[0].startswith("found-")}
+    assert stored == written
+    assert max(case.size for case in found) < 10_000
+    assert sum(case.size for case in found) < 200_000
+
+
+def test_every_number_of_a_header_is_found():
+    model = small_models.gguf_model("gemma3")
+    raw = model.bytes()
+    places = {what: int.from_bytes(raw[at : at + n], "little") for what, at, n in mutate.gguf_places(raw)}
+    assert places["version"] == 3 and places["n_tensors"] == len(model.tensors)
+    assert places["gemma3.attention.sliding_window"] == 4
+    assert places["output_norm.weight type"] == 0
+    assert places["tokenizer.ggml.tokens count"] == 8
+    last = mutate.gguf_places(raw)[-1]
+    assert last[0] == "output_norm.weight offset" and last[1] > len(raw) - 6000
+
+
+def test_mutants_differ_and_stay_small():
+    rng, corpus = random.Random(1), cases.corpus("hf")
+    donors, n_different = [case.files for case in corpus], 0
+    for _ in range(300):
+        case = rng.choice(corpus)
+        files, steps = mutate.mutate(rng, case.files, donors)
+        n_different += files != case.files
+        assert steps and files.keys() == case.files.keys()
+        assert max(map(len, files.values())) <= mutate.MOST_BYTES
+    assert n_different > 270
+
+
+@pytest.mark.parametrize("raw", [b"", b"GGUF", b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**63)])
+def test_mutations_of_nearly_nothing(raw):
+    rng = random.Random(2)
+    for name in ("model.gguf", "model.safetensors", "config.json"):
+        for _ in range(50):
+            mutate.mutate(rng, {name: raw}, [{name: b"other"}])

@@ -18,7 +18,7 @@ def run(text, prompt=(BOS,), then=END, context=512, **limits):
     """(pieces as streamed, Completion) of a scripted reply."""
     script = says(text, then)
     script.n_prompt = len(prompt)
-    engine = Engine(MockTransformer(script, context=context))
+    engine = Engine(MockTransformer(script, context=context), prefix_cache=False)
     limits = Limits(**{"eos_ids": EOS, **limits})
     text = TextAssembler(ByteTokenizer().stream(), limits.stop)
     request = Request(prompt, make_sampler(Sampling(seed=3), 300), limits, text)

@@ -2,15 +2,22 @@
 
 import itertools
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pack_layouts import BASE_3, LAYOUTS, WITH_SCALES, five_in_a_byte, pack, unpack_hf
 
 from bitnet.formats import packing
 
 DATA = Path(__file__).parent / "data"
+STORED = {
+    "I2_S": "i2_s", "I2_S_64": "i2_s_64_16", "I2_S_4ROW": "i2_s_4row", "TQ1_0": "tq1_0",
+    "TQ2_0": "tq2_0", "IQ1_BN": "iq1_bn", "IQ2_BN": "iq2_bn", "Q2_0_G64": "q2_0_group64",
+    "Q2_0_G128": "q2_0_group128",
+}  # fmt: skip
+IN_BLOCKS = [name for name in WITH_SCALES if LAYOUTS[name][3] == "block"]
+IN_ROWS = [name for name in WITH_SCALES if LAYOUTS[name][3] == "row"]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +29,13 @@ def vectors():
 
 def random_codes(n_rows, n_cols, seed=0):
     return np.random.default_rng(seed).integers(0, 3, (n_rows, n_cols), dtype=np.uint8)
+
+
+def joined(chunks):
+    return np.concatenate([chunk.copy() for chunk in chunks])
+
+
+# what the kernels read ----------------------------------------------------------------------------
 
 
 def test_one_block_by_hand():
@@ -54,61 +68,45 @@ def test_i2_s_equals_the_reference(vectors):
     assert vectors["i2_s"][n : n + 4].view("<f4")[0] == vectors["scale"]
 
 
+# Hugging Face -------------------------------------------------------------------------------------
+
+
 def test_hf_by_hand():
     codes = np.array([[0], [1], [2], [1], [2]], np.uint8)  # R = 2: byte rows {0, 2, 4} and {1, 3}
-    assert packing.pack_hf(codes).tolist() == [[0b00_10_10_00], [0b00_00_01_01]]
-
-
-def joined(chunks):
-    return np.concatenate([chunk.copy() for chunk in chunks])
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 7, 64])
-def test_hf_round_trip(n_rows):
-    codes = random_codes(n_rows, 6)
-    assert (packing.unpack_hf(packing.pack_hf(codes), n_rows) == codes).all()
+    packed = packing.pack_hf(codes)
+    assert packed.tolist() == [[0b00_10_10_00], [0b00_00_01_01]]
+    assert joined(packing.codes_hf(packed, 5)).tolist() == codes.tolist()
 
 
 def test_hf_equals_the_reference(vectors):
-    assert (packing.pack_hf((vectors["q"] + 1).astype(np.uint8)) == vectors["hf_packed"]).all()
+    codes = (vectors["q"] + 1).astype(np.uint8)
+    assert (packing.pack_hf(codes) == vectors["hf_packed"]).all()
+    assert (joined(packing.codes_hf(vectors["hf_packed"], 16)) == codes).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 130), (6, 128), (64, 96), (9, 300)])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 7, 9, 64])
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
-def test_codes_of_hf_in_chunks(monkeypatch, shape, chunk):
+def test_hf_in_chunks(monkeypatch, n_rows, chunk):
     monkeypatch.setattr(packing, "CHUNK", chunk)
-    codes = random_codes(*shape)
-    assert (joined(packing.codes_hf(packing.pack_hf(codes), shape[0])) == codes).all()
+    codes = random_codes(n_rows, 130)
+    packed = packing.pack_hf(codes)
+    assert (unpack_hf(packed, n_rows) == codes).all()
+    assert (joined(packing.codes_hf(packed, n_rows)) == codes).all()
 
 
-@pytest.mark.parametrize("shape", [(2, 64), (32, 4), (8, 96), (64, 130), (16, 320), (3, 8640 * 2)])
-@pytest.mark.parametrize("chunk", [1, 3000, 1 << 20])
-def test_streams_whose_blocks_straddle_rows(monkeypatch, shape, chunk):
-    monkeypatch.setattr(packing, "CHUNK", chunk)
-    codes = random_codes(*shape)
-    n = 1000 if chunk == 1 else 7
-    pieces = np.array_split(codes, min(n, shape[0]))
-    stream = np.concatenate(list(packing.pack_i2_s_stream(pieces)))
-    assert (stream == packing.pack_i2_s(codes.reshape(-1, 128)).reshape(-1)).all()
-    data = np.concatenate([stream, np.float32([0.5]).view(np.uint8), np.arange(28, dtype=np.uint8)])
-    scales, chunks = packing.unpack("I2_S", data, *shape)
-    assert scales.tolist() == [0.5] and (joined(chunks) == codes).all()
+def test_code_3_in_hf_is_refused_but_not_in_rows_that_are_not_there():
+    packed = packing.pack_hf(random_codes(7, 40))
+    packed[1, 5] |= 0b11_00_00_00  # row 7 of 8
+    assert len(joined(packing.codes_hf(packed, 7))) == 7
+    with pytest.raises(ValueError, match="code 3"):
+        joined(packing.codes_hf(packed, 8))
 
 
-def test_a_stream_that_ends_inside_a_block_is_refused():
-    with pytest.raises(ValueError, match="72 weights after the last block of 128"):
-        list(packing.pack_i2_s_stream([random_codes(5, 40)]))
-    with pytest.raises(ValueError, match="5 x 40 weights do not fill blocks of 128"):
-        packing.unpack("I2_S", np.zeros(82, np.uint8), 5, 40)
+# every layout of a GGUF ---------------------------------------------------------------------------
 
 
-# the blocks of other engines ----------------------------------------------------------------------
-
-STORED = {
-    "I2_S": "i2_s", "I2_S_64": "i2_s_64_16", "I2_S_4ROW": "i2_s_4row", "TQ1_0": "tq1_0",
-    "TQ2_0": "tq2_0", "IQ1_BN": "iq1_bn", "IQ2_BN": "iq2_bn", "Q2_0_G64": "q2_0_group64",
-    "Q2_0_G128": "q2_0_group128",
-}  # fmt: skip
+def test_every_layout_has_a_writer():
+    assert packing.LAYOUTS.keys() == LAYOUTS.keys()
 
 
 @pytest.mark.parametrize("type_name", STORED)
@@ -120,167 +118,212 @@ def test_unpack_equals_the_reference(monkeypatch, vectors, type_name, chunk):
     assert (joined(chunks) == vectors["q"] + 1).all()
 
 
-def five_in_a_byte(digits):
-    """Codes (..., 5), the most significant first -> the byte that stands for them."""
-    value = (digits.astype(int) * [81, 27, 9, 3, 1]).sum(-1)
-    return -(-value * 256 // 243)
+@pytest.mark.parametrize("type_name", STORED)
+def test_the_writers_of_these_tests_equal_the_reference(vectors, type_name):
+    stored, scale = vectors[STORED[type_name]], vectors["scale"]
+    codes = (vectors["q"] + 1).astype(np.uint8)
+    packed = pack(type_name, codes, scale)
+    if type_name in WITH_SCALES:
+        assert len(packed) == len(stored)
+        given = [joined(packing.unpack(type_name, data, 16, 512)[1]) for data in (packed, stored)]
+        assert (given[0] == given[1]).all()
+    else:
+        assert (packed[:-28] == stored[:-28]).all()  # the rest has no meaning
 
 
-def tq1_0(codes, scales):
-    """codes (n_rows, n_cols), scales (n_rows, n_blocks), as FORMATS of llama.cpp has it."""
-    out = []
-    for row, row_scales in zip(codes, scales, strict=True):
-        for block, d in zip(row.reshape(-1, 256), row_scales, strict=True):
-            qs = [block[m:160:32] for m in range(32)]
-            qs += [block[160 + m : 240 : 16] for m in range(16)]
-            qh = [[*block[240 + m :: 4], 0] for m in range(4)]
-            data = five_in_a_byte(np.array([*qs, *qh])).astype(np.uint8)
-            out.append(data.tobytes() + np.float16(d).tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+@pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])
+def test_the_pypi_quantiser_agrees(type_name):
+    gguf = pytest.importorskip("gguf")
+    codes = random_codes(6, 768)
+    values = (codes.astype(np.float32) - 1) * np.float32(0.25)
+    data = gguf.quantize(values, gguf.GGMLQuantizationType[type_name])
+    scales, chunks = packing.unpack(type_name, data.reshape(-1), 6, 768)
+    assert scales.tolist() == [0.25] and (joined(chunks) == codes).all()
+    assert (pack(type_name, codes, 0.25) == data.reshape(-1)).all()
 
 
-def tq2_0(codes, scales):
-    out = []
-    for row, row_scales in zip(codes, scales, strict=True):
-        for block, d in zip(row.reshape(-1, 256), row_scales, strict=True):
-            halves = block.reshape(2, 4, 32)
-            data = sum(halves[:, i].astype(int) << 2 * i for i in range(4)).astype(np.uint8)
-            out.append(data.tobytes() + np.float16(d).tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+@pytest.mark.parametrize("type_name", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 256), (8, 768), (12, 2560)])
+@pytest.mark.parametrize("chunk", [1, 5000, 1 << 20])
+def test_round_trips(monkeypatch, type_name, shape, chunk):
+    monkeypatch.setattr(packing, "CHUNK", chunk)
+    codes = random_codes(*shape, seed=shape[0])
+    data = pack(type_name, codes, 0.5)
+    assert len(data) == packing.n_bytes(type_name, *shape)
+    unaligned = np.concatenate([[np.uint8(7)], data])[1:]
+    unaligned.flags.writeable = False
+    scales, chunks = packing.unpack(type_name, unaligned, *shape)
+    assert scales.dtype == np.float32 and scales.tolist() == [0.5]
+    pieces = [piece.copy() for piece in chunks]
+    assert len(pieces) > 1 or chunk > 1
+    assert all(piece.dtype == np.uint8 for piece in pieces)
+    assert (np.concatenate(pieces) == codes).all()
 
 
-def q2_0(group, codes, scales):
-    out = []
-    for row, row_scales in zip(codes, scales, strict=True):
-        for block, d in zip(row.reshape(-1, group), row_scales, strict=True):
-            data = sum(block[i::4].astype(int) << 2 * i for i in range(4)).astype(np.uint8)
-            out.append(np.float16(d).tobytes() + data.tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+@pytest.mark.parametrize("shape", [(2, 64), (32, 4), (8, 96), (64, 130), (16, 320), (2, 8640)])
+@pytest.mark.parametrize("chunk", [1, 3000, 1 << 20])
+def test_streams_whose_blocks_straddle_rows(monkeypatch, shape, chunk):
+    monkeypatch.setattr(packing, "CHUNK", chunk)
+    codes = random_codes(*shape)
+    for type_name in ("I2_S", "I2_S_64"):
+        scales, chunks = packing.unpack(type_name, pack(type_name, codes, 0.5), *shape)
+        assert scales.tolist() == [0.5] and (joined(chunks) == codes).all()
 
 
-def iq1_bn(codes, scales):
-    out = []
-    for row, d in zip(codes, scales, strict=True):
-        out.append(np.float16(d).tobytes())
-        for block in row.reshape(-1, 64):
-            groups = block.reshape(4, 16)
-            fives = groups[:, :15].reshape(12, 5)[:, ::-1]
-            last = np.array([[0, *groups[::-1, 15]]])
-            out.append(five_in_a_byte(np.concatenate([fives, last])).astype(np.uint8).tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+@pytest.mark.parametrize("type_name", ["I2_S_64", "Q2_0_G64", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4"])
+def test_rows_of_half_a_block_of_128(type_name):
+    codes = random_codes(4, 320)
+    scales, chunks = packing.unpack(type_name, pack(type_name, codes, 2), 4, 320)
+    assert scales.tolist() == [2] and (joined(chunks) == codes).all()
 
 
-def iq2_bn(codes, scales):
-    out = []
-    for row, d in zip(codes, scales, strict=True):
-        fields = row.reshape(-1, 4, 16).astype(int)
-        data = sum(fields[:, i] << 2 * i for i in range(4)).astype(np.uint8)
-        out.append(np.float32(d).tobytes() + data.tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+@pytest.mark.parametrize("rows", [1, 3, 7, 64])
+def test_pack_a_stream_from_any_chunks(rows):
+    codes = random_codes(64, 130)
+    stream = packing.pack_i2_s_stream(codes[at : at + rows] for at in range(0, 64, rows))
+    pieces = list(stream)
+    assert all(piece.ndim == 1 and len(piece) % 32 == 0 for piece in pieces)
+    assert (np.concatenate(pieces) == pack("I2_S", codes, 1)[:-32]).all()
 
 
-def iq2_bn_r4(codes, scales):
-    out = []
-    for rows, d in zip(codes.reshape(-1, 4, codes.shape[1]), scales.reshape(-1, 4), strict=True):
-        data = np.zeros((codes.shape[1] // 64, 64), np.uint8)
-        for r, l, i, t in itertools.product(range(4), repeat=4):
-            data[:, 16 * l + 4 * r + i] |= rows[r, 16 * l + i + 4 * t :: 64] << 2 * t
-        out.append(d.astype("<f4").tobytes() + data.tobytes())
-    return np.frombuffer(b"".join(out), np.uint8)
+def test_a_chunk_may_be_overwritten_once_the_next_is_asked_for():
+    codes, buffer = random_codes(64, 130), np.empty((1, 130), np.uint8)
+
+    def chunks():
+        for row in codes:
+            buffer[0] = row
+            yield buffer
+            buffer[0] = 3
+
+    stream = np.concatenate(list(packing.pack_i2_s_stream(chunks())))
+    assert (stream == pack("I2_S", codes, 1)[:-32]).all()
 
 
-IN_BLOCKS = {  # type: (pack, weights a scale)
-    "TQ1_0": (tq1_0, 256), "TQ2_0": (tq2_0, 256), "Q2_0_G64": (partial(q2_0, 64), 64),
-    "Q2_0_G128": (partial(q2_0, 128), 128),
-}  # fmt: skip
-IN_ROWS = {"IQ1_BN": iq1_bn, "IQ2_BN": iq2_bn, "IQ2_BN_R4": iq2_bn_r4}
+def test_a_stream_that_ends_inside_a_block_is_refused():
+    with pytest.raises(ValueError, match="72 codes left over, limit: a multiple of 128"):
+        list(packing.pack_i2_s_stream([random_codes(5, 40)]))
+
+
+@pytest.mark.parametrize(
+    ("type_name", "shape", "message"),
+    [
+        ("I2_S", (5, 40), "I2_S needs a multiple of 128"),
+        ("I2_S_64", (5, 40), "I2_S_64 needs a multiple of 64"),
+        ("I2_S_4ROW", (6, 128), "I2_S_4ROW needs a multiple of 4 rows"),
+        ("IQ2_BN_R4", (6, 128), "IQ2_BN_R4 needs a multiple of 4 rows"),
+        ("TQ1_0", (4, 384), "TQ1_0 needs a multiple of 256"),
+        ("TQ2_0", (4, 128), "TQ2_0 needs a multiple of 256"),
+        ("Q2_0_G128", (2, 192), "Q2_0_G128 needs a multiple of 128"),
+        ("IQ1_BN", (2, 96), "IQ1_BN needs a multiple of 64"),
+        ("IQ2_BN", (4, 128), r"IQ2_BN 4 x 128: 1000 bytes, limit: 144"),
+        ("I2_S", (4, 128), r"I2_S 4 x 128: 1000 bytes, limit: 160"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(type_name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        packing.unpack(type_name, np.zeros(1000, np.uint8), *shape)
+
+
+@pytest.mark.parametrize("type_name", LAYOUTS)
+def test_no_illegal_byte_passes(type_name):
+    """Every byte of the codes is set to a value no encoder writes, and one byte to every value."""
+    shape = (4, 256)
+    good = pack(type_name, random_codes(*shape), 1)
+    fives = [sum(d) for d in itertools.product(*([0, p, 2 * p] for p in (1, 3, 9, 27, 81)))]
+    legal = {five_in_a_byte(v) for v in fives} if type_name in BASE_3 else {
+        b for b in range(256) if 3 not in (b & 3, b >> 2 & 3, b >> 4 & 3, b >> 6)
+    }  # fmt: skip
+    assert len(legal) == (243 if type_name in BASE_3 else 81)
+    for value in range(256):
+        data = good.copy()
+        data[20] = value
+        chunks = packing.unpack(type_name, data, *shape)[1]
+        if value in legal:
+            joined(chunks)
+        else:
+            with pytest.raises(ValueError, match="not ternary: code 3, or a byte that no encoder"):
+                joined(chunks)
+
+
+@pytest.mark.parametrize("type_name", BASE_3)
+def test_a_byte_of_four_digits_has_no_fifth(type_name):
+    """The last bytes of a block hold four codes: 81 values are written, not 243."""
+    data = pack(type_name, random_codes(1, 256), 1)
+    at = {"TQ1_0": 48, "IQ1_BN": 2 + 12}[type_name]
+    n_legal = 0
+    for value in range(256):
+        data[at] = value
+        try:
+            n_legal += len(joined(packing.unpack(type_name, data, 1, 256)[1]))
+        except ValueError:
+            pass
+    assert n_legal == 81
+
+
+# scales -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_name", WITH_SCALES)
+def test_a_scale_for_each_row(type_name):
+    codes = random_codes(8, 512)
+    scales = np.arange(1, 9) / 8
+    found, chunks = packing.unpack(type_name, pack(type_name, codes, scales[:, None]), 8, 512)
+    assert found.dtype == np.float32 and found.tolist() == scales.tolist()
+    assert (joined(chunks) == codes).all()
+
+
+@pytest.mark.parametrize("type_name", IN_BLOCKS)
+@pytest.mark.parametrize("odd", [0, 0.25, 3, -1, np.nan, np.inf])
+def test_the_scale_of_a_block_of_zeros_does_not_count(type_name, odd):
+    codes, n_blocks = random_codes(3, 1024), 1024 // LAYOUTS[type_name][0]
+    scales = np.full((3, n_blocks), 0.5)
+    scales[1], scales[2] = 0.75, odd
+    scales[1, 1] = scales[0, 0] = odd
+    codes.reshape(3, n_blocks, -1)[[0, 1], [0, 1]] = codes[2] = 1
+    found, chunks = packing.unpack(type_name, pack(type_name, codes, scales), 3, 1024)
+    assert found.tolist() == [0.5, 0.75, 0.5] and (joined(chunks) == codes).all()
+    scales[1, [0, *range(2, n_blocks)]] = 0.5
+    assert packing.unpack(type_name, pack(type_name, codes, scales), 3, 1024)[0].tolist() == [0.5]
 
 
 @pytest.mark.parametrize("type_name", IN_ROWS)
-@pytest.mark.parametrize("shape", [(4, 64), (8, 192), (12, 448)])
-def test_rows_with_scales(type_name, shape):
-    codes, rng = random_codes(*shape), np.random.default_rng(4)
-    scales = rng.uniform(0.5, 2, shape[0]).astype(np.float16).astype(np.float32)
-    found, chunks = packing.unpack(type_name, IN_ROWS[type_name](codes, scales), *shape)
-    assert (found == scales).all() and (joined(chunks) == codes).all()
-    scales[:] = 0.25
-    codes[2] = 1  # nothing but zeros: what its scale says does not matter
-    for odd in (0.0, -1.0, np.nan):
-        scales[2] = odd
-        found, chunks = packing.unpack(type_name, IN_ROWS[type_name](codes, scales), *shape)
-        assert found.tolist() == [0.25] and (joined(chunks) == codes).all()
-        with pytest.raises(ValueError, match="scale"):
-            packing.unpack(type_name, IN_ROWS[type_name](random_codes(*shape), scales), *shape)
+@pytest.mark.parametrize("odd", [0, 3, -1, np.nan, np.inf])
+def test_the_scale_of_a_row_of_zeros_does_not_count(type_name, odd):
+    codes, scales = random_codes(8, 192), np.full((8, 1), 0.5)
+    codes[5], scales[5] = 1, odd
+    found, chunks = packing.unpack(type_name, pack(type_name, codes, scales), 8, 192)
+    assert found.tolist() == [0.5] and (joined(chunks) == codes).all()
+
+
+@pytest.mark.parametrize("type_name", LAYOUTS)
+def test_a_matrix_of_zeros_has_scale_one(type_name):
+    codes = np.ones((4, 512), np.uint8)
+    found, chunks = packing.unpack(type_name, pack(type_name, codes, 0), 4, 512)
+    assert found.tolist() == [1] and (joined(chunks) == 1).all()
 
 
 @pytest.mark.parametrize("type_name", IN_BLOCKS)
-@pytest.mark.parametrize("shape", [(1, 256), (3, 512), (5, 768)])
-def test_blocks_with_scales(type_name, shape):
-    pack, group = IN_BLOCKS[type_name]
-    n_rows, n_blocks = shape[0], shape[1] // group
-    codes, scales = random_codes(*shape), np.full((n_rows, n_blocks), 0.5)
-    scales *= np.arange(1, n_rows + 1)[:, None]
-    found, chunks = packing.unpack(type_name, pack(codes, scales), *shape)
-    assert found.tolist() == scales[:, 0].tolist() and (joined(chunks) == codes).all()
-    scales[:] = 0.5
-    codes[0, :group] = 1
-    for odd in (0.0, np.nan, 3.0):  # of a block of zeros
-        scales[0, 0] = odd
-        found, chunks = packing.unpack(type_name, pack(codes, scales), *shape)
-        assert found.tolist() == [0.5 if codes.size > group else 1.0]
-        assert (joined(chunks) == codes).all()
-    codes[:] = 1
-    assert packing.unpack(type_name, pack(codes, scales * 0), *shape)[0].tolist() == [1]
+def test_group_scales_are_refused(type_name):
+    scales = np.full((3, 1024 // LAYOUTS[type_name][0]), 0.5)
+    scales[2, 1] = 0.25
+    data = pack(type_name, random_codes(3, 1024), scales)
+    with pytest.raises(ValueError, match=r"group scales, 0.25 and 0.5 in row 2, limit: one"):
+        packing.unpack(type_name, data, 3, 1024)
 
 
-@pytest.mark.parametrize("type_name", IN_BLOCKS)
-@pytest.mark.parametrize(
-    ("scale", "message"),
-    [(0.25, "group scales, 0.25 and 0.5 in row 1"), (np.nan, "NaN"), (np.inf, "infinite"),
-     (-0.5, "group scales, -0.5"), (0.0, "group scales, 0 and")],
-)  # fmt: skip
-def test_group_scales_and_impossible_ones_are_refused(type_name, scale, message):
-    pack, group = IN_BLOCKS[type_name]
-    scales = np.full((2, 512 // group), 0.5)
-    scales[1, 1] = scale
-    with pytest.raises(ValueError, match=message):
-        packing.unpack(type_name, pack(random_codes(2, 512), scales), 2, 512)
+@pytest.mark.parametrize("type_name", LAYOUTS)
+@pytest.mark.parametrize("scale", [0, -0.5, np.nan, np.inf])
+def test_impossible_scales_are_refused(type_name, scale):
+    codes = random_codes(4, 512)
+    with pytest.raises(ValueError, match=f"scale {float(scale)}, limit: finite and above 0"):
+        packing.unpack(type_name, pack(type_name, codes, scale), 4, 512)
+    if type_name in WITH_SCALES:
+        scales = np.array([[1], [1], [scale], [1]])
+        with pytest.raises(ValueError, match=f"scale {float(scale)}, limit: finite and above 0"):
+            packing.unpack(type_name, pack(type_name, codes, scales), 4, 512)
 
 
-@pytest.mark.parametrize("type_name", [*IN_BLOCKS, *IN_ROWS])
-def test_no_illegal_byte_passes(type_name):
-    """Every byte of the codes set to every value: either five (four) legal codes, or a 3."""
-    n_cols = 256
-    if type_name in IN_ROWS:
-        good = IN_ROWS[type_name](random_codes(4, n_cols), np.ones(4, np.float32))
-        at = len(good) - 5
-    else:
-        pack, group = IN_BLOCKS[type_name]
-        good = pack(random_codes(4, n_cols), np.ones((4, n_cols // group)))
-        at = 9
-    for value in range(256):
-        data = good.copy()
-        data[at] = value
-        codes = joined(packing.unpack(type_name, data, 4, n_cols)[1])
-        if type_name in ("TQ1_0", "IQ1_BN"):
-            legal = value in five_in_a_byte(np.array(list(itertools.product(range(3), repeat=5))))
-        else:
-            legal = not packing.has_code_3(np.uint8([value]))
-        assert (codes.max() <= 2) == legal
-
-
-def test_rows_that_lie_together():
-    for type_name in ("I2_S_4ROW", "IQ2_BN_R4"):
-        with pytest.raises(ValueError, match="6 rows"):
-            packing.unpack(type_name, np.zeros(1000, np.uint8), 6, 128)
-
-
-def test_code_3_is_seen_in_each_field():
-    for shift in (0, 2, 4, 6):
-        data = np.full(64, 0b10_01_00_10, np.uint8)
-        assert not packing.has_code_3(data)
-        data[63] |= 3 << shift
-        assert packing.has_code_3(data)
+# floats -------------------------------------------------------------------------------------------
 
 
 def test_masters_as_transformers_quantises_them(monkeypatch):
@@ -293,18 +336,6 @@ def test_masters_as_transformers_quantises_them(monkeypatch):
     codes = joined(packing.codes_masters("F32", data, 200, mean))
     expected = np.clip(np.rint(weights * (np.float32(1) / mean)), -1, 1) + 1
     assert codes.dtype == np.uint8 and (codes == expected).all()
-
-
-@pytest.mark.parametrize("scale", [0.0371, 1e-4, 40.0])
-def test_weights_that_are_ternary_already(scale):
-    codes = random_codes(40, 200)
-    values = (codes.astype(np.float32) - 1) * np.float32(scale)
-    data = values.view(np.uint8).reshape(40, -1)
-    assert packing.peak("F32", data, 200) == np.float32(scale)
-    assert (joined(packing.codes_dequantized("F32", data, 200, np.float32(scale))) == codes).all()
-    values[3, 7] = 0.6 * scale
-    with pytest.raises(ValueError, match="weight"):
-        joined(packing.codes_dequantized("F32", data, 200, np.float32(scale)))
 
 
 def test_masters_round_half_to_even():
@@ -321,21 +352,51 @@ def test_absmean_is_clamped_but_nan_stays(value, mean):
     assert packing.absmean("F32", data, 8) == pytest.approx(mean, rel=0, abs=0, nan_ok=True)
 
 
-def test_reading_needs_memory_for_a_chunk_not_for_the_matrix(monkeypatch, vectors):
+@pytest.mark.parametrize("scale", [0.0371, 1e-4, 40.0])
+def test_weights_that_are_ternary_already(monkeypatch, scale):
+    monkeypatch.setattr(packing, "CHUNK", 1000)
+    scale, codes = np.float32(scale), random_codes(40, 200)
+    values = (codes.astype(np.float32) - 1) * scale
+    values[7] *= np.float32(1 - 2**-8)  # the other neighbour in bfloat16
+    data = values.view(np.uint8).reshape(40, -1)
+    peak = packing.peak("F32", data, 200)
+    assert peak.dtype == np.float32 and peak == scale
+    assert (joined(packing.codes_dequantized("F32", data, 200, peak)) == codes).all()
+    for bad in (0.6 * scale, -0.02 * scale, 0.98 * scale, np.nan):
+        values[39, 199] = bad
+        with pytest.raises(ValueError, match="weight .* limit: 0 or"):
+            joined(packing.codes_dequantized("F32", data, 200, peak))
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_a_peak_that_is_no_scale_is_refused(value):
+    data = np.full((2, 8), value, np.float32).view(np.uint8)
+    peak = packing.peak("F32", data, 8)
+    assert peak == pytest.approx(value, nan_ok=True)
+    with pytest.raises(ValueError, match="limit: finite and above 0"):
+        next(packing.codes_dequantized("F32", data, 8, peak))
+
+
+# memory -------------------------------------------------------------------------------------------
+
+
+def test_reading_needs_memory_for_a_chunk_not_for_the_matrix(monkeypatch):
     monkeypatch.setattr(packing, "CHUNK", 1 << 16)
     masters = np.ones((2048, 2048), np.float32).view(np.uint8)  # 16 MiB
     packed = np.full((512, 2048), 0b01010101, np.uint8)
-    blocks = tq2_0(np.ones((1, 2048), np.uint8), np.ones((1, 8)))
-    blocks = np.tile(blocks, 2048)
+    zeros = np.ones((4, 2048), np.uint8)
+    tensors = {name: np.tile(pack(name, zeros, 1), 512) for name in WITH_SCALES}
+    tensors["I2_S"] = np.concatenate([packed.reshape(-1), np.float32([1] * 8).view(np.uint8)])
     tracemalloc.start()
     try:
         packing.absmean("F32", masters, 2048)
-        for chunks in (
-            packing.codes_masters("F32", masters, 2048, np.float32(1)),
+        packing.peak("F32", masters, 2048)
+        sources = [
+            packing.codes_masters("F32", masters, 2048, np.float32(2)),
             packing.codes_hf(packed, 2048),
-            packing.unpack("I2_S_4ROW", packed.reshape(-1), 2048, 2048)[1],
-            packing.unpack("TQ2_0", blocks, 2048, 2048)[1],
-        ):
+            *(packing.unpack(name, data, 2048, 2048)[1] for name, data in tensors.items()),
+        ]
+        for chunks in sources:
             for _ in packing.pack_i2_s_stream(chunks):
                 pass
         peak = tracemalloc.get_traced_memory()[1]

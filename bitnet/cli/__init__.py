@@ -13,8 +13,8 @@ from . import bench, cache, chat, embed, info, inspect, memory, pull, run
 from .options import Parser
 from .terminal import printable
 
-COMMANDS = {"run": run, "chat": chat, "embed": embed, "pull": pull, "inspect": inspect, "memory": memory,
-            "info": info, "bench": bench, "cache": cache}
+COMMANDS = {"run": run, "chat": chat, "embed": embed, "pull": pull, "inspect": inspect,
+            "memory": memory, "info": info, "bench": bench, "cache": cache}
 INTERRUPTED, BROKEN_PIPE = 130, 141         # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
 
@@ -47,8 +47,8 @@ def _command(argv):
         epilog="commands:\n" + "".join(f"  {name:9} {_about(module)}\n"
                                        for name, module in COMMANDS.items())
         + "\nMODEL is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face hub, "
-        "which is\npulled if it is not there; without one the bundled model runs, also where `run` "
-        "is given one\nword, its prompt."
+        "pulled\nwhere it is not here yet; without one the bundled model runs. A lone word of "
+        "`run` is a prompt."
         "\n`bitnet COMMAND --help` lists a command's options.")
     parser.add_argument("--version", action="version", version=f"bitnet {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

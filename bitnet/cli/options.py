@@ -111,7 +111,7 @@ def generation_keywords(args):
 
 
 def looks_like_model(word):
-    """Whether a lone argument is a model that is here, so that a forgotten prompt can be told apart.
+    """Whether a lone argument is a model that is here: then the prompt was forgotten.
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.
     """

@@ -9,8 +9,7 @@ WORDS = (1, 1)
 def configure(parser):
     parser.epilog = ("Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
                      "private repositories.\nOther commands take the same name for a MODEL: what "
-                     "was pulled is used without network,\nat the commit it had then, until the "
-                     "next pull.")
+                     "was pulled is used without network, at\nits commit, until the next pull.")
 
 
 def main(args):

@@ -7,78 +7,56 @@ ne[0] is the fastest axis: a matrix of shape (rows, columns) has ne = [columns, 
 from the data, and are multiples of general.alignment (32 if absent).
 """
 
-import contextlib
 import itertools
 import math
-import os
-import secrets
 import struct
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from . import FormatError, Tensor, map_file
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
+from .packing import I2_S_TAIL as I2_S_TAIL
+from .packing import LAYOUTS, n_bytes
+from .writing import atomic, write_data
 
 MAX_KEYS = 4096  # files in the wild have 20 to 60
 MAX_TENSORS = 1 << 16
 MAX_DIMS = 4
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
-# id -> (name, weights a block, bytes a block, bytes in front of a row). I2_S alone is no block
-# type: one stream of n / 4 bytes whose blocks may straddle rows, then an f32 scale for the tensor
-# and 28 unused bytes.
 TYPES = {
-    0: ("F32", 1, 4, 0),
-    1: ("F16", 1, 2, 0),
-    2: ("Q4_0", 32, 18, 0),
-    3: ("Q4_1", 32, 20, 0),
-    6: ("Q5_0", 32, 22, 0),
-    7: ("Q5_1", 32, 24, 0),
-    8: ("Q8_0", 32, 34, 0),
-    12: ("Q4_K", 256, 144, 0),
-    13: ("Q5_K", 256, 176, 0),
-    14: ("Q6_K", 256, 210, 0),
-    20: ("IQ4_NL", 32, 18, 0),
-    30: ("BF16", 1, 2, 0),
-    34: ("TQ1_0", 256, 54, 0),
-    35: ("TQ2_0", 256, 66, 0),
-    36: ("I2_S", 128, 32, 0),
-    42: ("Q2_0_G64", 64, 18, 0),
-    134: ("IQ1_BN", 64, 13, 2),
-    135: ("IQ2_BN", 64, 16, 4),
-    335: ("IQ2_BN_R4", 64, 16, 4),
-}
-# Type 42 has groups of 64 weights in llama.cpp, and of 128 in the fork it came from, under the same
-# number: the groups of a file are those with which its tensors do not overlap.
-Q2_0_G128 = ("Q2_0_G128", 128, 34, 0)
-_BY_NAME = {entry[0]: entry[1:] for entry in (*TYPES.values(), Q2_0_G128)}
-TYPE_IDS = {entry[0]: type_id for type_id, entry in TYPES.items()} | {"Q2_0_G128": 42}
-I2_S_TAIL = 32
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 36: "I2_S",
+    42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
+}  # fmt: skip
+TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
+BLOCKS = {  # of the types that packing does not know: weights, bytes
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20),
+    "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176),
+    "Q6_K": (256, 210), "IQ4_NL": (32, 18),
+}  # fmt: skip
 
-# Known and not read: named in the refusal, with the way out. Ids above 30 mean different things in
-# different engines.
-_CONVERT = "`bitnet convert` the original Hugging Face folder instead"
-_REQUANTISE = "not a type of ternary models; quantise the tensor to Q6_K or F16 instead"
+# Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
 _UNREAD = {
-    **dict.fromkeys((9, 10, 11, 15, *range(16, 20), *range(21, 30), 40, 41), _REQUANTISE),
-    37: f"I8_S of bitnet.cpp, internal to it; {_CONVERT}",
-    38: f"TL1 of bitnet.cpp, whose bytes depend on how it was built; {_CONVERT}",
-    39: f"TL2 of bitnet.cpp, whose bytes depend on how it was built, or MXFP4; {_CONVERT}",
-    142: f"PQ2_0, which is no type of llama.cpp or ik_llama.cpp; {_CONVERT}",
-    143: f"PTQ1_0, which is no type of llama.cpp or ik_llama.cpp; {_CONVERT}",
-}
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+    28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
+    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
+}  # fmt: skip
+_INSTEAD = "convert the original Hugging Face folder with `bitnet convert`"
+_ROTATED = "these weights are for rotated activations: use PrismML's llama.cpp"
 
 
 def n_bytes_of(type_name, shape):
     """Bytes of a tensor of this type and shape (rows, columns); ValueError if a block is cut."""
-    block, block_bytes, row_bytes = _BY_NAME[type_name]
-    n = math.prod(shape)
-    if (n if type_name == "I2_S" else shape[-1]) % block:
+    n_rows, n_cols = math.prod(shape[:-1]), shape[-1]
+    if type_name in LAYOUTS:
+        return n_bytes(type_name, n_rows, n_cols)
+    block, block_bytes = BLOCKS[type_name]
+    if n_cols % block:
         raise ValueError(f"{type_name} needs a multiple of {block}")
-    tail = I2_S_TAIL if type_name == "I2_S" else 0
-    return n // block * block_bytes + n // shape[-1] * row_bytes + tail
+    return n_rows * n_cols // block * block_bytes
 
 
 class GGUFFile:
@@ -130,10 +108,11 @@ class GGUFFile:
             raise self._error(f"{name} ne", ne, "each at least 1, product below 2^62")
         type_id, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
         if type_id not in TYPES:
-            shown = f"{type_id} ({_UNREAD[type_id]})" if type_id in _UNREAD else type_id
-            supported = ", ".join(entry[0] for entry in TYPES.values())
-            raise self._error(f"{name} type", shown, f"this version reads {supported}")
-        type_name, shape = TYPES[type_id][0], tuple(reversed(ne))
+            shown = f"{type_id} ({_UNREAD.get(type_id, 'unknown')})"
+            instead = _ROTATED if type_id in (142, 143) else _INSTEAD
+            read = ", ".join(name.removesuffix("_G64") for name in TYPES.values())
+            raise self._error(f"{name} type", shown, f"this version reads {read}; {instead}")
+        type_name, shape = TYPES[type_id], tuple(reversed(ne))
         try:
             return type_name, shape, n_bytes_of(type_name, shape), offset
         except ValueError as error:
@@ -145,10 +124,9 @@ class GGUFFile:
         if type(alignment) is not int or alignment not in ALIGNMENTS:
             raise self._error("general.alignment", alignment, "a power of two from 8 to 65536")
         start, size = _round_up(table_end, alignment), len(self.data)
-        table = _with_right_groups(table, size - start)
         tensors, spans = {}, []
-        for name, (type_name, shape, n_bytes, offset) in table.items():
-            begin, end = start + offset, start + offset + n_bytes
+        for name, (type_name, shape, length, offset) in _grouped(table, size - start).items():
+            begin, end = start + offset, start + offset + length
             if offset % alignment:
                 raise self._error(f"{name} offset", offset, f"a multiple of {alignment}")
             if end > size:
@@ -162,19 +140,24 @@ class GGUFFile:
         return tensors
 
 
-def _with_right_groups(table, n_data):
-    """The table with Q2_0 in groups of 128 where tensors with groups of 64 would overlap."""
-    groups = {name: entry for name, entry in table.items() if entry[0] == "Q2_0_G64"}
-    offsets = sorted({entry[3] for entry in table.values()})
-    ends = dict(zip(offsets, [*offsets[1:], n_data], strict=True)) if groups else {}
-    if all(offset + n_bytes <= ends[offset] for _, _, n_bytes, offset in groups.values()):
+def _grouped(table, n_data):
+    """The table, with groups of 128 in every tensor of type 42 if groups of 64 do not fit.
+
+    llama.cpp has groups of 64; the fork that Q2_0 came from wrote groups of 128 under the same
+    number. Those take 6 % less room, so where both fit, in a file with gaps, it is llama.cpp's.
+    """
+    q2_0 = {name: entry for name, entry in table.items() if entry[0] == "Q2_0_G64"}
+    if not q2_0:
         return table
-    right = {}
-    for name, (_, shape, n_bytes, offset) in groups.items():
-        if shape[-1] % 128 == 0:
-            n_bytes = n_bytes_of("Q2_0_G128", shape)
-            right[name] = ("Q2_0_G128", shape, n_bytes, offset)
-    return table | right
+    offsets = sorted(offset for *_, offset in table.values())
+    end_of = dict(zip(offsets, [*offsets[1:], n_data], strict=True))
+    fits = all(offset + length <= end_of[offset] for _, _, length, offset in q2_0.values())
+    if fits or any(shape[-1] % 128 for _, shape, _, _ in q2_0.values()):
+        return table
+    return table | {
+        name: ("Q2_0_G128", shape, n_bytes_of("Q2_0_G128", shape), offset)
+        for name, (_, shape, _, offset) in q2_0.items()
+    }
 
 
 def _round_up(n, alignment):
@@ -207,28 +190,5 @@ def write(path, metadata, tensors):
     with atomic(path) as file:
         file.write(head)
         for (name, _, _, data), size in zip(tensors, sizes, strict=True):
-            written = sum(file.write(chunk) for chunk in _chunks(data))
-            if written != size:
-                raise ValueError(f"{name}: {written} bytes given, shape and type need {size}")
+            write_data(file, name, data, size)
             file.write(bytes(_round_up(size, alignment) - size))
-
-
-def _chunks(data):
-    """The pieces of a tensor's data as flat buffers."""
-    whole = isinstance(data, bytes | bytearray | memoryview | np.ndarray)
-    for chunk in [data] if whole else data:
-        yield np.ascontiguousarray(chunk) if isinstance(chunk, np.ndarray) else chunk
-
-
-@contextlib.contextmanager
-def atomic(path):
-    """A binary file, renamed to path once it is on disk if the block ends well, removed if not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -80,10 +80,11 @@ def pack_i2_s_stream(chunks):
     for codes in chunks:
         flat = np.concatenate([rest, codes.reshape(-1)])
         whole = len(flat) // BLOCK * BLOCK
-        yield pack_i2_s(flat[:whole].reshape(-1, BLOCK)).reshape(-1)
+        if whole:
+            yield pack_i2_s(flat[:whole].reshape(1, -1))[0]
         rest = flat[whole:]
     if len(rest):
-        raise ValueError(f"{len(rest)} codes left over: I2_S needs a multiple of {BLOCK}")
+        raise ValueError(f"{len(rest)} codes left over, limit: a multiple of {BLOCK}")
 
 
 def pack_hf(codes):
@@ -250,25 +251,24 @@ def _floats(data, dtype):
 
 
 def _by_row(scales, chunks):
-    """Scales (n_rows, scales a row) -> (1,) or (n_rows,). chunks(): the codes, should it matter."""
-    if not ((scales >= 0) & (scales < np.inf)).all():
-        bad = scales[~((scales >= 0) & (scales < np.inf))][0]
-        raise ValueError(f"scale {bad}, limit: finite and above 0")
-    if scales[0, 0] > 0 and (scales == scales[0, 0]).all():
+    """Scales (n_rows, scales a row) -> (1,) or (n_rows,). chunks(): the codes, if they matter."""
+    first = scales[0, 0]
+    if 0 < first < np.inf and (scales == first).all():
         return scales[0, :1].copy()
     counts = np.concatenate([_any_weight(codes, scales.shape[1]) for codes in chunks()])
-    if (scales[counts] == 0).any():
-        raise ValueError("scale 0 of weights other than 0, limit: finite and above 0")
-    low = np.where(counts, scales, np.inf).min(axis=1)
-    high = np.where(counts, scales, 0).max(axis=1)
-    for row in np.flatnonzero(low < high):
-        values = f"{low[row]:g} and {high[row]:g} in row {row}"
-        raise ValueError(f"group scales ({values}), limit: one scale for a row")
-    used = high[high > 0]
+    used = scales[counts]
     if not len(used):
         return np.ones(1, np.float32)
-    high[high == 0] = used[0]
-    return high[:1].copy() if (high == used[0]).all() else high
+    bad = used[~((used > 0) & (used < np.inf))]  # NaN is neither
+    if len(bad):
+        raise ValueError(f"scale {bad[0]}, limit: finite and above 0")
+    low = scales.min(axis=1, where=counts, initial=np.inf)
+    high = scales.max(axis=1, where=counts, initial=0)
+    for row in np.flatnonzero(low < high):
+        values = f"{low[row]:g} and {high[row]:g} in row {row}"
+        raise ValueError(f"group scales, {values}, limit: one scale for a row")
+    by_row = np.where(high > 0, high, used[0])
+    return by_row[:1] if (by_row == used[0]).all() else by_row
 
 
 def _any_weight(codes, n_groups):
@@ -278,7 +278,7 @@ def _any_weight(codes, n_groups):
 
 def _legal(codes):
     if codes.max() > 2:
-        raise ValueError("code 3 or a byte that no encoder writes: not ternary")
+        raise ValueError("not ternary: code 3, or a byte that no encoder writes")
     return codes
 
 

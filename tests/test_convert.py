@@ -1,0 +1,561 @@
+"""convert(): every fixture to every container gives the model it was; nothing else is left behind."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import small_files
+import small_models
+from bitnet.embedding import normalized
+from bitnet.memory import Pool
+
+from bitnet import cli, convert, weights
+from bitnet.formats import FormatError, gguf, packing, safetensors
+from bitnet.formats.floats import ROW_TYPES, dequantize
+from bitnet.model import Transformer
+from bitnet.source import TERNARY_TYPES, scan
+from bitnet.targets import differences
+from bitnet.tokenizer import Tokenizer
+
+DATA = Path(__file__).parent / "data"
+FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))
+TARGETS = ["gguf", "hf"]
+ARCHITECTURES = {
+    "gguf_i2_s_bitnet158": ("bitnet-b1.58", "bitnet"), "gguf_iq2_bn": ("bitnet-b1.58", "bitnet"),
+    "gguf_i2_s_embedding_qwen3": ("qwen3", "qwen3"), "gguf_i2_s_llama": ("llama", "llama"),
+    "gguf_tq1_0": ("bitnet", "bitnet"), "gguf_tq2_0": ("bitnet", "bitnet"),
+    "hf_bitnet_b158_large": ("bitnet", "bitnet"), "hf_bitnet_offline": ("bitnet-b1.58", "bitnet"),
+    "hf_bitnet_online": ("bitnet-b1.58", "bitnet"), "hf_llama_bitlinear": ("llama", "llama"),
+    "hf_embedding_gemma3": ("gemma3", "gemma3_text"), "hf_embedding_qwen3": ("qwen3", "qwen3"),
+}  # fmt: skip
+
+
+def source_of(name):
+    return DATA / name / json.loads((DATA / name / "meta.json").read_text())["load"]
+
+
+def to(name, folder, target="gguf", **options):
+    """A fixture, converted; the path of the result."""
+    dst = folder / ("model.gguf" if target == "gguf" else "model")
+    assert convert.convert(source_of(name), dst, to=target, **options).path == dst
+    return dst
+
+
+def outputs(path, sequences, head=True):
+    """Logits (n, vocab) of each sequence, or the normalised last hidden state (1, hidden)."""
+    pool = Pool(1 << 28)
+    opened = weights.open(path, cache=False, pool=pool)
+    model = Transformer(opened, pool, context=512, max_batch=512)
+    for ids in sequences:
+        step = [(model.new_cache(dtype="f32"), len(ids))]
+        if opened.config.pooling is None:
+            yield model.forward(np.asarray(ids, np.int32), step, logits="all").copy()
+        else:
+            hidden = model.forward(np.asarray(ids, np.int32), step, logits="hidden")
+            yield normalized(hidden[-1])[None]
+
+
+def relative_rms(ours, theirs):
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return np.sqrt(((a - b) ** 2).sum() / (b**2).sum())
+
+
+def tensors_of(path):
+    """{name: bytes of codes and scales, or of values} of a model."""
+    source, found = scan(path), {}
+    for name, t in source.ternary.items():
+        scales, chunks = t.read()
+        found[name] = scales.tobytes() + b"".join(chunk.tobytes() for chunk in chunks)
+    for name, tensor in source.floats.items():
+        if len(tensor.shape) == 1:
+            found[name] = source.vector(name).tobytes()
+        else:
+            data = tensor.data.reshape(tensor.shape[0], -1)
+            found[name] = dequantize(tensor.type, data, tensor.shape[1]).tobytes()
+    return found
+
+
+# every fixture ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_converted_model_gives_what_its_reference_gives(name, target, tmp_path):
+    path = to(name, tmp_path, target)
+    meta = json.loads((DATA / name / "meta.json").read_text())
+    stored = np.load(DATA / name / "reference.npz", allow_pickle=False)
+    sequences = [stored[f"ids_{j}"] for j in range(int(stored["n"]))]
+    for j, ours in enumerate(outputs(path, sequences)):
+        if meta["kind"] == "embedding":
+            theirs = stored[f"embedding_{j}"][None]
+        else:
+            ours, theirs = ours[stored[f"pos_{j}"]], stored[f"logits_{j}"]
+            assert (ours.argmax(1) == theirs.argmax(1)).mean() >= meta["tolerance"]["argmax"]
+        assert relative_rms(ours, theirs) <= meta["tolerance"]["rel_rms"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_its_configuration_is_that_of_the_source(name, target, tmp_path):
+    before, after = scan(source_of(name)).config, scan(to(name, tmp_path, target)).config
+    family = "bitnet" if before.family == "bitnet_b1_58" else before.family
+    assert after.architecture == ARCHITECTURES[name][target == "hf"]
+    expected = replace(
+        before,
+        family=family,
+        architecture=after.architecture,
+        norms_are_offsets=family == "gemma3" and target == "hf",
+        rope_interleaved=family == "llama" and target == "gguf",
+    )
+    assert differences(after, expected) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_its_tokenizer_is_that_of_the_source(name, target, tmp_path):
+    source = scan(to(name, tmp_path, target))
+    tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+    cases = json.loads((DATA / name / "tokenizer_cases.json").read_text())
+    for case in cases:
+        assert tokenizer.encode(case["text"], False, True) == case["plain"]
+        full = tokenizer.encode(case["text"], parse_special=True, add_eos=True)
+        assert full == case["full"]
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_there_and_back_changes_no_weight(name, tmp_path):
+    first = to(name, tmp_path)
+    convert.convert(first, tmp_path / "folder")
+    convert.convert(tmp_path / "folder", tmp_path / "again.gguf")
+    before, after = tensors_of(first), tensors_of(tmp_path / "again.gguf")
+    if name in ("gguf_tq1_0", "gguf_tq2_0"):  # Q8_0 and Q6_K became F32, and that F16
+        before.pop("embed_tokens"), after.pop("embed_tokens")
+    assert before == after
+
+
+# every type ---------------------------------------------------------------------------------------
+
+SHAPE = small_models.Shape(hidden=256, ffn=256, heads=2, kv_heads=1, head_dim=128, vocab=8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("ternary", TERNARY_TYPES)
+def test_every_ternary_type(ternary, target, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(small_models.gguf_model("bitnet", SHAPE, ternary).bytes())
+    convert.convert(tmp_path / "a.gguf", tmp_path / "b", to=target)
+    found = scan(tmp_path / "b")
+    assert {t.stored_as for t in found.ternary.values()} == {
+        "I2_S" if target == "gguf" else "HF packed"
+    }
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("rows", ROW_TYPES)
+def test_embedding_and_head_keep_their_type(rows, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(
+        small_models.gguf_model("llama", SHAPE, rows=rows, head=rows).bytes()
+    )
+    done = convert.convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    before, after = tensors_of(tmp_path / "a.gguf"), tensors_of(tmp_path / "b.gguf")
+    found = gguf.GGUFFile(tmp_path / "b.gguf").tensors
+    wide = rows in ("F32", "BF16")
+    for name in ("token_embd.weight", "output.weight"):
+        assert found[name].type == ("F16" if wide else rows)
+    assert done.notes == (
+        (f"embed_tokens: {rows} to F16", f"lm_head: {rows} to F16") if wide else ()
+    )
+    if wide:
+        for name in ("embed_tokens", "lm_head"):
+            values = np.frombuffer(before[name], np.float32).astype(np.float16)
+            assert values.astype(np.float32).tobytes() == after.pop(name)
+            before.pop(name)
+    assert before == after
+
+
+@pytest.mark.parametrize("head, error", [("f16", 1e-3), ("q8_0", 1e-2), ("q6_k", 4e-2)])
+def test_the_head_that_was_asked_for(head, error, tmp_path):
+    path = to("gguf_i2_s_llama", tmp_path, head=head)
+    found = gguf.GGUFFile(path).tensors
+    assert {found[f"{name}.weight"].type for name in ("token_embd", "output")} == {head.upper()}
+    before, after = tensors_of(source_of("gguf_i2_s_llama")), tensors_of(path)
+    for name in ("embed_tokens", "lm_head"):
+        a, b = (np.frombuffer(found.pop(name), np.float32) for found in (after, before))
+        assert relative_rms(a, b) <= error
+    assert before == after
+
+
+def test_a_head_of_blocks_that_do_not_fit(tmp_path):
+    with pytest.raises(FormatError, match=r"token_embd.*columns: 192 \(a multiple of 256"):
+        to("gguf_iq2_bn", tmp_path, head="q6_k")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_one_float_type(tmp_path):
+    with pytest.raises(ValueError, match="head: 'f16'"):
+        to("gguf_iq2_bn", tmp_path, "hf", head="f16")
+    tensors = safetensors.SafetensorsFile(
+        to("hf_bitnet_offline", tmp_path, "hf") / "model.safetensors"
+    ).tensors
+    assert {t.type for t in tensors.values()} == {"U8", "F32"}
+
+
+def test_values_that_leave_the_range_of_f16(tmp_path):
+    tensors = small_files.hf_tensors()
+    values = np.full((16, 64), 1e-33, np.float32)
+    values[3, 7] = 70000
+    tensors["model.embed_tokens.weight"] = ("F32", (16, 64), values.tobytes())
+    folder = small_files.hf_folder(tmp_path / "a", tensors)
+    done = convert.convert(folder, tmp_path / "b.gguf")
+    assert gguf.GGUFFile(done.path).tensors["token_embd.weight"].type == "F32"
+    values[3, 7] = np.nan
+    tensors["model.embed_tokens.weight"] = ("F32", (16, 64), values.tobytes())
+    folder = small_files.hf_folder(tmp_path / "a", tensors)
+    with pytest.raises(FormatError, match="embed_tokens.*NaN"):
+        convert.convert(folder, tmp_path / "c.gguf")
+
+
+# what a container cannot hold ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_scales_by_row_are_refused_by_name(target, tmp_path):
+    model = small_models.gguf_model("bitnet", SHAPE, ternary={"ffn_up": "IQ2_BN"})
+    tensor = model.tensor("blk.0.ffn_up.weight")
+    tensor[3] = np.float32(0.75).tobytes() + tensor[3][4:]
+    (tmp_path / "a.gguf").write_bytes(model.bytes())
+    assert scan(tmp_path / "a.gguf").ternary["layers.0.mlp.up_proj"].scales().size == 256
+    with pytest.raises(FormatError, match=r"blk\.0\.ffn_up\.weight: 256 scales"):
+        convert.convert(tmp_path / "a.gguf", tmp_path / "b", to=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_tensor_that_does_not_fill_blocks(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    shape = small_models.Shape(hidden=32, ffn=34)
+    (folder / "config.json").write_text(json.dumps(small_models.hf_config("1bitLLM", shape)))
+    tensors = small_models.hf_tensors("1bitLLM", shape, "F16")
+    (folder / "model.safetensors").write_bytes(small_files.safetensors(tensors))
+    with pytest.raises(FormatError, match=r"gate_proj shape: \(34, 32\).*multiple of 128"):
+        convert.convert(folder, tmp_path / "b.gguf")
+    convert.convert(folder, tmp_path / "b")  # an HF folder takes it
+    assert tensors_of(tmp_path / "b").keys() == tensors_of(folder).keys()
+
+
+def test_rows_that_bitnet_cpp_cannot_run_are_noted(tmp_path):
+    done = convert.convert(source_of("hf_bitnet_b158_large"), tmp_path / "b.gguf")
+    assert any("down_proj (448)" in note for note in done.notes)
+
+
+# what the source means ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["64x16", "4row"])
+def test_a_file_in_another_layout_becomes_the_usual_one(layout, tmp_path):
+    source = source_of("gguf_i2_s_bitnet158")
+    data, file = bytearray(source.read_bytes()), gguf.GGUFFile(source)
+    for name, t in scan(source).ternary.items():
+        codes = np.concatenate([chunk.copy() for chunk in t.read()[1]])
+        if layout == "64x16":
+            a, b, c, d = codes.reshape(-1, 4, 16).swapaxes(0, 1)
+        else:
+            a, b, c, d = codes.reshape(-1, 4, t.n_cols).swapaxes(0, 1)
+        packed = (a << 6 | b << 4 | c << 2 | d).tobytes()
+        tensor = file.tensors[t.tensor.name]
+        at = tensor.data.ctypes.data - file.data.ctypes.data
+        data[at : at + len(packed)] = packed
+    (tmp_path / "a.gguf").write_bytes(data)
+    convert.convert(tmp_path / "a.gguf", tmp_path / "b.gguf", layout=layout)
+    assert tensors_of(tmp_path / "b.gguf") == tensors_of(source)
+
+
+def test_masters_that_only_the_caller_knows_of(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    config = small_models.hf_config("llama", quantization_config=None)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = small_models.hf_tensors("llama", linears="F16")
+    (folder / "model.safetensors").write_bytes(small_files.safetensors(tensors))
+    with pytest.raises(FormatError, match="--masters"):
+        convert.convert(folder, tmp_path / "b.gguf")
+    convert.convert(folder, tmp_path / "b.gguf", masters=True)
+    convert.convert(folder, tmp_path / "b", masters=True)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["quantization_config"] == {
+        "quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "offline",
+    }  # fmt: skip
+    a, b = tensors_of(tmp_path / "b.gguf"), tensors_of(tmp_path / "b")
+    for name in a.keys() - {"embed_tokens", "lm_head"}:
+        if not name.endswith(("q_proj", "k_proj")):
+            assert a[name] == b[name], name
+
+
+@pytest.mark.parametrize("scale, linear_class", [(0.5, "bitlinear"), (np.pi, "autobitlinear")])
+def test_llama_scales_divide_where_that_loses_nothing(scale, linear_class, tmp_path):
+    model = small_models.gguf_model("llama", head="F16")
+    tensor = model.tensor("blk.0.ffn_up.weight")
+    scale = np.float32(1.2) if linear_class == "autobitlinear" else np.float32(scale)
+    tensor[3] = tensor[3][:-32] + scale.tobytes() + bytes(28)
+    (tmp_path / "a.gguf").write_bytes(model.bytes())
+    convert.convert(tmp_path / "a.gguf", tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["quantization_config"]["linear_class"] == linear_class
+    up = scan(tmp_path / "b").ternary["layers.0.mlp.up_proj"]
+    assert up.scales().tobytes() == scale.tobytes()
+
+
+@pytest.mark.parametrize("scalar", [16, 100])
+def test_the_query_scale_of_gemma_goes_into_a_norm(scalar, tmp_path):
+    shutil.copytree(source_of("hf_embedding_gemma3"), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(
+        json.dumps(config | {"query_pre_attn_scalar": scalar})
+    )
+    notes = convert.convert(tmp_path / "a", tmp_path / "b.gguf").notes
+    convert.convert(tmp_path / "a", tmp_path / "b")
+    assert any("query scale" in note for note in notes)
+    ids = [list(range(5, 45))]
+    before, *after = (next(outputs(tmp_path / name, ids)) for name in ("a", "b.gguf", "b"))
+    assert all(found.tobytes() == before.tobytes() for found in after)
+
+
+def test_an_embedding_model_keeps_its_prompts_in_a_folder(tmp_path):
+    shutil.copytree(source_of("hf_embedding_qwen3"), tmp_path / "a")
+    path = tmp_path / "a" / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"prompts": {"query": "Instruct: find\nQuery: "}}))
+    convert.convert(tmp_path / "a", tmp_path / "b")
+    assert scan(tmp_path / "b").prompts == {"query": "Instruct: find\nQuery: "}
+    notes = convert.convert(tmp_path / "a", tmp_path / "b.gguf").notes
+    assert any("prompts" in note for note in notes)
+
+
+# nothing left behind ------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a file and a folder in the way, and every step of progress reported."""
+    monkeypatch.setattr(convert, "REPORT_EVERY", 0)
+    (tmp_path / "model.gguf").write_text("old")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("old")
+    return tmp_path
+
+
+def assert_untouched(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "model.gguf"]
+    assert (folder / "model.gguf").read_text() == "old"
+    assert (folder / "model" / "config.json").read_text() == "old"
+    assert len(list((folder / "model").iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_interrupted_conversion_leaves_nothing(target, share, error, folder):
+    def progress(what, done, total):
+        if done >= share * total:
+            raise error
+
+    with pytest.raises(error):
+        to("hf_bitnet_online", folder, target, force=True, progress=progress)
+    assert_untouched(folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_full_disk_leaves_nothing(target, folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # EFBIG from write()
+    try:
+        with pytest.raises(OSError):
+            to("hf_bitnet_online", folder, target, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_untouched(folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_too_little_space_is_found_before_anything_is_written(target, folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    written = []
+    monkeypatch.setattr(convert.gguf, "write", written.append)
+    monkeypatch.setattr(convert.safetensors, "write", written.append)
+    with pytest.raises(OSError, match="bytes needed, 1048576 free"):
+        to("hf_bitnet_online", folder, target, force=True)
+    assert written == []
+    assert_untouched(folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_there_stays_without_force(target, folder):
+    with pytest.raises(FileExistsError, match="exists; --force replaces it"):
+        to("hf_bitnet_online", folder, target)
+    assert_untouched(folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_force_replaces(target, folder):
+    path = to("hf_bitnet_online", folder, target, force=True)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["model", "model.gguf"]
+    assert scan(path).config.hidden_size == 192
+
+
+def test_a_new_folder_that_cannot_get_its_name(folder, monkeypatch):
+    replace_ = os.replace
+
+    def fail(src, dst):
+        if Path(dst).name == "model":
+            raise OSError("no")
+        replace_(src, dst)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        to("hf_bitnet_online", folder, "hf", force=True)
+    assert_untouched(folder)
+
+
+def test_a_folder_that_is_not_a_model_is_never_replaced(folder):
+    (folder / "model" / "photos").mkdir()
+    with pytest.raises(FileExistsError, match="no other folders"):
+        to("hf_bitnet_online", folder, "hf", force=True)
+    (folder / "model" / "photos").rmdir()
+    (folder / "model" / "config.json").rename(folder / "model" / "letter.txt")
+    with pytest.raises(FileExistsError, match=r"config\.json"):
+        to("hf_bitnet_online", folder, "hf", force=True)
+    assert (folder / "model" / "letter.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("target, name", [("gguf", "model"), ("hf", "model.gguf")])
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(target, name, folder):
+    with pytest.raises(FileExistsError, match="not replaced"):
+        convert.convert(source_of("gguf_tq1_0"), folder / name, to=target, force=True)
+    assert_untouched(folder)
+
+
+def test_the_source_is_never_replaced(tmp_path):
+    shutil.copytree(source_of("hf_bitnet_offline"), tmp_path / "a")
+    shutil.copy(source_of("gguf_tq1_0"), tmp_path / "a.gguf")
+    for src, dst, target in (
+        ("a", "a", "hf"), ("a", "a/model.safetensors", "gguf"), ("a.gguf", "a.gguf", "gguf"),
+        ("a.gguf", ".", "hf"), ("a", "../" + tmp_path.name + "/a/../a", "hf"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="dst: "):
+            convert.convert(tmp_path / src, tmp_path / dst, to=target, force=True)
+    assert tensors_of(tmp_path / "a") == tensors_of(source_of("hf_bitnet_offline"))
+    convert.convert(tmp_path / "a", tmp_path / "a" / "model.gguf")  # into its own folder: fine
+
+
+def test_arguments_and_paths(tmp_path):
+    source = source_of("gguf_tq1_0")
+    with pytest.raises(ValueError, match="to: 'onnx'"):
+        convert.convert(source, tmp_path / "b", to="onnx")
+    with pytest.raises(ValueError, match="head: 'q4_0'"):
+        convert.convert(source, tmp_path / "b", head="q4_0")
+    with pytest.raises(FileNotFoundError):
+        convert.convert(source, tmp_path / "no" / "b.gguf")
+    with pytest.raises(FileNotFoundError):
+        convert.convert(tmp_path / "none.gguf", tmp_path / "b.gguf")
+
+
+# the check at the end -----------------------------------------------------------------------------
+
+
+def flipped(chunks):
+    """A packer that gets one weight of each tensor wrong."""
+    for i, part in enumerate(packing.pack_i2_s_stream(chunks)):
+        part = part.copy()
+        part[0] ^= 0b01 if not i and part[0] & 0b11 != 0b10 else 0
+        yield part
+
+
+def test_a_wrong_weight_is_found(folder, monkeypatch):
+    monkeypatch.setattr(convert, "pack_i2_s_stream", flipped)
+    with pytest.raises(FormatError, match="codes or scale: not as in the source"):
+        to("hf_bitnet_online", folder, force=True)
+    assert_untouched(folder)
+    to("hf_bitnet_online", folder, force=True, verify=False)
+    assert scan(folder / "model.gguf")
+
+
+def test_a_wrong_scale_is_found(folder, monkeypatch):
+    monkeypatch.setattr(convert, "_linear_class", lambda source: "bitlinear")
+    with pytest.raises(FormatError, match="codes or scale: not as in the source"):
+        to("hf_bitnet_online", folder, "hf", force=True)
+    assert_untouched(folder)
+
+
+def test_a_wrong_norm_or_embedding_is_found(folder, monkeypatch):
+    vector, rows = convert._Work.vector, convert._Work.rows
+    monkeypatch.setattr(convert._Work, "vector", lambda *a: vector(*a)[::-1])
+    with pytest.raises(FormatError, match="norm: not as in the source"):
+        to("hf_bitnet_online", folder, force=True)
+    monkeypatch.setattr(convert._Work, "vector", vector)
+    monkeypatch.setattr(convert._Work, "rows", lambda *a: (r[::-1] for r in rows(*a)))
+    with pytest.raises(FormatError, match="embed_tokens: not as in the source"):
+        to("hf_bitnet_online", folder, force=True)
+    assert_untouched(folder)
+
+
+def test_a_wrong_configuration_or_tokenizer_is_found(folder, monkeypatch):
+    metadata, keys = convert.gguf_metadata, convert.tokenizer_files.to_gguf
+    wrong = {"bitnet-b1.58.rope.freq_base": 10000.0}
+    monkeypatch.setattr(convert, "gguf_metadata", lambda *a: metadata(*a) | wrong)
+    with pytest.raises(FormatError, match="rope_theta: not as in the source"):
+        to("hf_bitnet_online", folder, force=True)
+    monkeypatch.setattr(convert, "gguf_metadata", metadata)
+    wrong = {"tokenizer.ggml.add_bos_token": False}
+    monkeypatch.setattr(convert.tokenizer_files, "to_gguf", lambda *a: keys(*a) | wrong)
+    with pytest.raises(FormatError, match="tokenizer: not as in the source"):
+        to("hf_bitnet_online", folder, force=True)
+    assert_untouched(folder)
+
+
+# progress, and the command ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_progress_counts_what_was_read_and_checked(target, folder):
+    seen = []
+    to("hf_llama_bitlinear", folder, target, force=True, progress=lambda *a: seen.append(a))
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert seen[-1][1] == seen[-1][2]
+    assert {what.split()[0] for what, _, _ in seen} == {"writing", "checking"}
+
+
+def test_the_command(tmp_path, capsys):
+    source, dst = str(source_of("hf_bitnet_offline")), str(tmp_path / "b.gguf")
+    assert cli.main(["convert", source, dst, "--head", "q8_0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{dst}: ") and "peak memory" in out and out.count("\n") == 1
+    assert err == "bitnet: note: embed_tokens: BF16 to Q8_0\n"
+    assert cli.main(["convert", source, dst]) == 1
+    assert "exists; --force replaces it" in capsys.readouterr().err
+    assert cli.main(["convert", dst, str(tmp_path / "b")]) == 0
+    assert tensors_of(dst) == tensors_of(tmp_path / "b")
+    with pytest.raises(SystemExit):
+        cli.main(["convert", source])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_and_leaves_nothing(number, tmp_path, monkeypatch, capsys):
+    rows = convert._Work.rows
+
+    def killed(*arguments):
+        os.kill(os.getpid(), number)
+        yield from rows(*arguments)
+
+    monkeypatch.setattr(convert._Work, "rows", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["convert", str(source_of("gguf_tq1_0")), str(tmp_path / "b.gguf")]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(tmp_path.iterdir()) == []
