@@ -161,7 +161,7 @@ class Model:
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
         engine = self._open_engine()
         cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
-        return Session(engine, cache, self._sessions)
+        return Session(engine, cache, self._sessions, self._weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest
     @property

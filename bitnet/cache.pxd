@@ -40,4 +40,5 @@ cdef class KVCache:
     cdef void put(self, Py_ssize_t slot, PageSet page_set)
     cdef void give_up(self, Py_ssize_t position)
     cdef void release(self)
+    cdef page_data(self, Py_ssize_t layer, Py_ssize_t page)
     cdef views(self, Py_ssize_t layer, Py_ssize_t position)

@@ -187,6 +187,39 @@ cdef class KVCache:
         to_keys[...] = keys
         to_values[...] = values
 
+    def export_page(self, Py_ssize_t layer, Py_ssize_t page):
+        """Positions page * PAGE.. of a layer as they lie, uint8: a view, or a copy of the last page.
+
+        What lies behind the last position was another sequence's: it is 0 in the copy.
+        """
+        data, n_filled = self.page_data(layer, page), self.length - page * PAGE
+        if n_filled >= PAGE:
+            data.flags.writeable = False
+            return data.view(np.uint8)
+        data = data.copy()
+        keys, values = data.reshape(2, self.n_kv_heads, -1)
+        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
+        keys[:, n_filled // LANES, :, n_filled % LANES:] = 0
+        keys[:, n_filled // LANES + 1:] = 0
+        values.reshape(self.n_kv_heads, PAGE, self.head_dim)[:, n_filled:] = 0
+        return data.view(np.uint8)
+
+    def import_page(self, Py_ssize_t layer, Py_ssize_t page, data):
+        """Write what export_page gave into reserved positions; ValueError for another size."""
+        if page * PAGE < self.length:
+            raise ValueError(f"page: {page} (reserved positions begin at {self.length})")
+        self.page_data(layer, page).view(np.uint8)[...] = data
+
+    cdef page_data(self, Py_ssize_t layer, Py_ssize_t page):
+        """A view of a held page, (n,) in its dtype."""
+        cdef PageSet page_set
+        self.check()
+        if not 0 <= layer < self.n_layers or not self.start <= page * PAGE < self.writable:
+            raise IndexError(f"layer {layer}, page {page} ({self.n_layers} layers, positions "
+                             f"{self.start} to {self.writable - 1})")
+        page_set = self.slots[page % self.n_pages]
+        return np.frombuffer(page_set.pages[layer], np.float16 if self.is_f16 else np.float32)
+
     cdef int check(self) except -1:
         if self.pages is NULL:
             raise ValueError("the KV cache is closed")
@@ -234,14 +267,12 @@ cdef class KVCache:
 
     cdef views(self, Py_ssize_t layer, Py_ssize_t position):
         """Keys and values of a position: views (n_kv_heads, head_dim) in the page's dtype."""
-        cdef PageSet page_set
         self.check()
         if not 0 <= layer < self.n_layers:
             raise IndexError(f"layer: {layer} (0 to {self.n_layers - 1})")
         if not self.start <= position < self.writable:
             raise IndexError(f"position: {position} ({self.start} to {self.writable - 1})")
-        page_set = self.slots[position // PAGE % self.n_pages]
-        page = np.frombuffer(page_set.pages[layer], np.float16 if self.is_f16 else np.float32)
+        page = self.page_data(layer, position // PAGE)
         keys, values = page.reshape(2, self.n_kv_heads, -1)
         keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
         keys = keys[:, position % PAGE // LANES, :, position % LANES]

@@ -193,6 +193,14 @@ class ModelConfig:
                     raise FormatError(path, field, token_id, f"below vocab_size {self.vocab_size}")
         return self
 
+    def arithmetic(self):
+        """The fields on which keys and values depend, besides the weights."""
+        apart = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
+                 "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
+        return {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart
+        }
+
     def tensor_shapes(self):
         """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
         heads, head = self.num_attention_heads, self.head_dim

@@ -168,14 +168,15 @@ class _Work:
         self.source, self.target, self.head = source, target, head
         self.made, self.scales, self.notes = {}, {}, []
         self.verify, self.progress = verify, progress
-        self.done, self.total, self.doing = 0, 0, "writing"
+        self.done, self.doing = 0, "writing"
         self.released = self.reported = 0
-        self.files = source.files
-        for tensor in (*self.ternary_tensors(), *source.floats.values()):
-            self.total += tensor.data.nbytes
+        self.files, self.total = source.files, _n_bytes(source)
 
-    def ternary_tensors(self):
-        return [t.tensor for t in self.source.ternary.values()]
+    def start_checking(self, found):
+        """From now on found is read, the result; returns what was meant."""
+        meant, self.made = self.made, {}
+        self.doing, self.files, self.total = "checking", found.files, self.done + _n_bytes(found)
+        return meant
 
     def advance(self, name, n_bytes):
         """n_bytes of a tensor were read: give their pages back, they would count as ours."""
@@ -199,18 +200,16 @@ class _Work:
         order = _row_order(name, t.n_rows, self.source.config, self.target.config)
         if order is not None:
             chunks = [_whole(chunks, t)[order]]
-        return scales, self.watched(name, t.tensor.data.nbytes, t, scales, chunks)
+        return scales, self.watched(name, t, scales, chunks)
 
-    def watched(self, name, n_bytes, t, scales, chunks):
+    def watched(self, name, t, scales, chunks):
         """The chunks of a tensor as they are, while digest and progress are kept."""
-        digest, left = blake2b(scales.tobytes()), n_bytes
+        digest, n_bytes, n_rows = blake2b(scales.tobytes()), t.tensor.data.nbytes, 0
         for chunk in chunks:
             digest.update(np.ascontiguousarray(chunk))
-            n_read = min(left, n_bytes * len(chunk) // t.n_rows)
-            left -= n_read
-            self.advance(name, n_read)
+            before, n_rows = n_rows, n_rows + len(chunk)
+            self.advance(name, n_bytes * n_rows // t.n_rows - n_bytes * before // t.n_rows)
             yield chunk
-        self.advance(name, left)
         self.made[name] = digest.digest()
 
     def rows(self, name, type_name):
@@ -267,6 +266,11 @@ class _Work:
         if not np.isfinite(peak):  # NaN stays in a maximum
             raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
         return peak
+
+
+def _n_bytes(source):
+    tensors = [t.tensor for t in source.ternary.values()]
+    return sum(tensor.data.nbytes for tensor in (*tensors, *source.floats.values()))
 
 
 def _release(files):
@@ -445,24 +449,23 @@ def _verify(work, path, dst):
             raise FormatError(dst, field, "not as in the source", "nothing was kept")
 
     found = scan(path)
-    work.files, work.doing = found.files, "checking"
     changed = differences(found.config, work.target.config)
     check(not changed, ", ".join(changed))
+    meant = work.start_checking(found)
     for name, t in found.ternary.items():
-        meant = work.made.pop(name)
         scales, chunks = t.read()
-        for _ in work.watched(name, t.tensor.data.nbytes, t, scales, chunks):
+        for _ in work.watched(name, t, scales, chunks):
             pass
-        check(work.made[name] == meant, f"{name} codes or scale")
+        check(work.made[name] == meant[name], f"{name} codes or scale")
     for name, tensor in found.floats.items():
         digest = blake2b()
         if len(tensor.shape) == 1:
             digest.update(found.vector(name).tobytes())
-        else:
-            for part in _row_parts(tensor):
-                digest.update(np.ascontiguousarray(part))
-                work.advance(name, part.nbytes)
-        check(work.made[name] == digest.digest(), name)
+            work.advance(name, tensor.data.nbytes)
+        for part in _row_parts(tensor) if len(tensor.shape) == 2 else ():
+            digest.update(np.ascontiguousarray(part))
+            work.advance(name, part.nbytes)
+        check(digest.digest() == meant[name], name)
     _release(found.files)
     before, after = (
         Tokenizer.from_source(s.tokenizer_source, s.config) for s in (work.source, found)

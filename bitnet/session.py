@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from . import state
 from .engine import check_ids
 
 
@@ -13,8 +14,9 @@ class Session:
     BufferError while one is alive).
     """
 
-    def __init__(self, engine, cache, siblings):
+    def __init__(self, engine, cache, siblings, fingerprint):
         self._engine, self._cache, self._siblings = engine, cache, siblings
+        self._fingerprint = fingerprint  # a function
         self._token_ids = []
         siblings.add(self)  # those the model closes
 
@@ -74,9 +76,36 @@ class Session:
 
     def fork(self):
         """A second session with the same tokens; keys and values are shared until either writes."""
-        twin = Session(self._engine, self._cache.fork(), self._siblings)
+        twin = Session(self._engine, self._cache.fork(), self._siblings, self._fingerprint)
         twin._token_ids = self.token_ids
         return twin
+
+    def save(self, path):
+        """Write the sequence to a file, for restore: tokens, keys and values, and whose they are.
+
+        The file appears under its name only when complete. ValueError for an empty sequence.
+        """
+        if not self._token_ids:
+            raise ValueError("save: the sequence is empty")
+        state.save(path, self._token_ids, self._cache, self._fingerprint())
+
+    def restore(self, path):
+        """Become the sequence of a file that save wrote, with the same model and kv_dtype.
+
+        FormatError for a file that is damaged or of another model, ContextFull if it is longer than
+        the capacity, PoolExhausted: the sequence is as it was.
+        """
+        cache = self._cache.fork()
+        try:
+            cache.reset()
+            with self._engine.exclusive():
+                token_ids = state.load(path, cache, self._fingerprint())
+                check_ids(token_ids, self._engine.transformer.vocab_size)
+        except BaseException:
+            cache.close()
+            raise
+        self._cache.close()
+        self._cache, self._token_ids = cache, token_ids
 
     def close(self):
         """Give the memory back; any later use raises ValueError."""

@@ -3,6 +3,7 @@
 Names are those of HF checkpoints, see source.py.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class Weights:
 
     def __init__(self, source, ternary, files):
         self.path, self.config, self.source = source.path, source.config, source
-        self._ternary, self._files = ternary, files
+        self._ternary, self._files, self._fingerprint = ternary, files, None
 
     @property
     def tokenizer_source(self):
@@ -79,6 +80,21 @@ class Weights:
     def mappings(self):
         """[(path, address, bytes)] of every mapped file, the sidecar included."""
         return [(file.path, file.data.ctypes.data, file.data.nbytes) for file in self._files]
+
+    def fingerprint(self):
+        """A hash of the configuration and of a part of every tensor: the same for the same model,
+        however its files are called and whatever layout its linear layers have."""
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
+            for name, t in sorted(self._ternary.items()):
+                digest.update(f"{name} {t.n_rows} {t.n_cols}".encode() + t.scales.tobytes())
+                digest.update(t.codes[:: max(1, t.n_rows // 4)].tobytes())  # 4 rows of each
+            for name, tensor in sorted(self.source.floats.items()):
+                rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+                data = tensor.data.reshape(rows, -1)[:: max(1, rows // 4)]
+                digest.update(f"{name} {tensor.type} {tensor.shape}".encode() + data.tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def check_maps(self):
         """FormatError if one of the files has shrunk: then zeros were read of it."""

@@ -88,12 +88,12 @@ def gguf_model(arch="bitnet-b1.58"):
         model.set(f"{arch}.{key}", U32, struct.pack("<I", value))
     for key, value in {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 5e5}.items():
         model.set(f"{arch}.{key}", F32, struct.pack("<f", value))
-    tokens = [*"abcde", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    tokens = ["a", "b", "ab", "c", "d", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     model.set("tokenizer.ggml.model", STRING, text("gpt2"))
     model.set("tokenizer.ggml.tokens", ARRAY, strings(tokens))
     model.set("tokenizer.ggml.scores", ARRAY, numbers(6, "f", [0.0] * VOCAB))
     model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [1] * 5 + [3] * 3))
-    model.set("tokenizer.ggml.merges", ARRAY, strings(["a b", "c d"]))
+    model.set("tokenizer.ggml.merges", ARRAY, strings(["a b"]))
     model.set("tokenizer.ggml.add_bos_token", BOOL, b"\1")
     model.set("tokenizer.ggml.bos_token_id", U32, struct.pack("<I", 5))
     model.set("tokenizer.ggml.eos_token_id", U32, struct.pack("<I", 6))

@@ -8,7 +8,7 @@ import small_files
 from small_files import ARRAY, BOOL, GGUF, STRING, text
 
 from bitnet.formats import FormatError
-from bitnet.formats.gguf import GGUFFile, write
+from bitnet.formats.gguf import TYPE_IDS, GGUFFile, n_bytes_of, write
 from bitnet.formats.gguf_metadata import StringArray
 
 
@@ -190,10 +190,94 @@ def test_the_pypi_reader_agrees(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("type_name", "shape", "n_bytes"),
+    [
+        ("F32", (3, 5), 60), ("BF16", (7,), 14), ("Q4_0", (2, 96), 2 * 3 * 18),
+        ("Q4_1", (2, 96), 2 * 3 * 20), ("Q5_0", (2, 96), 2 * 3 * 22), ("Q5_1", (2, 96), 2 * 3 * 24),
+        ("Q8_0", (2, 96), 2 * 3 * 34), ("IQ4_NL", (2, 96), 2 * 3 * 18),
+        ("Q4_K", (3, 512), 3 * 2 * 144), ("Q5_K", (3, 512), 3 * 2 * 176),
+        ("Q6_K", (3, 512), 3 * 2 * 210), ("TQ1_0", (3, 512), 3 * 2 * 54),
+        ("TQ2_0", (3, 512), 3 * 2 * 66), ("I2_S", (2, 192), 2 * 48 + 32),
+        ("Q2_0_G64", (3, 192), 3 * 3 * 18), ("Q2_0_G128", (3, 768), 3 * 6 * 34),
+        ("IQ1_BN", (3, 192), 3 * (2 + 3 * 13)), ("IQ2_BN", (3, 192), 3 * (4 + 3 * 16)),
+        ("IQ2_BN_R4", (8, 192), 8 * (4 + 3 * 16)), ("TQ2_0", (2, 3, 256), 2 * 3 * 66),
+    ],
+)  # fmt: skip
+def test_the_bytes_of_every_type(tmp_path, type_name, shape, n_bytes):
+    assert n_bytes_of(type_name, shape) == n_bytes
+    data = np.arange(n_bytes, dtype=np.uint16).astype(np.uint8)
+    after = np.float32([1, 2])
+    path = tmp_path / "model.gguf"
+    write(path, {}, [("t", shape, type_name, data), ("after", (2,), "F32", after)])
+    tensors = GGUFFile(path).tensors
+    assert tensors["t"].type == type_name and tensors["t"].shape == shape
+    assert (tensors["t"].data == data).all()
+    assert tensors["after"].data.view("<f4").tolist() == [1, 2]
+
+
+def test_every_type_that_is_read_has_a_size():
+    for type_name in TYPE_IDS:
+        assert n_bytes_of(type_name, (4, 256)) > 0
+
+
+def q2_0(group, n_rows, n_cols):
+    return np.resize(np.arange(251, dtype=np.uint8), n_rows * n_cols // group * (2 + group // 4))
+
+
+@pytest.mark.parametrize("group", [64, 128])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_groups_of_q2_0_follow_from_the_room(tmp_path, group, last):
+    """One tensor cannot tell, for its end is padded: those beside it decide for the file."""
+    small, large = q2_0(group, 1, 128), q2_0(group, 64, 256)
+    assert -(-len(small) // 32) == 2
+    tensors = [("large", (64, 256), f"Q2_0_G{group}", large)]
+    tensors.insert(last, ("small", (1, 128), f"Q2_0_G{group}", small))
+    path = tmp_path / "model.gguf"
+    write(path, {}, [*tensors, *([] if last else [("f", (2,), "F32", bytes(8))])])
+    found = GGUFFile(path).tensors
+    assert {found[name].type for name in ("small", "large")} == {f"Q2_0_G{group}"}
+    assert (found["small"].data == small).all() and (found["large"].data == large).all()
+
+
+def test_q2_0_with_room_for_both_is_that_of_llama_cpp(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path, {}, [("t", (1, 128), "Q2_0_G128", q2_0(128, 1, 128))])
+    assert GGUFFile(path).tensors["t"].type == "Q2_0_G64"
+
+
+def test_q2_0_that_fits_neither_way_is_refused(tmp_path):
+    for n_cols, n_bytes in ((192, 3 * 18), (256, 2 * 34)):
+        path = save(tmp_path, GGUF(tensors=[["t", [n_cols, 64], 42, bytes(32), None]]))
+        with pytest.raises(FormatError, match=f"t end: .* {path.stat().st_size} bytes"):
+            GGUFFile(path)
+        assert path.stat().st_size < 64 * n_bytes
+
+
+@pytest.mark.parametrize(
+    ("type_id", "name", "instead"),
+    [
+        (38, "TL1 of bitnet.cpp", "`bitnet convert`"),
+        (39, "TL2 of bitnet.cpp, or MXFP4", "`bitnet convert`"),
+        (10, "Q2_K", "`bitnet convert`"),
+        (142, "PQ2_0 of PrismML", "rotated activations"),
+        (143, "PTQ1_0 of PrismML", "rotated activations"),
+        (1000, "unknown", "`bitnet convert`"),
+    ],
+)
+def test_a_type_that_is_not_read_is_named_with_the_way_out(tmp_path, type_id, name, instead):
+    path = save(tmp_path, GGUF(tensors=[["t", [256, 4], type_id, bytes(1024), None]]))
+    with pytest.raises(FormatError) as caught:
+        GGUFFile(path)
+    assert f"t type: {type_id} ({name})" in str(caught.value)
+    assert instead in str(caught.value) and "TQ1_0, TQ2_0, I2_S, Q2_0, IQ1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("tensor", "message"),
     [
         (("t", (1, 129), "I2_S", b""), "multiple of 128"),
         (("t", (4, 33), "Q8_0", b""), "multiple of 32"),
+        (("t", (6, 128), "IQ2_BN_R4", b""), "multiple of 4 rows"),
         (("t", (4,), "F32", bytes(15)), "15 bytes given"),
         (("t", (4,), "F32", [bytes(8), bytes(9)]), "17 bytes given"),
     ],

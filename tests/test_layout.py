@@ -11,7 +11,7 @@ PACKAGE = ROOT / "bitnet"
 ORDER = ["cpu", "mapping", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
          "report", "formats", "families", "config", "sidecar", "hub", "source", "weights",
          "chat", "vocabulary", "tokenizer", "targets", "convert", "rope", "model",
-         "sampling", "generation", "prefixes", "engine", "scoring", "embedding", "session", "api", "loading",
+         "sampling", "generation", "prefixes", "engine", "scoring", "embedding", "state", "session", "api", "loading",
          "__init__", "cli", "__main__"]
 
 SOURCES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi"})

@@ -1,5 +1,6 @@
 """The layouts of weights: one block by hand, round trips, and vectors made by other programs."""
 
+import contextlib
 import itertools
 import tracemalloc
 from pathlib import Path
@@ -120,15 +121,11 @@ def test_unpack_equals_the_reference(monkeypatch, vectors, type_name, chunk):
 
 @pytest.mark.parametrize("type_name", STORED)
 def test_the_writers_of_these_tests_equal_the_reference(vectors, type_name):
-    stored, scale = vectors[STORED[type_name]], vectors["scale"]
-    codes = (vectors["q"] + 1).astype(np.uint8)
-    packed = pack(type_name, codes, scale)
-    if type_name in WITH_SCALES:
-        assert len(packed) == len(stored)
-        given = [joined(packing.unpack(type_name, data, 16, 512)[1]) for data in (packed, stored)]
-        assert (given[0] == given[1]).all()
-    else:
-        assert (packed[:-28] == stored[:-28]).all()  # the rest has no meaning
+    codes, scale = (vectors["q"] + 1).astype(np.uint8), vectors["scale"]
+    if type_name in ("TQ1_0", "TQ2_0"):  # whose quantiser gives blocks of zeros the scale 0
+        scale = np.where((codes == 1).reshape(16, 2, 256).all(axis=2), 0, scale)
+    n = -28 if type_name not in WITH_SCALES else None  # bytes of no meaning
+    assert pack(type_name, codes, scale)[:n].tolist() == vectors[STORED[type_name]][:n].tolist()
 
 
 @pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])
@@ -155,7 +152,7 @@ def test_round_trips(monkeypatch, type_name, shape, chunk):
     scales, chunks = packing.unpack(type_name, unaligned, *shape)
     assert scales.dtype == np.float32 and scales.tolist() == [0.5]
     pieces = [piece.copy() for piece in chunks]
-    assert len(pieces) > 1 or chunk > 1
+    assert len(pieces) > 1 or chunk > 1 or shape[0] == 4
     assert all(piece.dtype == np.uint8 for piece in pieces)
     assert (np.concatenate(pieces) == codes).all()
 
@@ -253,10 +250,8 @@ def test_a_byte_of_four_digits_has_no_fifth(type_name):
     n_legal = 0
     for value in range(256):
         data[at] = value
-        try:
+        with contextlib.suppress(ValueError):
             n_legal += len(joined(packing.unpack(type_name, data, 1, 256)[1]))
-        except ValueError:
-            pass
     assert n_legal == 81
 
 
@@ -364,7 +359,7 @@ def test_weights_that_are_ternary_already(monkeypatch, scale):
     assert (joined(packing.codes_dequantized("F32", data, 200, peak)) == codes).all()
     for bad in (0.6 * scale, -0.02 * scale, 0.98 * scale, np.nan):
         values[39, 199] = bad
-        with pytest.raises(ValueError, match="weight .* limit: 0 or"):
+        with pytest.raises(ValueError, match=r"weight .*, limit: 0 or"):
             joined(packing.codes_dequantized("F32", data, 200, peak))
 
 

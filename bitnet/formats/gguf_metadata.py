@@ -204,7 +204,7 @@ def encode_value(value):
     """u32 type and data of one value; see gguf.write for what becomes what."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + encode_string(value)
-    if isinstance(value, Sequence) and value and isinstance(value[0], str):
+    if isinstance(value, Sequence) and (not value or isinstance(value[0], str)):
         head = struct.pack("<IIQ", ARRAY, STRING, len(value))
         return head + b"".join(map(encode_string, value))
     if not isinstance(value, np.ndarray | np.generic):

@@ -346,8 +346,7 @@ def codes_dequantized(type_name, data, n_cols, peak):
         sizes = np.abs(rows)
         is_ternary = (sizes <= NEAR * peak) | (sizes >= (1 - NEAR) * peak)
         if not is_ternary.all():
-            limit = f"0 or {peak:g}, the largest"
-            raise ValueError(f"|weight| {sizes[~is_ternary][0]:g}, limit: {limit}")
+            raise ValueError(f"weight {rows[~is_ternary][0]:g}, limit: 0 or +-{peak:g}")
         yield _signs(rows, np.float32(0.5) * peak)
 
 

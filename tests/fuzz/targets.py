@@ -29,16 +29,8 @@ def safetensors(folder):
     open_folder(folder)
 
 
-def gguf_model(folder):
-    _model(folder / GGUF_NAME)
-
-
-def hf_model(folder):
-    _model(folder)
-
-
-def _model(path):
-    """A model as `load` opens it, and one forward pass, which looks at every weight."""
+def open_and_run(path):
+    """Open a model as `load` does, and run one forward pass, which looks at every weight."""
     pool = Pool(POOL_BYTES)  # never closed: logits are views of it
     with weights.open(path, cache=False, pool=pool) as opened:
         tokenizer = Tokenizer.from_source(opened.tokenizer_source, opened.config)
@@ -47,15 +39,13 @@ def _model(path):
         context = min(CONTEXT, opened.config.max_position_embeddings)
         model = Transformer(opened, pool, context=context, max_batch=2)
         ids = np.array([0, opened.config.vocab_size - 1][:context], np.int32)
-        cache = model.new_cache(len(ids))
-        model.forward(ids, [(cache, len(ids))])
-        cache.close()
+        model.forward(ids, [(model.new_cache(len(ids)), len(ids))])
 
 
 # name -> (function, folder of the corpus its cases start from)
 TARGETS = {
     "gguf": (gguf, "gguf"),
     "safetensors": (safetensors, "hf"),
-    "gguf model": (gguf_model, "gguf"),
-    "hf model": (hf_model, "hf"),
+    "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
+    "hf model": (open_and_run, "hf"),
 }
