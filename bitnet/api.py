@@ -28,7 +28,9 @@ class Model:
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
     """
 
-    def __init__(self, files, pool, n_threads, context, kv_dtype, slots, prefix_cache=True):
+    def __init__(
+        self, files, pool, n_threads, context, kv_dtype, slots, prefix_cache=True, prefetch=False
+    ):
         self.path, self.config, self.context = files.path, files.config, context
         self._weights, self._pool = files, pool
         from . import report  # last of all: growth is counted from its import
@@ -40,6 +42,7 @@ class Model:
         transformer = Transformer(
             files, pool, n_threads=n_threads, context=context, max_sequences=slots
         )
+        transformer.prefetch = prefetch
         self._engine = Engine(
             transformer, slots=slots, kv_dtype=kv_dtype, prefix_cache=prefix_cache
         )

@@ -21,6 +21,7 @@ from . import report, tokenizer_files
 from .formats import FormatError, check_map, gguf, safetensors
 from .formats.floats import dequantize, quantize
 from .formats.packing import BLOCK, CHUNK, pack_hf, pack_i2_s_stream
+from .formats.writing import atomic
 from .source import FLOATS, is_linear, scan
 from .targets import differences, gguf_metadata, gguf_target, hf_files, hf_target
 from .tokenizer import Tokenizer
@@ -410,7 +411,7 @@ def _write_hf(work, folder):
     files |= tokenizer_files.to_hf(source.tokenizer_source, source.config)
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        with gguf.atomic(folder / name) as file:
+        with atomic(folder / name) as file:
             file.write(data)
 
 

@@ -1,7 +1,8 @@
 """The Hugging Face hub: a model's files in the hub's own cache, of one commit, checksums compared.
 
 A note in our cache folder says which files a pull found whole, so that a later load needs no
-network. The hub's library does the transfer; it is imported only then.
+network. The hub is believed what a commit holds, and every byte is compared with what it says. Its
+library does the transfer and is imported only then.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ _NAME = re.compile(
     r"(?::(?P<file>[^:]+\.gguf))?",
     re.ASCII,
 )
+_SHARD = re.compile(r"[^/]+-of-\d+\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # what versions of the library are built on
 
@@ -200,8 +202,8 @@ def _is_local(name):
 
 def _check_name(name, repo):
     """A name from a repository may not lead out of a folder."""
-    parts = name.split("/")
-    if "\\" in name or not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
         raise FormatError(repo, "file name", name, "a path inside the repository")
 
 
@@ -216,9 +218,9 @@ def _chosen(info, request):
         raise FormatError(repo, "commit", commit, "40 hexadecimal digits")
     if _COMMIT.fullmatch(revision) and commit != revision:
         raise FormatError(repo, "commit", commit, f"{revision} was asked for")
+    for entry in info.siblings or ():
+        _check_name(entry.rfilename, repo)
     listed = {entry.rfilename: entry for entry in info.siblings or ()}
-    for name in listed:
-        _check_name(name, repo)
     names = _choose(repo, sorted(listed), file)
     return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names})
 
@@ -233,8 +235,7 @@ def _choose(repo, names, file):
         return [file]
     weights = [SINGLE] if SINGLE in names else []
     if not weights and INDEX in names:
-        weights = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-        weights.append(INDEX)
+        weights = [name for name in names if _SHARD.fullmatch(name)] + [INDEX]
     if weights and "config.json" in names:
         return [name for name in FILES if name in names] + weights
     for candidates in ([name for name in ggufs if "i2_s" in name.lower()], ggufs):
@@ -391,19 +392,20 @@ def _hub_errors(request):
         advice = " (set HF_TOKEN to one that may read it)" if status in (401, 403) else ""
         raise OSError(errno.EIO, f"the hub answered {status}{advice}", repo) from None
     except Exception as error:
+        # requests raises what is a ValueError and an OSError for an answer that is no JSON
+        if isinstance(error, ValueError) or not (
+            isinstance(error, OSError) or _is_of_network(error)
+        ):
+            reason = f"the hub's answer was not understood ({_line(error)})"
+            raise OSError(errno.EIO, reason, repo) from None
         if _is_of_network(error):
             raise _unreachable(request, error) from None
-        if isinstance(error, OSError):  # a folder that cannot be written, a full disk
-            raise
-        reason = f"the hub's answer was not understood ({_line(error)})"
-        raise OSError(errno.EIO, reason, repo) from None
+        raise  # a folder that cannot be written, a full disk
 
 
 def _is_of_network(error):
-    return (
-        isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
-        or type(error).__module__.partition(".")[0] in _NETWORK
-    )
+    of_system = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+    return of_system or type(error).__module__.partition(".")[0] in _NETWORK
 
 
 def _unreachable(request, error):

@@ -17,6 +17,7 @@ VERSION = "0.1.0"
 DEFAULT_CONTEXT = 4096
 MAX_SLOTS = 256
 KV_DTYPES = ("f16", "f32")
+MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parent / "data" / "model.gguf"
 
 # What the process grows by beside the pool: the tokenizer's library (measured: 5 MiB), its entries
@@ -56,23 +57,25 @@ def load(
         do, "64x16" or "4row" (see docs/models.md).
     prefix_cache: keep the caches of finished sequences while the memory of all slots allows: a
         prompt that begins like one of them reads the rest only. Text is the same either way.
-    mapping: "map", the weights stay in the mapped file; others are not available yet.
+    mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
+        for each layer's pages while it computes the one before; "lock", the file is kept in memory
+        (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
 
     FormatError for a damaged or unsupported file, OSError if it cannot be opened, PoolExhausted if
     the limit is too small, ValueError for an argument out of range.
     """
     n_threads, _ = cpu.threads(threads)
     _check_choice("kv_dtype", kv_dtype, KV_DTYPES)
-    _check_choice("mapping", mapping, ("map",), "; others are not available yet")
+    _check_choice("mapping", mapping, MAPPINGS)
     check_whole("slots", slots, MAX_SLOTS)
     limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
     path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
-    return _load(path, limit, n_threads, context, kv_dtype, slots, layout, prefix_cache)
+    return _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
 
 
-def _load(path, limit, n_threads, context, kv_dtype, slots, layout, prefix_cache):
+def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache):
     from . import report  # last of all: growth is counted from its import
 
     before = report.usage().anonymous
@@ -82,7 +85,13 @@ def _load(path, limit, n_threads, context, kv_dtype, slots, layout, prefix_cache
         longest = files.config.max_position_embeddings
         context = min(longest, DEFAULT_CONTEXT) if context is None else context
         check_whole("context", context, longest)
-        model = Model(files, pool, n_threads, context, kv_dtype, slots, prefix_cache)
+        if mapping == "lock":
+            files.lock()
+        elif mapping == "copy":
+            files.copy_into(pool)
+        model = Model(
+            files, pool, n_threads, context, kv_dtype, slots, prefix_cache, mapping == "prefetch"
+        )
         if limit is not None and before is not None:
             _check_growth(limit, report.usage().anonymous - before)
         return model
@@ -105,9 +114,9 @@ def parse_bytes(name, value):
     return int(size)
 
 
-def _check_choice(name, value, choices, more=""):
+def _check_choice(name, value, choices):
     if value not in choices:
-        raise ValueError(f"{name}: {value!r} ({' or '.join(choices)}{more})")
+        raise ValueError(f"{name}: {value!r} ({' or '.join(choices)})")
 
 
 def _pool_limit(limit, path, n_threads):

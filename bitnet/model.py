@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from . import ops
+from . import mapping, ops
 from .arrays import Batch, Codes, Linear, Matrix, Norm, Rows
 from .cache import KVCache
 from .families import FAMILIES
@@ -65,8 +65,10 @@ class Transformer:
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._rope_tables, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
+        self._mapped = [*([] for _ in self._linears), [weights.rows("lm_head").data]]
         block = FAMILIES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
+        self.prefetch = False  # whether the first pass asks for pages a layer ahead
         self.make_room = None  # a function that frees memory of the pool, or returns False
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
@@ -91,6 +93,7 @@ class Transformer:
         parts = [weights.ternary(name) for name in names]
         linear = Linear([(part.codes, part.scales) for part in parts], parts[0].n_cols)
         self._linears[layer].append((linear, [part.where for part in parts]))
+        self._mapped[layer] += [part.codes for part in parts]
         return linear
 
     def rope_tables(self, theta):
@@ -166,11 +169,12 @@ class Transformer:
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
         for i, layer in enumerate(self.layers):
             if self._unchecked:
+                self._prefetch(i + 1)
                 self._check_codes(i)
             layer(s, batch)
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
-        self._unchecked = None
+        self._unchecked = self._mapped = None
         out = self._head(s, batch, logits)
         self._check_maps()
         for cache, n_tokens in sequences:
@@ -200,6 +204,12 @@ class Transformer:
         view = out.array()[:n]                                              # (n, vocab)
         view.flags.writeable = False
         return view
+
+    def _prefetch(self, layer):
+        """Ask for the pages of a layer, or of the head behind the last one."""
+        if self.prefetch:
+            for data in self._mapped[layer]:
+                mapping.will_need(data.ctypes.data, data.nbytes)
 
     def _check_codes(self, layer):
         """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""

@@ -4,7 +4,7 @@ Names are those of HF checkpoints, see source.py.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -100,6 +100,27 @@ class Weights:
         """FormatError if one of the files has shrunk: then zeros were read of it."""
         for file in self._files if mapping.n_lost() else ():
             check_map(file.data, file.path)
+
+    def copy_into(self, pool):
+        """Replace every map by a copy in a pool (purpose "weights"), which may have huge pages."""
+
+        def copied(data):
+            copy = pool.array(data.shape, np.uint8, "weights")
+            copy[:] = data
+            return copy
+
+        for name, t in self._ternary.items():
+            self._ternary[name] = replace(t, codes=copied(t.codes))
+        for name, tensor in self.source.floats.items():
+            if len(tensor.shape) == 2:
+                self.source.floats[name] = replace(tensor, data=copied(tensor.data))
+        self.check_maps()
+        self._files = []
+
+    def lock(self):
+        """Keep all maps in memory until close. MemoryError where the system refuses."""
+        for _, address, n_bytes in self.mappings():
+            mapping.lock(address, n_bytes)  # unmapping ends it
 
     def close(self):
         """Drop the maps; a file stays mapped while arrays handed out of it are alive."""

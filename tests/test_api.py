@@ -367,7 +367,7 @@ def test_a_session_that_cannot_go_on_is_as_before(model, stored):
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"mapping": "copy"}, ValueError, "mapping: 'copy' .*not available yet"),
+    ({"mapping": "swap"}, ValueError, "mapping: 'swap' .map or prefetch"),
     ({"kv_dtype": "int8"}, ValueError, "kv_dtype: 'int8'"),
     ({"slots": 0}, ValueError, "slots: 0"), ({"slots": 1.5}, ValueError, "slots: 1.5"),
     ({"threads": 0}, ValueError, "threads: 0"), ({"context": 0}, ValueError, "context: 0"),

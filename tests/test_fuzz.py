@@ -22,7 +22,12 @@ def test_it_finds_what_is_planted(tmp_path, name):
     found.run(seconds=60, most=1)
     (failure,) = found.failures
     assert f"in {name}" in failure.text
-    expected = {"raises": "Panic", "eats": "MemoryError", "hangs": "1 s of CPU", "crashes": "SIGSEGV"}
+    expected = {
+        "raises": "Panic",
+        "eats": "MemoryError",
+        "hangs": "1 s of CPU",
+        "crashes": "SIGSEGV",
+    }
     assert expected[name] in failure.text
     assert run.replay(failure.files / "files", [name], "fuzz.planted")  # what it kept fails too
     assert failure.about["steps"] == [cases.corpus("gguf")[0].steps[0]]
@@ -59,7 +64,9 @@ def test_the_corpus_opens(tmp_path, target, case):
 
 
 def test_the_corpus_is_what_make_corpus_writes():
-    written = {f"{name}.gguf": {"model.gguf": m.bytes()} for name, m in make_corpus.gguf_models().items()}
+    written = {
+        f"{name}.gguf": {"model.gguf": m.bytes()} for name, m in make_corpus.gguf_models().items()
+    }
     written |= make_corpus.hf_models()
     found = [case for group in ("gguf", "hf") for case in cases.corpus(group)]
     stored = {case.steps[0]: case.files for case in found if not case.steps[0].startswith("found-")}
@@ -71,7 +78,9 @@ def test_the_corpus_is_what_make_corpus_writes():
 def test_every_number_of_a_header_is_found():
     model = small_models.gguf_model("gemma3")
     raw = model.bytes()
-    places = {what: int.from_bytes(raw[at : at + n], "little") for what, at, n in mutate.gguf_places(raw)}
+    places = {
+        what: int.from_bytes(raw[at : at + n], "little") for what, at, n in mutate.gguf_places(raw)
+    }
     assert places["version"] == 3 and places["n_tensors"] == len(model.tensors)
     assert places["gemma3.attention.sliding_window"] == 4
     assert places["output_norm.weight type"] == 0

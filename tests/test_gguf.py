@@ -225,18 +225,16 @@ def q2_0(group, n_rows, n_cols):
 
 
 @pytest.mark.parametrize("group", [64, 128])
-@pytest.mark.parametrize("last", [True, False])
-def test_the_groups_of_q2_0_follow_from_the_room(tmp_path, group, last):
-    """One tensor cannot tell, for its end is padded: those beside it decide for the file."""
-    small, large = q2_0(group, 1, 128), q2_0(group, 64, 256)
-    assert -(-len(small) // 32) == 2
-    tensors = [("large", (64, 256), f"Q2_0_G{group}", large)]
-    tensors.insert(last, ("small", (1, 128), f"Q2_0_G{group}", small))
+@pytest.mark.parametrize("names", ["large", "small large", "large small", "small large small2"])
+def test_the_groups_of_q2_0_follow_from_the_room(tmp_path, group, names):
+    """A small tensor cannot tell, for its end is padded: a large one decides for the file."""
+    shapes = {name: (64, 256) if name == "large" else (1, 128) for name in names.split()}
+    data = {name: q2_0(group, *shape) for name, shape in shapes.items()}
     path = tmp_path / "model.gguf"
-    write(path, {}, [*tensors, *([] if last else [("f", (2,), "F32", bytes(8))])])
+    write(path, {}, [(name, shapes[name], f"Q2_0_G{group}", data[name]) for name in shapes])
     found = GGUFFile(path).tensors
-    assert {found[name].type for name in ("small", "large")} == {f"Q2_0_G{group}"}
-    assert (found["small"].data == small).all() and (found["large"].data == large).all()
+    assert {tensor.type for tensor in found.values()} == {f"Q2_0_G{group}"}
+    assert all((found[name].data == data[name]).all() for name in shapes)
 
 
 def test_q2_0_with_room_for_both_is_that_of_llama_cpp(tmp_path):

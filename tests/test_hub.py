@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -130,7 +131,7 @@ def git_id(data):
 
 
 def is_large(name):
-    return name.endswith((".safetensors", ".gguf", ".bin"))
+    return str(name).endswith((".safetensors", ".gguf", ".bin"))
 
 
 def sibling(name, data):
@@ -271,8 +272,9 @@ def test_shards_are_fetched_with_their_index(server):
     files |= {name: name.encode() for name in (*shards, "model.safetensors.index.json")}
     server.add("org/shards", files)
     path = hub.pull("org/shards")
-    more = ["model.fp32.safetensors", "model.safetensors.index.json", *shards]
-    assert sorted(os.listdir(path)) == sorted([*WANTED[:-1], *more])
+    assert sorted(os.listdir(path)) == sorted(
+        [*WANTED[:-1], "model.safetensors.index.json", *shards]
+    )
 
 
 def test_files_of_an_embedding_model(server):
@@ -367,7 +369,7 @@ def test_only_the_cache_is_deleted_from(server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x.gguf", "/etc/x.gguf", "a//x.gguf", "a\\x.gguf", "a/../x.py",
-                                  "x\n.gguf", "./x.gguf", "..", ""])  # fmt: skip
+                                  "x\n.gguf", "./x.gguf", "..", "", None])  # fmt: skip
 def test_a_list_of_files_that_leads_out_of_the_folder(server, name):
     server.add("org/evil", {**model_files(), name: b"evil"})
     with pytest.raises(FormatError, match=r"org/evil: file name: .*a path inside the repository"):
@@ -443,7 +445,7 @@ def test_a_hub_that_fails_or_is_something_else(server, monkeypatch):
         hub.pull("org/model")
 
 
-def test_no_network(server, monkeypatch, tmp_path):
+def test_no_network(server, tmp_path):
     def expect(name, says):
         with pytest.raises(FileNotFoundError, match=says) as raised:
             hub.pull(name)
@@ -459,9 +461,16 @@ def test_no_network(server, monkeypatch, tmp_path):
     expect("org/absent", "neither a path here nor in the cache")
     expect("org/model", "the cache has a commit of it")
     expect("org/other", f"another program's download is in {Path(path).parent}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    expect("org/absent", r"in the cache.*\(HF_HUB_OFFLINE is set\)")
     assert hub.find("org/model").name == FIRST
+
+
+def test_offline_by_choice(server):
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": server.url}
+    command = [sys.executable, "-m", "bitnet", "pull", "org/model"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, server.asked) == (1, "", [])
+    assert done.stderr.startswith("bitnet: error: org/model: neither a path here nor in the cache")
+    assert "(HF_HUB_OFFLINE is set)" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_without_the_library(monkeypatch, tmp_path, capsys):

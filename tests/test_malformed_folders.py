@@ -16,6 +16,7 @@ from test_malformed import refused
 
 from bitnet.formats.safetensors import INDEX, SINGLE
 
+GATE = "layers.0.mlp.gate_proj.weight"
 DOWN = "layers.0.mlp.down_proj.weight"
 HUGE = 10**400
 INFINITE = "1e999"
@@ -64,11 +65,11 @@ def ones(name, *shape):
     return tensor(name, "F32", list(shape), np.ones(shape, np.float32).tobytes())
 
 
-def halves(name, *, but):
-    """The layer as 32 x 32 float16 of -0.5, 0, 0.5, all but the last one."""
-    values = (np.arange(1024).reshape(32, 32) % 3 - 1).astype(np.float16) / 2
+def halves(*, but):
+    """gate_proj as 128 x 32 float16 of -0.5, 0, 0.5, all but the last one."""
+    values = (np.arange(4096).reshape(128, 32) % 3 - 1).astype(np.float16) / 2
     values[-1, -1] = but
-    return tensor(name, "F16", [32, 32], values.tobytes())
+    return tensor(GATE, "F16", [128, 32], values.tobytes())
 
 
 def file(name, raw):
@@ -80,8 +81,9 @@ def jsoned(value):
 
 
 PACKED = {"linears": "packed"}
-MASTERS = {"quantization_config": models.ONLINE}
-TERNARY = {"linears": "ternary", "quantization_config": None}
+HIGH = models.Shape(ffn=128)
+MASTERS = {"shape": HIGH, "quantization_config": models.ONLINE}
+TERNARY = {"shape": HIGH, "linears": "ternary", "quantization_config": None}
 
 # name -> (family, how it is stored, what is changed, the refusal)
 CASES = {
@@ -95,7 +97,10 @@ CASES = {
     "RoPE of base infinite": ("llama", PACKED, config(rope_theta=INFINITE), "rope_theta: inf"),
     "YaRN": ("llama", PACKED, config(rope_scaling={"rope_type": "yarn"}), "rope_type: yarn"),
     "llama3 RoPE": ("llama", PACKED, config(rope_scaling={"type": "llama3"}), "rope_type: llama3"),
-    "RoPE as text": ("llama", PACKED, config(rope_scaling="default"), "rope_theta|rope_type|None"),
+    "RoPE as text": ("llama", PACKED, config(rope_scaling="linear"), "rope_type: linear"),
+    "RoPE of no base": (
+        "llama", PACKED, config(rope_scaling="default", rope_theta=None), "rope_theta: missing",
+    ),
     "head_dim odd": ("llama", PACKED, config(head_dim=7), "head_dim: 7"),
     "head_dim 0": ("llama", PACKED, config(head_dim=0), "head_dim: 0|q_proj.weight shape"),
     "head_dim -8": ("llama", PACKED, config(head_dim=-8), "head_dim: -8"),
@@ -149,13 +154,13 @@ CASES = {
     "floats that are not ternary": (
         "llama", {"quantization_config": None}, lambda files: None, "floats that are not ternary",
     ),
-    "ternary but for one": ("llama", TERNARY, halves(DOWN, but=0.25), r"\|weight\| 0.25"),
-    "ternary but for a NaN": ("llama", TERNARY, halves(DOWN, but=np.nan), "nan"),
-    "ternary but for infinity": ("llama", TERNARY, halves(DOWN, but=np.inf), "inf"),
-    "masters of NaN": ("bitnet", MASTERS, halves(DOWN, but=np.nan), "scale: nan|nan"),
-    "masters of infinity": ("bitnet", MASTERS, halves(DOWN, but=np.inf), "scale: inf|inf"),
+    "ternary but for one": ("llama", TERNARY, halves(but=0.25), r"weight.* 0\.25"),
+    "ternary but for a NaN": ("llama", TERNARY, halves(but=np.nan), "nan"),
+    "ternary but for infinity": ("llama", TERNARY, halves(but=np.inf), "inf"),
+    "masters of NaN": ("bitnet", MASTERS, halves(but=np.nan), "scale: nan|nan"),
+    "masters of infinity": ("bitnet", MASTERS, halves(but=np.inf), "scale: inf|inf"),
     "masters as integers": (
-        "bitnet", MASTERS, tensor(DOWN, "I8", [32, 32], bytes(1024)), "type: I8",
+        "bitnet", MASTERS, tensor(GATE, "I8", [128, 32], bytes(4096)), "type: I8",
     ),
     "1bitLLM without a sub norm": (
         "1bitLLM", {}, gone("self_attn.inner_attn_ln.weight"), "inner_attn_ln.weight: missing",
@@ -246,7 +251,7 @@ def test_a_link_out_of_the_folder(tmp_path, name):
     outside = tmp_path / "outside"
     outside.write_bytes(files.pop(name, b"{}"))
     folder = models.write(tmp_path / "model", files)
-    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
     os.symlink(outside, folder / name)
     refused(folder, r"link: .*outside")
 

@@ -86,3 +86,43 @@ def test_advice_and_locks():
     mapping.unlock(data.ctypes.data, 4096)
     with pytest.raises(MemoryError, match=r"locking 1152921504606846976 bytes.*ulimit"):
         mapping.lock(data.ctypes.data, 1 << 60)
+
+
+@pytest.mark.parametrize("policy", ["map", "prefetch", "lock", "copy"])
+@pytest.mark.parametrize("name", ["bundled", "hf_bitnet_offline"])
+def test_policies_give_the_same_logits(policy, name):
+    path = None if name == "bundled" else Path(__file__).parent / "data" / name
+    with bitnet.load(path) as plain, bitnet.load(path, mapping=policy, threads=1) as model:
+        assert model.logits([1, 2, 3]).tobytes() == plain.logits([1, 2, 3]).tobytes()
+        purposes = model.memory().pool.by_purpose
+        size = sum(n for *_, n in model._weights.mappings())
+        if policy == "copy":
+            assert size == 0 and purposes["weights"][0] > 300_000
+        else:
+            assert size > 300_000 and "weights" not in purposes
+
+
+def locked_kib():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmLck:")[2].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_locked_files_are_unlocked_when_the_model_is_closed():
+    before = locked_kib()
+    with bitnet.load(mapping="lock"):
+        assert locked_kib() - before >= BUNDLED_MODEL.stat().st_size // 1024
+    assert locked_kib() == before
+
+
+def test_a_copy_that_does_not_fit_is_refused():
+    with pytest.raises(bitnet.PoolExhausted, match="weights"):
+        bitnet.load(mapping="copy", memory_limit="12MiB", threads=1)
+
+
+def test_a_copy_does_not_mind_what_happens_to_the_file(tmp_path):
+    shutil.copy(BUNDLED_MODEL, tmp_path / "m.gguf")
+    with bitnet.load(tmp_path / "m.gguf", mapping="copy") as model:
+        before = model.logits([1, 2, 3]).tobytes()
+        os.truncate(tmp_path / "m.gguf", 10)
+        assert model.logits([1, 2, 3]).tobytes() == before

@@ -5,7 +5,7 @@ import os
 
 from .. import hub
 from ..generation import Limits
-from ..loading import parse_bytes
+from ..loading import MAPPINGS, parse_bytes
 from ..sampling import Sampling
 from ..source import LAYOUTS
 
@@ -62,6 +62,9 @@ def add_load(parser):
                        help="tokens a sequence may hold (default: the model's, 4096 at most)")
     group.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16",
                        help="type of cached keys and values (default: f16)")
+    group.add_argument("--mapping", choices=MAPPINGS, default="map",
+                       help="leave weights in the mapped file, the same with pages asked for ahead, "
+                            "locked in memory, or copied into memory (default: map)")
     group.add_argument("--layout", choices=list(LAYOUTS), default="128x32",
                        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
                             "`bitnet verify --layout auto` finds out (default: 128x32)")
@@ -94,7 +97,8 @@ def add_generation(parser, max_tokens):
 def load_keywords(args):
     """The keywords of `bitnet.load` among ``args``."""
     return {"threads": args.threads, "context": args.context, "kv_dtype": args.kv_dtype,
-            "layout": args.layout, "memory_limit": args.memory_limit}
+            "mapping": args.mapping, "layout": args.layout,
+            "memory_limit": args.memory_limit}
 
 
 def generation_keywords(args):

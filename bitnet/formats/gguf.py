@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from . import FormatError, Tensor, map_file
+from .floats import BLOCKS
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
 from .packing import I2_S_TAIL as I2_S_TAIL
 from .packing import LAYOUTS, n_bytes
@@ -30,11 +31,6 @@ TYPES = {
     42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
 }  # fmt: skip
 TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
-BLOCKS = {  # of the types that packing does not know: weights, bytes
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20),
-    "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176),
-    "Q6_K": (256, 210), "IQ4_NL": (32, 18),
-}  # fmt: skip
 
 # Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
 _UNREAD = {

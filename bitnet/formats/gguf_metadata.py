@@ -201,7 +201,7 @@ def encode_string(text):
 
 
 def encode_value(value):
-    """u32 type and data of one value; see gguf.write for what becomes what."""
+    """u32 type and data of one value; see gguf.write for what becomes what. [] is of strings."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + encode_string(value)
     if isinstance(value, Sequence) and (not value or isinstance(value[0], str)):

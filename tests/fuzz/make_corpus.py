@@ -71,7 +71,9 @@ def with_spm(model):
 
 def every_value():
     """No model: every kind of value, in version 2, and an alignment of its own."""
-    model = GGUF(version=2, tensors=[["a", [3], 0, bytes(12), None], ["b", [2, 2], 1, bytes(8), None]])
+    model = GGUF(
+        version=2, tensors=[["a", [3], 0, bytes(12), None], ["b", [2, 2], 1, bytes(8), None]]
+    )
     for type_id, code in enumerate("BbHhIif?"):
         model.set(f"k{type_id}", type_id, struct.pack(f"<{code}", 1))
         model.set(f"a{type_id}", ARRAY, numbers(type_id, code, [0, 1, 1]))

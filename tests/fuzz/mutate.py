@@ -184,7 +184,9 @@ def _gguf_number(rng, raw, _):
     choices = TYPES if what.endswith("type") else NUMBERS
     value = rng.choice(near if rng.random() < 0.3 else choices) % 256**width
     if width in (4, 8) and rng.random() < 0.1:
-        value = int.from_bytes(struct.pack("<f" if width == 4 else "<d", rng.choice(FLOATS)), "little")
+        value = int.from_bytes(
+            struct.pack("<f" if width == 4 else "<d", rng.choice(FLOATS)), "little"
+        )
     return _put(raw, at, value.to_bytes(width, "little")), f"{what} = {value}"
 
 
