@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitnet.formats import gguf
+from bitnet.formats.packing import I2_S_TAIL
 
 CHUNK = 1 << 24                         # bytes of random numbers held at a time
 N_SPECIAL = 256
@@ -130,7 +131,7 @@ def ternary(rng, n_rows, n_cols):
         n = min(CHUNK, left)
         yield lookup[np.frombuffer(rng.bytes(n), np.uint8)]
         left -= n
-    yield np.float32((n_cols * 2 / 3) ** -0.5).tobytes() + bytes(gguf.I2_S_TAIL - 4)
+    yield np.float32((n_cols * 2 / 3) ** -0.5).tobytes() + bytes(I2_S_TAIL - 4)
 
 
 def main():

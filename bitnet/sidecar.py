@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .formats import FormatError, gguf
-from .formats.packing import BLOCK, pack_i2_s, padded
+from .formats.packing import BLOCK, I2_S_TAIL, pack_i2_s, padded
 
 try:
     import fcntl
@@ -54,7 +54,7 @@ def realise(derived, source, cache=None, pool=None):
 
 def i2_s_rows(tensor, n_rows):
     """(codes uint8 (n_rows, bytes), float32 (1,) scale) of an I2_S tensor of whole-block rows."""
-    n = len(tensor.data) - gguf.I2_S_TAIL
+    n = len(tensor.data) - I2_S_TAIL
     return tensor.data[:n].reshape(n_rows, -1), tensor.data[n : n + 4].view("<f4")
 
 
@@ -182,7 +182,7 @@ def i2_s_chunks(derived, row_scales=None):
     yield from map(pack_i2_s, chunks)
     if row_scales is not None:
         row_scales[:] = scales
-    yield (scales if row_scales is None else np.float32(1)).tobytes() + bytes(gguf.I2_S_TAIL - 4)
+    yield (scales if row_scales is None else np.float32(1)).tobytes() + bytes(I2_S_TAIL - 4)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .config import END_OF_TURN, ModelConfig, hf_linears
 from .families import FAMILIES
 from .formats import FormatError, Tensor, packing, read_json, read_text
 from .formats.floats import ROW_TYPES, dequantize
-from .formats.gguf import I2_S_TAIL, GGUFFile
+from .formats.gguf import GGUFFile
 from .formats.gguf_metadata import StringArray
 from .formats.safetensors import member, open_folder
 
@@ -68,12 +68,7 @@ class TernarySource:
 
     def _checked(self, chunks):
         try:
-            for chunk in chunks:
-                if chunk.max() > 2:
-                    raise FormatError(self.tensor.path, f"{self.tensor.name} code", 3, "0, 1 or 2")
-                yield chunk
-        except FormatError:
-            raise
+            yield from chunks
         except ValueError as error:
             raise self._error(error) from None
 
@@ -216,7 +211,7 @@ def _gguf_ternary(name, tensor, companion, layout):
         factor = _check_scale(_one_number(companion), tensor.path, companion.name)
     scale, in_place = None, None
     if tensor.type == "I2_S":
-        n = len(tensor.data) - I2_S_TAIL
+        n = len(tensor.data) - packing.I2_S_TAIL
         stored = _check_scale(tensor.data[n : n + 4].view("<f4")[0], tensor.path, tensor.name)
         scale = _check_scale(stored * factor, tensor.path, tensor.name)
         if stored_as == "I2_S" and n_cols % packing.BLOCK == 0:
@@ -329,7 +324,8 @@ def _float_linear(name, tensor, are_masters):
     if _looks_ternary(dequantize(tensor.type, data[:64], n_cols)):
 
         def read():
-            peak = packing.peak(tensor.type, data, n_cols)
+            largest = packing.peak(tensor.type, data, n_cols)
+            peak = _check_scale(largest, tensor.path, tensor.name)
             return np.array([peak]), packing.codes_dequantized(tensor.type, data, n_cols, peak)
 
         stored_as = f"{tensor.type} ternary"
@@ -353,7 +349,8 @@ def _looks_ternary(sample):
     """Whether every weight is about 0 or about the largest: masters are spread out between."""
     sizes = np.abs(sample)
     peak = sizes.max()
-    return bool(peak > 0 and ((sizes < 0.001 * peak) | (sizes > 0.99 * peak)).all())
+    near = packing.NEAR * peak
+    return bool(peak > 0 and ((sizes <= near) | (sizes >= peak - near)).all())
 
 
 def _hf_tokenizer(folder):

@@ -49,7 +49,7 @@ class Shape:
 
 
 def tensor_bytes(type_name, n_rows, n_cols, rng, scale=0.5):
-    """A random matrix (or a norm, of one row) as a file of this type holds it, every scale equal."""
+    """A random matrix, or a norm of one row, in the bytes of a type; all its scales are equal."""
     n = n_rows * n_cols
     if type_name in ("F32", "F16", "BF16"):
         values = rng.standard_normal(n).astype("<f4")

@@ -7,8 +7,6 @@ import pytest
 import small_models
 from fuzz import cases, make_corpus, mutate, planted, run, targets
 
-from bitnet.formats import FormatError
-
 NO_MODELS = {"values.gguf"}
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_files
+from pack_layouts import unpack_hf
 
 from bitnet import weights
 from bitnet.config import ModelConfig
 from bitnet.families import FAMILIES
 from bitnet.formats import FormatError
-from bitnet.formats.packing import unpack_hf, unpack_i2_s
+from bitnet.formats.packing import unpack_i2_s
 from bitnet.source import LAYOUTS, scan
 
 DATA = Path(__file__).parent / "data"
@@ -59,8 +60,10 @@ def llama(tmp_path):
 
     def write(tensors, **changes):
         renamed = {n: t for n, t in tensors.items() if "sub_norm" not in n}
-        changes = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-                   "quantization_config": None} | changes  # fmt: skip
+        changes = {
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "quantization_config": None, **changes,
+        }  # fmt: skip
         return small_files.hf_folder(tmp_path / "llama", renamed, **changes)
 
     return write

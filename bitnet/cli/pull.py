@@ -16,7 +16,6 @@ def main(args):
     (name,) = args.words
     status = Status()
     snapshot = hub.fetch(name, progress=status.show)
-    status.say(f"[{snapshot.repo}@{snapshot.commit}: {len(snapshot.files)} files, "
-               f"{snapshot.n_bytes:,} bytes, checksums right]")
+    status.say(f"[{snapshot.repo}@{snapshot.commit}: {snapshot.n_bytes:,} bytes, checksums right]")
     print(printable(str(snapshot.path), keep=""))
     return 0

@@ -292,11 +292,6 @@ def codes_hf(packed, n_rows):
             yield _legal((packed[at : min(at + step, n)] >> shift) & 3)
 
 
-def unpack_hf(packed, n_rows):
-    """uint8 (ceil(n_rows / 4), n_cols) -> uint8 codes (n_rows, n_cols)."""
-    return np.concatenate(list(codes_hf(packed, n_rows)))
-
-
 def unpack_i2_s(data, n_cols=None):
     """uint8 (n_rows, bytes) of whole blocks -> uint8 codes (n_rows, n_cols), None: all columns."""
     return _fields(data, BLOCK_BYTES, _HIGH_FIRST).reshape(len(data), -1)[:, :n_cols]

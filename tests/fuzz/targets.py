@@ -1,12 +1,12 @@
 """What the fuzzer runs: each target reads a folder and returns, or raises FormatError."""
 
 import numpy as np
+from bitnet.memory import Pool
 
 from bitnet import weights
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
-from bitnet.memory import Pool
 from bitnet.model import Transformer
 from bitnet.tokenizer import Tokenizer
 
