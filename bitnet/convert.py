@@ -29,6 +29,7 @@ from .tokenizer import Tokenizer
 HEADS = {"f16": ("F16", 1), "q8_0": ("Q8_0", 32), "q6_k": ("Q6_K", 256)}  # type, columns a block
 F16_LARGEST = 65504.0
 FREE_MARGIN = 64 << 20  # bytes of disk left to others
+MODEL_FOLDERS = {"1_Pooling", "2_Normalize"}  # inside one of an embedding model
 RELEASE_EVERY = 32 << 20  # bytes read between two releases of mapped pages
 REPORT_EVERY = 0.1  # seconds
 SAMPLES = (  # texts that must have the same tokens before and after
@@ -86,7 +87,7 @@ def convert(
     _check_paths(source, dst, to, force)
     write, target = (_write_gguf, gguf_target) if to == "gguf" else (_write_hf, hf_target)
     work = _Work(source, target(source.config), head, verify, progress)
-    with _staged(dst) as temporary:
+    with _staged(dst, force) as temporary:
         write(work, temporary)
         for file in source.files:
             check_map(file.data, file.path)
@@ -115,35 +116,42 @@ def _check_paths(source, dst, to, force):
     if not os.path.lexists(dst):
         return
     if not force:
-        raise FileExistsError(errno.EEXIST, "exists; --force replaces it", str(dst))
-    if dst.is_dir() != (to == "hf") or (to == "hf" and not _is_model_folder(dst)):
+        raise _exists(dst)
+    if not (dst.is_file() if to == "gguf" else _is_model_folder(dst)):
         wanted = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
         raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {wanted}", str(dst))
 
 
-def _is_model_folder(folder):
-    others = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    return (folder / "config.json").is_file() and set(others) <= {"1_Pooling", "2_Normalize"}
+def _exists(dst):
+    return FileExistsError(errno.EEXIST, "exists; --force replaces it", str(dst))
+
+
+def _is_model_folder(path):
+    if not (path / "config.json").is_file():
+        return False
+    return {entry.name for entry in path.iterdir() if entry.is_dir()} <= MODEL_FOLDERS
 
 
 @contextlib.contextmanager
-def _staged(dst):
+def _staged(dst, force):
     """A path beside dst for a file or folder, renamed to dst if the block ends well, else removed.
 
-    What was at dst is removed last.
+    With force, what was at dst is removed last.
     """
     stem = f".{dst.name}.{secrets.token_hex(4)}"
     temporary, old = dst.with_name(stem + ".tmp"), dst.with_name(stem + ".old")
     try:
         yield temporary
+        if os.path.lexists(dst) and not force:  # it has come while we wrote
+            raise _exists(dst)
         if dst.is_dir():  # a folder cannot be replaced in one step
             os.rename(dst, old)
         os.replace(temporary, dst)
     finally:
-        if old.exists() and not dst.exists():
+        if os.path.lexists(old) and not os.path.lexists(dst):
             os.rename(old, dst)
         for left in (temporary, old):
-            if left.is_dir():
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
                 left.unlink(missing_ok=True)
@@ -228,10 +236,7 @@ class _Work:
     def vector(self, name):
         """A norm as the target stores it."""
         values, config = self.source.vector(name), self.source.config
-        if (
-            name.endswith("self_attn.q_norm")
-            and self.target.config.query_scale != config.query_scale
-        ):
+        if name.endswith(".q_norm") and self.target.config.query_scale != config.query_scale:
             values = values * np.float32(config.query_scale)
         stored = values
         if self.target.config.norms_are_offsets and not name.endswith("_proj.norm"):

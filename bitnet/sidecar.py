@@ -224,7 +224,7 @@ def cache_list(folder=None):
 
 
 def cache_clear(folder=None):
-    """Delete every file of ours in the cache folder, and no other; returns the bytes freed."""
+    """Delete every sidecar in the cache folder, and nothing else; returns the bytes freed."""
     freed = 0
     for path in _ours(folder):
         freed += path.stat().st_size

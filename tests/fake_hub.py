@@ -6,6 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+FIRST = "1" * 40  # a commit
+
 
 class FakeHub(ThreadingHTTPServer):
     """The parts of the hub that a download asks for. Large files lie on another host.

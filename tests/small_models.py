@@ -118,7 +118,7 @@ NORMS = {
     | INPUT_NORMS
     | {"post_attention_norm": "hidden", "post_ffw_norm": "hidden"},
 }
-TOKENS = [*"abcde", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+TOKENS = ["a", "b", "c", "ab", "abc", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
 
 
 def gguf_model(arch="llama", shape=None, ternary="I2_S", rows="F16", head=None, norms="F32"):
@@ -171,7 +171,7 @@ def _metadata(model, arch, shape):
     model.set("tokenizer.ggml.pre", STRING, text("llama-bpe"))
     model.set("tokenizer.ggml.tokens", ARRAY, strings(TOKENS))
     model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [1] * 5 + [3] * 3))
-    model.set("tokenizer.ggml.merges", ARRAY, strings([]))
+    model.set("tokenizer.ggml.merges", ARRAY, strings(["a b", "ab c"]))
     model.set("tokenizer.ggml.bos_token_id", U32, struct.pack("<I", 5))
     model.set("tokenizer.ggml.eos_token_id", U32, struct.pack("<I", 6))
     model.set("tokenizer.ggml.add_bos_token", BOOL, b"\1")
@@ -219,7 +219,7 @@ PARTICULAR = {
     "gemma3": {
         "architectures": ["Gemma3TextModel"], "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 64,
-        "layer_types": ["sliding_attention"], "sliding_window": 4, "rope_local_base_freq": 10000.0,
+        "layer_types": ["sliding_attention"], "sliding_window_pattern": 6, "sliding_window": 4, "rope_local_base_freq": 10000.0,
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
     },
 }  # fmt: skip

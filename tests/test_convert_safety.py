@@ -119,6 +119,26 @@ def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(target, name, fold
     assert_untouched(folder)
 
 
+def test_a_link_is_replaced_and_not_what_it_leads_to(folder):
+    (folder / "model").rename(folder / "real")
+    (folder / "model").symlink_to("real")
+    to("hf_bitnet_online", folder, "hf", force=True)
+    assert not (folder / "model").is_symlink()
+    assert (folder / "real" / "config.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_comes_in_between_stays(target, tmp_path):
+    def progress(*_):
+        path = tmp_path / ("model.gguf" if target == "gguf" else "model/letter.txt")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("new")
+
+    with pytest.raises(FileExistsError, match="exists; --force replaces it"):
+        to("hf_bitnet_online", tmp_path, target, progress=progress)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["new"]
+
+
 def test_the_source_is_never_replaced(tmp_path):
     shutil.copytree(source_of("hf_bitnet_offline"), tmp_path / "a")
     shutil.copy(source_of("gguf_tq1_0"), tmp_path / "a.gguf")

@@ -69,7 +69,7 @@ def test_the_corpus_is_what_make_corpus_writes():
     found = [case for group in ("gguf", "hf") for case in cases.corpus(group)]
     stored = {case.steps[0]: case.files for case in found if not case.steps[0].startswith("found-")}
     assert stored == written
-    assert max(case.size for case in found) < 10_000
+    assert max(case.size for case in found) < 16_000
     assert sum(case.size for case in found) < 200_000
 
 
@@ -94,8 +94,7 @@ def test_mutants_differ_and_stay_small():
         case = rng.choice(corpus)
         files, steps = mutate.mutate(rng, case.files, donors)
         n_different += files != case.files
-        assert steps and files.keys() == case.files.keys()
-        assert max(map(len, files.values())) <= mutate.MOST_BYTES
+        assert steps and max(map(len, files.values()), default=0) <= mutate.MOST_BYTES
     assert n_different > 270
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, Handler, git_id, is_large, sha256
+from fake_hub import FIRST, FakeHub, Handler, git_id, is_large, sha256
 
 import bitnet
 from bitnet import hub, weights
@@ -23,7 +23,7 @@ WANTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
           "model.safetensors")  # fmt: skip
 UNWANTED = ("README.md", "pytorch_model.bin", "modeling_bitnet.py", "original/model.safetensors",
             "model.fp32.safetensors", "training_args.bin", "model-f16.gguf")  # fmt: skip
-FIRST, SECOND = "1" * 40, "2" * 40
+SECOND = "2" * 40  # a commit
 
 
 def model_files():
@@ -68,6 +68,7 @@ def no_network(monkeypatch):
 def test_pull_fetches_what_a_model_needs_and_nothing_else(server, tmp_path):
     path = hub.pull("org/model")
     assert path == tmp_path / "hf/hub/models--org--model/snapshots" / FIRST
+    assert {url.split("/")[4] for _, url in server.asked if "/resolve/" in url} == {FIRST}
     assert sorted(os.listdir(path)) == server.fetched() == sorted(WANTED)
     for name in WANTED:
         assert (path / name).read_bytes() == (FOLDER / name).read_bytes()
@@ -442,3 +443,21 @@ def test_a_lone_word_is_a_prompt_until_it_is_a_model(server, no_network, capsys)
         main(["run", *options, "either/or"])
     assert leaving.value.code == 2
     assert "either/or is a model: the prompt is missing" in capsys.readouterr().err
+
+
+def test_blobs_that_all_repositories_share_are_theirs_too(server, tmp_path):
+    """As newer libraries keep them: the repository's blob is itself a link."""
+    path = hub.pull("org/model")
+    blob = (path / "model.safetensors").resolve()
+    shared = hub.hub_cache() / "blobs" / "ab" / blob.name
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    with weights.open(path) as opened:
+        assert opened.config.family == "bitnet"
+    other = tmp_path / "elsewhere"
+    shared.rename(other)
+    blob.unlink()
+    blob.symlink_to(other)
+    with pytest.raises(FormatError, match="link"):
+        weights.open(path)

@@ -3,6 +3,7 @@ import signal
 import sys
 import time
 
+from .. import hub
 from ..convert import HEADS, convert
 from ..memory import format_bytes
 from ..source import LAYOUTS
@@ -13,8 +14,8 @@ WORDS = (2, 2)
 
 
 def configure(parser):
-    parser.epilog = ("SRC is a .gguf file or a Hugging Face folder. DST gets its name once every "
-                     "tensor was read back and is right.")
+    parser.epilog = ("SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
+                     "hub.\nDST gets its name once every tensor was read back and is right.")
     parser.add_argument("--to", choices=["gguf", "hf"],
                         help="what DST is (default: gguf where its name ends in .gguf, else hf)")
     parser.add_argument("--head", choices=list(HEADS),
@@ -37,7 +38,7 @@ def main(args):
     names = ("to", "head", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
     try:
-        done = convert(src, dst, **{name: getattr(args, name) for name in names},
+        done = convert(hub.find(src), dst, **{name: getattr(args, name) for name in names},
                        progress=_progress(status) if status.on else None)
     finally:
         status.clear()

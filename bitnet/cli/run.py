@@ -13,8 +13,9 @@ WORDS = (1, 2)
 
 
 def configure(parser):
-    parser.epilog = ("PROMPT - reads standard input. Text goes to stdout as it comes; progress and "
-                     "timing go to\nstderr if that is a terminal.")
+    parser.epilog = ("One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
+                     "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
+                     "that is a terminal.")
     options.add_load(parser)
     options.add_generation(parser, max_tokens=256)
     form = parser.add_mutually_exclusive_group()

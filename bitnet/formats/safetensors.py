@@ -92,7 +92,7 @@ def member(folder, name):
     """The path of a file named by a model folder, or None if it is not there.
 
     FormatError if the name leaves the folder, by itself or through a link. The one link allowed is
-    that of a hub cache, from snapshots/REVISION to the blobs beside it.
+    that of a hub cache, from snapshots/REVISION to the blobs beside it or above.
     """
     folder = Path(folder).resolve()
     path = folder / name
@@ -101,10 +101,18 @@ def member(folder, name):
     if not os.path.isfile(path):  # false too for a name the system refuses
         return None
     target = path.resolve()
-    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
-    if target.parent not in (folder, blobs):
+    if target.parent != folder and not _in_hub_cache(target, folder):
         raise FormatError(path, "link", str(target), f"a file in {folder}")
     return path
+
+
+def _in_hub_cache(target, folder):
+    """Whether a snapshot's link ends in its repository's blobs, or in those that all share."""
+    if folder.parent.name != "snapshots":
+        return False
+    repository = folder.parent.parent
+    own, shared = repository / "blobs", repository.parent / "blobs"
+    return target.parent == own or target.parent.parent == shared
 
 
 def open_folder(folder):

@@ -94,11 +94,19 @@ TOKENIZER = {
     "normalizer": None,
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                       "use_regex": True},
-    "post_processor": None,
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": models.TOKENS[5], "type_id": 0}},
+                   {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            models.TOKENS[5]: {"id": models.TOKENS[5], "ids": [5], "tokens": [models.TOKENS[5]]}
+        },
+    },
     "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                 "use_regex": True},
     "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(models.TOKENS[:5])},
-              "merges": []},
+              "merges": ["a b", "ab c"]},
 }  # fmt: skip
 
 
@@ -118,13 +126,17 @@ def hf_models():
     found = {"packed": models.hf_files("bitnet", linears="packed") | more}
     tensors = models.hf_tensors("llama", linears="packed")
     found["sharded"] = models.sharded(models.hf_files("llama", tensors=tensors), tensors)
-    found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE)
+    rope = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE, **rope)
+    found["masters"]["chat_template.jinja"] = b"{{ messages[0].content }}"
     found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
     found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)
     found["qwen3"] = models.hf_files("qwen3", linears="BF16") | {
         "config_sentence_transformers.json": encoded({"prompts": {"query": "Q: ", "document": ""}})
     }
-    found["gemma3"] = models.hf_files("gemma3", linears="BF16")
+    both = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
+    found["gemma3"] = models.hf_files("gemma3", linears="BF16", rope_parameters=both)
     return found
 
 

@@ -4,6 +4,7 @@ They know the two formats, so that a number which says how to read on is hit mor
 byte in a thousand; nothing here comes from bitnet, whose reader is what is tested.
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -27,25 +28,37 @@ MOST_BYTES = 1 << 16  # of one file: mutants do not grow without end
 def mutate(rng, files, others):
     """(files, [what was done]): one to four changes of files.
 
-    rng: random.Random. others: list of {name: bytes} to splice from.
+    rng: random.Random. others: list of {name: bytes} to take parts from.
     """
     files, steps = dict(files), []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        name = rng.choice(sorted(files))
-        raw = files[name]
-        change = rng.choice(_changes(name, raw))
-        donor = rng.choice(others)
-        changed, step = change(rng, raw, donor.get(name) or rng.choice(list(donor.values())))
+        name, donor = rng.choice(sorted(files)), rng.choice(others)
+        if len(files) > 1 and rng.random() < 0.05:
+            steps.append(_move(rng, files, name, donor))
+            continue
+        change = rng.choice(_changes(name, files[name]))
+        other = donor.get(name) or donor[rng.choice(sorted(donor))]
+        changed, step = change(rng, files[name], other)
         files[name] = changed[:MOST_BYTES]
         steps.append(f"{name}: {step}")
     return files, steps
+
+
+def _move(rng, files, name, donor):
+    """Take a file away, or put it under a name that another case has, or the other way round."""
+    kind, new = rng.randrange(3), rng.choice(sorted(donor))
+    if kind == 0:
+        del files[name]
+        return f"{name}: removed"
+    files[new] = files[name] if kind == 1 else donor[new]
+    return f"{new}: that of {name if kind == 1 else 'another'}"
 
 
 def _changes(name, raw):
     """The functions that may change this file, each as often as it is listed."""
     anywhere = [_bits, _number, _float, _cut, _insert, _delete, _repeat, _splice, _swap]
     if raw[:4] == b"GGUF":
-        return [_gguf_number] * 12 + anywhere
+        return [_gguf_number] * 12 + [_gguf_entry] * 12 + anywhere
     if name.endswith(".safetensors"):
         return [_safetensors_header] * 12 + [_header_length] + anywhere
     if name.endswith(".json"):
@@ -124,10 +137,30 @@ STRING, ARRAY = 8, 9
 
 
 class _Walk:
-    """Where the numbers of a GGUF header lie: places is a list of (what, at, bytes)."""
+    """A GGUF header, followed as far as it goes.
+
+    places: [(what, at, bytes)] of its numbers. entries: [("key" or "tensor", name, begin, end)].
+    """
 
     def __init__(self, raw):
-        self.raw, self.at, self.places = raw, 4, []
+        self.raw, self.at, self.places, self.entries = raw, 4, [], []
+        with contextlib.suppress(ValueError, RecursionError):
+            self._follow()
+
+    def _follow(self):
+        self.number("version", 4)
+        n_tensors, n_keys = self.number("n_tensors", 8), self.number("n_kv", 8)
+        for _ in range(min(n_keys, 1000)):
+            begin, key = self.at, self.string("key")
+            self.value(key, self.number(f"{key} type", 4))
+            self.entries.append(("key", key, begin, self.at))
+        for _ in range(min(n_tensors, 1000)):
+            begin, name = self.at, self.string("tensor")
+            for _ in range(min(self.number(f"{name} n_dims", 4), 8)):
+                self.number(f"{name} ne", 8)
+            self.number(f"{name} type", 4)
+            self.number(f"{name} offset", 8)
+            self.entries.append(("tensor", name, begin, self.at))
 
     def number(self, what, width):
         if self.at + width > len(self.raw):
@@ -156,22 +189,7 @@ class _Walk:
 
 def gguf_places(raw):
     """[(what, at, bytes)] of every number in the header, as far as it can be followed."""
-    walk = _Walk(raw)
-    try:
-        walk.number("version", 4)
-        n_tensors, n_keys = walk.number("n_tensors", 8), walk.number("n_kv", 8)
-        for _ in range(min(n_keys, 1000)):
-            key = walk.string("key")
-            walk.value(key, walk.number(f"{key} type", 4))
-        for _ in range(min(n_tensors, 1000)):
-            name = walk.string("tensor")
-            for _ in range(min(walk.number(f"{name} n_dims", 4), 8)):
-                walk.number(f"{name} ne", 8)
-            walk.number(f"{name} type", 4)
-            walk.number(f"{name} offset", 8)
-    except (ValueError, RecursionError):
-        pass
-    return walk.places
+    return _Walk(raw).places
 
 
 def _gguf_number(rng, raw, _):
@@ -182,12 +200,55 @@ def _gguf_number(rng, raw, _):
     value = int.from_bytes(raw[at : at + width], "little")
     near = (value - 1, value + 1, 2 * value, value // 2, -value, value ^ 1 << rng.randrange(64))
     choices = TYPES if what.endswith("type") else NUMBERS
-    value = rng.choice(near if rng.random() < 0.3 else choices) % 256**width
+    value = rng.choice(near if rng.random() < 0.3 else choices)
     if width in (4, 8) and rng.random() < 0.1:
-        value = int.from_bytes(
-            struct.pack("<f" if width == 4 else "<d", rng.choice(FLOATS)), "little"
+        bits = struct.pack("<f" if width == 4 else "<d", rng.choice(FLOATS))
+        value = int.from_bytes(bits, "little")
+    new = (value % 256**width).to_bytes(width, "little")
+    return _put(raw, at, new), f"{what} = {int.from_bytes(new, 'little')}"
+
+
+def _gguf_entry(rng, raw, other):
+    """A key or tensor removed or given twice, put in from another file, or a key's value replaced.
+
+    The counts are made right, and the data begins where it should.
+    """
+    walk, donor = _Walk(raw), _Walk(other)
+    if not walk.entries:
+        return raw, "nothing"
+    kind, name, begin, end = rng.choice(walk.entries)
+    entry, action = raw[begin:end], rng.randrange(4)
+    if action == 0:
+        new, step = b"", "removed"
+    elif action == 1 and donor.entries:
+        kind, name, start, stop = rng.choice(
+            [e for e in donor.entries if e[0] == kind] or donor.entries
         )
-    return _put(raw, at, value.to_bytes(width, "little")), f"{what} = {value}"
+        new, step = entry + other[start:stop], "put in"
+    elif action == 2 and kind == "key":
+        new, step = entry[: 8 + len(name.encode())] + _value(rng), "another value"
+    else:
+        new, step = entry * 2, "twice"
+    n = (len(new) > len(entry)) - (len(new) == 0)
+    at = 8 if kind == "tensor" else 16
+    count = (int.from_bytes(raw[at : at + 8], "little") + n) % 2**64
+    data = raw[-(-walk.at // 32) * 32 :]
+    head = _put(raw[:begin] + new + raw[end : walk.at], at, count.to_bytes(8, "little"))
+    return head + bytes(-len(head) % 32) + data, f"{name[:60]} {step}"
+
+
+def _value(rng):
+    """The type and bytes of some value."""
+    type_id = rng.choice((*SIZES, STRING, ARRAY))
+    if type_id == STRING:
+        text = rng.choice((b"", b"a", b"llama", b"\xff", b"\0", b"gpt2"))
+        return struct.pack("<IQ", STRING, len(text)) + text
+    if type_id == ARRAY:
+        n, element = rng.choice((0, 1, 2, 8, 70)), rng.choice((*SIZES, STRING))
+        one = struct.pack("<Q", 1) + b"a" if element == STRING else bytes([1]) * SIZES[element]
+        return struct.pack("<IIQ", ARRAY, element, n) + one * n
+    number = rng.choice(NUMBERS) % 256 ** SIZES[type_id]
+    return struct.pack("<I", type_id) + number.to_bytes(SIZES[type_id], "little")
 
 
 # JSON ---------------------------------------------------------------------------------------------
@@ -212,7 +273,7 @@ def _json(rng, raw, other):
     parent = value
     for key in path[:-1]:
         parent = parent[key]
-    key, kind = path[-1], rng.randrange(8)
+    key, kind = path[-1], rng.randrange(10)
     step = f"{'.'.join(map(str, path))[:80]} "
     if kind == 0:
         del parent[key]
@@ -227,6 +288,11 @@ def _json(rng, raw, other):
     elif kind == 3 and isinstance(old, int | float) and not isinstance(old, bool):
         parent[key] = rng.choice((old + 1, old - 1, -old, old * 2, old // 2, str(old), [old]))
         step += f"= {parent[key]}"
+    elif kind in (5, 6) and isinstance(parent, dict):  # what another file of this name has
+        with contextlib.suppress(ValueError, IndexError, RecursionError):
+            from_path, new = rng.choice(list(_nodes(json.loads(other)))[1:])
+            parent[str(from_path[-1])] = new if kind == 5 else rng.choice(JUNK)
+            step = f"{'.'.join(map(str, from_path))[:80]} put in"
     else:
         parent[key] = rng.choice(JUNK)
         step += f"= {str(parent[key])[:40]!a}"
@@ -240,7 +306,7 @@ def _safetensors_header(rng, raw, other):
     n = int.from_bytes(raw[:8], "little")
     if n > len(raw):
         return _splice(rng, raw, other)
-    header, step = _json(rng, raw[8 : 8 + n], other)
+    header, step = _json(rng, raw[8 : 8 + n], other[8 : 8 + int.from_bytes(other[:8], "little")])
     return struct.pack("<Q", len(header)) + header + raw[8 + n :], f"header: {step}"
 
 
