@@ -35,9 +35,12 @@ DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHE
               "freethreading_compatible": True}
 
 
+SHARED = ["bitnet/kernels/" + name for name in ("simd.h", "kernels.pxi", "rows.pxi")]
+
+
 def extension(name, flags=(), link=()):
     path = name.replace(".", "/") + ".pyx"
-    shared = ["bitnet/kernels/simd.h", "bitnet/kernels/kernels.pxi"] if ".kernels." in name else []
+    shared = SHARED if ".kernels." in name else []
     return Extension(name, [path], depends=shared, extra_compile_args=[*FLAGS, *flags],
                      extra_link_args=[*LINK, *link])
 

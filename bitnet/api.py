@@ -60,7 +60,8 @@ class Model:
         are those tokens. The prompts of a list share the model's slots.
 
         max_tokens=256; temperature, top_k, top_p: None for the model's own settings if it has any,
-            else 0, the most likely token; min_p=0; repetition_penalty=1; logit_bias={id: number}.
+            else 0, the most likely token; min_p=0; repetition_penalty=1; logit_bias={id: number};
+            presence_penalty=0, frequency_penalty=0: see sampling.Sampling.
         seed=None: a new one, which the Completion tells. The same seed gives the same text in any
             batch, with any number of threads, on any CPU.
         stop: a string or several, before which the text ends.
@@ -267,6 +268,8 @@ class Model:
         seed=None,
         stop=(),
         logit_bias=None,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
         context_end="stop",
     ):
         """A Request of the engine, everything in it checked; see generate."""
@@ -278,7 +281,8 @@ class Model:
             defaults = (config.temperature, config.top_k, config.top_p)
         given = (temperature, top_k, top_p)
         chosen = [d if value is None else value for value, d in zip(given, defaults, strict=True)]
-        sampling = Sampling(*chosen, min_p, repetition_penalty, seed, logit_bias or {})
+        penalties = presence_penalty, frequency_penalty
+        sampling = Sampling(*chosen, min_p, repetition_penalty, seed, logit_bias or {}, *penalties)
         stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         eos_ids = frozenset(config.eos_token_ids)
         text = None

@@ -9,16 +9,21 @@ from libc.stdint cimport int8_t, int32_t, uint8_t
 
 from .cache cimport KVCache
 
-ROW_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q6_K": 14, "BF16": 30}     # ggml's numbers
+ROW_TYPES = {                           # ggml's number, weights and bytes of a block
+    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q8_0": (8, 32, 34),
+    "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24),
+    "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "IQ4_NL": (20, 32, 18),
+}
 MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
 
 
 def row_bytes(str type, Py_ssize_t n_cols):
     """Bytes of an embedding or head row of the type; ValueError where n_cols does not fit it."""
-    block, size = {"Q8_0": (32, 34), "Q6_K": (256, 210), "F32": (1, 4)}.get(type, (1, 2))
-    if type not in ROW_TYPES or n_cols % block:
-        raise ValueError(f"rows of {n_cols} {type}: types are {', '.join(ROW_TYPES)}, "
-                         f"{type} comes in blocks of {block}")
+    if type not in ROW_TYPES:
+        raise ValueError(f"rows of type {type}, limit: one of {', '.join(ROW_TYPES)}")
+    _, block, size = ROW_TYPES[type]
+    if n_cols % block:
+        raise ValueError(f"rows of {n_cols} {type}, limit: {type} comes in blocks of {block}")
     return n_cols // block * size
 
 
@@ -97,7 +102,7 @@ cdef class Rows:
         if not data.shape[0] or data.shape[1] != row_bytes(type, n_cols) or n_cols <= 0:
             raise ValueError(f"rows of {n_cols} {type} take {row_bytes(type, n_cols)} bytes, "
                              f"not {data.shape[1]}")
-        self.data, self.type = data, ROW_TYPES[type]
+        self.data, self.type = data, ROW_TYPES[type][0]
         self.n_rows, self.n_cols = data.shape[0], n_cols
 
 

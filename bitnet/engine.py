@@ -15,7 +15,9 @@ import numpy as np
 
 from .cache import ContextFull
 from .generation import Completion
+from .pace import SHARED_ROWS, Pace, in_halves, in_order
 from .prefixes import Prefixes
+from .sampling import best, log_probabilities
 
 
 class Cancelled(Exception):
@@ -34,14 +36,18 @@ class Request:
     """One generation on its way through an engine; made by the caller, run by Engine.
 
     prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
-    text: a TextAssembler, or None where only ids are wanted.
+    text: a TextAssembler, or None where only ids are wanted. n_logprobs: None, or of how many of
+    the likeliest tokens the probabilities are wanted at each place.
     pieces: deque of text that was not collected yet. is_done; completion or error once it is.
+    logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
+    the model's logits as they are, before temperature, penalties and biases.
     """
 
-    def __init__(self, prompt_ids, sampler, limits, text=None):
+    def __init__(self, prompt_ids, sampler, limits, text=None, n_logprobs=None):
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.limits, self.text = sampler, limits, text
+        self.n_logprobs, self.logprobs = n_logprobs, []
         self.cache = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.pieces = deque()
@@ -50,6 +56,7 @@ class Request:
         self._all_pieces = []
         self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
         self._seen = dict.fromkeys(self.tokens) if sampler.penalises else {}
+        self._counts = {}  # of generated tokens, if the sampler asks
         self._times = []  # of the first forward pass, the first token, the latest one
 
     @property
@@ -68,7 +75,10 @@ class Request:
     def sample(self, logits):
         """Choose the next token from logits (vocab,) and see to what follows from it."""
         seen = np.fromiter(self._seen, np.intp, len(self._seen)) if self._seen else ()
-        token = self.sampler(logits, len(self.tokens), seen)
+        token = self.sampler(logits, len(self.tokens), seen, self._counts)
+        if self.n_logprobs is not None:
+            ids = [token, *best(logits, self.n_logprobs).tolist()] if self.n_logprobs else [token]
+            self.logprobs.append(list(zip(ids, log_probabilities(logits, ids), strict=True)))
         self._times[2] = time.perf_counter()
         if len(self.tokens) == self.n_prompt:
             self._times[1] = self._times[2]
@@ -81,6 +91,8 @@ class Request:
             token = self.tokens[self._n_settled]
             if self.sampler.penalises:
                 self._seen[token] = None
+            if self.sampler.counts:
+                self._counts[token] = self._counts.get(token, 0) + 1
             reason = "stop" if token in self.limits.eos_ids else self._add_text(token)
             n_generated = self._n_settled + 1 - self.n_prompt
             if reason is None and n_generated >= self.limits.max_tokens:
@@ -138,10 +150,16 @@ class Engine:
     prefix_cache: keep the caches of finished sequences, so that a prompt that begins like one of
     them, or like a running one, reads the rest only. Kept and running ones together take no more
     than ``slots`` sequences of full length.
+
+    is_fair (may be set): prompts take no more than half of the time while others generate, and the
+    prompt that came first no more than half of what prompts get while others are shorter. Otherwise
+    a step reads as much of the prompts as it can, in order of arrival.
     """
 
     def __init__(self, transformer, *, slots=1, kv_dtype="f16", prefix_cache=True):
         self.transformer, self.kv_dtype = transformer, kv_dtype
+        self.is_fair = False
+        self._pace = Pace()
         self._prefixes = Prefixes() if prefix_cache else None
         transformer.make_room = self._make_room
         self.slots = min(slots, transformer.max_batch)
@@ -209,7 +227,8 @@ class Engine:
             self._admit()
             batch = self._plan()
             if batch:
-                self._run(batch)
+                with self._pace.measure(any(n > 1 for _, n in batch)):
+                    self._run(batch)
             self._forget_done()
             return bool(batch)
 
@@ -301,13 +320,20 @@ class Engine:
             if not request.is_done and request.pending == 0:  # its logits were lost to an interrupt
                 request.cache.trim(len(request.tokens) - 1)
         active = [r for r in active if not r.is_done]
-        batch, n_left = [], self.transformer.max_batch
-        for request in sorted(active, key=lambda request: request.pending > 1):
-            n = min(request.pending, n_left)
-            if n:
-                batch.append((request, n))
-                n_left -= n
-        return batch
+        running = [r for r in active if r.pending == 1][: self.transformer.max_batch]
+        prompts = [r for r in active if r.pending > 1]
+        shares = self._shares(running, prompts)
+        return [(r, 1) for r in running] + [(r, shares[r]) for r in prompts if shares.get(r)]
+
+    def _shares(self, running, prompts):
+        """{request: rows of the step it gets} of those whose prompt is still read."""
+        n_left = self.transformer.max_batch - len(running)
+        if not self.is_fair:
+            return in_order(prompts, n_left)
+        self._pace.is_shared = bool(running and prompts)
+        if self._pace.prompts_wait():
+            return {}
+        return in_halves(prompts, min(n_left, SHARED_ROWS) if running else n_left)
 
     def _run(self, batch):
         """Run a planned batch; if it fails, each sequence alone, so that only the guilty ends."""

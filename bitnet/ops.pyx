@@ -36,6 +36,8 @@ cdef enum:
     READ_CHUNK = 1 << 18                # bytes
     WORTH = 100000                      # ns of work on one core for which other threads are woken
 
+ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+
 cdef int forked = 0                     # set in the child of a fork
 
 
@@ -67,8 +69,9 @@ cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wa
 # -------------------------------------------------------------------------------------- operations
 def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids not None,
           Batch batch not None, float scale=1.0):
-    """out[i] = row token_ids[i] as float32, times scale."""
+    """out[i] = scale times row token_ids[i], as float32."""
     cdef Py_ssize_t i, j
+    cdef float* row
     check_rows(batch, out.n_rows, out.n_cols, rows.n_cols, "out")
     if token_ids.shape[0] != batch.n_tokens:
         raise ValueError(f"{token_ids.shape[0]} token ids for {batch.n_tokens} rows")
@@ -76,20 +79,10 @@ def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids 
         if not 0 <= token_ids[i] < rows.n_rows:
             raise ValueError(f"token id {token_ids[i]} is not in 0..{rows.n_rows - 1}")
     for i in range(batch.n_tokens):
-        kernels.decode_row(out.data + i * out.n_cols, &rows.data[token_ids[i], 0], rows.type,
-                           rows.n_cols)
-        if scale != 1.0:
-            for j in range(out.n_cols):
-                out.data[i * out.n_cols + j] *= scale
-
-
-def head_norm(Matrix x not None, Norm norm not None, Py_ssize_t first_head, Py_ssize_t n_heads, Batch batch not None):
-    cdef Py_ssize_t r, h, d = norm.weight.shape[0]
-    cdef float* p
-    for r in range(batch.n_tokens):
-        for h in range(first_head, first_head + n_heads):
-            p = x.data + r * x.n_cols + h * d
-            kernels.rms_norm(p, &norm.weight[0], p, norm.eps, d)
+        row = out.data + i * out.n_cols
+        kernels.decode_row(row, &rows.data[token_ids[i], 0], rows.type, rows.n_cols)
+        for j in range(rows.n_cols if scale != 1.0 else 0):
+            row[j] *= scale
 
 
 def rms_norm(Matrix out not None, Norm norm not None, Matrix x not None, Batch batch not None):
@@ -105,6 +98,32 @@ def rms_norm(Matrix out not None, Norm norm not None, Matrix x not None, Batch b
         return
     for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
         kernels.rms_norm(out.data + r * n, weight, x.data + r * n, norm.eps, n)
+
+
+def head_norm(Matrix x not None, Norm norm not None, Py_ssize_t first_head, Py_ssize_t n_heads,
+              Batch batch not None):
+    """RMSNorm in place of each of n_heads heads of a row, from first_head on, as wide as norm."""
+    cdef Py_ssize_t r, head_dim = norm.weight.shape[0]
+    cdef float* heads
+    cdef int team
+    if (batch.n_tokens > x.n_rows or head_dim < 1 or first_head < 0 or n_heads < 0
+            or n_heads > x.n_cols // head_dim - first_head):
+        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, not {batch.n_tokens} x heads {first_head} "
+                         f"to {first_head + n_heads} of {head_dim}")
+    heads = x.data + first_head * head_dim
+    team = threads_for(batch.n_threads, batch.n_tokens * n_heads * head_dim // 2)
+    if team == 1:
+        for r in range(batch.n_tokens):
+            norm_heads(heads + r * x.n_cols, norm, head_dim, n_heads)
+        return
+    for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
+        norm_heads(heads + r * x.n_cols, norm, head_dim, n_heads)
+
+
+cdef void norm_heads(float* x, Norm norm, Py_ssize_t head_dim, Py_ssize_t n_heads) noexcept nogil:
+    cdef Py_ssize_t h
+    for h in range(n_heads):
+        kernels.rms_norm(x + h * head_dim, &norm.weight[0], x + h * head_dim, norm.eps, head_dim)
 
 
 def quantize(Codes out not None, Matrix x not None, Batch batch not None):
@@ -132,13 +151,20 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
 
 def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
            bint add=False, Py_ssize_t column=0):
-    """out = x W^T with the scales of both multiplied in, or out += where ``add``."""
+    """out = x W^T with the scales of both multiplied in, or out += where ``add``.
+
+    It takes the columns of out from ``column`` on, one for each row of W; others stay as they are.
+    """
     cdef Py_ssize_t c
     cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
     cdef int team = threads_for(batch.n_threads, n_products // 64)
     if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
         raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, not {batch.n_tokens} x "
                          f"{weights.n_cols}")
+    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
+            or weights.n_rows > out.n_cols - column):
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
+                         f"{weights.n_rows} from column {column}")
     if batch.n_tokens == 0:
         return
     if team == 1:
@@ -164,14 +190,15 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens,
     cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
     cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
+    cdef float* results = out.data + column + part.first_row + first
     cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
     for begin in range(0, n_tokens, 16):
         n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
                                weights.n_blocks)
         for t in range(n):
-            apply_scales(out.data + (begin + t) * out.n_cols + column + part.first_row + first,
-                         sums + t * CHUNK, part.scales + first * part.scale_step, part.scale_step,
+            apply_scales(results + (begin + t) * out.n_cols, sums + t * CHUNK,
+                         part.scales + first * part.scale_step, part.scale_step,
                          x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
 
 
@@ -255,13 +282,20 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
                          position % PAGE, batch.is_f16, batch.n_kv_heads, batch.head_dim)
 
 
-def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None, Py_ssize_t window=0):
-    """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row."""
+def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None,
+              Py_ssize_t window=0):
+    """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row.
+
+    window: positions a row sees, its own included; 0: all that its cache holds.
+    """
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
     cdef Py_ssize_t group = n_heads // batch.n_kv_heads
-    cdef int team = threads_for(batch.n_threads, attention_work(batch) * group // 4)
+    cdef int team
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
+    if window < 0:
+        raise ValueError(f"window is {window}, limit: 0 or more")
+    team = threads_for(batch.n_threads, attention_work(batch, window) * group // 4)
     if team == 1:
         for i in range(n_items):
             attention_item(out, qkv, layer, batch, n_heads, window, i)
@@ -270,16 +304,22 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch 
         attention_item(out, qkv, layer, batch, n_heads, window, i)
 
 
-cdef Py_ssize_t attention_work(Batch batch) noexcept:
+cdef Py_ssize_t first_seen(Batch batch, Py_ssize_t row, Py_ssize_t window) noexcept nogil:
+    """The first position that a row sees."""
+    cdef Py_ssize_t start = batch.sequences[batch.sequence_of[row]].start
+    return max(start, batch.positions[row] - window + 1) if window else start
+
+
+cdef Py_ssize_t attention_work(Batch batch, Py_ssize_t window) noexcept:
     """Keys and values to read, about: rows times their positions."""
     cdef Py_ssize_t r, total = 0
     for r in range(batch.n_tokens):
-        total += batch.positions[r] + 1
+        total += batch.positions[r] - first_seen(batch, r, window) + 1
     return total * batch.n_kv_heads * batch.head_dim
 
 
-cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads, Py_ssize_t window,
-                         Py_ssize_t item) noexcept nogil:
+cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads,
+                         Py_ssize_t window, Py_ssize_t item) noexcept nogil:
     """One row and one key head, with the query heads that share it."""
     cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
     cdef Py_ssize_t n_group = n_heads // batch.n_kv_heads
@@ -287,36 +327,34 @@ cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, 
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     kernels.attention(out.data + r * out.n_cols + first_column,
                       qkv.data + r * qkv.n_cols + first_column, s.pages + layer * s.n_pages,
-                      s.n_pages, max(s.start, batch.positions[r] - window + 1) if window else s.start, batch.positions[r], batch.is_f16, kv_head,
-                      batch.n_kv_heads, n_group, batch.head_dim)
+                      s.n_pages, first_seen(batch, r, window), batch.positions[r], batch.is_f16,
+                      kv_head, batch.n_kv_heads, n_group, batch.head_dim)
 
 
 def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):
-    """out = act(gate) * up, act "relu2" or "silu"; gate_up holds both side by side."""
+    """out = act(gate) * up, act "relu2", "silu" or "gelu" (its tanh form); gate_up holds both side
+    by side."""
     cdef Py_ssize_t r, n = out.n_cols
-    cdef bint is_relu2 = act == "relu2"
     cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
+    cdef Gate kernel = gate_kernel(act)
     check_rows(batch, gate_up.n_rows, gate_up.n_cols, 2 * n, "gate_up")
     check_rows(batch, out.n_rows, n, n, "out")
-    if act == "gelu":
-        a = out.array(); g = gate_up.array()[:, :n]; u = gate_up.array()[:, n:]
-        a[:batch.n_tokens] = (0.5*g*(1+np.tanh(np.sqrt(2/np.pi)*(g+0.044715*g**3)))*u)[:batch.n_tokens]
-        return
-    if act not in ("relu2", "silu"):
-        raise ValueError(f"act is {act!r}, not relu2 or silu")
     if team == 1:
         for r in range(batch.n_tokens):
-            gate_row(out.data + r * n, gate_up.data + r * 2 * n, is_relu2, n)
+            kernel(out.data + r * n, gate_up.data + r * 2 * n, gate_up.data + r * 2 * n + n, n)
         return
     for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
-        gate_row(out.data + r * n, gate_up.data + r * 2 * n, is_relu2, n)
+        kernel(out.data + r * n, gate_up.data + r * 2 * n, gate_up.data + r * 2 * n + n, n)
 
 
-cdef void gate_row(float* out, const float* gate_up, bint is_relu2, Py_ssize_t n) noexcept nogil:
-    if is_relu2:
-        kernels.relu2_gate(out, gate_up, gate_up + n, n)
-    else:
-        kernels.silu_gate(out, gate_up, gate_up + n, n)
+cdef Gate gate_kernel(str act) except NULL:
+    if act == "relu2":
+        return kernels.relu2_gate
+    if act == "silu":
+        return kernels.silu_gate
+    if act == "gelu":
+        return kernels.gelu_gate
+    raise ValueError(f"act is {act!r}, not relu2, silu or gelu")
 
 
 def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None,

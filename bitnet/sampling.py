@@ -25,6 +25,8 @@ _LIMITS = {
     "top_p": (0.0, 1.0, False),
     "min_p": (0.0, 1.0, True),
     "repetition_penalty": (0.0, 100.0, False),
+    "presence_penalty": (-2.0, 2.0, True),
+    "frequency_penalty": (-2.0, 2.0, True),
     "seed": (0, SEEDS - 1, True),
 }
 _MAX_BIASES = 4096
@@ -39,7 +41,9 @@ class Sampling:
     temperature: 0 (below 1e-4) takes the most likely token. top_k: of the k most likely only (0: of
     all). top_p: of the most likely that together reach this probability. min_p: of those at least
     this fraction as likely as the most likely. repetition_penalty: divides the positive logits of
-    tokens that occur in the text so far, and multiplies the negative ones. seed: None draws one.
+    tokens that occur in the text so far, and multiplies the negative ones. presence_penalty and
+    frequency_penalty: are subtracted from the logits of generated tokens, once and as often as the
+    token was generated. seed: None draws one.
     logit_bias: {token id: number to add to its logit, -inf to forbid it}.
     """
 
@@ -50,6 +54,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self):
         for parameter in fields(self):
@@ -77,7 +83,8 @@ class Sampler:
     """Chooses tokens; made by make_sampler, has no state, and may be shared by sequences.
 
     seed: the one in use. needs: what it must see of the logits: "greedy" (the best), "top_k" (the
-    top_k best, in order) or "full". adjusts: whether it changes logits before that.
+    top_k best, in order) or "full". adjusts: whether it changes logits before that. penalises,
+    counts: whether it wants to know which tokens the text has, and how often they were generated.
     """
 
     def __init__(self, sampling, seed, bias):
@@ -86,20 +93,24 @@ class Sampler:
         self.needs = "greedy" if self.top_k == 1 else "top_k" if self.top_k else "full"
         self._penalty = np.float32(sampling.repetition_penalty)
         self.penalises = sampling.repetition_penalty != 1
+        self._presence = np.float32(sampling.presence_penalty)
+        self._frequency = np.float32(sampling.frequency_penalty)
+        self.counts = bool(self._presence or self._frequency)
         self._bias_ids, self._biases = bias
-        self.adjusts = self.penalises or len(self._bias_ids) > 0
+        self.adjusts = self.penalises or self.counts or len(self._bias_ids) > 0
         self._temperature = np.float32(sampling.temperature)
         self._top_p, self._min_p = sampling.top_p, np.float32(sampling.min_p)
 
-    def __call__(self, logits, position, seen=()):
+    def __call__(self, logits, position, seen=(), counts=None):
         """The token for a position, from float32 logits (vocab,), which are not changed.
 
         position: of the token in its sequence. seen: distinct ids of the text so far (used only if
-        the sampler penalises). ValueError if a logit is not finite.
+        the sampler penalises). counts: {id: how often it was generated} (used only if the sampler
+        counts). ValueError if a logit is not finite.
         """
         check_finite(logits, position)
         if self.adjusts:
-            logits = self.adjust(logits, seen)
+            logits = self.adjust(logits, seen, counts)
         if self.needs == "greedy":
             return int(logits.argmax())
         if self.needs == "top_k":
@@ -107,13 +118,17 @@ class Sampler:
             return int(ids[self.choose(logits[ids], position)])
         return self.choose(logits, position, ordered=False)
 
-    def adjust(self, logits, seen):
+    def adjust(self, logits, seen, counts=None):
         """A copy of the logits with penalties and biases."""
         logits = logits.copy()
         if self.penalises and len(seen):
             ids = np.asarray(seen)
             old = logits[ids]
             logits[ids] = np.where(old < 0, old * self._penalty, old / self._penalty)
+        if self.counts and counts:
+            ids = np.fromiter(counts.keys(), np.intp, len(counts))
+            often = np.fromiter(counts.values(), np.float32, len(counts))
+            logits[ids] -= self._presence + self._frequency * often
         logits[self._bias_ids] += self._biases
         if logits.max() == -np.inf:
             raise ValueError("logit_bias: it forbids every token")
@@ -221,6 +236,17 @@ def best(logits, n):
     level = np.flatnonzero(logits == least)[: n - len(above)]
     ids = np.sort(np.concatenate((above, level)))
     return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def log_probabilities(logits, ids):
+    """The logs of the probabilities of these ids, list of float, from logits (vocab,) as they are.
+
+    Sums go one after the other in float64: the same on every CPU.
+    """
+    top = logits.max()
+    mass = np.cumsum(ops.exp(logits - top), dtype=np.float64)[-1]
+    rest = float(top) + math.log(mass)
+    return [float(logits[i]) - rest for i in ids]
 
 
 def check_finite(logits, position):

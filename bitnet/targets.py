@@ -192,13 +192,14 @@ def _shortest(value):
     return value
 
 
-def differences(a, b):
-    """The names of the fields by which two configurations mean different models.
+def differences(found, meant):
+    """The names of the fields by which a configuration means another model than it should.
 
     GGUF holds floats as float32, names no window where no layer has one, and no sampling where
-    there is none.
+    there is none. It may have one more end token, by the text <|eot_id|> in its vocabulary.
     """
-    a, b = _meaning(a), _meaning(b)
+    a, b = _meaning(found), _meaning(meant)
+    a["eos_token_ids"] &= b["eos_token_ids"]
     return [name for name in a if a[name] != b[name]]
 
 

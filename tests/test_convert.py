@@ -202,6 +202,21 @@ def test_a_folder_has_one_float_type(tmp_path):
     assert {t.type for t in tensors.values()} == {"U8", "F32"}
 
 
+@pytest.mark.parametrize("name", FIXTURES)
+def test_tensors_of_a_folder_are_aligned_and_the_library_reads_them(name, tmp_path):
+    path = to(name, tmp_path, "hf") / "model.safetensors"
+    file = safetensors.SafetensorsFile(path)
+    for tensor in file.tensors.values():
+        offset = tensor.data.ctypes.data - file.data.ctypes.data
+        assert offset % safetensors.ITEM_BYTES[tensor.type] == 0
+    with pytest.importorskip("safetensors").safe_open(path, "numpy") as found:
+        assert found.metadata() == {"format": "pt"}
+        assert set(found.keys()) == set(file.tensors)
+        for tensor in file.tensors.values():
+            if tensor.type != "BF16":  # NumPy has none
+                assert found.get_tensor(tensor.name).tobytes() == tensor.data.tobytes()
+
+
 def test_values_that_leave_the_range_of_f16(tmp_path):
     tensors = small_files.hf_tensors()
     values = np.full((16, 64), 1e-33, np.float32)
@@ -239,6 +254,13 @@ def test_a_tensor_that_does_not_fill_blocks(tmp_path):
         convert.convert(folder, tmp_path / "b.gguf")
     convert.convert(folder, tmp_path / "b")  # an HF folder takes it
     assert tensors_of(tmp_path / "b").keys() == tensors_of(folder).keys()
+
+
+def test_one_more_end_token_is_no_difference():
+    config = scan(source_of("hf_bitnet_offline")).config
+    more = replace(config, eos_token_ids=(*config.eos_token_ids, 7))
+    assert differences(more, config) == []
+    assert differences(config, more) == ["eos_token_ids"]
 
 
 def test_rows_that_bitnet_cpp_cannot_run_are_noted(tmp_path):

@@ -13,7 +13,6 @@ from bitnet.memory import Pool
 from guard import guarded
 
 from bitnet import arrays, cpu, dispatch, ops
-from bitnet.formats import packing
 from bitnet.rope import rope_tables
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
@@ -98,6 +97,21 @@ def test_scales_stacking_and_adding(isa):
     np.testing.assert_allclose(out.array(), 1 + want, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_products_go_to_columns(isa, n_threads):
+    r = rng(6)
+    x = r.standard_normal((17, 300)).astype(np.float32)
+    q = [r.integers(-1, 2, (n, 300)).astype(np.int8) for n in (70, 3)]
+    out, quantized, batch = matrix(np.full((17, 80), 7)), codes(17, 300), rows(17, n_threads)
+    ops.quantize(quantized, matrix(x), batch)
+    for column, a in zip((5, 77), q, strict=True):
+        weights = arrays.Linear([(reference.pack_i2_s(a), np.ones(1, np.float32))], 300)
+        ops.linear(out, weights, quantized, batch, column=column)
+    want = np.hstack([ternary(x, a) for a in q])
+    np.testing.assert_array_equal(out.array()[:, [*range(5, 75), 77, 78, 79]], want)
+    assert (out.array()[:, [*range(5), 75, 76]] == 7).all()
+
+
 def test_code_3_is_found(isa):
     packed = np.zeros((200, 96), np.uint8)
     packed[...] = 0b10010010  # codes 2, 1, 0, 2
@@ -176,45 +190,54 @@ def test_exp(isa):
     assert special[:4].tolist() == [0, 0, 1, 1] and np.isnan(special[4])
 
 
-@pytest.mark.parametrize(
-    "type, n_cols",
-    [
-        ("F32", 40),
-        ("F16", 40),
-        ("F16", 2560),
-        ("BF16", 100),
-        ("Q8_0", 96),
-        ("Q8_0", 2560),
-        ("Q6_K", 256),
-        ("Q6_K", 2560),
-    ],
-)
-def test_embedding_and_head_rows(isa, type, n_cols):
-    r = rng(n_cols)
-    n_rows, n_bytes = 71, arrays.row_bytes(type, n_cols)
-    if type in ("F32", "F16", "BF16"):
-        values = r.standard_normal((n_rows, n_cols)).astype(np.float32)
-        half = (values.view(np.uint32) >> 16).astype(np.uint16)
-        data = {"F32": values, "F16": values.astype(np.float16), "BF16": half}[type]
-        data = data.view(np.uint8).reshape(n_rows, n_bytes)
-    else:  # any bytes, but scales of moderate size
-        block = {"Q8_0": 34, "Q6_K": 210}[type]
-        data = r.integers(0, 256, (n_rows, n_bytes)).astype(np.uint8)
-        scales = r.standard_normal((n_rows, n_bytes // block)).astype(np.float16)
-        at = 0 if type == "Q8_0" else 208
-        data.reshape(n_rows, -1, block)[:, :, at : at + 2] = scales[..., None].view(np.uint8)
-    table = arrays.Rows(guarded(data), type, n_cols)
-    values = packing.dequantize(type, data, n_cols)
-    ids = r.integers(0, n_rows, 5).astype(np.int32)
-    out = matrix(np.zeros((5, n_cols)))
-    ops.embed(out, table, ids, rows(5))
-    np.testing.assert_array_equal(out.array(), values[ids])
-    x = r.standard_normal((3, n_cols)).astype(np.float32)
-    logits = matrix(np.zeros((3, n_rows)))
-    ops.head(logits, table, arrays.Matrix(guarded(x)), rows(3, 2), last_only=False)
-    want = x.astype(np.float64) @ values.T.astype(np.float64)
-    bound = 4e-7 * (np.abs(x).astype(np.float64) @ np.abs(values.T).astype(np.float64))
-    assert (np.abs(logits.array() - want) <= bound).all()
+def gelu(x):
+    """x / 2 (1 + tanh(u)) without the cancellation for x below 0."""
+    return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gated(act, gate, up=1.0):
+    """act(gate) * up, float32 (n,)."""
+    both = np.concatenate([gate, np.full(len(gate), up)]).astype(np.float32)
+    out = matrix(np.full((1, len(gate)), np.nan))
+    ops.gate(out, arrays.Matrix(guarded(both.reshape(1, -1))), act, rows(1))
+    return out.array()[0]
+
+
+def test_gelu(isa):
+    x = np.concatenate([np.linspace(-12, 12, 100_001), rng(1).standard_normal(99)])
+    x = x.astype(np.float32)
+    want = gelu(x.astype(np.float64))
+    above = x > -3
+    np.testing.assert_allclose(gated("gelu", x)[above], want[above], rtol=1e-6)
+    np.testing.assert_allclose(gated("gelu", x)[~above], want[~above], rtol=0, atol=4e-9)
+    np.testing.assert_array_equal(gated("gelu", x, -3), gated("gelu", x) * np.float32(-3))
+    u = np.sqrt(2 / np.pi) * (want + 0.044715 * want**3)  # the form in which it is published
+    np.testing.assert_allclose(gelu(want), 0.5 * want * (1 + np.tanh(u)), atol=1e-15)
+
+
+def test_gelu_of_any_size_is_finite(isa):
+    large = np.array([1e4, 1e13, 1e19, 1e20, 1e30, 3e38], np.float32)
+    assert (gated("gelu", large) == large).all()
+    assert (gated("gelu", -large) == 0).all()
+    small = np.array([1e-30, 1e-45, 0, -0.0, -1e-45, -1e-30], np.float32)
+    np.testing.assert_array_equal(gated("gelu", small), small / 2)
+    assert np.isnan(gated("gelu", np.array([np.nan], np.float32))).all()
+
+
+@pytest.mark.parametrize("head_dim", [1, 20, 64, 100])
+@pytest.mark.parametrize("n_tokens, n_threads", [(1, 1), (3, 1), (200, 2)])
+def test_norms_of_heads(isa, head_dim, n_tokens, n_threads):
+    r = rng(head_dim, n_tokens)
+    x = r.standard_normal((n_tokens, 7, head_dim)).astype(np.float32)
+    weight = r.standard_normal(head_dim).astype(np.float32)
+    norm = arrays.Norm(guarded(weight), 1e-6)
+    heads = arrays.Matrix(guarded(x.reshape(n_tokens, -1)))
+    ops.head_norm(heads, norm, 2, 4, rows(n_tokens, n_threads))
+    one = matrix(np.zeros((4 * n_tokens, head_dim)))
+    ops.rms_norm(one, norm, matrix(x[:, 2:6].reshape(-1, head_dim)), rows(4 * n_tokens))
+    got = heads.array().reshape(x.shape)
+    np.testing.assert_array_equal(got[:, 2:6], one.array().reshape(n_tokens, 4, head_dim))
+    np.testing.assert_array_equal(got[:, [0, 1, 6]], x[:, [0, 1, 6]])
 
 
 def tables(n, head_dim, theta=10000.0):
@@ -279,6 +302,56 @@ def test_attention_over_pages(isa, head_dim, n_kv_heads, group, dtype, n_threads
     np.testing.assert_allclose(np.concatenate(got), np.stack(want).reshape(n, -1), atol=3e-6)
 
 
+def windowed(cache, qkv, n_heads, window, n_threads=1, chunk=100):
+    """ops.attention of a sequence fed in chunks, float32 (n, n_heads * head_dim)."""
+    out, got = matrix(np.zeros((chunk, n_heads * cache.head_dim))), []
+    for begin in range(0, len(qkv), chunk):
+        part = qkv[begin : begin + chunk]
+        batch = arrays.Batch(chunk, 1, n_threads).set([(cache, len(part))])
+        ops.store_kv(matrix(part), 0, batch)
+        ops.attention(out, matrix(part), 0, batch, window=window)
+        cache.advance(len(part))
+        got.append(out.array()[: len(part)].copy())
+    return np.concatenate(got)
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 127, 128, 129, 200, 256, 399, 400, 2**62])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_attention_through_a_window(isa, window, overwrite):
+    """Windows that begin on every side of a page's border; a ring that gives pages up hides no
+    position that a window shows, and one that it hides is seen by nobody."""
+    n, n_heads, head_dim = 400, 2, 32
+    qkv = rng(window % 1000).standard_normal((n, 4 * head_dim)).astype(np.float32)
+    cache = KVCache(
+        Pool(1 << 24),
+        n_layers=1,
+        n_kv_heads=1,
+        head_dim=head_dim,
+        capacity=250 if overwrite else n,
+        dtype="f32",
+        overwrite=overwrite,
+    )
+    got = windowed(cache, qkv, n_heads, window, n_threads=2)
+    assert cache.start == (128 if overwrite else 0)
+    q, k, v = np.split(qkv, [n_heads * head_dim, (n_heads + 1) * head_dim], axis=1)
+    k, v = k[:, None], v[:, None]
+    for t in range(n):
+        first = max(
+            t - window + 1, cache.start if t >= 300 else 0
+        )  # 300: the chunk that needs room
+        want = reference.attention(q[t].reshape(n_heads, -1), k[first : t + 1], v[first : t + 1])
+        np.testing.assert_allclose(got[t], want.reshape(-1), atol=3e-6, err_msg=str(t))
+
+
+def test_a_window_as_long_as_the_sequence_changes_no_bit(isa):
+    qkv = rng(4).standard_normal((300, 4 * 32)).astype(np.float32)
+    found = []
+    for window, chunk, n_threads in ((0, 300, 1), (300, 7, 2), (2**40, 100, 1)):
+        cache = KVCache(Pool(1 << 24), n_layers=1, n_kv_heads=1, head_dim=32, capacity=300)
+        found.append(windowed(cache, qkv, 2, window, n_threads, chunk).tobytes())
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_page_layout_is_what_the_cache_reads(isa):
     """store_kv writes where KVCache.read looks, in both dtypes, whatever the head_dim."""
     for dtype, head_dim in (("f32", 20), ("f16", 20), ("f16", 64)):
@@ -301,18 +374,15 @@ def test_float_kernels_give_the_same_bits_everywhere():
         r.standard_normal((4, 1000)).astype(np.float32),
         r.standard_normal((4, 2000)).astype(np.float32),
     )
-    head = arrays.Rows(r.standard_normal((9, 1000)).astype(np.float16).view(np.uint8), "F16", 1000)
     found = {}
     for name in cpu.supported():
         dispatch.use(name)
-        out, logits = matrix(np.zeros((4, 1000))), matrix(np.zeros((4, 9)))
-        results = [ops.exp(x.ravel())]
-        for act in ("relu2", "silu"):
+        out, results = matrix(np.zeros((4, 1000))), [ops.exp(x.ravel())]
+        for act in ("relu2", "silu", "gelu"):
             ops.gate(out, matrix(both), act, rows(4))
             results.append(out.array().copy())
         ops.rms_norm(out, arrays.Norm(x[0], 1e-5), matrix(x), rows(4))
-        ops.head(logits, head, matrix(x), rows(4), last_only=False)
-        found[name] = b"".join(a.tobytes() for a in (*results, out.array(), logits.array()))
+        found[name] = b"".join(a.tobytes() for a in (*results, out.array()))
     dispatch.use()
     assert all(value == found["generic"] for value in found.values())
 
@@ -335,10 +405,10 @@ def broken_kernels():
     api.PyCapsule_New.restype = ctypes.py_object
     api.PyCapsule_New.argtypes = [ctypes.c_void_p] * 3
     generic = importlib.import_module("bitnet.kernels.generic")
-    table = (ctypes.c_void_p * 13).from_address(
+    table = (ctypes.c_void_p * 14).from_address(
         api.PyCapsule_GetPointer(generic.capsule, b"bitnet.kernels")
     )
-    copy = (ctypes.c_void_p * 13)(*table)
+    copy = (ctypes.c_void_p * 14)(*table)
     copy[7], copy[8] = copy[8], copy[7]  # relu2_gate and silu_gate
     name = ctypes.create_string_buffer(b"bitnet.kernels")
     capsule = api.PyCapsule_New(ctypes.addressof(copy), ctypes.addressof(name), None)
@@ -373,15 +443,6 @@ def test_wrong_shapes_are_refused():
         arrays.Linear([(np.zeros((4, 60), np.uint8), one)], 256)
     with pytest.raises(ValueError, match="131072"):
         arrays.Linear([(np.zeros((1, 1 << 16), np.uint8), one)], 1 << 18)
-    with pytest.raises(ValueError, match="blocks of 256"):
-        arrays.Rows(np.zeros((4, 210), np.uint8), "Q6_K", 100)
-    with pytest.raises(ValueError, match=r"not in 0\.\.3"):
-        ops.embed(
-            matrix(np.zeros((1, 8))),
-            arrays.Rows(np.zeros((4, 16), np.uint8), "F16", 8),
-            np.array([4], np.int32),
-            rows(1),
-        )
     with pytest.raises(ValueError, match="out is 2 x 8, not 3 x 8"):
         ops.rms_norm(
             matrix(np.zeros((2, 8))),
@@ -389,6 +450,23 @@ def test_wrong_shapes_are_refused():
             matrix(np.zeros((3, 8))),
             rows(3),
         )
+    qkv, norm = matrix(np.zeros((2, 60))), arrays.Norm(np.ones(10, np.float32), 1e-5)
+    for first_head, n_heads in ((-1, 1), (0, -1), (4, 3), (7, 0), (2**61, 1), (1, 2**62)):
+        with pytest.raises(ValueError, match=f"x is 2 x 60, not 2 x heads {first_head} to"):
+            ops.head_norm(qkv, norm, first_head, n_heads, rows(2))
+    with pytest.raises(ValueError, match="not 2 x heads 0 to 0 of 0"):
+        ops.head_norm(qkv, arrays.Norm(np.ones(0, np.float32), 1e-5), 0, 0, rows(2))
+    linear = arrays.Linear([(np.zeros((50, 32), np.uint8), one)], 128)
+    quantized = codes(2, 128)
+    ops.quantize(quantized, matrix(np.zeros((2, 128))), rows(2))
+    for column in (-1, 11, 2**62):
+        with pytest.raises(ValueError, match=f"not 2 x at least 50 from column {column}"):
+            ops.linear(qkv, linear, quantized, rows(2), column=column)
+    with pytest.raises(ValueError, match="act is 'tanh', not relu2, silu or gelu"):
+        ops.gate(matrix(np.zeros((2, 30))), qkv, "tanh", rows(2))
+    cache = KVCache(Pool(1 << 20), n_layers=1, n_kv_heads=1, head_dim=20, capacity=8)
+    with pytest.raises(ValueError, match="window is -1, limit: 0 or more"):
+        ops.attention(matrix(np.zeros((1, 20))), qkv, 0, arrays.Batch(1, 1).set([(cache, 1)]), -1)
 
 
 def test_threads_are_really_there():

@@ -11,6 +11,7 @@ import struct
 import numpy as np
 import pytest
 import small_models as models
+from fuzz import make_corpus
 from small_files import safetensors
 from test_malformed import refused
 
@@ -226,6 +227,39 @@ CASES = {
         "gemma3", {}, gone("post_feedforward_layernorm.weight"), "post_feedforward_layernorm.w",
     ),
 }  # fmt: skip
+
+
+TOKENIZER_CASES = {
+    "not JSON": (file("tokenizer.json", b"{"), r"tokenizer\.json: tokenizer"),
+    "a list": (file("tokenizer.json", []), r"tokenizer\.json: tokenizer"),
+    "deep": (file("tokenizer.json", b"[" * 100_000), r"tokenizer\.json: tokenizer"),
+    "no decoder": (
+        lambda files: files.__setitem__("tokenizer.json",
+                                        edited(files["tokenizer.json"], {"decoder": None})),
+        "decoder: ",
+    ),
+    "a template of tokens that names none of them": (
+        lambda files: files.__setitem__("tokenizer.json", files["tokenizer.json"].replace(
+            b'"SpecialToken": {"id": "<|begin_of_text|>"', b'"SpecialToken": {"id": "<x>"')),
+        r"tokenizer\.json: tokenizer",
+    ),
+    "template a number": (file("tokenizer_config.json", {"chat_template": 1}), "chat_template: "),
+    "templates of nothing": (
+        file("tokenizer_config.json", {"chat_template": [None]}), "chat_template: ",
+    ),
+    "templates in lists": (
+        file("tokenizer_config.json", {"chat_template": [{"name": [], "template": "x"}]}),
+        "chat_template: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZER_CASES)
+def test_tokenizer(tmp_path, name):
+    damage, pattern = TOKENIZER_CASES[name]
+    files = models.hf_files("bitnet", **PACKED) | {"tokenizer.json": jsoned(make_corpus.TOKENIZER)}
+    damage(files)
+    refused(models.write(tmp_path / "model", files), pattern)
 
 
 @pytest.mark.parametrize("name", CASES)

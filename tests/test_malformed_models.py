@@ -215,6 +215,14 @@ def entry(name, type_id, payload):
     return lambda m, arch: m.set(f"{arch}.{name}", type_id, payload)
 
 
+def plain(name, type_id, payload):
+    """A key that does not begin with the architecture."""
+    return lambda m, arch: m.set(name, type_id, payload)
+
+
+NUMBERS = numbers(4, "I", [1, 2])
+
+
 def absent(name):
     return lambda m, arch: m.remove(f"{arch}.{name}")
 
@@ -245,6 +253,32 @@ FAMILY_CASES = {
             entry("attention.head_count_kv", ARRAY, numbers(4, "I", [1])),
             "head_count_kv: ",
         ),
+        **{
+            f"{name} a list": (entry(name, ARRAY, NUMBERS), f"{name}: ")
+            for name in ("block_count", "attention.value_length", "rope.dimension_count",
+                         "rope.freq_base", "rope.scaling.type", "hidden_activation")
+        },
+        **{
+            f"{name} a list": (plain(f"tokenizer.{name}", ARRAY, NUMBERS), f"{name}: ")
+            for name in ("ggml.model", "ggml.pre", "ggml.tokens", "ggml.add_bos_token",
+                         "chat_template")
+        },
+        **{
+            f"{name} a number": (plain(f"tokenizer.{name}", F32, bytes(4)), f"{name}: ")
+            for name in ("ggml.model", "ggml.pre", "ggml.tokens", "ggml.merges", "ggml.token_type",
+                         "ggml.bos_token_id", "chat_template")
+        },
+        "a token twice": (
+            plain("tokenizer.ggml.tokens", ARRAY, strings(["a"] * 8)), r"tokens\[\d\]: a",
+        ),
+        "a merge of three": (plain("tokenizer.ggml.merges", ARRAY, strings(["a b c"])), "merges"),
+        "a merge of one": (plain("tokenizer.ggml.merges", ARRAY, strings(["a"])), "merges"),
+        "a merge of strangers": (plain("tokenizer.ggml.merges", ARRAY, strings(["x y"])), "merges"),
+        "a merge that is no token": (
+            plain("tokenizer.ggml.merges", ARRAY, strings(["b c"])), "merges",
+        ),
+        "an unknown pre-tokenizer": (plain("tokenizer.ggml.pre", STRING, text("x")), "pre: x"),
+        "an unknown tokenizer": (plain("tokenizer.ggml.model", STRING, text("x")), "model: x"),
         "more heads": (whole("attention.head_count", 4), r"attn_q\.weight shape"),
         "wider": (whole("embedding_length", 64), r"token_embd\.weight shape"),
         "YaRN": (entry("rope.scaling.type", STRING, text("yarn")), "scaling.type: yarn"),

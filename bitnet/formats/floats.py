@@ -17,6 +17,8 @@ s and m count for 32 values (16 in Q6_K), and nibbles go by 64 values, with 32 b
 Products and sums are rounded to float32 one by one, from the left: the kernels give the same bits.
 """
 
+import math
+
 import numpy as np
 
 BLOCKS = {  # values and bytes of a block
@@ -33,7 +35,7 @@ LARGEST = {  # |value| that quantize can store: in blocks it is the scale that w
     "F32": float(np.finfo(np.float32).max), "F16": F16_LARGEST, "BF16": 255 * 2.0**120,
     "Q8_0": 127 * F16_LARGEST, "Q6_K": 24 * 128 * F16_LARGEST,
 }  # fmt: skip
-TINY = np.finfo(np.float32).tiny
+TINY = np.float32(2**-100)  # its inverse times 33.5 is finite; as an f16 it would be 0
 
 
 def dequantize(type_name, data, n_cols):
@@ -52,7 +54,8 @@ def dequantize(type_name, data, n_cols):
         return data.view("<f2").astype(np.float32)
     if type_name == "BF16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    return _DECODERS[type_name](data.reshape(-1, n_bytes)).reshape(-1, n_cols)
+    with np.errstate(invalid="ignore"):  # an infinite scale times 0
+        return _DECODERS[type_name](data.reshape(-1, n_bytes)).reshape(-1, n_cols)
 
 
 def quantize(type_name, rows):
@@ -63,7 +66,7 @@ def quantize(type_name, rows):
     """
     if type_name not in LARGEST:
         raise ValueError(f"quantize to {type_name}, limit: one of {', '.join(LARGEST)}")
-    n, _ = _block(type_name, rows.shape[1])
+    n, n_bytes = _block(type_name, rows.shape[1])
     peak = np.abs(rows).max(initial=0)
     if not peak <= LARGEST[type_name]:  # NaN fails too
         raise ValueError(f"{type_name}: |value| {peak:g}, limit: {LARGEST[type_name]:g}")
@@ -76,7 +79,7 @@ def quantize(type_name, rows):
         bits = rows.view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").view(np.uint8)
     encode = {"Q8_0": _encode_q8_0, "Q6_K": _encode_q6_k}[type_name]
-    return encode(rows.reshape(-1, n)).reshape(len(rows), -1)
+    return encode(rows.reshape(-1, n)).reshape(len(rows), rows.shape[1] // n * n_bytes)
 
 
 def _block(type_name, n_cols):
@@ -194,7 +197,7 @@ def _encode_q6_k(values):
         s.view(np.uint8),
         d.view(np.uint8),
     ]
-    return np.concatenate([part.reshape(len(values), -1) for part in parts], axis=1)
+    return np.concatenate([part.reshape(-1, math.prod(part.shape[1:])) for part in parts], axis=1)
 
 
 def _group_scales(groups):
@@ -225,5 +228,5 @@ def _signed_peak(values):
 
 
 def _inverse(values):
-    """1 / values, 0 where that would not be finite."""
+    """1 / values, and 0 for those near 0."""
     return np.divide(np.float32(1), values, out=np.zeros_like(values), where=abs(values) >= TINY)

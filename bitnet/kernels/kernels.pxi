@@ -6,9 +6,9 @@ from libc.string cimport memcpy, memset
 
 from .simd cimport (
     AHEAD, ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
-    f32_load_f16, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
-    f32_store_i8, f32_sub, f32_sum, f32_zero, f32x16, prefetch, ternary_row, ternary_row_tokens,
-    ternary_tile, ternary_tile_1,
+    f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
+    f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch, ternary_row,
+    ternary_row_tokens, ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels
 
@@ -17,14 +17,6 @@ cdef enum:
     BLOCK_BYTES = 32                # 128 ternary codes
     PAGE = 128                      # positions of a KV page
     GROUP = 4                       # query heads that share one pass over keys and values
-    CHUNK = 256                     # decoded weights at a time: a Q6_K block, 8 of Q8_0
-
-cdef enum:                          # ggml's type numbers
-    F32 = 0
-    F16 = 1
-    Q8_0 = 8
-    Q6_K = 14
-    BF16 = 30
 
 
 # ------------------------------------------------------------------------------------ ternary
@@ -162,6 +154,28 @@ cdef void silu_gate(float* out, const float* gate, const float* up, Py_ssize_t n
     if n % LANES:
         i = n - n % LANES
         store_some(out + i, f32_mul(silu(load_some(gate + i, n % LANES)),
+                                    load_some(up + i, n % LANES)), n % LANES)
+
+
+cdef inline f32x16 gelu(f32x16 g) noexcept nogil:
+    """g / 2 (1 + tanh(u)), u = sqrt(2 / pi) (g + 0.044715 g^3), which is g / (1 + e^-2u).
+
+    Within 1e-6 of it for g > -3, within 4e-9 below; 0 where 2u < -87.33, which is g < -10.
+    """
+    cdef f32x16 t = f32_mul(f32_mul(g, g), f32_set1(0.0713548128))
+    t = f32_mul(f32_add(t, f32_set1(1.5957691216)), g)
+    g = f32_div(g, f32_add(f32_set1(1.0), f32_exp(f32_sub(f32_zero(), t))))
+    return f32_zero_below(g, t, -87.33)
+
+
+cdef void gelu_gate(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
+    """out = gelu(gate) * up."""
+    cdef Py_ssize_t i
+    for i in range(0, n - LANES + 1, 16):
+        f32_store(out + i, f32_mul(gelu(f32_load(gate + i)), f32_load(up + i)))
+    if n % LANES:
+        i = n - n % LANES
+        store_some(out + i, f32_mul(gelu(load_some(gate + i, n % LANES)),
                                     load_some(up + i, n % LANES)), n % LANES)
 
 
@@ -357,125 +371,7 @@ cdef void attend(float* out, const float* q, char** pages, Py_ssize_t n_pages,
             out[g * head_dim + d] /= total[g]
 
 
-# ------------------------------------------------------------------------- embedding and head rows
-cdef void decode_q8_0(float* out, const uint8_t* row, Py_ssize_t n) noexcept nogil:
-    """Blocks of 32 in 34 bytes: f16 d, int8 q; d * q."""
-    cdef Py_ssize_t b, j
-    cdef uint16_t half
-    cdef float d
-    for b in range(n // 32):
-        memcpy(&half, row + 34 * b, 2)
-        d = f32_of_f16(half)
-        for j in range(32):
-            out[32 * b + j] = d * <float>(<const int8_t*>row)[34 * b + 2 + j]
-
-
-cdef void decode_q6_k(float* out, const uint8_t* row, Py_ssize_t n) noexcept nogil:
-    """Blocks of 256 in 210 bytes: low bits 128, high bits 64, int8 scales 16, f16 d (ggml)."""
-    cdef Py_ssize_t b, h, j
-    cdef int quarter, code
-    cdef uint16_t half
-    cdef const uint8_t* low
-    cdef const uint8_t* high
-    cdef const int8_t* scales
-    cdef float d
-    for b in range(n // 256):
-        memcpy(&half, row + 208, 2)
-        d = f32_of_f16(half)
-        for h in range(2):
-            low, high = row + 64 * h, row + 128 + 32 * h
-            scales = <const int8_t*>row + 192 + 8 * h
-            for quarter in range(4):
-                for j in range(32):
-                    code = low[32 * (quarter & 1) + j] >> (4 * (quarter >> 1)) & 15
-                    code |= (high[j] >> (2 * quarter) & 3) << 4
-                    out[32 * quarter + j] = (d * <float>scales[2 * quarter + j // 16]) * (code - 32)
-            out += 128
-        row += 210
-
-
-cdef void decode_row(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t half
-    cdef uint32_t bits
-    if type == Q8_0:
-        decode_q8_0(out, row, n_cols)
-    elif type == Q6_K:
-        decode_q6_k(out, row, n_cols)
-    elif type == F32:
-        memcpy(out, row, n_cols * 4)
-    else:
-        for i in range(n_cols):
-            memcpy(&half, row + 2 * i, 2)
-            if type == F16:
-                out[i] = f32_of_f16(half)
-            else:
-                bits = <uint32_t>half << 16
-                memcpy(out + i, &bits, 4)
-
-
-cdef inline f32x16 load_row(const uint8_t* row, int type, Py_ssize_t i) noexcept nogil:
-    if type == F16:
-        return f32_load_f16(<const uint16_t*>row + i)
-    if type == BF16:
-        return f32_load_bf16(<const uint16_t*>row + i)
-    return f32_load(<const float*>row + i)
-
-
-cdef inline f32x16 dot_lanes(f32x16 acc, const uint8_t* row, const float* x, int type,
-                             Py_ssize_t n) noexcept nogil:
-    """acc plus the products of a whole row of F32, F16 or BF16, sixteen at a time."""
-    cdef float tail[LANES]
-    cdef Py_ssize_t i, rest = n % LANES
-    for i in range(0, n - LANES + 1, 16):
-        acc = f32_add(acc, f32_mul(load_row(row, type, i), f32_load(x + i)))
-    if rest:
-        memset(tail, 0, sizeof(tail))
-        decode_row(tail, row + (n - rest) * (4 if type == F32 else 2), type, rest)
-        acc = f32_add(acc, f32_mul(f32_load(tail), load_some(x + n - rest, rest)))
-    return acc
-
-
-cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
-                    Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
-    """Four F32, F16 or BF16 rows at once, n a multiple of 16: four chains hide an addition's time.
-
-    The next four are asked for meanwhile: their streams are too short for the hardware to guess.
-    """
-    cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
-    cdef const uint8_t* next_rows = rows + 4 * row_bytes
-    cdef Py_ssize_t i, r, item = 4 if type == F32 else 2
-    for i in range(0, n, 16):
-        for r in range(4):
-            prefetch(next_rows + r * row_bytes + i * item)
-        v = f32_load(x + i)
-        acc0 = f32_add(acc0, f32_mul(load_row(rows, type, i), v))
-        acc1 = f32_add(acc1, f32_mul(load_row(rows + row_bytes, type, i), v))
-        acc2 = f32_add(acc2, f32_mul(load_row(rows + 2 * row_bytes, type, i), v))
-        acc3 = f32_add(acc3, f32_mul(load_row(rows + 3 * row_bytes, type, i), v))
-    out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)
-
-
-cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
-                   Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
-    cdef float decoded[CHUNK]
-    cdef f32x16 acc
-    cdef Py_ssize_t r = 0, i, n, bytes_a_chunk = 272 if type == Q8_0 else 210
-    if type == Q8_0 or type == Q6_K:
-        for r in range(n_rows):
-            acc = f32_zero()
-            for i in range(0, n_cols, 256):
-                n = min(<Py_ssize_t>CHUNK, n_cols - i)
-                decode_row(decoded, rows + r * row_bytes + i // CHUNK * bytes_a_chunk, type, n)
-                acc = dot_lanes(acc, <const uint8_t*>decoded, x + i, F32, n)
-            out[r] = f32_sum(acc)
-        return
-    if n_cols % LANES == 0:
-        while r + 4 <= n_rows:
-            four_rows(out + r, rows + r * row_bytes, x, type, row_bytes, n_cols)
-            r += 4
-    for i in range(r, n_rows):
-        out[i] = f32_sum(dot_lanes(f32_zero(), rows + i * row_bytes, x, type, n_cols))
+include "rows.pxi"
 
 
 cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
@@ -493,5 +389,5 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
 cdef Kernels table = Kernels(
     ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate, silu_gate=silu_gate,
-    rows_dot=rows_dot, decode_row=decode_row, exp=exp, read=read)
+    gelu_gate=gelu_gate, rows_dot=rows_dot, decode_row=decode_row, exp=exp, read=read)
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

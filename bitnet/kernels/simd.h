@@ -22,6 +22,10 @@
 static inline float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
+#if defined(__F16C__)
+#include <immintrin.h>
+static inline float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
+#else
 static inline float f32_of_f16(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
     const uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -30,6 +34,7 @@ static inline float f32_of_f16(uint16_t h) {
     const float tiny = (float)mantissa * 0x1p-24f;                  /* subnormal: exact */
     return sign ? -tiny : tiny;
 }
+#endif
 
 static inline uint16_t f16_of_f32(float f) {                        /* round half to even */
     const uint32_t bits = bits_of_f32(f), sign = bits >> 16 & 0x8000, a = bits & 0x7FFFFFFF;
@@ -52,6 +57,9 @@ static inline f32x16 f32_load_f16(const uint16_t *p) {
 static inline f32x16 f32_load_bf16(const uint16_t *p) {
     __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return (f32x16){_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))};
+}
+static inline f32x16 f32_load_i8(const int8_t *p) {
+    return (f32x16){_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
 }
 static inline void f32_store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
@@ -139,6 +147,10 @@ static inline __m256 bf16x8(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
 }
 static inline f32x16 f32_load_bf16(const uint16_t *p) { return (f32x16){bf16x8(p), bf16x8(p + 8)}; }
+static inline __m256 i8x8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline f32x16 f32_load_i8(const int8_t *p) { return (f32x16){i8x8(p), i8x8(p + 8)}; }
 static inline void f32_store(float *p, f32x16 a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
@@ -254,6 +266,14 @@ static inline f32x16 f32_load_bf16(const uint16_t *p) {
     EACH(i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
     return r;
 }
+static inline f32x16 f32_load_i8(const int8_t *p) {
+    f32x16 r;
+    EACH(i) {
+        const int16x8_t s = vmovl_s8(vld1_s8(p + 8 * (i >> 1)));
+        r.v[i] = vcvtq_f32_s32(vmovl_s16(i & 1 ? vget_high_s16(s) : vget_low_s16(s)));
+    }
+    return r;
+}
 static inline void f32_store(float *p, f32x16 a) { EACH(i) vst1q_f32(p + 4 * i, a.v[i]); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
     EACH(i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
@@ -361,6 +381,11 @@ static inline f32x16 f32_load_bf16(const uint16_t *p) {
     f32x16 r;
     memcpy(h, p, sizeof h);
     EACH(i) r.v[i] = f32_of_bits((uint32_t)h[i] << 16);
+    return r;
+}
+static inline f32x16 f32_load_i8(const int8_t *p) {
+    f32x16 r;
+    EACH(i) r.v[i] = p[i];
     return r;
 }
 static inline void f32_store(float *p, f32x16 a) { EACH(i) p[i] = a.v[i]; }

@@ -10,6 +10,7 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_load(const float* p) noexcept
     f32x16 f32_load_f16(const uint16_t* p) noexcept
     f32x16 f32_load_bf16(const uint16_t* p) noexcept
+    f32x16 f32_load_i8(const int8_t* p) noexcept
     void f32_store(float* p, f32x16 a) noexcept
     void f32_store_f16(uint16_t* p, f32x16 a) noexcept
     void f32_store_i8(int8_t* p, f32x16 a) noexcept
@@ -18,6 +19,7 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_sub(f32x16 a, f32x16 b) noexcept
     f32x16 f32_div(f32x16 a, f32x16 b) noexcept
     f32x16 f32_max(f32x16 a, f32x16 b) noexcept
+    f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) noexcept
     f32x16 f32_exp(f32x16 a) noexcept
     float f32_sum(f32x16 a) noexcept
     void prefetch(const void* p) noexcept

@@ -30,6 +30,7 @@ cdef struct Kernels:
                       Py_ssize_t n_kv_heads, Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+    void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     # out[r] = row r of an embedding or head, type a ggml type number, times x
     void (*rows_dot)(float* out, const uint8_t* rows, const float* x, int type,
                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil

@@ -92,8 +92,15 @@ TOKENIZER = {
          "normalized": False, "special": True} for i, token in enumerate(models.TOKENS[5:])
     ],
     "normalizer": None,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                      "use_regex": True},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": r"\p{L}+|\s+(?!\S)"}, "behavior": "Isolated",
+             "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False},
+        ],
+    },
     "post_processor": {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": models.TOKENS[5], "type_id": 0}},
@@ -138,6 +145,49 @@ def hf_models():
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
     found["gemma3"] = models.hf_files("gemma3", linears="BF16", rope_parameters=both)
     return found
+
+
+UNIGRAM, BPE = 1, 2
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+def sentencepiece_models():
+    """{name: bytes} of tokenizer.model: protobuf, as SentencePiece writes it."""
+    letters = [("\u2581", -3.0, NORMAL), ("a", -2.0, NORMAL), ("b", -2.5, NORMAL)]
+    special = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+    bytes_ = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
+    more = [("\u2581a", -1.0, NORMAL), ("ab", -1.5, NORMAL), ("<x>", 0.0, USER_DEFINED)]
+    return {
+        "unigram.model": sentencepiece(special + letters + more, UNIGRAM),
+        "bpe.model": sentencepiece(special + bytes_ + letters + more, BPE, byte_fallback=True),
+    }
+
+
+def sentencepiece(pieces, model_type, byte_fallback=False):
+    """pieces: [(text, score, type)]."""
+    out = b""
+    for piece, score, kind in pieces:
+        fields = _message(1, piece.encode()) + b"\x15" + struct.pack("<f", score)
+        out += _message(1, fields + _number(3, kind))
+    trainer = _number(3, model_type) + _number(4, len(pieces)) + _number(35, byte_fallback)
+    trainer += _number(40, 0) + _number(41, 1) + _number(42, 2)
+    normalizer = _message(1, b"identity") + _number(3, 1) + _number(4, 0) + _number(5, 1)
+    return out + _message(2, trainer) + _message(3, normalizer)
+
+
+def _number(field, value):
+    return _varint(field << 3) + _varint(value)
+
+
+def _message(field, raw):
+    return _varint(field << 3 | 2) + _varint(len(raw)) + raw
+
+
+def _varint(value):
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
 
 
 def encoded(value):

@@ -17,10 +17,14 @@ TYPES = (*range(44), 134, 135, 142, 143, 335)  # of GGUF tensors, those of value
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 65504.0, 3e38, math.inf, -math.inf, math.nan)
 FLOAT_CODES = ("<f", "<e", "<d")
 INFINITE = "@1e999@"  # JSON has no infinity, but this number is one once parsed
+TEXTS = (
+    "", "a", "\0", "../x", "/etc/passwd", "é" * 300, "bitnet", "llama", "gpt2", "F32", "U8",
+    "(a+)+$", "{{ x", "{{ 'a' * 999999999 }}", "{{ messages | tojson }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+)  # fmt: skip
 JUNK = (
-    None, True, False, 0, 1, -1, 2, 3, 64, 2**31, 2**53 + 1, 2**63, 2**64, 10**400, 0.5, -0.0,
-    INFINITE, "", "a", "\0", "\ud800", "../x", "/etc/passwd", "é" * 300, [], [[]], {}, {"a": {}},
-    [0] * 70, [None], "bitnet", "llama", "F32", "U8",
+    *TEXTS, None, True, False, 0, 1, -1, 2, 3, 64, 2**31, 2**53 + 1, 2**63, 2**64, 10**400, 0.5,
+    -0.0, INFINITE, "\ud800", [], [[]], {}, {"a": {}}, [0] * 70, [None],
 )  # fmt: skip
 MOST_BYTES = 1 << 16  # of one file: mutants do not grow without end
 
@@ -241,7 +245,7 @@ def _value(rng):
     """The type and bytes of some value."""
     type_id = rng.choice((*SIZES, STRING, ARRAY))
     if type_id == STRING:
-        text = rng.choice((b"", b"a", b"llama", b"\xff", b"\0", b"gpt2"))
+        text = rng.choice((b"\xff", *(text.encode() for text in TEXTS)))
         return struct.pack("<IQ", STRING, len(text)) + text
     if type_id == ARRAY:
         n, element = rng.choice((0, 1, 2, 8, 70)), rng.choice((*SIZES, STRING))

@@ -2,13 +2,14 @@
 
 Mutates the cases of corpus/ and runs them in processes of their own. Each has to end in success or
 FormatError within 1 s of CPU time and 64 MiB. Another exception, a crash or a hang is a failure:
-its files are kept, and --replay runs them again. Mutants that reach new lines of the package are
-mutated further. Exit status 1 if anything failed.
+its files are kept, and --replay runs them again; the same seed leads there too. Mutants that reach
+new lines of the package are mutated further. Exit status 1 if anything failed.
 """
 
 import argparse
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,6 +28,7 @@ sys.path.append(str(HERE.parents[1]))  # last, as in worker.py
 
 from fuzz.targets import TARGETS  # noqa: E402
 
+KEEP = HERE.parents[1] / "build" / "fuzz-failures"
 # A disk makes 350 executions a second of 1400: every case is written to be mapped.
 MEMORY_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 MORE_SECONDS = 60  # that a worker may take beyond its time before it is taken to be stuck
@@ -43,8 +45,13 @@ class Failure:
 
     @property
     def kind(self):
-        """What two failures have in common if they are the same: target and the last line."""
-        return self.about["target"], self.text.strip().splitlines()[-1]
+        """What two failures have in common if they are the same: target and where it went wrong.
+
+        The last place of an exception's traceback, the first of faulthandler's.
+        """
+        places = re.findall(r'File "[^"]+", line \d+', self.text)
+        is_exception = self.text.startswith("Traceback")
+        return self.about["target"], places[-1 if is_exception else 0] if places else self.text
 
 
 class Worker:
@@ -64,7 +71,11 @@ class Worker:
         """Until it ends: (the last totals it printed or None, failures)."""
         arguments = json.dumps(self.arguments | {"folder": str(self.folder), "seconds": seconds})
         command = [sys.executable, str(HERE / "worker.py"), arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "RUST_BACKTRACE": "0",  # one takes more memory than a case may
+        }
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         ) as process:
@@ -168,7 +179,7 @@ def main():
     parser.add_argument("--seed", type=int, help="default: another one each time")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), metavar="FOLDER")
+    parser.add_argument("--keep", type=Path, default=KEEP, metavar="FOLDER")
     parser.add_argument("--replay", type=Path, metavar="CASE", help="run one case, not mutants")
     args = parser.parse_args()
     targets = args.target or list(TARGETS)

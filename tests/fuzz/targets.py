@@ -1,9 +1,12 @@
 """What the fuzzer runs: each target reads a folder and returns, or raises FormatError."""
 
+import contextlib
+
 import numpy as np
 from bitnet.memory import Pool
 
 from bitnet import weights
+from bitnet.chat import TemplateError
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
@@ -13,6 +16,7 @@ from bitnet.tokenizer import Tokenizer
 GGUF_NAME = "model.gguf"
 POOL_BYTES = 32 << 20
 CONTEXT = 16
+TEXT = "a b <s>\n\u20ac" + 40 * "a" + "c"  # the letters for a regular expression that explodes
 
 
 def gguf(folder):
@@ -35,11 +39,18 @@ def open_and_run(path):
     with weights.open(path, cache=False, pool=pool) as opened:
         tokenizer = Tokenizer.from_source(opened.tokenizer_source, opened.config)
         if tokenizer is not None:
-            tokenizer.decode(tokenizer.encode("a b <s>\n\u20ac"))
+            _use(tokenizer)
         context = min(CONTEXT, opened.config.max_position_embeddings)
         model = Transformer(opened, pool, context=context, max_batch=2)
         ids = np.array([0, opened.config.vocab_size - 1][:context], np.int32)
         model.forward(ids, [(model.new_cache(len(ids)), len(ids))])
+
+
+def _use(tokenizer):
+    """Encode, decode, and render the chat template, which may fail by its own fault."""
+    tokenizer.decode(tokenizer.encode(TEXT))
+    with contextlib.suppress(TemplateError):
+        tokenizer.chat([{"role": "user", "content": TEXT}])
 
 
 # name -> (function, folder of the corpus its cases start from)

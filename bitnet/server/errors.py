@@ -1,0 +1,86 @@
+"""Errors in OpenAI's shape, and which of ours becomes which."""
+
+import re
+
+import msgspec
+from starlette.responses import Response
+
+from ..cache import ContextFull
+from ..formats import FormatError
+from ..memory import PoolExhausted
+
+_FIELD = re.compile(r"[a-z_]+(?:\[[^\]]*\]|\.[a-z_]+)*(?=:)")
+_AT = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
+
+
+class ApiError(Exception):
+    """An answer other than 200. param: the field at fault. headers: extra ones of the answer."""
+
+    def __init__(self, status, message, *, param=None, code=None, headers=None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = headers or {}
+
+    def body(self):
+        """{"error": {...}}."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self):
+        return JSON(self.body(), self.status, self.headers)
+
+
+class JSON(Response):
+    media_type = "application/json"
+
+    def __init__(self, content, status=200, headers=None):
+        super().__init__(content, status, headers)
+
+    def render(self, content):
+        return msgspec.json.encode(content)
+
+
+def overloaded(message, seconds):
+    """429, with the time after which another try makes sense."""
+    headers = {"retry-after": str(seconds)}
+    return ApiError(429, message, code="queue_full", headers=headers)
+
+
+def unavailable(message):
+    """503: not the request's fault, and it may pass."""
+    return ApiError(503, message, code="unavailable", headers={"retry-after": "5"})
+
+
+def of_exception(error, param=None):
+    """The ApiError of what the engine or a check raised; None for what is a mistake of ours.
+
+    param: the field at fault where the error does not name one.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextFull):
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+    if isinstance(error, PoolExhausted | MemoryError):
+        return unavailable("the server's memory is in use; try again later")
+    if isinstance(error, FormatError):
+        return ApiError(400, f"the model lacks what this needs: {error.field}")
+    if isinstance(error, ValueError):
+        named = _FIELD.match(str(error))
+        return ApiError(400, str(error), param=named[0] if named else param)
+    return None
+
+
+def of_json(error):
+    """The ApiError of JSON that msgspec refused."""
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply")
+    if not isinstance(error, msgspec.ValidationError):
+        return ApiError(400, f"the body is not JSON: {error}")
+    text = str(error)
+    where = _AT.search(text)
+    param = where[1] if where else None
+    message = text[: where.start()] if where else text
+    return ApiError(400, f"{param}: {message}" if param else message, param=param or None)

@@ -1,0 +1,67 @@
+"""Counters in Prometheus's text format: numbers only, nothing of a prompt."""
+
+from bisect import bisect_left
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class Histogram:
+    def __init__(self):
+        self._counts, self._sum = [0] * (len(SECONDS) + 1), 0.0
+
+    def add(self, seconds):
+        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def lines(self, name):
+        total = 0
+        for bound, n in zip((*SECONDS, "+Inf"), self._counts, strict=True):
+            total += n
+            yield f'{name}_bucket{{le="{bound}"}} {total}'
+        yield f"{name}_sum {self._sum:.6f}"
+        yield f"{name}_count {total}"
+
+
+class Metrics:
+    """Of one server; used in the event loop only."""
+
+    def __init__(self):
+        self.requests = {}  # (route, status) -> how many
+        self.tokens = {"prompt": 0, "cached": 0, "generated": 0}
+        self.first_token, self.duration = Histogram(), Histogram()
+        self.cancelled = 0
+
+    def count(self, route, status):
+        self.requests[route, status] = self.requests.get((route, status), 0) + 1
+
+    def finish(self, usage, generation):
+        """A generation that was completed, with its usage."""
+        self.tokens["prompt"] += usage["prompt_tokens"]
+        self.tokens["cached"] += usage["prompt_tokens_details"]["cached_tokens"]
+        self.tokens["generated"] += usage["completion_tokens"]
+        self.first_token.add(generation.first)
+        self.duration.add(generation.ended)
+
+    def text(self, worker, pool):
+        """The page. pool: memory.PoolStats."""
+        lines = ["# TYPE bitnet_requests_total counter"]
+        for (route, status), n in sorted(self.requests.items()):
+            lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')
+        lines.append("# TYPE bitnet_tokens_total counter")
+        lines += [f'bitnet_tokens_total{{kind="{k}"}} {n}' for k, n in self.tokens.items()]
+        lines += ["# TYPE bitnet_cancelled_total counter", f"bitnet_cancelled_total {self.cancelled}"]
+        gauges = {
+            "sequences": worker.n_open, "sequences_limit": worker.capacity, "slots": worker.slots,
+            "pool_reserved_bytes": pool.reserved, "pool_limit_bytes": pool.limit,
+        }  # fmt: skip
+        for name, value in gauges.items():
+            lines += [f"# TYPE bitnet_{name} gauge", f"bitnet_{name} {value}"]
+        lines.append("# TYPE bitnet_pool_bytes gauge")
+        for purpose, counts in sorted(pool.by_purpose.items()):
+            lines.append(f'bitnet_pool_bytes{{purpose="{purpose}"}} {counts[0]}')
+        for name, histogram in (
+            ("bitnet_first_token_seconds", self.first_token),
+            ("bitnet_generation_seconds", self.duration),
+        ):
+            lines += [f"# TYPE {name} histogram", *histogram.lines(name)]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,54 @@
+"""What a server is told when it starts, checked before anything is loaded."""
+
+import ipaddress
+from dataclasses import dataclass
+
+KEY_LENGTH = 8
+
+
+def is_loopback(host):
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Options:
+    """ValueError for what is out of range, and for an open address without a key.
+
+    host, port: where to listen; port 0: a free one. api_key: what clients must send, None for
+    nothing. allow_hosts: names this server may be called by, beside localhost, its host and IP
+    addresses. cors_origins: web pages of other origins that may use it. queue: sequences that may
+    wait for a slot. model_name: None for the file's. drain_seconds: how long requests may go on
+    after SIGTERM. read_seconds, write_seconds: how long a client may take to send its headers, and
+    its body, and to take what is sent.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    queue: int = 32
+    model_name: str | None = None
+    drain_seconds: float = 30.0
+    read_seconds: float = 20.0
+    write_seconds: float = 20.0
+
+    def __post_init__(self):
+        if self.api_key is not None and len(self.api_key) < KEY_LENGTH:
+            raise ValueError(f"api key: too short (at least {KEY_LENGTH} characters)")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError("api key: not printable ASCII, which a header can carry")
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host} can be reached by other machines: "
+                "an API key is needed (--api-key or BITNET_API_KEY)"
+            )
+        for origin in self.cors_origins:
+            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                raise ValueError(f"cors origin: {origin!r} (like https://example.org, no path)")

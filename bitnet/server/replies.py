@@ -1,0 +1,164 @@
+"""Events of a generation to OpenAI's JSON: a stream of chunks, and the whole, which is their fold."""
+
+import secrets
+import time
+
+
+class ChatReply:
+    """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for."""
+
+    chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
+
+    def __init__(self, model_name, spell, has_logprobs):
+        self._spell, self._has_logprobs = spell, has_logprobs
+        self.head = {
+            "id": self.prefix + secrets.token_hex(12),
+            "object": self.chunk_object,
+            "created": int(time.time()),
+            "model": model_name,
+        }
+
+    def opening(self, n):
+        """The chunks before any text."""
+        for index in range(n):
+            delta = {"role": "assistant", "content": ""}
+            yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
+
+    def chunk(self, event):
+        """The chunk of one event with something to say."""
+        reason = finish_reason(event.completion)
+        choice = {"index": event.index, "delta": {}, "finish_reason": reason}
+        if event.text or event.logprobs:
+            choice["delta"]["content"] = event.text
+        return self._chunk(choice | self._logprobs(event))
+
+    def closing(self, usage):
+        """The chunk behind all text, with what was used."""
+        return self._chunk() | usage
+
+    def _chunk(self, *choices):
+        return self.head | {"choices": list(choices)}
+
+    def _logprobs(self, event):
+        if not self._has_logprobs:
+            return {}
+        entries = shown(event)
+        return {"logprobs": {"content": [self._entry(e) for e in entries]} if entries else None}
+
+    def _entry(self, entry):
+        own, *best = (self._token(*pair) for pair in entry)
+        return own | {"top_logprobs": best}
+
+    def _token(self, token_id, logprob):
+        text, data = self._spell(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+    def fold(self, chunks):
+        """The whole reply from its chunks."""
+        choices, rest = {}, {}
+        for chunk in chunks:
+            for part in chunk["choices"]:
+                self._add(choices.setdefault(part["index"], {}), part)
+            rest |= {key: chunk[key] for key in ("usage", "timings") if key in chunk}
+        head = self.head | {"object": self.whole_object}
+        return head | {"choices": [choices[index] for index in sorted(choices)]} | rest
+
+    @staticmethod
+    def _add(choice, part):
+        message = {"role": "assistant", "content": "", "refusal": None}
+        choice.setdefault("index", part["index"])
+        message = choice.setdefault("message", message)
+        message["content"] += part["delta"].get("content", "")
+        choice.setdefault("logprobs", None)
+        if part.get("logprobs"):
+            choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
+            choice["logprobs"]["content"] += part["logprobs"]["content"]
+        choice["finish_reason"] = part["finish_reason"]
+
+
+class TextReply(ChatReply):
+    """Chunks of /v1/completions."""
+
+    chunk_object = whole_object = "text_completion"
+    prefix = "cmpl-"
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._offsets = {}  # of each choice: characters of the tokens so far
+
+    def opening(self, n):
+        return iter(())
+
+    def chunk(self, event):
+        reason = finish_reason(event.completion)
+        choice = {"index": event.index, "text": event.text, "finish_reason": reason}
+        return self._chunk(choice | {"logprobs": None} | self._logprobs(event))
+
+    def _logprobs(self, event):
+        entries = shown(event)
+        if not (self._has_logprobs and entries):
+            return {}
+        lists = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for own, *best in entries:
+            text, _ = self._spell(own[0])
+            at = self._offsets.get(event.index, 0)
+            self._offsets[event.index] = at + len(text)
+            top = {self._spell(token_id)[0]: logprob for token_id, logprob in best}
+            values = (text, own[1], top or None, at)
+            for column, value in zip(lists.values(), values, strict=True):
+                column.append(value)
+        return {"logprobs": lists}
+
+    @staticmethod
+    def _add(choice, part):
+        choice.setdefault("index", part["index"])
+        choice["text"] = choice.get("text", "") + part["text"]
+        choice.setdefault("logprobs", None)
+        if part["logprobs"]:
+            columns = choice["logprobs"] = choice["logprobs"] or {key: [] for key in part["logprobs"]}
+            for key, values in part["logprobs"].items():
+                columns[key] += values
+        choice["finish_reason"] = part["finish_reason"]
+
+
+def shown(event):
+    """The event's logprobs without the end token's, which is no text."""
+    completion, entries = event.completion, event.logprobs
+    ended = completion and completion.finish_reason == "stop" and completion.stop is None
+    return entries[:-1] if ended else entries
+
+
+def finish_reason(completion):
+    """OpenAI's word: a full context is a "length"."""
+    if completion is None:
+        return None
+    return "stop" if completion.finish_reason == "stop" else "length"
+
+
+def usage(completions, generation):
+    """{"usage": tokens, "timings": milliseconds and tokens a second} of complete sequences.
+
+    A prompt counts once, however many choices were made of it; the cached part of it is what was
+    not read for the first of them.
+    """
+    prompts = {}
+    for request, completion in zip(generation.requests, completions, strict=True):
+        prompts.setdefault(request.prompt_index, completion)
+    n_prompt = sum(c.prompt_tokens for c in prompts.values())
+    n_cached = sum(c.cached_tokens for c in prompts.values())
+    n_written = sum(c.completion_tokens for c in completions)
+    rates = [c.generation_tps for c in completions]
+    return {
+        "usage": {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_written,
+            "total_tokens": n_prompt + n_written,
+            "prompt_tokens_details": {"cached_tokens": n_cached},
+        },
+        "timings": {
+            "first_token_ms": round(1000 * generation.first, 3),
+            "total_ms": round(1000 * generation.ended, 3),
+            "prompt_per_second": round(completions[0].prompt_tps, 2),
+            "predicted_per_second": round(sum(rates) / len(rates), 2),
+        },
+    }

@@ -1,0 +1,171 @@
+"""What requests may hold: their fields with types and bounds, checked before anything is done.
+
+Fields that change nothing are ignored, known ones that this server cannot honour are refused unless
+their value asks for nothing, and unknown ones are refused.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from .errors import ApiError, of_json
+
+MAX_BODY = 4 << 20  # bytes
+MAX_N = 16  # choices of a request
+MAX_PROMPTS = 16
+MAX_MESSAGES = 4096
+MAX_INPUTS = 256  # texts to embed
+MAX_TOKENS_LISTED = 1 << 17
+MAX_TOP_LOGPROBS = 20
+
+_I64 = {"ge": -(2**63), "le": 2**63 - 1}
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
+StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+Stops = Annotated[list[StopText], Meta(max_length=16)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+# Of OpenAI's fields: those that do not touch the result of this request
+IGNORED = {
+    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "service_tier", "store", "user",
+}  # fmt: skip
+# and those that are not supported, with the values that ask for nothing, beside null
+REFUSED = {
+    "audio": (), "best_of": (1,), "chat_template": (), "chat_template_kwargs": ({},),
+    "echo": (False,), "function_call": ("none", "auto"), "functions": ([],), "grammar": (),
+    "guided_json": (), "guided_regex": (), "json_schema": (), "modalities": (["text"],),
+    "parallel_tool_calls": (True, False), "reasoning_effort": (), "response_format":
+    ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "verbosity": (), "web_search_options": (),
+}  # fmt: skip
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against eavesdroppers: there is none
+
+
+class Sampled(Struct, kw_only=True):
+    """What chat and text completions have in common."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopText | Stops | None = None
+    seed: Annotated[int, Meta(**_I64)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
+
+
+class TextPart(Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class Message(Struct):
+    role: str
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+    def as_dict(self, where):
+        """What a chat template takes."""
+        for field in ("tool_calls", "function_call"):
+            if getattr(self, field):
+                raise ApiError(400, f"{where}.{field}: not supported", param=f"{where}.{field}")
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        if content is None:
+            raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
+        message = {"role": self.role, "content": content}
+        return message if self.name is None else message | {"name": self.name}
+
+
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ChatRequest(Sampled):
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class TextRequest(Sampled):
+    prompt: (
+        str
+        | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
+    )
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class EmbeddingRequest(Struct):
+    input: (
+        str
+        | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
+    )
+    model: str | None = None
+    encoding_format: str | None = None
+    dimensions: Count | None = None
+
+
+class TokenizeRequest(Struct):
+    model: str | None = None
+    prompt: str | UnsetType = UNSET
+    messages: Messages | UnsetType = UNSET
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class DetokenizeRequest(Struct):
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS_LISTED)]
+    model: str | None = None
+
+
+def parse(body, kind):
+    """A request of this kind from bytes of JSON. ApiError that names the field at fault."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        _check_others(fields.keys() - set(kind.__struct_fields__), fields)
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise of_json(error) from None
+
+
+def _check_others(names, fields):
+    for name in sorted(names - IGNORED):
+        value = msgspec.json.decode(fields[name])
+        if value is None:
+            continue
+        if name not in REFUSED:
+            raise ApiError(400, f"{name[:80]}: unknown field", param=name[:80])
+        if not any(type(value) is type(v) and value == v for v in REFUSED[name]):
+            raise ApiError(400, f"{name}: not supported by this server", param=name)
+
+
+def sequences(value, field, most):
+    """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids."""
+    if isinstance(value, str):
+        return [value]
+    kinds = {type(entry) for entry in value}
+    if kinds == {int}:
+        return [value]
+    if len(kinds) != 1:
+        raise ApiError(400, f"{field}: texts and token ids are mixed", param=field)
+    if len(value) > most:
+        raise ApiError(400, f"{field}: {len(value)} entries (at most {most})", param=field)
+    return value
