@@ -9,11 +9,11 @@ import os
 import sys
 
 from .. import ContextFull, __version__
-from . import bench, cache, chat, embed, info, inspect, memory, pull, run
+from . import bench, cache, chat, embed, info, inspect, memory, pull, run, serve
 from .options import Parser
 from .terminal import printable
 
-COMMANDS = {"run": run, "chat": chat, "embed": embed, "pull": pull, "inspect": inspect,
+COMMANDS = {"run": run, "chat": chat, "serve": serve, "embed": embed, "pull": pull, "inspect": inspect,
             "memory": memory, "info": info, "bench": bench, "cache": cache}
 INTERRUPTED, BROKEN_PIPE = 130, 141         # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
@@ -32,7 +32,7 @@ def main(argv=None):
     except BrokenPipeError:
         _discard_stdout_if_broken()
         return BROKEN_PIPE
-    except (OSError, ValueError, MemoryError, FloatingPointError, ContextFull) as error:
+    except (OSError, ValueError, MemoryError, FloatingPointError, ContextFull, ImportError) as error:
         if sys.flags.dev_mode:
             raise
         _discard_stdout_if_broken()

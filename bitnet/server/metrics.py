@@ -49,7 +49,10 @@ class Metrics:
             lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')
         lines.append("# TYPE bitnet_tokens_total counter")
         lines += [f'bitnet_tokens_total{{kind="{k}"}} {n}' for k, n in self.tokens.items()]
-        lines += ["# TYPE bitnet_cancelled_total counter", f"bitnet_cancelled_total {self.cancelled}"]
+        lines += [
+            "# TYPE bitnet_cancelled_total counter",
+            f"bitnet_cancelled_total {self.cancelled}",
+        ]
         gauges = {
             "sequences": worker.n_open, "sequences_limit": worker.capacity, "slots": worker.slots,
             "pool_reserved_bytes": pool.reserved, "pool_limit_bytes": pool.limit,

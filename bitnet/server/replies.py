@@ -115,7 +115,9 @@ class TextReply(ChatReply):
         choice["text"] = choice.get("text", "") + part["text"]
         choice.setdefault("logprobs", None)
         if part["logprobs"]:
-            columns = choice["logprobs"] = choice["logprobs"] or {key: [] for key in part["logprobs"]}
+            columns = choice["logprobs"] = choice["logprobs"] or {
+                key: [] for key in part["logprobs"]
+            }
             for key, values in part["logprobs"].items():
                 columns[key] += values
         choice["finish_reason"] = part["finish_reason"]

@@ -61,7 +61,7 @@ class Sampled(Struct, kw_only=True):
     stop: StopText | Stops | None = None
     seed: Annotated[int, Meta(**_I64)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
@@ -108,7 +108,9 @@ class ChatRequest(Sampled):
 class TextRequest(Sampled):
     prompt: (
         str
-        | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
+        | Annotated[
+            list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)
+        ]
     )
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -116,7 +118,9 @@ class TextRequest(Sampled):
 class EmbeddingRequest(Struct):
     input: (
         str
-        | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
+        | Annotated[
+            list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)
+        ]
     )
     model: str | None = None
     encoding_format: str | None = None

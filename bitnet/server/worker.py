@@ -47,18 +47,19 @@ class Generation:
         self.first = self.ended = None
         self.is_cancelled = False
 
-    async def events(self):
-        """Yield every Event, until all sequences are complete."""
-        while self._n_open or self._events:
-            await self.wait()
-            while self._events:
-                yield self._events.popleft()
-
-    async def wait(self):
-        """Until there is an event, or none will come."""
-        while self._n_open and not self._events:
+    async def take(self, seconds=None):
+        """The Events since the last call, at least one; [] after so many seconds, None at the end."""
+        if self._n_open and not self._events:
             self._news.clear()
-            await self._news.wait()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                return []
+        elif not self._events:
+            return None
+        events, self._events = list(self._events), deque()
+        return events
 
     def cancel(self):
         """End what is not complete; its memory is free within a step."""

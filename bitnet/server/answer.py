@@ -1,0 +1,112 @@
+"""From a generation's events to an HTTP answer: whole, or as server-sent events."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ..engine import Cancelled
+from .errors import ApiError, of_exception
+from .guard import ClientGone
+from .replies import usage
+
+PING_SECONDS = 10  # a comment goes to a stream that has nothing to say: proxies close idle ones
+_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Answer:
+    """Of one request: a Generation told by a reply; when the client leaves, it is cancelled."""
+
+    def __init__(self, request, generation, reply, metrics):
+        self._request, self._generation = request, generation
+        self._reply, self._metrics = reply, metrics
+        self._completions = {}
+
+    async def whole(self):
+        """The fold of all chunks. ApiError, or ClientGone."""
+        async with self._watched():
+            chunks = list(self._opening())
+            while (events := await self._generation.take()) is not None:
+                chunks += self._chunks(events)
+        return self._reply.fold([*chunks, self._closing()])
+
+    async def stream(self, has_usage):
+        """An ASGI response of all chunks. ApiError if the first event is an error, ClientGone."""
+        async with self._watched():
+            first = await self._generation.take(PING_SECONDS)
+            chunks = [*self._opening(), *self._chunks(first or ())]
+
+        async def respond(scope, receive, send):
+            async with self._watched():
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                async for data in self._lines(chunks, has_usage):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+
+        return respond
+
+    async def _lines(self, chunks, has_usage):
+        empty = {"usage": None} if has_usage else {}
+        try:
+            yield b"".join(_line(chunk | empty) for chunk in chunks)
+            while (events := await self._generation.take(PING_SECONDS)) is not None:
+                lines = [_line(chunk | empty) for chunk in self._chunks(events)]
+                yield b"".join(lines) or b": ping\n\n"
+            closing = self._closing()
+            if has_usage:
+                yield _line(closing)
+        except ApiError as error:
+            yield _line(error.body())
+        yield b"data: [DONE]\n\n"
+
+    def _opening(self):
+        return self._reply.opening(len(self._generation.requests))
+
+    def _chunks(self, events):
+        for event in events:
+            if isinstance(event.error, Cancelled):
+                raise ClientGone
+            if event.error is not None:
+                raise of_exception(event.error) or event.error
+            if event.completion is not None:
+                self._completions[event.index] = event.completion
+            yield self._reply.chunk(event)
+
+    def _closing(self):
+        completions = [self._completions[index] for index in sorted(self._completions)]
+        used = usage(completions, self._generation)
+        self._metrics.finish(used["usage"], self._generation)
+        return self._reply.closing(used)
+
+    @asynccontextmanager
+    async def _watched(self):
+        """Within, the generation ends when the client leaves, or what is within fails."""
+        try:
+            async with watched(self._request, self._generation.cancel):
+                yield
+        except BaseException:
+            self._generation.cancel()
+            raise
+
+
+@asynccontextmanager
+async def watched(request, on_disconnect=None):
+    """Within, on_disconnect is called when the client leaves; gives an Event of it."""
+    gone = asyncio.Event()
+
+    async def watch():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        if on_disconnect is not None:
+            on_disconnect()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield gone
+    finally:
+        watcher.cancel()

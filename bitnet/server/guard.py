@@ -1,0 +1,160 @@
+"""What stands before every endpoint: who may call, from where, how long sending may take.
+
+Browsers are the danger on a loopback address: any web page can send requests to it. A page of a
+foreign name that points here (DNS rebinding) is told by its Host header, any other by its Origin.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import time
+
+from .errors import ApiError
+from .log import log, log_mistake
+
+OPEN_ROUTES = ("/", "/health", "/ready")  # they tell nothing, and need no key
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
+
+
+class ClientGone(Exception):
+    """The client left, or does not take what is sent."""
+
+
+class Guard:
+    """ASGI middleware around the whole application. options: Options. metrics: Metrics."""
+
+    def __init__(self, app, options, metrics, routes):
+        self._app, self._options, self._metrics, self._routes = app, options, metrics, routes
+        self._key = options.api_key and options.api_key.encode()
+        self._names = {"localhost", options.host.lower(), *map(str.lower, options.allow_hosts)}
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
+        exchange = Exchange(scope, send, self._options, self._cors(headers))
+        try:
+            response = self._refusal(scope, headers)
+            await (response or self._app)(scope, receive, exchange.send)
+        except (ClientGone, asyncio.CancelledError):
+            exchange.abort()
+        except Exception as error:
+            log_mistake(error)
+            if exchange.status:
+                exchange.abort()
+            else:
+                failure = ApiError(500, "the server made a mistake; its log says where")
+                await failure.response()(scope, receive, exchange.send)
+        finally:
+            path = scope["path"]
+            route = path if path in self._routes else "other"
+            self._metrics.count(route, exchange.status)
+            milliseconds = 1000 * (time.perf_counter() - exchange.start)
+            log.info("%s %s %s %.1f ms", scope["method"], route, exchange.status, milliseconds)
+
+    def _refusal(self, scope, headers):
+        """The response to a request that may not pass, or to a CORS preflight; None for others."""
+        error = self._host_error(headers) or self._origin_error(headers)
+        if error is not None:
+            return error.response()
+        if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+            allowed = {
+                "access-control-allow-methods": "GET, POST",
+                "access-control-allow-headers": "authorization, content-type",
+                "access-control-max-age": "600",
+            }
+            return ApiError(200, "").response() if not self._cors(headers) else _empty(allowed)
+        if self._key is not None and scope["path"] not in OPEN_ROUTES:
+            given = headers.get(b"authorization", b"")
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
+                wanted = {"www-authenticate": "Bearer"}
+                message = "no valid API key (Authorization: Bearer KEY)"
+                return ApiError(401, message, code="invalid_api_key", headers=wanted).response()
+        return None
+
+    def _host_error(self, headers):
+        """An address is safe, a name only if it is ours: others could point here."""
+        found = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        if found is None:
+            return ApiError(400, "Host: missing or malformed")
+        name = (found["six"] or found["name"]).lower()
+        if name in self._names:
+            return None
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return ApiError(403, "Host: not a name of this server (see --allow-host)")
+        return None
+
+    def _origin_error(self, headers):
+        origin = headers.get(b"origin")
+        if origin is None or self._cors(headers):
+            return None
+        if origin.partition(b"://")[2] == headers.get(b"host"):
+            return None
+        return ApiError(403, "Origin: not a page of this server (see --cors-origin)")
+
+    def _cors(self, headers):
+        """Headers for a page of another origin that is allowed, else none."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin not in self._options.cors_origins:
+            return []
+        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+
+
+def _empty(headers):
+    from starlette.responses import Response
+
+    return Response(status_code=204, headers=headers)
+
+
+class Exchange:
+    """One request and its answer. status: that was sent, 0 before."""
+
+    def __init__(self, scope, send, options, headers):
+        self._send, self._headers, self._seconds = send, headers, options.write_seconds
+        self._transport = scope.get("state", {}).get("transport")
+        self.status, self.start = 0, time.perf_counter()
+
+    async def send(self, message):
+        """Send, with our headers. ClientGone if the client does not read for too long."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+            message = message | {"headers": headers + self._headers}
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGone from None
+
+    def abort(self):
+        """Drop the connection with what it has not taken yet."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def read_body(request, limit, seconds):
+    """The body, at most ``limit`` bytes. ApiError 413, or 408 if it takes too long to come."""
+    message = f"the body is larger than {limit} bytes"
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > limit:
+        raise ApiError(413, message, code="body_too_large")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            more = True
+            while more:
+                part = await request.receive()
+                if part["type"] == "http.disconnect":
+                    raise ClientGone
+                body += part.get("body", b"")
+                more = part.get("more_body", False)
+                if len(body) > limit:
+                    raise ApiError(413, message, code="body_too_large")
+    except TimeoutError:
+        headers = {"connection": "close"}
+        raise ApiError(408, "the body did not come in time", headers=headers) from None
+    return bytes(body)

@@ -1,0 +1,129 @@
+"""The life of a server: bind, load, serve, drain; and what uvicorn leaves open to slow clients."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .app import Application
+from .log import log, set_up
+from .worker import Worker
+
+MAX_CONNECTIONS = 512
+MAX_HEADER_BYTES = 16 << 10
+KEEP_ALIVE_SECONDS = 15
+
+
+def run(load, options):
+    """See serve."""
+    set_up()
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    with _bound(options) as listener, load() as model:
+        worker = Worker(model, options.queue)
+        application = Application(model, worker, options)
+        server = Server(_config(application, options), worker)
+        host, port = listener.getsockname()[:2]
+        where = f"[{host}]" if ":" in host else host
+        log.info("serving %s on http://%s:%d", application.model_name, where, port)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            worker.stop()
+    log.info("ended")
+
+
+def _bound(options):
+    """A socket that holds the address, so that nothing is loaded in vain; it does not listen."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, error.strerror, f"{options.host}:{options.port}") from None
+    return listener
+
+
+def _config(application, options):
+    class Protocol(BoundedProtocol):
+        header_seconds = options.read_seconds
+
+    return uvicorn.Config(
+        application,
+        http=Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=options.drain_seconds,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+
+
+class BoundedProtocol(H11Protocol):
+    """Closes connections beyond a number, and those whose headers do not come in time."""
+
+    header_seconds = 20.0
+    _deadline = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}  # for Guard, to abort it
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        self._await_headers()
+
+    def data_received(self, data):
+        self._await_headers()
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def connection_lost(self, exc):
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_headers(self):
+        idle = self.cycle is None or self.cycle.response_complete
+        if self._deadline is None and idle:
+            self._deadline = self.loop.call_later(self.header_seconds, self.transport.abort)
+
+    def _stop_waiting(self):
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Server(uvicorn.Server):
+    """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
+
+    def __init__(self, config, worker):
+        super().__init__(config)
+        self._worker = worker
+
+    async def startup(self, sockets=None):
+        self._worker.begin()
+        await super().startup(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        yield
+
+    def _on_signal(self):
+        self.force_exit = self.should_exit
+        self.should_exit = self._worker.is_draining = True
+        log.info("ending at once" if self.force_exit else "draining")
