@@ -154,10 +154,10 @@ class Model:
         """The same of lists of token ids, as they are: float32 (n, hidden_size)."""
         if self.config.pooling is None:
             raise ValueError(f"{self.path.name}: {self.config.architecture} is no embedding model")
-        ids = [self._token_ids(sequence) for sequence in token_ids]
-        for i, sequence in enumerate(ids):
-            if not sequence:
+        for i, sequence in enumerate(token_ids):
+            if not len(sequence):
                 raise ValueError(f"texts[{i}]: no tokens (at least 1)")
+        ids = [self._token_ids(sequence) for sequence in token_ids]
         return embedding.embed(self._open_engine(), ids)
 
     def session(self, capacity=None):

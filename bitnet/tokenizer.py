@@ -1,14 +1,10 @@
 """Text to token ids and back: prompts, conversations, and text that arrives a token at a time."""
 
 import codecs
-import re
 
 from . import vocabulary
 from .cache import ContextFull
 from .chat import ChatTemplate, SpecialTokens, TemplateError, check_unicode
-from .vocabulary import BYTE_OF
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -39,10 +35,11 @@ class Tokenizer:
         found = vocabulary.from_source(source, config)
         return found and cls(found)
 
-    def encode(self, text, add_bos=True, parse_special=False, limit=None):
+    def encode(self, text, add_bos=True, parse_special=False, limit=None, add_eos=False):
         """The token ids of a text, a list of int.
 
         add_bos: begin as the model's prompts begin (once, also if the text does so itself).
+        add_eos: end as the texts end that an embedding model was trained on, where it wants that.
         parse_special: special tokens written in the text are those tokens; otherwise they are text.
         limit: ContextFull, before it is encoded, for a text of certainly more tokens.
         ValueError for text with half a surrogate pair.
@@ -51,7 +48,8 @@ class Tokenizer:
             raise TypeError(f"text: {type(text).__name__} (a str)")
         check_unicode(text, "text")
         pieces = list(self._special.split(text)) if parse_special else [(text, False)]
-        return self._ids(pieces, add_bos, limit)
+        ids = self._ids(pieces, add_bos, limit)
+        return ids + self._vocabulary.suffix if add_eos else ids
 
     def chat(self, messages, add_generation_prompt=True, limit=None):
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
@@ -71,42 +69,31 @@ class Tokenizer:
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.finish()
 
-    def stream(self):
-        """A decoder for ids that arrive one by one."""
-        return DecodeStream(self)
+    def stream(self, continues=False):
+        """A decoder for ids that arrive one by one.
+
+        continues: they go on from a text, so that a space in front belongs between the two.
+        """
+        return DecodeStream(self.token_bytes, self._vocabulary.drops_space and not continues)
 
     def token_bytes(self, token_id):
         """The bytes of text that a token stands for; none for special and unknown ones."""
         if token_id < 0:
             raise ValueError(f"token id: {token_id} (at least 0)")
-        token = self._vocabulary.token(token_id)
-        if token is None or self._vocabulary.is_special(token_id):
-            return b""
-        if self._vocabulary.byte_level:
-            try:
-                return bytes([BYTE_OF[character] for character in token])
-            except KeyError:  # a token added as it is
-                return token.encode()
-        byte = _BYTE_TOKEN.fullmatch(token)
-        return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
-
-    @property
-    def begins_with_a_space(self):
-        """Whether encoding puts a space in front of a text, which decoding takes away again."""
-        return not self._vocabulary.byte_level
+        return self._vocabulary.token_bytes(token_id)
 
     def _ids(self, pieces, add_bos, limit):
         if limit is not None:
             n_least = sum(len(p) for p, _ in pieces) // self._vocabulary.most_text_a_token
             if n_least > limit:
                 raise ContextFull(0, n_least, limit)
-        encode, special = self._vocabulary.encoder.encode, self._vocabulary.special
-        ids = []
+        ids, begins = [], True
         for piece, is_special in pieces:
             if is_special:
-                ids.append(special[piece])
+                ids.append(self._vocabulary.special[piece])
             else:
-                ids += encode(piece, add_special_tokens=False).ids
+                ids += self._vocabulary.encode(piece, begins)
+            begins = False
         prefix = self._vocabulary.prefix
         return prefix + ids if add_bos and ids[: len(prefix)] != prefix else ids
 
@@ -114,10 +101,9 @@ class Tokenizer:
 class DecodeStream:
     """Token ids to text, never half a character: its bytes are held back until it is whole."""
 
-    def __init__(self, tokenizer):
-        self._token_bytes = tokenizer.token_bytes
+    def __init__(self, token_bytes, drops_space):
+        self._token_bytes, self._space_to_drop = token_bytes, drops_space
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._space_to_drop = tokenizer.begins_with_a_space
 
     def push(self, token_id):
         """The text that this token completes, often "" for a part of an emoji."""

@@ -1,4 +1,4 @@
-"""An HTTP server that speaks OpenAI's protocol; needs the extra: pip install 'bitnet-engine[server]'.
+"""An HTTP server that speaks OpenAI's protocol; needs the extra `server`.
 
 `bitnet serve` and serve() below; docs/server.md has the endpoints and limits.
 """

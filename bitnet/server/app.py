@@ -166,7 +166,7 @@ class Application:
         encode, limit = self._model.tokenizer.encode, self._model.context
         return [encode(t, add_eos=True, limit=limit) if isinstance(t, str) else t for t in inputs]
 
-    # ------------------------------------------------------------------------------------ generation
+    # ----------------------------------------------------------------------------------- generation
     async def chat(self, request):
         wanted = await self._parse(request, schema.ChatRequest)
         if wanted.top_logprobs is not None and not wanted.logprobs:
@@ -227,7 +227,7 @@ class Application:
                 made.append(request)
         return made
 
-    # --------------------------------------------------------------------------------- what all need
+    # -------------------------------------------------------------------------------- what all need
     async def _parse(self, request, kind):
         body = await read_body(request, schema.MAX_BODY, self._options.read_seconds)
         wanted = schema.parse(body, kind)

@@ -1,4 +1,4 @@
-"""Events of a generation to OpenAI's JSON: a stream of chunks, and the whole, which is their fold."""
+"""A generation's events to OpenAI's JSON: a stream of chunks, and the whole, their fold."""
 
 import secrets
 import time

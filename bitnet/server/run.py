@@ -21,7 +21,7 @@ KEEP_ALIVE_SECONDS = 15
 def run(load, options):
     """See serve."""
     set_up()
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
     with _bound(options) as listener, load() as model:
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)

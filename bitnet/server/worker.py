@@ -48,7 +48,7 @@ class Generation:
         self.is_cancelled = False
 
     async def take(self, seconds=None):
-        """The Events since the last call, at least one; [] after so many seconds, None at the end."""
+        """New Events, at least one; [] after so many seconds without, None at the end."""
         if self._n_open and not self._events:
             self._news.clear()
             try:
