@@ -72,7 +72,7 @@ def test_ternary_matmul(isa, n_threads, n_tokens, packed, timed, figures):
     figures(g_weights_tokens_s=layer.n_rows * layer.n_cols * n_tokens / seconds / 1e9)
 
 
-@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("type", list(arrays.ROW_TYPES))
 def test_head(isa, n_threads, type, timed, figures):
     n_rows = 160 * 2**20 // arrays.row_bytes(type, HIDDEN)
     shape = n_rows, arrays.row_bytes(type, HIDDEN)

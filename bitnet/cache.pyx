@@ -188,7 +188,7 @@ cdef class KVCache:
         to_values[...] = values
 
     def export_page(self, Py_ssize_t layer, Py_ssize_t page):
-        """Positions page * PAGE.. of a layer as they lie, uint8: a view, or a copy of the last page.
+        """Positions from page * PAGE of a layer, as they lie: a uint8 view, or a copy of the last.
 
         What lies behind the last position was another sequence's: it is 0 in the copy.
         """

@@ -254,6 +254,13 @@ class _Fields:
             raise self.error(name, value, f"{kind} from {low} to {high}")
         return kinds[-1](value)
 
+    def plain(self, name, default=...):
+        """A number, flag or text, or the default: no list."""
+        value = self.get(name, default)
+        if value is not default and not isinstance(value, int | float | str):
+            raise self.error(name, type(value).__name__, "a number or text")
+        return value
+
     def flag(self, name, default=...):
         value = self.get(name, default)
         if not isinstance(value, bool):
@@ -303,15 +310,18 @@ def _hf_rope_theta(config, path):
     if kind != "default":
         raise FormatError(path, "rope_type", kind, "default; scaled RoPE is not supported")
     values = config if config.get("rope_theta") is not None else rope
+    if not isinstance(values, dict):
+        raise FormatError(path, "rope_theta", "missing", "required")
     return _Fields(values, path).number("rope_theta")
 
 
 def _check_gguf_rope(fields, head_dim):
     for name in ("attention.value_length", "rope.dimension_count"):
-        if (value := fields.get(name, head_dim)) != head_dim:
+        if (value := fields.plain(name, head_dim)) != head_dim:
             raise fields.error(name, value, f"head_dim, {head_dim}")
     # some writers state linear scaling by a factor of 1, which is none
-    kind, factor = fields.get("rope.scaling.type", "none"), fields.get("rope.scaling.factor", 1.0)
+    kind = fields.plain("rope.scaling.type", "none")
+    factor = fields.plain("rope.scaling.factor", 1.0)
     if kind != "none" and (kind, factor) != ("linear", 1.0):
         raise fields.error("rope.scaling.type", kind, "none; scaled RoPE is not supported")
 

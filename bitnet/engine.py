@@ -19,6 +19,8 @@ from .pace import SHARED_ROWS, Pace, in_halves, in_order
 from .prefixes import Prefixes
 from .sampling import best, log_probabilities
 
+PAGE_TOKENS = 128  # of a cache's page
+
 
 class Cancelled(Exception):
     """The request was cancelled, or its model closed, before it was complete."""
@@ -277,14 +279,32 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ one step
     def _admit(self):
-        """Give free slots to those who have waited longest."""
+        """Give free slots to those who have waited longest, while their tokens will have room."""
         waiting = [r for r in tuple(self._requests) if r.cache is None]
-        n_free = self.slots - (len(self._requests) - len(waiting))
-        for request in waiting[: max(0, n_free)]:
+        running = [r for r in tuple(self._requests) if r.cache is not None]
+        for request in waiting[: max(0, self.slots - len(running))]:
+            if running and not self._has_room(request, running):
+                break
+            running.append(request)
             try:
                 request.cache = self._cache_for(request)
             except Exception as error:
                 self._end(request, error)
+
+    def _has_room(self, request, running):
+        """Whether the pool can hold this request at its longest beside those that run."""
+        pool = getattr(self.transformer, "pool", None)
+        cache = next((r.cache for r in running if r.cache is not None), None)
+        if pool is None or cache is None:
+            return True
+        n_pages = -(-cache.capacity // PAGE_TOKENS)
+        longest = (
+            min(r.n_prompt + r.limits.max_tokens, cache.capacity) for r in (*running, request)
+        )
+        wanted = sum(-(-n // PAGE_TOKENS) for n in longest) * (cache.full_nbytes // n_pages)
+        stats = pool.stats()
+        held = stats.by_purpose.get("kv", (0,))[0]  # by those that run, or by prefixes, which go
+        return wanted <= held + stats.largest_free + stats.limit - stats.reserved
 
     def _cache_for(self, request):
         """An empty cache, or a fork of one that holds the beginning of the prompt."""

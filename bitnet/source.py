@@ -227,7 +227,8 @@ def _gguf_ternary(name, tensor, companion, layout):
 def _gguf_tokenizer(file):
     """The tokenizer's metadata, checked, with the pre-tokenizer the official file leaves out."""
     metadata = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
-    if metadata.get("tokenizer.ggml.model") == "gpt2":
+    model = metadata.get("tokenizer.ggml.model")
+    if isinstance(model, str) and model == "gpt2":
         metadata.setdefault("tokenizer.ggml.pre", "llama-bpe")
     for key, wanted in _VOCABULARY.items():
         if key in metadata and (kind := _array_kind(metadata[key])) != wanted:
@@ -383,12 +384,13 @@ def _end_of_turn_ids(tokenizer_config):
 
 def _hf_pooling(folder):
     """ "last", also where the folder does not say; another one is refused."""
-    path = Path(folder) / "1_Pooling" / "config.json"
-    if path.is_file():
+    path = member(folder, "config.json", inside="1_Pooling")
+    if path is not None:
         stated = read_json(path)
         modes = [key for key, value in stated.items() if key.startswith("pooling_mode") and value]
         if modes != ["pooling_mode_lasttoken"]:
-            raise FormatError(path, "pooling_mode", ", ".join(modes), "pooling_mode_lasttoken")
+            shown = ", ".join(modes) or "none"
+            raise FormatError(path, "pooling_mode", shown, "pooling_mode_lasttoken")
     return "last"
 
 

@@ -14,7 +14,7 @@ from bitnet import FormatError, TemplateError
 from bitnet.chat import BITNET_2B_4T, ChatTemplate, SpecialTokens
 from bitnet.formats.gguf import GGUFFile
 from bitnet.tokenizer import Tokenizer
-from bitnet.weights import TokenizerSource
+from bitnet.source import TokenizerSource
 
 VOCABS = os.environ.get("BITNET_TEST_VOCABS")
 LIBRARY = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

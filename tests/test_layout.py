@@ -10,7 +10,7 @@ PACKAGE = ROOT / "bitnet"
 
 ORDER = ["cpu", "mapping", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
          "report", "formats", "families", "config", "sidecar", "hub", "source", "weights",
-         "chat", "vocabulary", "tokenizer", "targets", "convert", "rope", "model",
+         "chat", "vocabulary", "tokenizer", "tokenizer_files", "targets", "convert", "rope", "model",
          "sampling", "generation", "prefixes", "pace", "engine", "scoring", "embedding", "state",
          "session", "api", "loading", "__init__", "server", "cli", "__main__"]
 

@@ -63,8 +63,8 @@ def add_load(parser):
     group.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16",
                        help="type of cached keys and values (default: f16)")
     group.add_argument("--mapping", choices=MAPPINGS, default="map",
-                       help="leave weights in the mapped file, the same with pages asked for ahead, "
-                            "locked in memory, or copied into memory (default: map)")
+                       help="leave weights in the mapped file, the same with pages asked for "
+                            "ahead, locked in memory, or copied into memory (default: map)")
     group.add_argument("--layout", choices=list(LAYOUTS), default="128x32",
                        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
                             "`bitnet verify --layout auto` finds out (default: 128x32)")

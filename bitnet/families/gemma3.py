@@ -71,10 +71,13 @@ def _activation(fields):
 
 
 def _from_gguf(fields):
-    n_layers, window = fields.number("num_hidden_layers"), fields.get("sliding_window", 0)
+    n_layers, window = fields.number("num_hidden_layers"), fields.number("sliding_window", 0)
     pattern = fields.get("sliding_layers", None)
     if pattern is None:
         pattern = [bool(window) and (i + 1) % FULL_EVERY != 0 for i in range(n_layers)]
+    elif not isinstance(pattern, np.ndarray) or pattern.dtype.kind not in "biu":
+        shown = pattern if isinstance(pattern, int | float) else type(pattern).__name__
+        raise fields.error("sliding_layers", shown, "an array of flags")
     elif len(pattern) != n_layers:
         raise fields.error("sliding_layers", len(pattern), f"a flag for each of {n_layers} layers")
     return {

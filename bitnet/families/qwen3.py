@@ -97,7 +97,7 @@ POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers, "<arch>
 
 def gguf_pooling(fields):
     """"last", which this engine does; another one, or none, is refused."""
-    kind = fields.get("pooling_type", "missing")
+    kind = fields.plain("pooling_type", "missing")
     if POOLING_TYPES.get(kind) != "last":
         shown = POOLING_TYPES.get(kind, kind)
         raise fields.error("pooling_type", shown, "3, the last token; others are not supported")

@@ -37,7 +37,7 @@ class FormatError(ValueError):
 
 def _shown(value):
     """A value from an untrusted file, safe and short enough for a terminal."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -88,20 +88,21 @@ def _are_sizes(values):
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
 
 
-def member(folder, name):
+def member(folder, name, inside=""):
     """The path of a file named by a model folder, or None if it is not there.
 
-    FormatError if the name leaves the folder, by itself or through a link. The one link allowed is
-    that of a hub cache, from snapshots/REVISION to the blobs beside it or above.
+    inside: a folder of the folder that it is in. FormatError if the name leaves the folder, by
+    itself or through a link. The one link allowed is that of a hub cache, from snapshots/REVISION
+    to the blobs beside it or above.
     """
     folder = Path(folder).resolve()
-    path = folder / name
+    path = folder / inside / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise FormatError(folder, "file name", name, "a name without folders")
     if not os.path.isfile(path):  # false too for a name the system refuses
         return None
     target = path.resolve()
-    if target.parent != folder and not _in_hub_cache(target, folder):
+    if target.parent != folder / inside and not _in_hub_cache(target, folder):
         raise FormatError(path, "link", str(target), f"a file in {folder}")
     return path
 

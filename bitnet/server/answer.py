@@ -88,9 +88,17 @@ class Answer:
         try:
             async with watched(self._request, self._generation.cancel):
                 yield
-        except BaseException:
+        except ApiError:
             self._generation.cancel()
             raise
+        except BaseException:
+            self._generation.cancel()
+            self._metrics.cancelled += 1
+            raise
+
+
+def _line(content):
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 @asynccontextmanager

@@ -11,10 +11,8 @@ from functools import cached_property
 from importlib import resources
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from ..loading import BUNDLED_MODEL
 from . import schema
@@ -50,12 +48,9 @@ class Application:
             "/v1/completions": ("POST", self.complete),
             "/v1/embeddings": ("POST", self.embed),
         }
-        app = Starlette(
-            routes=[Route(path, end, methods=[m]) for path, (m, end) in endpoints.items()],
-            exception_handlers={ApiError: _answer, HTTPException: _answer_http},
-        )
-        app.router.redirect_slashes = False
-        self._guarded = Guard(app, options, self.metrics, endpoints)
+        routes = [Route(path, end, methods=[m]) for path, (m, end) in endpoints.items()]
+        router = Router(routes, redirect_slashes=False)
+        self._guarded = Guard(router, options, self.metrics, endpoints)
 
     async def __call__(self, scope, receive, send):
         await self._guarded(scope, receive, send)
@@ -245,9 +240,7 @@ class Application:
         try:
             return await loop.run_in_executor(self._reader, function, *arguments)
         except Exception as error:
-            raise (
-                of_exception(error, "messages" if function == self._tokenize else None) or error
-            ) from None
+            raise of_exception(error) or error from None
 
     @contextmanager
     def _reservation(self, n):
@@ -264,9 +257,9 @@ class Application:
         """(text, bytes) of a token."""
         tokenizer = self._model.tokenizer
         data = tokenizer.token_bytes(token_id)
-        return (
-            data.decode(errors="replace") if data else tokenizer._vocabulary.token(token_id)
-        ), data
+        if data:
+            return data.decode(errors="replace"), data
+        return tokenizer._vocabulary.token(token_id) or "", data
 
 
 class _Held:
@@ -280,12 +273,3 @@ def _plain(messages):
 
 def _groups(items, n):
     return (items[i : i + n] for i in range(0, len(items), n))
-
-
-async def _answer(request, error):
-    return error.response()
-
-
-async def _answer_http(request, error):
-    headers = dict(error.headers or {})
-    return ApiError(error.status_code, error.detail, headers=headers).response()

@@ -10,6 +10,9 @@ import ipaddress
 import re
 import time
 
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
 from .errors import ApiError
 from .log import log, log_mistake
 
@@ -35,23 +38,33 @@ class Guard:
         headers = dict(scope["headers"])
         exchange = Exchange(scope, send, self._options, self._cors(headers))
         try:
-            response = self._refusal(scope, headers)
-            await (response or self._app)(scope, receive, exchange.send)
+            await self._respond(scope, headers, receive, exchange)
         except (ClientGone, asyncio.CancelledError):
             exchange.abort()
-        except Exception as error:
-            log_mistake(error)
-            if exchange.status:
-                exchange.abort()
-            else:
-                failure = ApiError(500, "the server made a mistake; its log says where")
-                await failure.response()(scope, receive, exchange.send)
         finally:
             path = scope["path"]
             route = path if path in self._routes else "other"
             self._metrics.count(route, exchange.status)
             milliseconds = 1000 * (time.perf_counter() - exchange.start)
             log.info("%s %s %s %.1f ms", scope["method"], route, exchange.status, milliseconds)
+
+    async def _respond(self, scope, headers, receive, exchange):
+        """Call the application; what it raises becomes the answer if there is none yet."""
+        app = self._refusal(scope, headers) or self._app
+        try:
+            # with an "app", a router raises what it would answer in plain text
+            await app(scope | {"app": app}, receive, exchange.send)
+        except Exception as error:
+            if isinstance(error, ClientGone):
+                raise
+            if isinstance(error, HTTPException):
+                error = ApiError(error.status_code, error.detail, headers=error.headers)
+            if not isinstance(error, ApiError):
+                log_mistake(error)
+                error = ApiError(500, "the server made a mistake; its log says where")
+            if exchange.status:
+                raise ClientGone from None
+            await error.response()(scope, receive, exchange.send)
 
     def _refusal(self, scope, headers):
         """The response to a request that may not pass, or to a CORS preflight; None for others."""
@@ -64,7 +77,7 @@ class Guard:
                 "access-control-allow-headers": "authorization, content-type",
                 "access-control-max-age": "600",
             }
-            return ApiError(200, "").response() if not self._cors(headers) else _empty(allowed)
+            return Response(status_code=204, headers=allowed if self._cors(headers) else {})
         if self._key is not None and scope["path"] not in OPEN_ROUTES:
             given = headers.get(b"authorization", b"")
             scheme, _, key = given.partition(b" ")
@@ -102,12 +115,6 @@ class Guard:
         if origin not in self._options.cors_origins:
             return []
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
-
-
-def _empty(headers):
-    from starlette.responses import Response
-
-    return Response(status_code=204, headers=headers)
 
 
 class Exchange:

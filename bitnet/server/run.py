@@ -25,10 +25,7 @@ def run(load, options):
     with _bound(options) as listener, load() as model:
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
-        server = Server(_config(application, options), worker)
-        host, port = listener.getsockname()[:2]
-        where = f"[{host}]" if ":" in host else host
-        log.info("serving %s on http://%s:%d", application.model_name, where, port)
+        server = Server(_config(application, options), worker, application.model_name)
         try:
             server.run(sockets=[listener])
         finally:
@@ -108,13 +105,16 @@ class BoundedProtocol(H11Protocol):
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
-    def __init__(self, config, worker):
+    def __init__(self, config, worker, model_name):
         super().__init__(config)
-        self._worker = worker
+        self._worker, self._model_name = worker, model_name
 
     async def startup(self, sockets=None):
         self._worker.begin()
         await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2]
+        where = f"[{host}]" if ":" in host else host
+        log.info("serving %s on http://%s:%d", self._model_name, where, port)
 
     @contextlib.contextmanager
     def capture_signals(self):

@@ -79,7 +79,7 @@ def from_metadata(path, metadata, config):
     return make(fields, tokens, config)
 
 
-def _around(fields, config, adds_bos):
+def around(fields, config, adds_bos):
     """(prefix, suffix), as Vocabulary has them."""
     adds_bos, adds_eos = (
         fields.get(name, bool, default)
@@ -110,7 +110,7 @@ def _byte_level(fields, tokens, config):
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
     add_tokens(encoder, [tokens[i] for i in np.flatnonzero(kinds == USER_DEFINED)])
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
-    prefix, suffix = _around(fields, config, adds_bos)
+    prefix, suffix = around(fields, config, adds_bos)
     known = kinds.tolist()
     return Vocabulary(
         encode=lambda text, begins: encoder.encode(text, add_special_tokens=False).ids,
@@ -168,7 +168,7 @@ def add_tokens(encoder, texts, special=False):
 def _pieces(fields, tokens, config):
     found = read_pieces(fields, tokens, config)
     encoder = pieces.Encoder(found, {})
-    prefix, suffix = _around(fields, config, True)
+    prefix, suffix = around(fields, config, True)
     return of_pieces(
         found,
         config,

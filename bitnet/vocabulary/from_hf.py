@@ -31,10 +31,10 @@ def from_json(path, config_json, config):
     """The Vocabulary of a tokenizer.json; config_json: the object in tokenizer_config.json."""
     encoder = load(path)
     special = special_tokens(encoder, config)
-    prefix, suffix = _around(encoder, config_json, config, path)
+    prefix, suffix = around(encoder, config_json, config, path)
     encoder = _guarded(encoder, special, path)
     parts = decoder_parts(encoder)
-    byte_level = _is_byte_level(parts, path)
+    byte_level = is_byte_level(parts, path)
     texts = {token_id: text for text, token_id in special.items()}
     return Vocabulary(
         encode=_encode(encoder, path),
@@ -89,13 +89,16 @@ def special_tokens(encoder, config):
     }
 
 
-def _around(encoder, config_json, config, path):
+def around(encoder, config_json, config, path):
     """(prefix, suffix): what the post-processor puts around a text, or the configuration asks for.
 
     tokenizer_config.json has its say only where the post-processor does nothing: Qwen3's embedding
     models say add_bos_token false and have a post-processor for their end token.
     """
-    bare, full = (encoder.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+    bare, full = (
+        _made(path, lambda flag=flag: encoder.encode("a", add_special_tokens=flag).ids)
+        for flag in (False, True)
+    )
     starts = range(len(full) - len(bare) + 1)
     at = next((i for i in starts if full[i : i + len(bare)] == bare), None)
     if not bare or at is None:
@@ -182,7 +185,7 @@ def decoder_parts(encoder):
     return state.get("decoders", [state])
 
 
-def _is_byte_level(parts, path):
+def is_byte_level(parts, path):
     kinds = [part.get("type") for part in parts]
     for kind, byte_level in (("ByteLevel", True), ("ByteFallback", False), ("Metaspace", False)):
         if kind in kinds:
@@ -208,8 +211,11 @@ def template_of(config_json, path):
     """The chat template of a tokenizer_config.json: of several, the one called default."""
     template = config_json.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
-        template = named.get("default", {}).get("template")
+        for entry in template:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                raise FormatError(path, "chat_template", entry, "an object with name and template")
+        named = {entry["name"]: entry.get("template") for entry in template}
+        template = named.get("default")
     return checked_template(template, path)
 
 

@@ -1,8 +1,8 @@
-"""Two ways to say in what order BPE joins pieces: a rank for each pair, or a score for each piece.
+"""Two ways to say in what order BPE joins pieces: a rank a pair, or a score a piece.
 
 By score every pair whose joint piece exists may be joined, the leftmost first among equal scores.
-Ranks can say that only where pieces of one score are runs of one character ("----", spaces): the
-longest left part first comes to the same. So it is with Llama-2's runs of spaces.
+Ranks can say that only where pieces of one score are runs of one character ("----", spaces):
+the longest left part first comes to the same. So it is with Llama-2's runs of spaces.
 """
 
 from ..formats import FormatError
@@ -10,7 +10,7 @@ from .vocabulary import NORMAL
 
 
 def merges_of(pieces):
-    """[(left, right)] by rank for Pieces; FormatError for equal scores that ranks cannot express."""
+    """[(left, right)] by rank for Pieces; FormatError for equal scores that ranks cannot say."""
     ids = pieces.of(NORMAL)
     costs = dict(zip(pieces.texts, (-pieces.scores).tolist(), strict=True))
     found = [(costs[a + b], -len(a), -len(b), a, b) for a, b in _splits(ids)]
@@ -21,30 +21,18 @@ def merges_of(pieces):
         if other != a + b and not (_is_run(other) and _is_run(a + b)):
             where = f"scores of {other!r} and {a + b!r}"
             raise FormatError(pieces.path, where, -cost, "different; merges cannot express it")
-    return [pair for *_, *pair in found]
+    return [(a, b) for *_, a, b in found]
 
 
 def scores_of(ids, merges):
-    """({piece: score}, whether scores alone say what the merges say).
+    """{piece: score} by the first merge that leads to each; the lowest where none does.
 
-    ids: {text: id} of the pieces that may be joined; the score of one that no merge leads to is the
-    lowest.
+    ids: {text: id} of the pieces that may be joined. What ranks say beyond that is lost.
     """
-    ranks = {(a, b): rank for rank, (a, b) in enumerate(merges) if {a, b, a + b} <= ids.keys()}
-    first, last = {}, {}
-    for (a, b), rank in sorted(ranks.items(), key=lambda item: item[1]):
+    first = {}
+    for rank, (a, b) in enumerate(merges):
         first.setdefault(a + b, rank)
-        last[a + b] = rank
-    classes, end = [], -1  # pieces whose ranks interlace have one score
-    for text, rank in first.items():
-        if rank > end:
-            classes.append([])
-        classes[-1].append(text)
-        end = max(end, last[text])
-    scores = {text: -float(i) for i, group in enumerate(classes) for text in group}
-    same = ranks.keys() == set(_splits(ids))
-    same = same and all(_is_leftmost(group, ranks) for group in classes if len(group) > 1)
-    return {text: scores.get(text, -float(len(classes))) for text in ids}, same
+    return {text: -float(first.get(text, len(merges))) for text in ids}
 
 
 def _splits(ids):
@@ -57,12 +45,3 @@ def _splits(ids):
 
 def _is_run(text):
     return text == text[0] * len(text)
-
-
-def _is_leftmost(group, ranks):
-    """Whether the ranks of these pieces join the leftmost pair first."""
-    if not all(map(_is_run, group)):
-        return False
-    for text in group:
-        pass
-    return True

@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE.parent)]
 
 import small_models as models  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
-from small_files import ARRAY, BOOL, GGUF, STRING, numbers, strings, text  # noqa: E402
+from small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
 
 # Rows of whole blocks of 128 columns, which are used in place; and of 256, which some types need.
 IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)
@@ -28,7 +28,7 @@ def gguf_models():
     """{name: small_files.GGUF}"""
     found = {arch: models.gguf_model(arch) for arch in ("bitnet-b1.58", "llama", "qwen3", "gemma3")}
     found["scales"] = with_scales(models.gguf_model("bitnet"))
-    found["spm"] = with_spm(models.gguf_model("llama"))
+    found["spm"] = with_spm()
     found["in-place"] = models.gguf_model("bitnet-b1.58", IN_PLACE, norms="F16")
     for rows, head in (
         ("F32", "BF16"), ("Q8_0", "IQ4_NL"), ("Q4_0", "Q4_1"), ("Q5_0", "Q5_1"),
@@ -54,17 +54,20 @@ def with_scales(model):
     return model
 
 
-def with_spm(model):
-    """A SentencePiece vocabulary with bytes."""
-    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "\u2581", "a", "b", "\u2581a"]
+def with_spm():
+    """A model with a SentencePiece vocabulary, which needs a token for every byte."""
+    pieces = bpe_pieces()
+    shape = models.Shape(vocab=len(pieces))
+    model = models.gguf_model("llama", shape, rows="Q4_0")
+    tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
     model.remove("tokenizer.ggml.pre")
     model.remove("tokenizer.ggml.merges")
     model.set("tokenizer.ggml.model", STRING, text("llama"))
     model.set("tokenizer.ggml.tokens", ARRAY, strings(tokens))
-    model.set("tokenizer.ggml.scores", ARRAY, numbers(6, "f", [0, 0, 0, 0, -3, -2, -2, -1]))
-    model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [2, 3, 3, 6, 1, 1, 1, 1]))
-    model.set("tokenizer.ggml.bos_token_id", 4, struct.pack("<I", 1))
-    model.set("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))
+    model.set("tokenizer.ggml.scores", ARRAY, numbers(6, "f", scores))
+    model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", kinds))
+    model.set("tokenizer.ggml.bos_token_id", U32, struct.pack("<I", 1))
+    model.set("tokenizer.ggml.eos_token_id", U32, struct.pack("<I", 2))
     model.set("tokenizer.ggml.add_space_prefix", BOOL, b"\1")
     return model
 
@@ -137,6 +140,7 @@ def hf_models():
     found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE, **rope)
     found["masters"]["chat_template.jinja"] = b"{{ messages[0].content }}"
     found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
+    found["1bitLLM"]["tokenizer.model"] = sentencepiece_models()["unigram.model"]
     found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)
     found["qwen3"] = models.hf_files("qwen3", linears="BF16") | {
         "config_sentence_transformers.json": encoded({"prompts": {"query": "Q: ", "document": ""}})
@@ -151,15 +155,21 @@ UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
+SPECIAL = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+LETTERS = [("\u2581", -3.0, NORMAL), ("a", -2.0, NORMAL), ("b", -2.5, NORMAL),
+           ("\u2581a", -1.0, NORMAL), ("<x>", 0.0, USER_DEFINED)]  # fmt: skip
+
+
+def bpe_pieces():
+    """[(text, score, type)] with a piece for every byte."""
+    return SPECIAL + [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)] + LETTERS
+
+
 def sentencepiece_models():
     """{name: bytes} of tokenizer.model: protobuf, as SentencePiece writes it."""
-    letters = [("\u2581", -3.0, NORMAL), ("a", -2.0, NORMAL), ("b", -2.5, NORMAL)]
-    special = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-    bytes_ = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
-    more = [("\u2581a", -1.0, NORMAL), ("ab", -1.5, NORMAL), ("<x>", 0.0, USER_DEFINED)]
     return {
-        "unigram.model": sentencepiece(special + letters + more, UNIGRAM),
-        "bpe.model": sentencepiece(special + bytes_ + letters + more, BPE, byte_fallback=True),
+        "unigram.model": sentencepiece(SPECIAL + LETTERS, UNIGRAM),
+        "bpe.model": sentencepiece(bpe_pieces(), BPE, byte_fallback=True),
     }
 
 
@@ -194,16 +204,20 @@ def encoded(value):
     return json.dumps(value).encode()
 
 
+def corpus_files():
+    """{path in the corpus: bytes}"""
+    found = {f"gguf/{name}.gguf": model.bytes() for name, model in gguf_models().items()}
+    found |= {f"sentencepiece/{name}": raw for name, raw in sentencepiece_models().items()}
+    for folder, files in hf_models().items():
+        found |= {f"hf/{folder}/{name}": raw for name, raw in files.items()}
+    return found
+
+
 def main():
-    for group in ("gguf", "hf"):
-        (CORPUS / group).mkdir(parents=True, exist_ok=True)
-        for path in (CORPUS / group).iterdir():
-            if not path.name.startswith("found-"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name, model in gguf_models().items():
-        (CORPUS / "gguf" / f"{name}.gguf").write_bytes(model.bytes())
-    for name, files in hf_models().items():
-        models.write(CORPUS / "hf" / name, files)
+    for path in CORPUS.glob("*/*"):
+        if not path.name.startswith("found-"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    models.write(CORPUS, corpus_files())
 
 
 if __name__ == "__main__":

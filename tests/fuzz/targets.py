@@ -12,6 +12,8 @@ from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
 from bitnet.model import Transformer
 from bitnet.tokenizer import Tokenizer
+from bitnet.vocabulary.pieces import Encoder
+from bitnet.vocabulary.sentencepiece import read
 
 GGUF_NAME = "model.gguf"
 POOL_BYTES = 32 << 20
@@ -31,6 +33,11 @@ def gguf(folder):
 def safetensors(folder):
     """The reader of a folder alone."""
     open_folder(folder)
+
+
+def sentencepiece(folder):
+    """The reader of tokenizer.model alone, and a text by its pieces."""
+    Encoder(read(folder / "tokenizer.model"), {})(TEXT)
 
 
 def open_and_run(path):
@@ -57,6 +64,7 @@ def _use(tokenizer):
 TARGETS = {
     "gguf": (gguf, "gguf"),
     "safetensors": (safetensors, "hf"),
+    "sentencepiece": (sentencepiece, "sentencepiece"),
     "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
     "hf model": (open_and_run, "hf"),
 }

@@ -1,0 +1,195 @@
+"""The server over time: it drains, survives clients that leave, and stays as large as it was."""
+
+import asyncio
+import json
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from mock_model import MockTransformer
+from test_engine import plain, request
+
+for needed in ("starlette", "uvicorn", "msgspec"):
+    pytest.importorskip(needed)
+from server_process import NO_END, USER, ServerProcess
+
+from bitnet import Cancelled
+from bitnet.server.worker import Worker
+
+
+# -------------------------------------------------------------------- the worker, on a mock model
+class Steps:
+    """A mock model whose steps a test lets happen one by one."""
+
+    def __init__(self):
+        self.permits, self.taken = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, sequences):
+        self.taken.release()
+        self.permits.acquire()
+
+
+def worker_of(transformer, slots=2):
+    worker = Worker(SimpleNamespace(_engine=plain(transformer, slots=slots)), 2)
+    worker.begin()
+    return worker
+
+
+async def events_of(generation):
+    found = []
+    while (events := await generation.take()) is not None:
+        found += events
+    return found
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 5, 9])
+def test_cancelling_in_prefill_and_decode_frees_the_slot_within_a_step(n_steps):
+    steps = Steps()
+    model = MockTransformer(max_batch=8, on_forward=steps)
+
+    async def run():
+        worker = worker_of(model)
+        worker.reserve(1)
+        generation = worker.start([request("y" * 29, max_tokens=100)])  # 4 steps of prefill
+        for _ in range(n_steps - 1):
+            steps.permits.release()
+        for _ in range(n_steps):
+            await asyncio.to_thread(steps.taken.acquire)
+        assert len(model.open_caches) == 1  # within step n_steps
+        generation.cancel()
+        steps.permits.release()
+        last = (await events_of(generation))[-1]
+        assert isinstance(last.error, Cancelled)
+        assert not model.open_caches and len(model.steps) == n_steps and worker.n_open == 0
+        worker.stop()
+
+    asyncio.run(run())
+
+
+def test_what_nobody_takes_is_bounded(monkeypatch):
+    monkeypatch.setattr("bitnet.server.worker.MAX_UNREAD", 20)
+    model = MockTransformer()
+
+    async def run():
+        worker = worker_of(model)
+        worker.reserve(1)
+        generation = worker.start([request(max_tokens=400)])
+        while worker.n_open:
+            await asyncio.sleep(0.01)
+        events = await events_of(generation)
+        assert len(events) < 400 and isinstance(events[-1].error, Cancelled)
+        worker.stop()
+
+    asyncio.run(run())
+
+
+def test_a_step_that_fails_ends_what_runs_and_no_more():
+    model = MockTransformer()
+
+    async def run():
+        worker = worker_of(model)
+        engine, plan = worker._engine, worker._engine._plan
+        engine._plan = lambda: 1 / 0
+        worker.reserve(1)
+        events = await events_of(worker.start([request()]))
+        assert events[-1].error is not None and not model.open_caches
+        engine._plan = plan
+        worker.reserve(1)
+        events = await events_of(worker.start([request()]))
+        assert events[-1].completion.completion_tokens == 20
+        worker.stop()
+
+    asyncio.run(run())
+
+
+# ------------------------------------------------------------------------------------- a process
+def test_sigterm_drains():
+    with ServerProcess("--slots", 4) as server:
+        stream = server.start_stream(n=8, max_tokens=480)
+        server.process.send_signal(signal.SIGTERM)
+        data = b""
+        while part := stream.recv(1 << 16):
+            data += part
+        assert data.count(b'"finish_reason":"length"') == 8 and b"data: [DONE]" in data
+        with pytest.raises(ConnectionError):
+            server.get("/ready")
+        status, log = server.stop()
+        assert status == 0 and "draining" in log and "ended" in log
+
+
+def test_draining_has_a_deadline():
+    with ServerProcess("--slots", 1, "--drain-seconds", 0.3) as server:
+        stream = server.start_stream(n=16, max_tokens=490, logprobs=True, top_logprobs=20)
+        start = time.monotonic()
+        status, _ = server.stop()
+        assert status == 0 and time.monotonic() - start < 3
+        stream.close()
+
+
+def test_an_interrupt_of_an_idle_server():
+    with ServerProcess() as server:
+        with server.connection() as one:  # kept alive, idle
+            one.request("GET", "/ready")
+            assert one.getresponse().read()
+            assert server.stop(signal.SIGINT)[0] == 0
+
+
+def test_a_hundred_clients_that_leave():
+    with ServerProcess("--slots", 4) as server:
+        body = json.dumps({"messages": USER, "n": 4, "max_tokens": 450, "logit_bias": NO_END})
+        whole = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+
+        def leave(i):
+            if i % 2:
+                server.start_stream(n=4, max_tokens=450).close()
+            else:  # without a stream: in the queue, in the prompt or later
+                with server.send((whole.replace("Host: a", "Host: localhost") + body).encode()):
+                    time.sleep(0.002 * (i % 10))
+
+        for i in range(20):
+            leave(i)
+        before = server.wait_until_idle()
+        rss = server.rss()
+        for i in range(100):
+            leave(i)
+        after = server.wait_until_idle()
+        kv = 'bitnet_pool_bytes{purpose="kv"}'
+        assert after.get(kv, 0) <= before.get(kv, 0)
+        assert after["bitnet_pool_reserved_bytes"] == before["bitnet_pool_reserved_bytes"]
+        assert after["bitnet_cancelled_total"] - before["bitnet_cancelled_total"] >= 90
+        assert server.rss() - rss < 4 << 20
+        assert server.chat().status == 200
+
+
+def test_more_load_than_it_can_take():
+    """A few seconds of everything at twice the capacity: 200, 429, 503, and no growth."""
+    with ServerProcess("--slots", 4, "--queue", 4) as server:
+        end = time.monotonic() + 4
+        statuses = set()
+
+        def client(i):
+            n = 0
+            while time.monotonic() < end:
+                n += 1
+                if n % 5 == i % 5:
+                    try:
+                        server.start_stream(n=1 + i % 3).close()
+                    except AssertionError:
+                        statuses.add(429)
+                else:
+                    prompt = "word " * (1 + 37 * (i + n) % 300)
+                    answer = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 60})
+                    statuses.add(answer.status)
+            return n
+
+        with ThreadPoolExecutor(16) as pool:
+            rss = pool.submit(lambda: (time.sleep(2), server.rss())[1])
+            assert sum(pool.map(client, range(15))) > 50
+        server.wait_until_idle()
+        assert statuses <= {200, 429, 503} and 200 in statuses
+        assert server.rss() - rss.result() < 8 << 20
