@@ -6,6 +6,7 @@ python bench/bench_server.py --soak 600: mixed load at twice the capacity, and w
 
 import argparse
 import http.client
+import itertools
 import json
 import random
 import statistics
@@ -33,7 +34,7 @@ def stream(server, prompt, max_tokens):
                 probs = json.loads(line[6:])["choices"][0]["logprobs"]
                 n += len(probs["tokens"]) if probs else 0
                 times.append(time.perf_counter())
-    return times[0] - start, [b - a for a, b in zip(times, times[1:], strict=False)], n
+    return times[0] - start, [b - a for a, b in itertools.pairwise(times)], n
 
 
 def prompts(vocab_size, n_tokens, n):
@@ -97,8 +98,9 @@ def soak(server, seconds):
             one.result()
     idle = server.wait_until_idle()
     grown = server.rss() - before
-    print(f"{seconds:g} s: {statuses}; RSS grew by {grown / 2**20:.1f} MiB to "
-          f"{server.rss() / 2**20:.0f}; pool {idle['bitnet_pool_reserved_bytes'] / 2**20:.1f} MiB")  # fmt: skip
+    pool = idle["bitnet_pool_reserved_bytes"]
+    print(f"{seconds:g} s: {statuses}")
+    print(f"RSS grew by {grown >> 10} KiB to {server.rss() >> 10}, the pool has {pool / 1024:.0f}")
 
 
 def main():

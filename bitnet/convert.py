@@ -376,7 +376,7 @@ def _note_gguf(work):
     if cut:
         work.notes.append(
             f"rows of {', '.join(sorted(cut))} are not a multiple of {BLOCK}: "
-            "bitnet.cpp cannot run them"
+            "bitnet.cpp loads them and computes nonsense"
         )
     if config.query_scale != 1:
         work.notes.append(f"the query scale {config.query_scale:g} is in the weights of q_norm")

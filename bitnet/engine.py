@@ -39,7 +39,8 @@ class Request:
 
     prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
     text: a TextAssembler, or None where only ids are wanted. n_logprobs: None, or of how many of
-    the likeliest tokens the probabilities are wanted at each place.
+    the likeliest tokens the probabilities are wanted at each place. constraint (may be set): has
+    allowed() -> bool (vocab,), which tokens may come next, and accept(token_id).
     pieces: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
     the model's logits as they are, before temperature, penalties and biases.
@@ -50,6 +51,7 @@ class Request:
         self.n_prompt = len(self.tokens)
         self.sampler, self.limits, self.text = sampler, limits, text
         self.n_logprobs, self.logprobs = n_logprobs, []
+        self.constraint = None
         self.cache = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.pieces = deque()
@@ -77,7 +79,10 @@ class Request:
     def sample(self, logits):
         """Choose the next token from logits (vocab,) and see to what follows from it."""
         seen = np.fromiter(self._seen, np.intp, len(self._seen)) if self._seen else ()
-        token = self.sampler(logits, len(self.tokens), seen, self._counts)
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        token = self.sampler(logits, len(self.tokens), seen, self._counts, allowed)
+        if self.constraint is not None and token not in self.limits.eos_ids:
+            self.constraint.accept(token)
         if self.n_logprobs is not None:
             ids = [token, *best(logits, self.n_logprobs).tolist()] if self.n_logprobs else [token]
             self.logprobs.append(list(zip(ids, log_probabilities(logits, ids), strict=True)))

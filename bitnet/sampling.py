@@ -101,16 +101,17 @@ class Sampler:
         self._temperature = np.float32(sampling.temperature)
         self._top_p, self._min_p = sampling.top_p, np.float32(sampling.min_p)
 
-    def __call__(self, logits, position, seen=(), counts=None):
+    def __call__(self, logits, position, seen=(), counts=None, allowed=None):
         """The token for a position, from float32 logits (vocab,), which are not changed.
 
         position: of the token in its sequence. seen: distinct ids of the text so far (used only if
         the sampler penalises). counts: {id: how often it was generated} (used only if the sampler
-        counts). ValueError if a logit is not finite.
+        counts). allowed: None for all, or which tokens may come, bool (vocab,). ValueError if a
+        logit is not finite, or nothing may come.
         """
         check_finite(logits, position)
-        if self.adjusts:
-            logits = self.adjust(logits, seen, counts)
+        if self.adjusts or allowed is not None:
+            logits = self.adjust(logits, seen, counts, allowed)
         if self.needs == "greedy":
             return int(logits.argmax())
         if self.needs == "top_k":
@@ -118,8 +119,8 @@ class Sampler:
             return int(ids[self.choose(logits[ids], position)])
         return self.choose(logits, position, ordered=False)
 
-    def adjust(self, logits, seen, counts=None):
-        """A copy of the logits with penalties and biases."""
+    def adjust(self, logits, seen, counts=None, allowed=None):
+        """A copy of the logits with penalties and biases, -inf where nothing is allowed."""
         logits = logits.copy()
         if self.penalises and len(seen):
             ids = np.asarray(seen)
@@ -130,8 +131,10 @@ class Sampler:
             often = np.fromiter(counts.values(), np.float32, len(counts))
             logits[ids] -= self._presence + self._frequency * often
         logits[self._bias_ids] += self._biases
+        if allowed is not None:
+            logits[~allowed] = -np.inf
         if logits.max() == -np.inf:
-            raise ValueError("logit_bias: it forbids every token")
+            raise ValueError("logit_bias: it forbids every token that may come")
         return logits
 
     def choose(self, logits, position, ordered=True):

@@ -143,9 +143,10 @@ def _hf_config(config, linear_class):
 
 def _gemma3(config):
     kinds = {True: "sliding_attention", False: "full_attention"}
+    scalar = round(config.head_dim / config.query_scale**2, 6)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(config.head_dim / config.query_scale**2, 6),
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         "layer_types": [kinds[flag] for flag in config.sliding_layers],
         "sliding_window": config.sliding_window,
         "rope_local_base_freq": _shortest(config.rope_local_theta),

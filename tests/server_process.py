@@ -1,4 +1,7 @@
-"""A `bitnet serve` in a process of its own on a free port, and plain HTTP to it."""
+"""A `bitnet serve` in a process of its own on a free port, and plain HTTP to it.
+
+Importing this skips the tests of a module where the server's extra is not installed.
+"""
 
 import contextlib
 import http.client
@@ -13,6 +16,11 @@ import tempfile
 import time
 from types import SimpleNamespace
 
+import pytest
+
+for needed in ("starlette", "uvicorn", "msgspec"):
+    pytest.importorskip(needed)
+
 USER = [{"role": "user", "content": "Who goes there?"}]
 NO_END = {"2046": -100, "2047": -100}  # forbids the bundled model's end tokens
 
@@ -22,7 +30,7 @@ class ServerProcess:
 
     def __init__(self, *options, environment=None):
         command = [sys.executable, "-m", "bitnet", "serve", "--port", "0", "--threads", "1"]
-        self._log = tempfile.NamedTemporaryFile()
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115  # until __exit__
         self.process = subprocess.Popen(
             [*command, *map(str, options)],
             stderr=self._log,

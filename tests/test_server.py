@@ -1,4 +1,4 @@
-"""The server's endpoints, on a real process with the bundled model: OpenAI's client and plain HTTP."""
+"""The server's endpoints, on a real process: OpenAI's client, plain HTTP, the bundled model."""
 
 import base64
 import struct
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from server_process import NO_END, USER, ServerProcess
 
 import bitnet
-
-for needed in ("starlette", "uvicorn", "msgspec"):
-    pytest.importorskip(needed)
-from server_process import NO_END, USER, ServerProcess
 
 EMBEDDER = Path(__file__).parent / "data" / "gguf_i2_s_embedding_qwen3"
 
@@ -103,7 +100,7 @@ def test_openai_embeddings():
         assert server.chat().status == 400
 
 
-# ------------------------------------------------------------------------------------ what it returns
+# ---------------------------------------------------------------------------------- what it returns
 def test_a_request_gives_the_same_text_alone_and_in_a_full_batch(server):
     prompts = ["It was", "He said that", "The king " * 20, "a", "Once upon a time there was a"] * 4
 

@@ -10,11 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from mock_model import MockTransformer
-from test_engine import plain, request
-
-for needed in ("starlette", "uvicorn", "msgspec"):
-    pytest.importorskip(needed)
 from server_process import NO_END, USER, ServerProcess
+from test_engine import plain, request
 
 from bitnet import Cancelled
 from bitnet.server.worker import Worker
@@ -130,11 +127,10 @@ def test_draining_has_a_deadline():
 
 
 def test_an_interrupt_of_an_idle_server():
-    with ServerProcess() as server:
-        with server.connection() as one:  # kept alive, idle
-            one.request("GET", "/ready")
-            assert one.getresponse().read()
-            assert server.stop(signal.SIGINT)[0] == 0
+    with ServerProcess() as server, server.connection() as one:  # kept alive, idle
+        one.request("GET", "/ready")
+        assert one.getresponse().read()
+        assert server.stop(signal.SIGINT)[0] == 0
 
 
 def test_a_hundred_clients_that_leave():

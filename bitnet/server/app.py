@@ -18,6 +18,7 @@ from ..loading import BUNDLED_MODEL
 from . import schema
 from .answer import Answer, watched
 from .errors import JSON, ApiError, of_exception
+from .grammar import Grammars
 from .guard import ClientGone, Guard, read_body
 from .metrics import Metrics
 from .replies import ChatReply, TextReply
@@ -34,6 +35,7 @@ class Application:
         bundled = model.path == BUNDLED_MODEL
         self.model_name = options.model_name or ("bundled" if bundled else model.path.stem)
         # tokenizers and templates take milliseconds that the event loop cannot spare
+        self._grammars = Grammars(model)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="bitnet-prompts")
         endpoints = {
             "/": ("GET", self.page),
@@ -214,11 +216,14 @@ class Application:
         if options.get("top_k") == -1:  # what others write for "all"
             options["top_k"] = 0
         made = []
+        schema = getattr(getattr(wanted, "response_format", None), "schema", None)
+        constraint = None if schema is None else self._grammars.compile(schema)
         for index, ids in enumerate(prompts()):
             for choice in range(wanted.n or 1):
                 one = {**options, "seed": (seed + choice) % SEEDS}
                 request = self._model._request(ids, max_tokens=most, **one)
                 request.n_logprobs, request.prompt_index = n_logprobs, index
+                request.constraint = constraint and constraint()
                 made.append(request)
         return made
 

@@ -45,6 +45,31 @@ REFUSED = {
 }  # fmt: skip
 
 
+class TextFormat(Struct, tag_field="type", tag="text"):
+    schema = None
+
+
+class ObjectFormat(Struct, tag_field="type", tag="json_object"):
+    @property
+    def schema(self):
+        return {"type": "object"}
+
+
+class JSONSchema(Struct):
+    schema: dict[str, Any] | bool
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None  # always
+
+
+class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
+    json_schema: JSONSchema
+
+    @property
+    def schema(self):
+        return self.json_schema.schema
+
+
 class StreamOptions(Struct):
     include_usage: bool = False
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
@@ -100,6 +125,7 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 class ChatRequest(Sampled):
     messages: Messages
+    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

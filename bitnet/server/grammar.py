@@ -1,0 +1,112 @@
+"""JSON that follows a schema: which tokens may come next. Needs the extra `grammar` (llguidance).
+
+Whatever goes wrong is an error: no text is generated without the constraint that was asked for.
+"""
+
+import msgspec
+import numpy as np
+
+from .errors import ApiError
+
+EXTRA = "pip install 'bitnet-engine[grammar]'"
+FIELD = "response_format"
+MAX_SCHEMA_BYTES = 64 << 10
+# No free white space, which a model could write for ever; the last one wins over the schema's own.
+_STYLE = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
+}  # fmt: skip
+_LIMITS = {
+    "initial_lexer_fuel": 1_000_000,  # 20 ms
+    "step_lexer_fuel": 200_000,  # 14 ms
+    "max_lexer_states": 10_000,  # 20 MB
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,
+}  # fmt: skip
+
+
+class Grammars:
+    """Compiles schemas for the vocabulary of one model; used in one thread."""
+
+    def __init__(self, model):
+        self._model, self._tokenizer = model, None
+
+    def compile(self, schema):
+        """A function that makes a Constraint for each choice. ApiError for a schema it cannot."""
+        try:
+            import llguidance
+        except ImportError:
+            raise ApiError(400, f"{FIELD}: the server lacks {EXTRA}", param=FIELD) from None
+        if self._tokenizer is None:
+            self._tokenizer = _tokenizer(self._model)
+        text = msgspec.json.encode(schema).decode()
+        if len(text) > MAX_SCHEMA_BYTES:
+            message = f"{FIELD}: a schema of {len(text)} characters (at most {MAX_SCHEMA_BYTES})"
+            raise ApiError(400, message, param=FIELD)
+        limits = llguidance.LLParserLimits(**_LIMITS)
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_STYLE)
+        except ValueError as error:
+            raise ApiError(400, f"{FIELD}: {error}", param=FIELD) from None
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise ApiError(400, f"{FIELD}: {matcher.get_error()}", param=FIELD)
+        return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size)
+
+
+class Constraint:
+    """Where one sequence is in its grammar."""
+
+    def __init__(self, matcher, vocab_size):
+        self._matcher, self._vocab_size = matcher, vocab_size
+        self._bits = np.zeros(-(-vocab_size // 32), np.int32)
+
+    def allowed(self):
+        """Which tokens may come next, bool (vocab,). ValueError if the grammar is too complex."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check()
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        return bits[: self._vocab_size].astype(bool)
+
+    def accept(self, token_id):
+        """A token that was chosen."""
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self):
+        if self._matcher.is_error():
+            raise ValueError(f"{FIELD}: {self._matcher.get_error()}")
+
+
+class _Words:
+    """What llguidance asks of a tokenizer: the bytes of every token, and which are special."""
+
+    bos_token_id = None
+
+    def __init__(self, model):
+        self._encode = model.tokenizer.encode
+        self.eos_token_id = _end_tokens(model)[0]
+        self.tokens, self.special_token_ids = [], []
+        for token_id in range(model.config.vocab_size):
+            data = model.tokenizer.token_bytes(token_id)
+            if not data:  # special, or no token at all: never a part of a text
+                self.special_token_ids.append(token_id)
+                data = b"<special %d>" % token_id
+            self.tokens.append(data)
+
+    def __call__(self, text):
+        text = text.decode() if isinstance(text, bytes) else text
+        return self._encode(text, add_bos=False)
+
+
+def _tokenizer(model):
+    import llguidance
+
+    words, size = llguidance.TokenizerWrapper(_Words(model)), model.config.vocab_size
+    return llguidance.LLTokenizer(words, n_vocab=size, eos_token=_end_tokens(model))
+
+
+def _end_tokens(model):
+    ids = sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})
+    if not ids:
+        raise ApiError(400, f"{FIELD}: the model has no end token", param=FIELD)
+    return ids
