@@ -49,7 +49,7 @@ GGUF_KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
-    "rope_local_theta": "rope.local.freq_base",
+    "rope_local_theta": "rope.freq_base_swa",
     "hidden_act": "hidden_activation",
     "sliding_window": "attention.sliding_window",
     "sliding_layers": "attention.sliding_window_pattern",

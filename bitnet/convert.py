@@ -19,15 +19,14 @@ import numpy as np
 
 from . import report, tokenizer_files
 from .formats import FormatError, check_map, gguf, safetensors
-from .formats.floats import dequantize, quantize
-from .formats.packing import BLOCK, CHUNK, pack_hf, pack_i2_s_stream
+from .formats.floats import F16_LARGEST, dequantize, quantize
+from .formats.packing import BLOCK, CHUNK, I2_S_TAIL, pack_hf, pack_i2_s_stream
 from .formats.writing import atomic
 from .source import FLOATS, is_linear, scan
 from .targets import differences, gguf_metadata, gguf_target, hf_files, hf_target
 from .tokenizer import Tokenizer
 
 HEADS = {"f16": ("F16", 1), "q8_0": ("Q8_0", 32), "q6_k": ("Q6_K", 256)}  # type, columns a block
-F16_LARGEST = 65504.0
 FREE_MARGIN = 64 << 20  # bytes of disk left to others
 MODEL_FOLDERS = {"1_Pooling", "2_Normalize"}  # inside one of an embedding model
 RELEASE_EVERY = 32 << 20  # bytes read between two releases of mapped pages
@@ -348,7 +347,7 @@ def _write_gguf(work, path):
 def _i2_s(work, name):
     scales, chunks = work.ternary(name)
     yield from pack_i2_s_stream(chunks)
-    yield scales.tobytes() + bytes(gguf.I2_S_TAIL - 4)
+    yield scales.tobytes() + bytes(I2_S_TAIL - 4)
 
 
 def _later(make, *arguments):

@@ -1,14 +1,23 @@
-# The memory pool: everything writable that the engine owns is a piece of a few large blocks from
-# the operating system, and every byte of it has a named purpose.
+# The memory pool: everything writable that the engine owns is a piece of a few large blocks of
+# addresses, and every byte of it has a named purpose.
 #
-#   Pool -- Heap -- Block (one mmap) -- Chunk, Chunk, ... (pieces in address order, free or in use)
-#                                         |
-#   Allocation (Python object) -----------+   freed with its last reference
+#   Pool -- Heap -- Block -- Chunk, Chunk, ... (pieces in address order, free or in use)
+#                     |        |
+#                     |      Allocation (Python object), freed with its last reference
+#                     |
+#                   committed or not: a bit for each page of the operating system
 #
-# Chunks are described outside the blocks (malloc), so a block holds user bytes only: whole pages
-# stay whole, free memory is never touched, and an overrun cannot damage the allocator.
+# Addresses cost nothing, so what is counted and held under the limit (`reserved`) is the memory
+# behind them. It is taken and returned by granules: huge pages of 2 MiB, or the OS's pages where a
+# huge page is broken. A granule is committed when a piece of it is handed out. Free ones stay so,
+# to be used again, up to a 16th of what is in use; beyond that the largest free chunks go back to
+# the OS, and where that is not enough, huge pages are broken to return the free pages in them. So
+# holes cost addresses and hardly any memory, and the pool is exhausted when the limit is.
+#
+# Chunks are described outside the blocks (malloc): free memory is never touched, and an overrun
+# cannot damage the allocator.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -16,7 +25,9 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     ALIGN = 64                      # every address and size is a multiple: a cache line
-    N_WORDS = 20                    # 64 free lists each: classes up to 2**50 bytes
+    BLOCK = 16 << 20                # bytes of addresses, unless it is one large chunk
+    N_HUGE = 8                      # huge pages of 2 MiB in them
+    N_WORDS = 8                     # 64 free lists each: classes of up to a whole block
 
 cdef struct Block
 
@@ -29,35 +40,50 @@ cdef struct Chunk:
     Chunk* previous                 # neighbours in the free list of its class, while free
     Chunk* next
     Block* block
+    bint is_dirty                   # while free: may hold committed granules
 
 cdef struct Block:
     Chunk first                     # at the lowest address; lives as long as the block
-    size_t size                     # bytes obtained from the OS
+    size_t size                     # bytes of addresses
+    size_t committed                # bytes of memory
+    uint64_t* pages                 # a bit each: committed; NULL where one large chunk is all
+    uint64_t broken                 # a bit for each huge page: it is committed by small pages
+    uint32_t in_use[N_HUGE]         # bytes handed out of each huge page
     Block* previous
     Block* next
 
+cdef struct FreeLists:
+    uint64_t words                  # bit w: lists[w] has a bit set
+    uint64_t lists[N_WORDS]         # bit b of word w: first[64 * w + b] is not empty
+    Chunk* first[64 * N_WORDS]
+
 cdef struct Heap:
     size_t limit                    # of `reserved`
-    size_t reserved                 # bytes of all blocks
+    size_t reserved                 # bytes committed, of all blocks
     size_t in_use                   # bytes of all chunks handed out
     size_t peak                     # the most `in_use` has been
     size_t n_in_use                 # chunks handed out
+    size_t n_made                   # chunks ever handed out
     size_t page                     # bytes of an OS page
+    int os_error                    # errno of what failed, 0 when the limit was the reason
     Block* blocks
     Block* spare                    # the one wholly free block that is kept, or NULL
-    int os_error                    # errno of the mmap that failed, 0 when the limit was the reason
-    uint64_t words                  # bit w: lists[w] has a bit set
-    uint64_t lists[N_WORDS]         # bit b of word w: free[64 * w + b] is not empty
-    Chunk* free[64 * N_WORDS]
+    FreeLists free[2]               # of chunks that are not dirty, and that are
 
 cdef struct Purpose:
     size_t in_use
     size_t peak
     size_t count                    # allocations alive
     size_t n_views                  # of them
+    size_t quota                    # of in_use
+    void* name                      # the str, which `indices` keeps alive
 
-cdef enum Outcome:                  # of giving an Allocation back
-    GIVEN_BACK
+cdef enum Outcome:                  # of asking for an Allocation, or of giving it back
+    DONE
+    NO_MEMORY
+    OVER_QUOTA
+    NEW_PURPOSE
+    CLOSED
     ALREADY_FREED
     HAS_VIEWS
 
@@ -66,7 +92,7 @@ cdef class Allocation:
     cdef size_t size                # bytes asked for; its chunk is the next multiple of ALIGN
     cdef Chunk* chunk               # valid while data is not NULL
     cdef size_t n_views             # live exports of the buffer protocol
-    cdef Py_ssize_t purpose_index
+    cdef Py_ssize_t purpose_index   # -1 while it is not known
     cdef readonly str purpose
     cdef Pool pool                  # kept alive; the pool does not refer back
 
@@ -80,10 +106,10 @@ cdef class Pool:
     cdef bint is_closed
     cdef dict indices               # {purpose: index into purposes}
 
-    cpdef Allocation allocate(self, n_bytes, str purpose)
-    cdef bint hand_out(self, Allocation allocation, int* os_error) noexcept
+    cpdef Allocation allocate(self, n_bytes, str purpose, bint prefault=*)
+    cdef Outcome hand_out(self, Allocation allocation, int* os_error) noexcept
     cdef Outcome give_back(self, Allocation allocation) noexcept
     cdef bint count_view(self, Allocation allocation, int change) noexcept
     cdef size_t read(self, size_t* figure) noexcept
     cdef Py_ssize_t index_of(self, str purpose) except -1
-    cdef exhausted(self, n_bytes, str purpose, int os_error)
+    cdef exhausted(self, n_bytes, str purpose, int os_error, bint is_over_quota=*)

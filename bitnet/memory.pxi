@@ -1,211 +1,47 @@
-# The allocator under the pool: two-level segregated fit over blocks from mmap. C only: no Python,
-# no lock. memory.pyx includes this file, and its Pool holds the mutex around every call.
-#
-# Free chunks lie in lists by size class: one class per ALIGN bytes up to 64 * ALIGN, then 32 an
-# octave. Two levels of bit masks find the next class that has a chunk. Freeing joins neighbours.
+# The allocator under the pool: two-level segregated fit. C only: no Python, no lock. memory.pyx
+# includes this file; its Pool holds the mutex around every call.
 
-from libc.errno cimport errno
-from libc.stdint cimport uintptr_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+include "blocks.pxi"
 
-cdef extern from *:
+
+cdef bint split(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
+    """Take a chunk off its list, cut down to `size` bytes; the rest becomes a free chunk after it.
+
+    False, and nothing has changed, when there is no memory to describe the rest.
     """
-    #include <sys/mman.h>
-    #ifndef MAP_ANONYMOUS
-    #define MAP_ANONYMOUS MAP_ANON
-    #endif
-    static char *map_anonymous(size_t size) {
-        void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        return base == MAP_FAILED ? NULL : (char *)base;
-    }
-    static void advise_huge_pages(char *base, size_t size) {
-    #ifdef MADV_HUGEPAGE
-        madvise(base, size, MADV_HUGEPAGE);
-    #else
-        (void)base; (void)size;
-    #endif
-    }
-    """
-    char* map_anonymous(size_t size) nogil
-    void advise_huge_pages(char* base, size_t size) nogil
-    int munmap(void* base, size_t size) nogil
-    int highest_zeros "__builtin_clzll"(uint64_t) nogil
-    int lowest_zeros "__builtin_ctzll"(uint64_t) nogil
-
-cdef enum:
-    HUGE_PAGE = 2 << 20             # blocks of at least this are aligned to it and advised
-    MIN_BLOCK = 2 << 20             # blocks aim at an eighth of what is reserved, between these
-    MAX_BLOCK = 64 << 20
-    SCAN = 16                       # chunks of the request's own class that are looked at first
+    cdef Chunk* rest = NULL
+    if chunk.size > size:
+        rest = <Chunk*>malloc(sizeof(Chunk))
+        if rest is NULL:
+            return False
+    unlink(heap, chunk)
+    if rest is not NULL:
+        rest.data = chunk.data + size
+        rest.size = chunk.size - size
+        rest.block = chunk.block
+        rest.before = chunk
+        rest.after = chunk.after
+        if rest.after is not NULL:
+            rest.after.before = rest
+        chunk.after = rest
+        chunk.size = size
+        link(heap, rest, chunk.is_dirty)
+    return True
 
 
-cdef inline size_t round_up(size_t n, size_t unit) noexcept nogil:
-    """n rounded up to a multiple of unit, a power of two."""
-    return (n + unit - 1) & ~(unit - 1)
-
-
-cdef inline int class_of(size_t size) noexcept nogil:
-    cdef uint64_t units = size // ALIGN
-    cdef int shift = 0
-    if units >= 64:
-        shift = 58 - highest_zeros(units)           # leaves units >> shift in 32 .. 63
-    return 32 * shift + <int>(units >> shift)
-
-
-cdef void link(Heap* heap, Chunk* chunk) noexcept nogil:
-    """Put a chunk at the head of the free list of its class."""
-    cdef int c = class_of(chunk.size)
-    chunk.owner = NULL
-    chunk.previous = NULL
-    chunk.next = heap.free[c]
-    if chunk.next is not NULL:
-        chunk.next.previous = chunk
-    heap.free[c] = chunk
-    heap.lists[c >> 6] |= <uint64_t>1 << (c & 63)
-    heap.words |= <uint64_t>1 << (c >> 6)
-
-
-cdef void unlink(Heap* heap, Chunk* chunk) noexcept nogil:
-    cdef int c = class_of(chunk.size)
-    if chunk.next is not NULL:
-        chunk.next.previous = chunk.previous
-    if chunk.previous is not NULL:
-        chunk.previous.next = chunk.next
-        return
-    heap.free[c] = chunk.next
-    if chunk.next is NULL:
-        heap.lists[c >> 6] &= ~(<uint64_t>1 << (c & 63))
-        if heap.lists[c >> 6] == 0:
-            heap.words &= ~(<uint64_t>1 << (c >> 6))
-
-
-cdef Chunk* smallest_fit(Chunk* chunk, size_t size, size_t n_chunks) noexcept nogil:
-    """The smallest of the first n_chunks of a list that holds `size` bytes, or NULL."""
-    cdef Chunk* best = NULL
-    while chunk is not NULL and n_chunks > 0:
-        if chunk.size == size:
-            return chunk
-        if chunk.size > size and (best is NULL or chunk.size < best.size):
-            best = chunk
-        chunk = chunk.next
-        n_chunks -= 1
-    return best
-
-
-cdef Chunk* find(Heap* heap, size_t size) noexcept nogil:
-    """A free chunk of at least `size` bytes, or NULL when there is none."""
-    cdef int c = class_of(size)
-    cdef int word
-    cdef uint64_t bits
-    cdef Chunk* chunk = smallest_fit(heap.free[c], size, SCAN)      # a KV page finds a KV page
-    if chunk is not NULL:
-        return chunk
-    word = (c + 1) >> 6                                             # any of a larger class will do
-    bits = heap.lists[word] & (~<uint64_t>0 << ((c + 1) & 63))
-    if bits == 0:
-        bits = heap.words & (~<uint64_t>0 << (word + 1))
-        if bits == 0:
-            return smallest_fit(heap.free[c], size, <size_t>-1)     # before more is reserved
-        word = lowest_zeros(bits)
-        bits = heap.lists[word]
-    return heap.free[64 * word + lowest_zeros(bits)]
-
-
-cdef char* map_block(size_t size, size_t page) noexcept nogil:
-    """`size` bytes of zeros from the OS; large ones aligned to huge pages. NULL on failure."""
-    cdef char* raw
-    cdef char* base
-    cdef size_t slack = HUGE_PAGE - page
-    if size < HUGE_PAGE:
-        return map_anonymous(size)
-    raw = map_anonymous(size + slack)
-    if raw is NULL:
-        return NULL
-    base = <char*>round_up(<uintptr_t>raw, HUGE_PAGE)
-    if base > raw:
-        munmap(raw, base - raw)
-    if base < raw + slack:
-        munmap(base + size, raw + slack - base)
-    advise_huge_pages(base, size)
-    return base
-
-
-cdef void release(Heap* heap, Block* block) noexcept nogil:
-    """Return a wholly free block to the OS."""
-    if munmap(block.first.data, block.size) != 0:       # too many maps to split one: keep it, free
-        return
-    unlink(heap, &block.first)
-    if heap.spare is block:
-        heap.spare = NULL
-    if block.next is not NULL:
-        block.next.previous = block.previous
-    if block.previous is not NULL:
-        block.previous.next = block.next
-    else:
-        heap.blocks = block.next
-    heap.reserved -= block.size
-    free(block)
-
-
-cdef Block* grow(Heap* heap, size_t size) noexcept nogil:
-    """A new free block that holds `size` bytes; NULL at the limit or when the OS refuses."""
-    cdef size_t needed = round_up(size, heap.page)
-    cdef size_t aim = min(max(heap.reserved // 8, <size_t>MIN_BLOCK), <size_t>MAX_BLOCK)
-    cdef size_t n_bytes = round_up(size * ((aim + size - 1) // size), heap.page)  # no remainder
-    cdef size_t left = heap.limit - heap.reserved
-    cdef Block* block
-    heap.os_error = 0
-    if needed > left and heap.spare is not NULL:
-        release(heap, heap.spare)
-        left = heap.limit - heap.reserved
-    if needed > left:
-        return NULL
-    n_bytes = min(n_bytes, left & ~(heap.page - 1))
-    block = <Block*>malloc(sizeof(Block))
-    if block is not NULL:
-        memset(block, 0, sizeof(Block))
-        block.first.data = map_block(n_bytes, heap.page)
-        if block.first.data is NULL:
-            n_bytes = needed
-            block.first.data = map_block(n_bytes, heap.page)
-    if block is NULL or block.first.data is NULL:
-        heap.os_error = errno
-        free(block)
-        return NULL
-    block.first.size = block.size = n_bytes
-    block.first.block = block
-    block.next = heap.blocks
-    if block.next is not NULL:
-        block.next.previous = block
-    heap.blocks = block
-    heap.reserved += n_bytes
-    link(heap, &block.first)
-    return block
-
-
-cdef void split(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
-    """Cut a chunk down to `size` bytes; the rest becomes a free chunk after it."""
-    cdef Chunk* rest
-    if chunk.size == size:
-        return
-    rest = <Chunk*>malloc(sizeof(Chunk))
-    if rest is NULL:                                    # the caller gets more than was asked for
-        return
-    rest.data = chunk.data + size
-    rest.size = chunk.size - size
-    rest.block = chunk.block
-    rest.before = chunk
-    rest.after = chunk.after
-    if rest.after is not NULL:
-        rest.after.before = rest
-    chunk.after = rest
-    chunk.size = size
-    link(heap, rest)
+cdef inline void count(Chunk* chunk, int sign) noexcept nogil:
+    """Count a chunk as in use (1), or no longer (-1), by the huge pages that it lies in."""
+    cdef size_t begin = begin_of(chunk)
+    cdef size_t end = begin + chunk.size
+    cdef size_t n
+    while begin < end:
+        n = min(end, round_down(begin, HUGE_PAGE) + HUGE_PAGE) - begin
+        chunk.block.in_use[begin // HUGE_PAGE] += sign * <int>n
+        begin += n
 
 
 cdef void absorb(Chunk* chunk) noexcept nogil:
-    """Let a chunk swallow the one after it, which is in no list."""
+    """Let a chunk swallow the one after it; both are in no list."""
     cdef Chunk* after = chunk.after
     chunk.size += after.size
     chunk.after = after.after
@@ -214,71 +50,209 @@ cdef void absorb(Chunk* chunk) noexcept nogil:
     free(after)
 
 
-cdef Chunk* take(Heap* heap, size_t size, char** owner) noexcept nogil:
-    """Hand out a chunk of at least `size` bytes, *owner pointing at it; NULL if there is none."""
-    cdef Chunk* chunk
-    cdef Block* block
-    size = round_up(size, ALIGN)
-    chunk = find(heap, size)
+cdef Chunk* next_free(Heap* heap, Chunk* chunk) noexcept nogil:
+    """The free chunk that follows in any shared block, the first one for NULL; NULL at the end."""
+    cdef Block* block = heap.blocks
+    if chunk is not NULL:
+        block = chunk.block
+        chunk = chunk.after
+    elif block is not NULL:
+        chunk = &block.first
+    while block is not NULL:
+        while chunk is not NULL and block.pages is not NULL:
+            if chunk.owner is NULL:
+                return chunk
+            chunk = chunk.after
+        block = block.next
+        chunk = NULL if block is NULL else &block.first
+    return NULL
+
+
+cdef size_t whole_pages(Heap* heap, Chunk* chunk) noexcept nogil:
+    """Bytes of the OS pages that lie inside a chunk."""
+    cdef uintptr_t first = round_up(<uintptr_t>chunk.data, heap.page)
+    cdef uintptr_t end = round_down(<uintptr_t>chunk.data + chunk.size, heap.page)
+    return end - first if end > first else 0
+
+
+cdef size_t affordable(Heap* heap, Chunk* chunk, size_t left) noexcept nogil:
+    """Bytes at the start of a free chunk that take at most `left` bytes of memory.
+
+    All free pages being returned; its first and last page may be shared with chunks in use.
+    """
+    if whole_pages(heap, chunk) <= left:
+        return chunk.size
+    return (round_up(<uintptr_t>chunk.data, heap.page) - <uintptr_t>chunk.data
+            + round_down(left, heap.page))
+
+
+cdef Chunk* squeeze(Heap* heap, size_t size) noexcept nogil:
+    """A free chunk of which `size` bytes fit under the limit by pages alone, or NULL.
+
+    Looks at all there are, and breaks the huge pages that the one it finds needs a part of.
+    """
+    cdef Chunk* chunk = next_free(heap, NULL)
+    cdef size_t i, begin, end
+    while chunk is not NULL:
+        begin, end = begin_of(chunk), begin_of(chunk) + size
+        if chunk.size >= size and missing(heap, chunk.block, round_down(begin, heap.page),
+                                          round_up(end, heap.page)) <= heap.limit - heap.reserved:
+            for i in range(begin // HUGE_PAGE, (end - 1) // HUGE_PAGE + 1):
+                if not chunk.block.broken >> i & 1:
+                    break_up(heap, chunk.block, i)
+            return chunk
+        chunk = next_free(heap, chunk)
+    return NULL
+
+
+cdef Chunk* afford(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
+    """This chunk or another free one, of which `size` bytes fit under the limit, or NULL."""
+    cdef Block* block = chunk.block
+    cdef size_t begin = begin_of(chunk)
+    if heap.limit - heap.reserved > size + 2 * HUGE_PAGE:           # granules at both ends
+        return chunk
+    while missing(heap, block, floor_of(heap, block, begin),
+                  ceil_of(heap, block, begin + size)) > heap.limit - heap.reserved:
+        if not reclaim(heap, True):
+            return squeeze(heap, size)
+    return chunk
+
+
+cdef Chunk* place(Heap* heap, size_t size) noexcept nogil:
+    """A chunk of `size` bytes of a shared block, committed and in no list, or NULL."""
+    cdef Block* block = NULL
+    cdef Chunk* chunk = find(&heap.free[True], size)        # memory that is there already
+    if chunk is NULL:
+        chunk = find(&heap.free[False], size)
     if chunk is NULL:
         block = grow(heap, size)
         if block is NULL:
             return NULL
         chunk = &block.first
+        link(heap, chunk, False)
+    chunk = afford(heap, chunk, size)
+    if chunk is not NULL and not split(heap, chunk, size):
+        heap.os_error = errno
+        chunk = NULL
+    if block is not NULL and (chunk is NULL or chunk.block is not block):
+        unlink(heap, &block.first)
+        settle(heap, block)
+    if chunk is NULL:
+        return NULL
     if chunk.block is heap.spare:
         heap.spare = NULL
-    unlink(heap, chunk)
-    split(heap, chunk, size)
+    commit(heap, chunk.block, floor_of(heap, chunk.block, begin_of(chunk)),
+           ceil_of(heap, chunk.block, begin_of(chunk) + size))
+    count(chunk, 1)
+    return chunk
+
+
+cdef Chunk* place_large(Heap* heap, size_t size) noexcept nogil:
+    """A block of its own for `size` bytes, committed, or NULL."""
+    cdef size_t n_bytes = round_up(size, heap.page)
+    cdef Block* block
+    while n_bytes > heap.limit - heap.reserved:
+        if not reclaim(heap, True):
+            return NULL
+    block = grow(heap, size)
+    if block is NULL:
+        return NULL
+    block.committed = n_bytes
+    heap.reserved += n_bytes
+    return &block.first
+
+
+cdef Chunk* take(Heap* heap, size_t size, char** owner) noexcept nogil:
+    """Hand out a chunk of `size` bytes, *owner pointing at it; NULL if there is none."""
+    cdef Chunk* chunk
+    size = round_up(size, ALIGN)
+    heap.os_error = 0
+    if size > heap.limit - heap.in_use:
+        return NULL
+    chunk = place(heap, size) if size < LARGE else place_large(heap, size)
+    if chunk is NULL:
+        return NULL
     chunk.owner = owner
     owner[0] = chunk.data
-    heap.in_use += chunk.size
+    heap.in_use += size
     heap.peak = max(heap.peak, heap.in_use)
     heap.n_in_use += 1
+    heap.n_made += 1
+    return_surplus(heap)                                # it may need but a part of a huge page
     return chunk
 
 
 cdef void give(Heap* heap, Chunk* chunk) noexcept nogil:
-    """Take a chunk back and join it with free neighbours; a second free block goes to the OS."""
+    """Take a chunk back, join it with free neighbours, and return what is not kept to the OS."""
+    cdef Block* block = chunk.block
+    cdef size_t begin = begin_of(chunk)
+    cdef size_t end = begin + chunk.size
+    cdef bint is_dirty = False
     heap.in_use -= chunk.size
     heap.n_in_use -= 1
     chunk.owner[0] = NULL
+    chunk.owner = NULL
+    if block.pages is NULL:
+        remove(heap, block)
+        return
+    count(chunk, -1)
     if chunk.after is not NULL and chunk.after.owner is NULL:
+        is_dirty = chunk.after.is_dirty
         unlink(heap, chunk.after)
         absorb(chunk)
     if chunk.before is not NULL and chunk.before.owner is NULL:
         chunk = chunk.before
+        is_dirty = is_dirty or chunk.is_dirty
         unlink(heap, chunk)
         absorb(chunk)
-    link(heap, chunk)
-    if chunk.before is not NULL or chunk.after is not NULL:
-        return
-    if heap.spare is NULL and chunk.size <= MAX_BLOCK:
-        heap.spare = chunk.block
-    else:
-        release(heap, chunk.block)
+    if chunk.before is NULL and chunk.after is NULL:
+        settle(heap, block)
+    else:       # every granule that the piece touched is committed: is one of them free now?
+        begin = max(floor_of(heap, block, begin), ceil_of(heap, block, begin_of(chunk)))
+        end = min(ceil_of(heap, block, end), floor_of(heap, block, begin_of(chunk) + chunk.size))
+        link(heap, chunk, is_dirty or begin < end)
+    return_surplus(heap)
 
 
-cdef size_t largest_free(Heap* heap) noexcept nogil:
-    """Bytes of the largest free chunk."""
-    cdef int word
-    cdef Chunk* chunk
-    cdef size_t largest = 0
-    if heap.words == 0:
-        return 0
-    word = 63 - highest_zeros(heap.words)
-    chunk = heap.free[64 * word + 63 - highest_zeros(heap.lists[word])]
-    while chunk is not NULL:
-        largest = max(largest, chunk.size)
-        chunk = chunk.next
-    return largest
+cdef size_t trim(Heap* heap) noexcept nogil:
+    """Return all free memory to the OS; says how many bytes that were."""
+    cdef size_t before = heap.reserved
+    while reclaim(heap, True):
+        pass
+    if heap.spare is not NULL:
+        unlink(heap, &heap.spare.first)
+        remove(heap, heap.spare)
+        heap.spare = NULL
+    return before - heap.reserved
+
+
+cdef bint set_limit(Heap* heap, size_t limit) noexcept nogil:
+    """Change the limit, returning free memory where it must; false when too much is in use."""
+    while heap.reserved > limit and reclaim(heap, True):
+        pass
+    if heap.reserved > limit:
+        return False
+    heap.limit = limit
+    return True
 
 
 cdef size_t largest_possible(Heap* heap) noexcept nogil:
-    """Bytes of the largest chunk that can be had, from the OS included."""
-    cdef size_t left = heap.limit - heap.reserved
-    if heap.spare is not NULL:
-        left += heap.spare.size
-    return max(largest_free(heap), left & ~(heap.page - 1))
+    """Bytes of the largest chunk that the limit has room for; looks at every chunk."""
+    cdef size_t largest, left = heap.limit
+    cdef Block* block = heap.blocks
+    cdef Chunk* chunk = next_free(heap, NULL)
+    while block is not NULL:
+        left -= block.committed if block.pages is NULL else block.size
+        block = block.next
+    while chunk is not NULL:
+        left += whole_pages(heap, chunk)
+        chunk = next_free(heap, chunk)
+    largest = round_down(left, heap.page)
+    chunk = next_free(heap, NULL)
+    while chunk is not NULL:
+        largest = max(largest, min(affordable(heap, chunk, left), <size_t>LARGE - ALIGN))
+        chunk = next_free(heap, chunk)
+    return largest
 
 
 cdef void clear(Heap* heap) noexcept nogil:
@@ -298,10 +272,9 @@ cdef void clear(Heap* heap) noexcept nogil:
                 free(chunk)
             chunk = after
         munmap(block.first.data, block.size)
+        free(block.pages)
         free(block)
         block = next_block
     heap.blocks = heap.spare = NULL
     heap.reserved = heap.in_use = heap.n_in_use = 0
-    heap.words = 0
-    memset(heap.lists, 0, sizeof(heap.lists))
     memset(heap.free, 0, sizeof(heap.free))

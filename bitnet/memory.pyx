@@ -23,7 +23,9 @@ cdef extern from "<unistd.h>" nogil:
     enum: _SC_PAGESIZE
     long sysconf(int name)
 
-MAX_LIMIT = 1 << 48                 # bytes: what 48-bit addresses reach; N_WORDS suffices for it
+cdef size_t MOST = 1 << 48          # bytes: what 48-bit addresses reach
+cdef size_t NO_QUOTA = <size_t>-1
+MAX_LIMIT = MOST
 
 
 def format_bytes(n_bytes):
@@ -40,14 +42,16 @@ class PoolExhausted(MemoryError):
 
     requested and purpose   what was asked for
     available               of the limit, what is not in use
-    largest                 the largest piece that could have been had
+    largest                 the largest allocation that the limit has room for
     limit                   of the pool
     by_purpose              {purpose: bytes in use}
-    os_error                the operating system's words if it refused, None if the limit did
+    os_error                the operating system's words if it refused, None if it did not
+    quota                   of the purpose if that was the reason, None if it was not
     """
 
-    def __init__(self, requested, purpose, available, largest, limit, by_purpose, os_error=None):
-        super().__init__(requested, purpose, available, largest, limit, by_purpose, os_error)
+    def __init__(self, requested, purpose, available, largest, limit, by_purpose, os_error=None,
+                 quota=None):
+        super().__init__(requested, purpose, available, largest, limit, by_purpose, os_error, quota)
         self.requested = requested
         self.purpose = purpose
         self.available = available
@@ -55,13 +59,17 @@ class PoolExhausted(MemoryError):
         self.limit = limit
         self.by_purpose = by_purpose
         self.os_error = os_error
+        self.quota = quota
 
     def __str__(self):
+        asked = f"no memory for {self.purpose!r}, which asked for {format_bytes(self.requested)}: "
+        if self.quota is not None:
+            in_use = format_bytes(self.by_purpose.get(self.purpose, 0))
+            return f"{asked}{in_use} of its quota of {format_bytes(self.quota)} are in use"
         holders = sorted(self.by_purpose.items(), key=lambda item: -item[1])
         in_use = ", ".join(f"{name!r} {format_bytes(n)}" for name, n in holders if n) or "nothing"
         refusal = f"the operating system says {self.os_error!r}; " if self.os_error else ""
-        return (f"no memory for {self.purpose!r}, which asked for {format_bytes(self.requested)}: "
-                f"{refusal}{format_bytes(self.available)} of the limit of "
+        return (f"{asked}{refusal}{format_bytes(self.available)} of the limit of "
                 f"{format_bytes(self.limit)} are left ({format_bytes(self.largest)} in one piece); "
                 f"in use: {in_use}")
 
@@ -70,12 +78,27 @@ class PoolExhausted(MemoryError):
 class PoolStats:
     """One moment of a pool; sizes in bytes, every allocation rounded up to a multiple of 64."""
     limit: int
-    reserved: int                   # obtained from the OS: in_use <= reserved <= limit
+    reserved: int                   # memory taken from the OS: in_use <= reserved <= limit
     in_use: int                     # sum of the live allocations
     peak: int                       # the most in_use has been
     n_allocations: int              # alive
-    largest_free: int               # largest free piece of what is reserved
+    n_made: int                     # allocations ever made
+    largest_free: int               # most of what is reserved and free that one could have; with
+                                    # limit - reserved, the largest allocation there is room for
     by_purpose: dict                # {purpose: (in_use, peak, live allocations)}
+    quotas: dict                    # {purpose: bytes}, of purposes that have one
+
+    @property
+    def utilisation(self):
+        """in_use / reserved: the share of the memory taken from the OS that serves someone."""
+        return self.in_use / self.reserved if self.reserved else 1.0
+
+    @property
+    def fragmentation(self):
+        """The share of what is left of the limit that cannot be had in one piece."""
+        left = self.limit - self.in_use
+        largest = self.largest_free + self.limit - self.reserved
+        return max(0.0, 1 - largest / left) if left else 0.0
 
 
 @cython.final
@@ -129,19 +152,20 @@ cdef class Allocation:
 @cython.final
 @cython.no_gc                       # refers to names and numbers
 cdef class Pool:
-    """Pool(limit): memory for many purposes, of which at most `limit` bytes come from the OS.
+    """Pool(limit, quotas={}): memory for many purposes, at most `limit` bytes taken from the OS.
 
-    ValueError when limit is less than a page of the operating system. Safe to use from any thread.
-    As a context manager it closes itself.
+    quotas: {purpose: bytes} that a purpose may have in use; the others share what the limit leaves.
+    ValueError when limit is less than a page of the operating system, or a quota than 0. Safe to
+    use from any thread. As a context manager it closes itself.
     """
 
-    def __cinit__(self, limit):
+    def __cinit__(self, limit, quotas=None):
         pthread_mutex_init(&self.mutex, NULL)
         self.heap.page = sysconf(_SC_PAGESIZE)
         self.indices = {}
-        if not self.heap.page <= limit <= MAX_LIMIT:
-            raise ValueError(f"limit: {limit} bytes ({self.heap.page} to {MAX_LIMIT})")
-        self.heap.limit = PyNumber_Index(limit)
+        self.limit = limit
+        for purpose, quota in (quotas or {}).items():
+            self.set_quota(purpose, quota)
 
     def __dealloc__(self):
         clear(&self.heap)
@@ -158,29 +182,39 @@ cdef class Pool:
         return (f"<Pool: {format_bytes(self.in_use)} in use, {format_bytes(self.reserved)} "
                 f"reserved, limit {format_bytes(self.limit)}>")
 
-    cpdef Allocation allocate(self, n_bytes, str purpose):
+    cpdef Allocation allocate(self, n_bytes, str purpose, bint prefault=False):
         """n_bytes >= 1 of undefined contents for a purpose, or PoolExhausted.
 
+        prefault: the OS provides the memory now, not as each page is first written.
         ValueError for less than one byte or when the pool is closed.
         """
         cdef Allocation allocation
+        cdef Outcome outcome
         cdef int os_error = 0
         if purpose is None:
             raise TypeError("purpose must be a str, not None")
         n_bytes = PyNumber_Index(n_bytes)
         if n_bytes < 1:
             raise ValueError(f"n_bytes: {n_bytes} for {purpose!r} (at least 1)")
-        if n_bytes > self.heap.limit:
+        if n_bytes > MOST:
             raise self.exhausted(n_bytes, purpose, 0)
         allocation = Allocation.__new__(Allocation)
         allocation.size = n_bytes
         allocation.purpose = purpose
-        allocation.purpose_index = self.index_of(purpose)
+        allocation.purpose_index = -1
         allocation.pool = self
-        if not self.hand_out(allocation, &os_error):
-            if self.is_closed:
-                raise ValueError("the pool is closed")
-            raise self.exhausted(n_bytes, purpose, os_error)
+        outcome = self.hand_out(allocation, &os_error)
+        if outcome == NEW_PURPOSE:
+            allocation.purpose_index = self.index_of(purpose)
+            outcome = self.hand_out(allocation, &os_error)
+        if outcome == CLOSED:
+            raise ValueError("the pool is closed")
+        if outcome != DONE:
+            raise self.exhausted(n_bytes, purpose, os_error, outcome == OVER_QUOTA)
+        if prefault and self.count_view(allocation, 1):         # so that nobody unmaps it meanwhile
+            with nogil:
+                populate(allocation.data, allocation.size, self.heap.page)
+            self.count_view(allocation, -1)
         return allocation
 
     def array(self, shape, dtype, str purpose not None):
@@ -199,12 +233,42 @@ cdef class Pool:
 
     @property
     def limit(self):
-        """Bytes that may be reserved."""
-        return self.heap.limit
+        """Bytes that may be reserved; set it to change it: ValueError if more are in use."""
+        return self.read(&self.heap.limit)
+
+    @limit.setter
+    def limit(self, limit):
+        cdef bint is_set
+        if not self.heap.page <= limit <= MAX_LIMIT:
+            raise ValueError(f"limit: {limit} bytes ({self.heap.page} to {MAX_LIMIT})")
+        cdef size_t n_bytes = PyNumber_Index(limit)
+        pthread_mutex_lock(&self.mutex)
+        is_set = set_limit(&self.heap, n_bytes)
+        pthread_mutex_unlock(&self.mutex)
+        if not is_set:
+            raise ValueError(f"limit: {limit} bytes ({self.reserved} are in use)")
+
+    def set_quota(self, str purpose not None, quota):
+        """Let a purpose have at most `quota` bytes in use, None: what the limit allows.
+
+        ValueError, and nothing changes, if more are in use.
+        """
+        cdef Py_ssize_t i = self.index_of(purpose)
+        cdef size_t n_bytes, in_use
+        if quota is not None and not 0 <= quota <= MAX_LIMIT:
+            raise ValueError(f"quota: {quota} bytes for {purpose!r} (0 to {MAX_LIMIT})")
+        n_bytes = NO_QUOTA if quota is None else PyNumber_Index(quota)
+        pthread_mutex_lock(&self.mutex)
+        in_use = self.purposes[i].in_use
+        if in_use <= n_bytes:
+            self.purposes[i].quota = n_bytes
+        pthread_mutex_unlock(&self.mutex)
+        if in_use > n_bytes:
+            raise ValueError(f"quota: {quota} bytes for {purpose!r} ({in_use} are in use)")
 
     @property
     def reserved(self):
-        """Bytes obtained from the operating system."""
+        """Bytes of memory taken from the operating system and not returned."""
         return self.read(&self.heap.reserved)
 
     @property
@@ -218,13 +282,14 @@ cdef class Pool:
         return self.read(&self.heap.peak)
 
     def stats(self):
-        """PoolStats of this moment."""
+        """PoolStats of this moment; looks at every piece of the pool."""
+        cdef Heap now
         cdef Purpose* purposes
         cdef Py_ssize_t n_purposes
-        cdef size_t reserved, in_use, peak, n_in_use, largest
+        cdef size_t largest
         pthread_mutex_lock(&self.mutex)
-        reserved, in_use, peak = self.heap.reserved, self.heap.in_use, self.heap.peak
-        n_in_use, largest = self.heap.n_in_use, largest_free(&self.heap)
+        now = self.heap
+        largest = largest_possible(&self.heap)
         n_purposes = self.n_purposes
         purposes = <Purpose*>malloc((n_purposes + 1) * sizeof(Purpose))
         if purposes is not NULL and n_purposes > 0:
@@ -233,14 +298,32 @@ cdef class Pool:
         if purposes is NULL:
             raise MemoryError("no memory for the statistics of the pool")
         try:
+            names = [(name, i) for name, i in sorted(self.indices.copy().items()) if i < n_purposes]
             by_purpose = {name: (purposes[i].in_use, purposes[i].peak, purposes[i].count)
-                          for name, i in sorted(self.indices.copy().items()) if i < n_purposes}
+                          for name, i in names}
+            quotas = {name: purposes[i].quota for name, i in names if purposes[i].quota != NO_QUOTA}
         finally:
             free(purposes)
-        return PoolStats(self.limit, reserved, in_use, peak, n_in_use, largest, by_purpose)
+        return PoolStats(now.limit, now.reserved, now.in_use, now.peak, now.n_in_use, now.n_made,
+                         largest - (round_down(now.limit, now.page) - now.reserved),
+                         by_purpose, quotas)
+
+    def trim(self):
+        """Return all free memory to the operating system; the number of bytes that were returned.
+
+        Huge pages of which a part is free become small ones.
+        """
+        cdef size_t n_bytes
+        pthread_mutex_lock(&self.mutex)
+        n_bytes = trim(&self.heap)
+        pthread_mutex_unlock(&self.mutex)
+        return n_bytes
 
     def ranges(self):
-        """[(address, nbytes)] of the blocks obtained from the operating system, by address."""
+        """[(address, nbytes)] of the addresses that the pool has mapped, in order.
+
+        What is not reserved of them has no memory behind it.
+        """
         cdef Block* block
         cdef size_t* pairs
         cdef Py_ssize_t i, n_blocks = 0
@@ -284,20 +367,33 @@ cdef class Pool:
             names = [name for name, i in self.indices.copy().items() if i == viewed]
             raise BufferError(f"views of the pool's memory for {names[0]!r} are alive")
 
-    cdef bint hand_out(self, Allocation allocation, int* os_error) noexcept:
-        """Fill in a new Allocation; false when the pool is full or closed."""
+    cdef Outcome hand_out(self, Allocation allocation, int* os_error) noexcept:
+        """Fill in a new Allocation, or say why not."""
+        cdef Outcome outcome = CLOSED
+        cdef Py_ssize_t i = allocation.purpose_index
         cdef Purpose* purpose
         pthread_mutex_lock(&self.mutex)
-        if not self.is_closed:
-            allocation.chunk = take(&self.heap, allocation.size, &allocation.data)
-            os_error[0] = self.heap.os_error
-        if allocation.data is not NULL:
-            purpose = &self.purposes[allocation.purpose_index]
-            purpose.count += 1
-            purpose.in_use += allocation.chunk.size
-            purpose.peak = max(purpose.peak, purpose.in_use)
+        if i < 0:                           # the same str as before, which is nearly always so?
+            i = 0
+            while i < self.n_purposes and self.purposes[i].name != <void*>allocation.purpose:
+                i += 1
+            allocation.purpose_index = i
+        if i == self.n_purposes:
+            outcome = NEW_PURPOSE
+        elif not self.is_closed:
+            purpose = &self.purposes[i]
+            outcome = OVER_QUOTA
+            if round_up(allocation.size, ALIGN) <= purpose.quota - purpose.in_use:
+                outcome = NO_MEMORY
+                allocation.chunk = take(&self.heap, allocation.size, &allocation.data)
+                os_error[0] = self.heap.os_error
+            if allocation.data is not NULL:
+                outcome = DONE
+                purpose.count += 1
+                purpose.in_use += allocation.chunk.size
+                purpose.peak = max(purpose.peak, purpose.in_use)
         pthread_mutex_unlock(&self.mutex)
-        return allocation.data is not NULL
+        return outcome
 
     cdef Outcome give_back(self, Allocation allocation) noexcept:
         """Free an Allocation, or say why not."""
@@ -307,7 +403,7 @@ cdef class Pool:
         if allocation.n_views > 0:
             outcome = HAS_VIEWS
         elif allocation.data is not NULL:
-            outcome = GIVEN_BACK
+            outcome = DONE
             purpose = &self.purposes[allocation.purpose_index]
             purpose.count -= 1
             purpose.in_use -= allocation.chunk.size
@@ -345,14 +441,20 @@ cdef class Pool:
         purposes = <Purpose*>realloc(self.purposes, (i + 1) * sizeof(Purpose))
         if purposes is not NULL:
             memset(&purposes[i], 0, sizeof(Purpose))
+            purposes[i].quota = NO_QUOTA
             self.purposes = purposes
             self.n_purposes = i + 1
         pthread_mutex_unlock(&self.mutex)
         if purposes is NULL:
             raise MemoryError(f"no memory to count what is for {purpose!r}")
-        return self.indices.setdefault(purpose, i)      # another thread may have been first
+        index = self.indices.setdefault(purpose, i)     # another thread may have been first
+        if index == i:
+            pthread_mutex_lock(&self.mutex)
+            self.purposes[i].name = <void*>purpose
+            pthread_mutex_unlock(&self.mutex)
+        return index
 
-    cdef exhausted(self, n_bytes, str purpose, int os_error):
+    cdef exhausted(self, n_bytes, str purpose, int os_error, bint is_over_quota=False):
         """The exception that says why n_bytes cannot be had."""
         cdef size_t largest
         stats = self.stats()
@@ -360,5 +462,6 @@ cdef class Pool:
         largest = largest_possible(&self.heap)
         pthread_mutex_unlock(&self.mutex)
         in_use = {name: counts[0] for name, counts in stats.by_purpose.items()}
-        return PoolExhausted(n_bytes, purpose, self.limit - stats.in_use, largest, self.limit,
-                             in_use, os.strerror(os_error) if os_error else None)
+        return PoolExhausted(n_bytes, purpose, stats.limit - stats.in_use, largest, stats.limit,
+                             in_use, os.strerror(os_error) if os_error else None,
+                             stats.quotas.get(purpose) if is_over_quota else None)

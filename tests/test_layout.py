@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-ORDER = ["cpu", "mapping", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
+ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "ops", "waiting",
          "report", "formats", "families", "config", "sidecar", "hub", "source", "weights",
          "chat", "vocabulary", "tokenizer", "tokenizer_files", "targets", "convert", "rope", "model",
          "sampling", "generation", "prefixes", "pace", "engine", "scoring", "embedding", "state",

@@ -340,7 +340,7 @@ FAMILY_CASES = {
         "pattern of text": (
             entry("attention.sliding_window_pattern", ARRAY, strings(["full"])), "window_pattern",
         ),
-        "local RoPE of base 0": (real("rope.local.freq_base", 0.0), "local.freq_base: 0.0"),
+        "local RoPE of base 0": (real("rope.freq_base_swa", 0.0), "freq_base_swa: 0.0"),
         "no norm behind": (without("blk.0.post_ffw_norm.weight"), "post_ffw_norm.weight: missing"),
         "act silu": (entry("hidden_activation", STRING, text("silu")), "activation: silu"),
     },

@@ -1,13 +1,10 @@
-"""The pool: against a plain list of live allocations, at its limit, closing, and from threads."""
+"""The pool: against a plain list of live allocations, its limits, arrays, closing, threads."""
+import contextlib
 import copy
 import gc
 import mmap
-import os
 import random
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +12,6 @@ from bitnet.memory import MAX_LIMIT, Allocation, Pool, PoolExhausted, format_byt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-import bitnet
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20
@@ -31,21 +26,24 @@ def bytes_of(allocation):
 
 
 sizes = st.one_of(st.integers(1, 300), st.integers(1, 70).map(lambda n: 64 * n),
-                  st.integers(1, 200_000), st.sampled_from([OS_PAGE, 32_768, 327_680, 2 * MIB]))
-
-
+                  st.integers(1, 200_000),
+                  st.sampled_from([OS_PAGE, 32_768, 327_680, 2 * MIB, 4 * MIB - 64, 4 * MIB + 1,
+                                   20 * MIB]))
+purposes = st.sampled_from(["kv", "scratch", "head"])
 picks = st.integers(0, 1 << 20)                     # of a list, modulo its length
 
 
 class PoolMachine(RuleBasedStateMachine):
     """The pool does what a list of live (allocation, purpose, fill) says it must."""
 
-    @initialize(limit=st.sampled_from([OS_PAGE, 10 * OS_PAGE + 17, MIB, 5 * MIB]))
+    @initialize(limit=st.sampled_from([OS_PAGE, 10 * OS_PAGE + 17, MIB, 5 * MIB, 40 * MIB]))
     def make(self, limit):
         self.pool = Pool(limit)
         self.live = []
         self.freed = []
         self.views = []
+        self.quotas = {}
+        self.n_made = 0
         self.peak = 0
         self.peaks = {}
         self.fill = 0
@@ -53,21 +51,69 @@ class PoolMachine(RuleBasedStateMachine):
     def in_use(self, purpose=None):
         return sum(rounded(one.nbytes) for one, name, _ in self.live if purpose in (None, name))
 
-    @rule(n_bytes=sizes, purpose=st.sampled_from(["kv", "scratch", "head"]))
-    def allocate(self, n_bytes, purpose):
-        try:
-            allocation = self.pool.allocate(n_bytes, purpose)
-        except PoolExhausted as error:
-            assert error.largest < rounded(n_bytes)
-            assert error.available == self.pool.limit - self.in_use()
-            assert error.by_purpose.get("kv", 0) == self.in_use("kv")
-            return
+    def pinned(self):
+        """Bytes of the OS's pages that hold something alive."""
+        pages = set()
+        for one, _, _ in self.live:
+            last = one.address + rounded(one.nbytes) - 1
+            pages.update(range(one.address // OS_PAGE, last // OS_PAGE + 1))
+        return OS_PAGE * len(pages)
+
+    def hold(self, n_bytes, purpose, prefault):
+        allocation = self.pool.allocate(n_bytes, purpose, prefault)
         assert (allocation.nbytes, allocation.purpose) == (n_bytes, purpose)
+        self.n_made += 1
         self.fill = (self.fill + 1) % 251
         bytes_of(allocation)[:] = self.fill
         self.live.append((allocation, purpose, self.fill))
         self.peak = max(self.peak, self.in_use())
         self.peaks[purpose] = max(self.peaks.get(purpose, 0), self.in_use(purpose))
+
+    @rule(n_bytes=sizes, purpose=purposes, prefault=st.booleans())
+    def allocate(self, n_bytes, purpose, prefault):
+        quota = self.quotas.get(purpose)
+        is_over = quota is not None and self.in_use(purpose) + rounded(n_bytes) > quota
+        try:
+            self.hold(n_bytes, purpose, prefault)
+            assert not is_over
+        except PoolExhausted as error:
+            assert error.available == self.pool.limit - self.in_use()
+            assert error.by_purpose.get("kv", 0) == self.in_use("kv")
+            assert error.quota == (quota if is_over else None)
+            if not is_over:
+                assert error.largest < rounded(n_bytes)
+                assert error.largest >= (self.pool.limit - self.pinned()) // OS_PAGE * OS_PAGE
+                if error.largest and quota is None:         # and so much there is
+                    self.hold(error.largest, purpose, prefault)
+                    self.live.pop()
+
+    @rule(spare=st.integers(-2 * OS_PAGE, MIB))
+    def set_limit(self, spare):
+        limit, pinned = self.pinned() + spare, self.pinned()
+        if limit >= max(OS_PAGE, pinned):
+            self.pool.limit = limit
+            assert self.pool.limit == limit
+        else:
+            before = self.pool.limit
+            with pytest.raises(ValueError, match=f"limit: {limit} bytes"):
+                self.pool.limit = limit
+            assert self.pool.limit == before
+
+    @rule(purpose=purposes, spare=st.one_of(st.none(), st.integers(-100, 100_000)))
+    def set_quota(self, purpose, spare):
+        quota = None if spare is None else self.in_use(purpose) + spare
+        if quota is None or spare >= 0:
+            self.pool.set_quota(purpose, quota)
+            self.quotas = {**self.quotas, purpose: quota}
+        else:
+            with pytest.raises(ValueError, match=f"quota: {quota} bytes for '{purpose}'"):
+                self.pool.set_quota(purpose, quota)
+
+    @rule()
+    def trim(self):
+        before = self.pool.reserved
+        assert self.pool.trim() == before - self.pool.reserved
+        assert self.pool.reserved == self.pinned()
 
     @precondition(lambda self: self.live)
     @rule(pick=picks, forget=st.booleans())
@@ -105,20 +151,28 @@ class PoolMachine(RuleBasedStateMachine):
     def figures_agree(self):
         stats = self.pool.stats()
         assert stats.in_use == self.pool.in_use == self.in_use()
-        assert stats.in_use <= stats.reserved <= stats.limit == self.pool.limit
+        assert self.pinned() <= stats.reserved <= stats.limit == self.pool.limit
         assert stats.peak == self.pool.peak == self.peak
-        assert stats.n_allocations == len(self.live)
+        assert (stats.n_allocations, stats.n_made) == (len(self.live), self.n_made)
         assert stats.largest_free <= stats.reserved - stats.in_use
+        assert 0 <= stats.fragmentation <= 1 and 0 <= stats.utilisation <= 1
         assert {name for _, name, _ in self.live} <= set(stats.by_purpose)
         assert stats.by_purpose == {
             name: (self.in_use(name), self.peaks.get(name, 0),
                    sum(purpose == name for _, purpose, _ in self.live))
             for name in stats.by_purpose}
+        assert stats.quotas == {name: quota for name, quota in self.quotas.items()
+                                if quota is not None}
+
+    @invariant()
+    def little_is_kept(self):
+        kept = max(2 * MIB, self.in_use() // 12)
+        assert self.pool.reserved <= max(self.in_use() + kept, self.pinned())
 
     @invariant()
     def nothing_overlaps(self):
         blocks = self.pool.ranges()
-        assert sum(n for _, n in blocks) == self.pool.reserved
+        assert sum(n for _, n in blocks) >= self.pool.reserved
         pieces = sorted((one.address, one.nbytes) for one, _, _ in self.live)
         for regions in (blocks, pieces):
             ends = [address + n for address, n in regions]
@@ -137,6 +191,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(self.pool.ranges()) <= 1
         everything = self.pool.limit // OS_PAGE * OS_PAGE
         assert self.pool.allocate(everything, "all").nbytes == everything
+        self.pool.trim()
+        assert (self.pool.reserved, self.pool.ranges()) == (0, [])
 
 
 TestPool = PoolMachine.TestCase
@@ -239,12 +295,72 @@ def test_exhausted_says_what_and_who():
     assert pool.allocate(MIB, "head").nbytes == MIB
 
 
-def test_the_operating_system_may_refuse():
-    pool = Pool(MAX_LIMIT)
-    with pytest.raises(PoolExhausted, match="operating system says") as caught:
-        pool.allocate(MAX_LIMIT, "kv")              # more than a process can address
-    assert caught.value.os_error
-    assert pool.reserved == 0 and pool.allocate(100, "kv").nbytes == 100
+def test_quotas():
+    with Pool(MIB, quotas={"kv": 1000, "none": 0}) as pool:
+        one = pool.allocate(900, "kv")
+        with pytest.raises(PoolExhausted) as caught:
+            pool.allocate(100, "kv")
+        error = caught.value
+        assert (error.requested, error.purpose, error.quota, error.limit) == (100, "kv", 1000, MIB)
+        assert error.by_purpose["kv"] == 960 and error.available == MIB - 960
+        assert str(error) == ("no memory for 'kv', which asked for 100 bytes: "
+                              "960 bytes of its quota of 1000 bytes are in use")
+        assert vars(copy.copy(error)) == vars(error)
+        with pytest.raises(PoolExhausted, match="'none'"):
+            pool.allocate(1, "none")
+        assert pool.allocate(500_000, "scratch").nbytes == 500_000
+        with pytest.raises(ValueError, match=r"quota: 100 bytes for 'kv' \(960 are in use\)"):
+            pool.set_quota("kv", 100)
+        assert pool.stats().quotas == {"kv": 1000, "none": 0}
+        pool.set_quota("kv", 1024)
+        two = pool.allocate(64, "kv")
+        one.free()
+        assert pool.allocate(900, "kv").nbytes == 900 and two.nbytes == 64
+        pool.set_quota("kv", None)
+        assert pool.allocate(5000, "kv").nbytes == 5000
+        with pytest.raises(PoolExhausted) as caught:
+            pool.allocate(2 * MIB, "kv")
+        assert caught.value.quota is None
+
+
+@pytest.mark.parametrize("quota", [-1, MAX_LIMIT + 1, 1 << 80])
+def test_impossible_quotas(quota):
+    with pytest.raises(ValueError, match="quota"):
+        Pool(MIB, quotas={"kv": quota})
+
+
+def test_the_limit_changes():
+    pool = Pool(MIB)
+    one = pool.allocate(900_000, "kv")
+    with pytest.raises(PoolExhausted):
+        pool.allocate(900_000, "kv")
+    pool.limit = 10 * MIB
+    two = pool.allocate(900_000, "kv")
+    with pytest.raises(ValueError, match=r"limit: 1048576 bytes \(18\d{5} are in use\)"):
+        pool.limit = MIB
+    assert pool.limit == 10 * MIB
+    two.free()
+    assert pool.reserved > MIB                      # free memory does not stand in the way
+    pool.limit = MIB
+    assert pool.reserved <= pool.limit == MIB and one.nbytes
+    for impossible in (0, -1, MAX_LIMIT + 1, 1 << 80):
+        with pytest.raises(ValueError, match="limit"):
+            pool.limit = impossible
+
+
+def test_statistics():
+    pool = Pool(4 * MIB)
+    held = [pool.allocate(n, "kv") for n in (MIB, 1000, MIB)]
+    held.pop(1)
+    stats = pool.stats()
+    assert (stats.n_allocations, stats.n_made, stats.peak) == (2, 3, 2 * MIB + 1024)
+    largest = 2 * MIB - 1024                        # the hole is in a page that is in use
+    assert stats.largest_free == largest - (4 * MIB - stats.reserved)
+    assert stats.fragmentation == 1024 / (2 * MIB)
+    assert stats.utilisation == 2 * MIB / stats.reserved
+    held.clear()
+    pool.trim()
+    assert pool.stats().utilisation == 1 and pool.stats().fragmentation == 0
 
 
 def test_closing_frees_every_allocation():
@@ -268,128 +384,6 @@ def test_closing_frees_every_allocation():
     assert pool.stats().by_purpose == {"kv": (0, 128, 0), "scratch": (0, 9 * MIB, 0)}
 
 
-def test_neighbours_are_joined():
-    pool = Pool(4 * MIB)
-    pieces = [pool.allocate(64 << 10, "kv") for _ in range(64)]
-    with pytest.raises(PoolExhausted):
-        pool.allocate(64, "kv")
-    for piece in pieces[::2]:
-        piece.free()
-    with pytest.raises(PoolExhausted) as caught:
-        pool.allocate(65 << 10, "kv")
-    assert caught.value.available == 2 * MIB and caught.value.largest == 64 << 10
-    for piece in pieces[1::2]:
-        piece.free()
-    assert pool.allocate(4 * MIB, "kv").nbytes == 4 * MIB
-
-
-def test_a_freed_page_is_found_again_when_others_of_its_class_are_smaller():
-    pool = Pool(MIB)
-    exact = pool.allocate(10_048, "kv")             # 9984 .. 10239 bytes are one size class
-    barriers = [pool.allocate(64, "kv")]
-    small = []
-    for _ in range(40):                             # more than are looked at before a larger class
-        small.append(pool.allocate(9_984, "kv"))
-        barriers.append(pool.allocate(64, "kv"))
-    rest = pool.allocate(pool.limit - pool.in_use, "kv")
-    exact.free()
-    for piece in small:
-        piece.free()
-    assert pool.allocate(10_048, "kv").nbytes == 10_048
-    assert rest.nbytes and barriers
-
-
-def test_free_blocks_go_back_to_the_os():
-    pool = Pool(1 << 30)
-    kept = pool.allocate(64, "kv")
-    pages = [pool.allocate(327_680, "kv") for _ in range(200)]
-    large = pool.allocate(100 * MIB, "head")
-    full = pool.reserved
-    assert len(pool.ranges()) > 3
-    large.free()
-    assert pool.reserved == full - 100 * MIB
-    pages.clear()
-    assert len(pool.ranges()) == 2                  # the one in use and one spare
-    kept.free()
-    assert len(pool.ranges()) == 1
-
-
-def test_a_spare_block_does_not_stand_in_the_way():
-    pool = Pool(4 * MIB)
-    pool.allocate(MIB, "kv")
-    assert 0 < pool.reserved < 4 * MIB
-    with pytest.raises(PoolExhausted) as caught:
-        pool.allocate(5 * MIB, "kv")
-    assert caught.value.largest == 4 * MIB
-    assert pool.allocate(4 * MIB, "kv").nbytes == 4 * MIB
-
-
-LITTLE_ADDRESS_SPACE = """
-import resource
-from bitnet.memory import Pool
-pool = Pool(1 << 40)
-large = pool.allocate(320 << 20, "head")            # the next block would have an eighth: 40 MiB
-with open("/proc/self/statm") as file:
-    in_use = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + (20 << 20), resource.RLIM_INFINITY))
-small = pool.allocate(1 << 20, "kv")
-print(pool.reserved - large.nbytes)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="asan maps terabytes")
-def test_a_smaller_block_when_the_os_refuses_a_large_one():
-    done = subprocess.run([sys.executable, "-c", LITTLE_ADDRESS_SPACE], capture_output=True,
-                          text=True, cwd=Path(bitnet.__file__).parents[1])
-    assert (done.returncode, done.stdout.strip()) == (0, str(MIB)), done.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-def test_nothing_stays_mapped():
-    def mapped():
-        return int(Path("/proc/self/statm").read_text().split()[0]) * OS_PAGE
-
-    before = mapped()
-    for _ in range(100):
-        with Pool(64 * MIB) as pool:
-            pool.allocate(3 * MIB, "kv")
-            pool.allocate(100, "scratch")
-    assert mapped() - before < 50 * MIB
-
-
-def test_large_blocks_can_have_huge_pages():
-    pool = Pool(64 * MIB)
-    pages = [pool.allocate(MIB, "kv") for _ in range(40)]
-    assert all(address % (2 * MIB) == 0 for address, n in pool.ranges() if n >= 2 * MIB)
-    assert pages[0].nbytes == MIB
-
-
-def test_a_hundred_thousand_random_operations():
-    choose = random.Random(1)
-    pool = Pool(16 * MIB)
-    live = []
-    fullest = []
-    for step in range(100_000):
-        if live and choose.random() < 0.45:
-            place = choose.randrange(len(live))
-            live[place], live[-1] = live[-1], live[place]
-            live.pop()
-        else:
-            n_bytes = choose.choice([64, 5_120, 32_768, int(2 ** choose.uniform(4, 16))])
-            try:
-                live.append(pool.allocate(n_bytes, f"purpose {n_bytes % 7}"))
-            except PoolExhausted as error:
-                fullest.append(1 - error.available / error.limit)
-                del live[choose.randrange(len(live)):]
-        if step % 5_000 == 0:
-            assert pool.in_use == sum(rounded(one.nbytes) for one in live)
-            assert pool.in_use == sum(n for n, _, _ in pool.stats().by_purpose.values())
-    assert fullest and min(fullest) > 0.9           # so full is the pool when it refuses
-    live.clear()
-    assert pool.in_use == 0 and len(pool.ranges()) == 1
-
-
 def test_threads_and_the_garbage_collector():
     pool = Pool(8 * MIB)
     failures = []
@@ -401,7 +395,7 @@ def test_threads_and_the_garbage_collector():
             for step in range(3_000):
                 n_bytes = choose.randrange(1, 20_000)
                 try:
-                    one = pool.allocate(n_bytes, f"purpose {choose.randrange(50)}")
+                    one = pool.allocate(n_bytes, f"purpose {choose.randrange(50)}", step % 7 == 0)
                 except PoolExhausted:
                     live.clear()
                     continue
@@ -415,9 +409,14 @@ def test_threads_and_the_garbage_collector():
                     old = live.pop(choose.randrange(len(live)))
                     assert (bytes_of(old) == seed).all()
                     old.free()
+                if step % 100 == 0:
+                    pool.trim()
+                    with contextlib.suppress(ValueError):       # the others may have more in use
+                        pool.limit = choose.choice([4 * MIB, 8 * MIB])
+                    stats = pool.stats()
+                    assert stats.in_use <= stats.reserved <= stats.limit
                 if step % 500 == 0:
                     gc.collect()
-                    assert pool.in_use <= pool.stats().reserved <= pool.limit
         except BaseException as error:
             failures.append(error)
 
@@ -431,6 +430,38 @@ def test_threads_and_the_garbage_collector():
     stats = pool.stats()
     assert stats.in_use == stats.n_allocations == 0
     assert all(n == count == 0 for n, _, count in stats.by_purpose.values())
+    pool.trim()
+    assert pool.ranges() == []
+
+
+class Rubbish:
+    """A cycle that uses the pool as it is collected."""
+
+    def __init__(self, pool, done):
+        self.pool, self.done, self.itself = pool, done, self
+        self.held = pool.allocate(1000, "rubbish")
+
+    def __del__(self):
+        self.held.free()
+        self.done.append(self.pool.allocate(500, "last will").nbytes)
+
+
+def test_the_garbage_collector_inside_an_allocation():
+    pool, done, refused = Pool(64 * OS_PAGE), [], 0
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for step in range(300):
+            Rubbish(pool, done)
+            try:
+                pool.allocate(100 * OS_PAGE if step % 2 else 100, f"purpose {step}")
+            except PoolExhausted:                   # made of many objects: collects in between
+                refused += 1
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+    assert refused == 150 and done == [500] * 300
+    assert pool.in_use == 0
 
 
 @pytest.mark.parametrize(("n_bytes", "shown"), [

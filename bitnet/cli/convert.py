@@ -19,8 +19,8 @@ def configure(parser):
     parser.add_argument("--to", choices=["gguf", "hf"],
                         help="what DST is (default: gguf where its name ends in .gguf, else hf)")
     parser.add_argument("--head", choices=list(HEADS),
-                        help="type of embedding and head (default: as in SRC; GGUF: f16 for wider "
-                             "ones); in a folder f16 at most")
+                        help="type of embedding and head in a GGUF (default: as in SRC, f16 for "
+                             "wider ones)")
     parser.add_argument("--masters", action="store_true",
                         help="the floats of SRC are BitNet's master weights, to be made ternary, "
                              "though its config.json does not say so")

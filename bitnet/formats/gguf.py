@@ -16,7 +16,6 @@ from pathlib import Path
 from . import FormatError, Tensor, map_file
 from .floats import BLOCKS
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
-from .packing import I2_S_TAIL as I2_S_TAIL
 from .packing import LAYOUTS, n_bytes
 from .writing import atomic, write_data
 

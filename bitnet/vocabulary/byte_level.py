@@ -3,6 +3,9 @@
 from functools import partial
 
 from ..formats import FormatError
+from .library import call
+
+MERGES = "tokenizer.ggml.merges"
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -46,8 +49,8 @@ def encoder(path, ids, merges, words, ignore_merges, normalizer=None):
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     pairs = split_merges(path, merges)
-    bpe = checked(path, partial(models.BPE, vocab=ids, merges=pairs, ignore_merges=ignore_merges))
-    made = tokenizers.Tokenizer(bpe)
+    make = partial(models.BPE, vocab=ids, merges=pairs, ignore_merges=ignore_merges)
+    made = tokenizers.Tokenizer(call(path, MERGES, "pairs of tokens", make))
     splits = [pre_tokenizers.Split(tokenizers.Regex(word), "isolated") for word in words]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
@@ -62,13 +65,5 @@ def split_merges(path, merges):
     pairs = [tuple(merge.split(" ")) for merge in merges]
     for i, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise FormatError(path, f"tokenizer.ggml.merges[{i}]", " ".join(pair), "two tokens")
+            raise FormatError(path, f"{MERGES}[{i}]", " ".join(pair), "two tokens")
     return pairs
-
-
-def checked(path, make):
-    """What make returns; FormatError for what the library has against these merges."""
-    try:
-        return make()
-    except Exception as error:
-        raise FormatError(path, "tokenizer.ggml.merges", str(error), "pairs of tokens") from None

@@ -7,11 +7,13 @@ import numpy as np
 from ..formats import FormatError
 from . import byte_level, pieces
 from .from_hf import make_special, of_pieces
+from .library import find_ids
 from .vocabulary import (
     ALWAYS_SPECIAL,
     BYTE,
     BYTE_OF,
     CONTROL,
+    MAX_SHRINKING,
     NORMAL,
     UNKNOWN,
     UNUSED,
@@ -90,6 +92,12 @@ def around(fields, config, adds_bos):
     return [bos] * (adds_bos and bos is not None), [eos] * (adds_eos and eos is not None)
 
 
+def _ends(fields, tokens):
+    """More end tokens than the configuration knows."""
+    stated = [fields.get(f"{name}_token_id", int) for name in ("eot", "eom")]
+    return [i for i in stated if i is not None and 0 <= i < len(tokens)]
+
+
 def _template(fields):
     return checked_template(fields.metadata.get("tokenizer.chat_template"), fields.path)
 
@@ -104,25 +112,28 @@ def _byte_level(fields, tokens, config):
         raise fields.error("merges", "missing", "required")
     kinds = byte_level_kinds(fields, tokens, merges, config)
     special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN)))}
-    unspelled = {tokens[i] for i in np.flatnonzero(kinds == UNUSED)} | special.keys()
+    unused = {tokens[i]: int(i) for i in np.flatnonzero(kinds == UNUSED)}
+    unspelled = special | unused
     # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
     ids = {" " + text if text in unspelled else text: i for i, text in enumerate(tokens)}
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
     add_tokens(encoder, [tokens[i] for i in np.flatnonzero(kinds == USER_DEFINED)])
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
     prefix, suffix = around(fields, config, adds_bos)
-    known = kinds.tolist()
+    texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
+    longest = max(map(len, tokens)) * (1 if split[2] is None else MAX_SHRINKING)
+    find = find_ids(fields.path, encoder)
     return Vocabulary(
-        encode=lambda text, begins: encoder.encode(text, add_special_tokens=False).ids,
-        token=lambda i: tokens[i] if i < len(tokens) and known[i] != UNUSED else None,
-        longest=lambda: max(map(len, tokens)) * (1 if encoder.normalizer is None else 4),
+        encode=lambda text, begins: find(text),
+        token=lambda i: texts[i] if i in texts else encoder.id_to_token(i),
+        longest=lambda: longest,
         special=special,
         prefix=prefix,
         suffix=suffix,
         byte_level=True,
         drops_space=False,
         bos_id=config.bos_token_id,
-        eos_ids=end_ids(special, config),
+        eos_ids=end_ids(special, config, _ends(fields, tokens)),
         chat_template=_template(fields),
     )
 
@@ -172,6 +183,7 @@ def _pieces(fields, tokens, config):
     return of_pieces(
         found,
         config,
+        _ends(fields, tokens),
         encode=lambda text, begins: encoder(text),
         longest=encoder.longest,
         prefix=prefix,

@@ -7,10 +7,12 @@ import numpy as np
 
 from ..formats import FormatError
 from . import pieces, sentencepiece
+from .library import call, find_ids
 from .vocabulary import (
     ALWAYS_SPECIAL,
     BYTE,
     CONTROL,
+    MAX_SHRINKING,
     SPACE,
     UNKNOWN,
     UNUSED,
@@ -22,9 +24,7 @@ from .vocabulary import (
 )
 
 MAX_JSON_BYTES = 128 << 20  # Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
-
-# A normalizer may make text shorter (NFC joins a letter and its accents): never by more than this.
-MAX_SHRINKING = 8
+A_TOKENIZER = "a tokenizer.json"
 
 
 def from_json(path, config_json, config):
@@ -58,19 +58,10 @@ def load(path):
     size = os.stat(path).st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_JSON_BYTES} bytes")
-    encoder = _made(path, lambda: Tokenizer.from_file(str(path)))
+    encoder = call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_file, str(path))
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
-
-
-def _made(path, make):
-    try:
-        return make()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # a panic of the library is not an Exception
-        raise FormatError(path, "tokenizer", str(error), "a tokenizer.json") from None
 
 
 def special_tokens(encoder, config):
@@ -95,10 +86,9 @@ def around(encoder, config_json, config, path):
     tokenizer_config.json has its say only where the post-processor does nothing: Qwen3's embedding
     models say add_bos_token false and have a post-processor for their end token.
     """
-    bare, full = (
-        _made(path, lambda flag=flag: encoder.encode("a", add_special_tokens=flag).ids)
-        for flag in (False, True)
-    )
+    limit = "one that takes a text"
+    bare = call(path, "tokenizer", limit, encoder.encode, "a", None, False, False).ids
+    full = call(path, "post_processor", limit, encoder.encode, "a").ids
     starts = range(len(full) - len(bare) + 1)
     at = next((i for i in starts if full[i : i + len(bare)] == bare), None)
     if not bare or at is None:
@@ -125,19 +115,20 @@ def _guarded(encoder, special, path):
     encoder.add_special_tokens(list(special))  # those that were added as ordinary tokens
     encoder.encode_special_tokens = True
     spaces = any(token.special and token.content.isspace() for token in added.values())
-    find = encoder.encode
-    if not spaces and not any(i in find(text).ids for text, i in special.items()):
+    find = find_ids(path, encoder)
+    if not spaces and not any(i in find(text) for text, i in special.items()):
         return encoder
     from tokenizers import Tokenizer
 
     text = json.dumps(_without(json.loads(path.read_text(encoding="utf-8")), special, added))
-    return _made(path, lambda: Tokenizer.from_str(text))
+    return call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_str, text)
 
 
 def _without(data, special, added):
     """The object of a tokenizer.json in which no text and no merge leads to a special token."""
     model, renamed = data["model"], {text: " " + text for text in special}
-    kept = {t.content: i for i, t in added.items() if t.content not in special}
+    kept = {t.content: i for i, t in added.items() if not t.special or t.content.isspace()}
+    kept = {text: i for text, i in kept.items() if text not in special}
     if isinstance(model["vocab"], dict):
         model["vocab"] = {renamed.get(t, t): i for t, i in (model["vocab"] | special).items()}
         model["vocab"] |= kept  # or the library would number them anew
@@ -145,8 +136,9 @@ def _without(data, special, added):
         model["vocab"] = [[renamed.get(t, t), score] for t, score in model["vocab"]]
     if model.get("unk_token") in special:
         model["unk_token"] = renamed[model["unk_token"]]
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    model["merges"] = [pair for pair in pairs if not special.keys() & {*pair, "".join(pair)}]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if not special.keys() & {*pair, "".join(pair)}]
     listed = [token | {"special": False} for token in data["added_tokens"]]
     return data | {"added_tokens": [token for token in listed if token["content"] in kept]}
 
@@ -155,7 +147,7 @@ def _encode(encoder, path):
     """Vocabulary.encode. Metaspace may want its space at the begin of the prompt alone."""
     from tokenizers import Tokenizer, pre_tokenizers
 
-    first, rest = encoder.encode, encoder.encode
+    first = rest = find_ids(path, encoder)
     state = pre_tokenizer_state(encoder)
     schemes = [part.get("prepend_scheme") for part in [state, *state.get("pretokenizers", [])]]
     if "first" in schemes:
@@ -167,10 +159,10 @@ def _encode(encoder, path):
         )
         if encoder.normalizer is not None:
             inside.normalizer = encoder.normalizer
-        inside.add_tokens(list(encoder.get_added_tokens_decoder().values()))
+        inside.add_tokens([token for _, token in sorted(encoder.get_added_tokens_decoder().items())])
         inside.encode_special_tokens = True
-        rest = inside.encode
-    return lambda text, begins: (first if begins else rest)(text, add_special_tokens=False).ids
+        rest = find_ids(path, inside)
+    return lambda text, begins: first(text) if begins else rest(text)
 
 
 def pre_tokenizer_state(encoder):
@@ -239,8 +231,8 @@ def from_model(path, config_json, config):
     )
 
 
-def of_pieces(found, config, **rest):
-    """The Vocabulary of some Pieces; rest: its fields that they do not say."""
+def of_pieces(found, config, ends=(), **rest):
+    """The Vocabulary of some Pieces; rest: its fields that they do not say. ends: see end_ids."""
     special = found.of(CONTROL, UNKNOWN)
     kinds, texts = found.kinds.tolist(), found.texts
     return Vocabulary(
@@ -249,7 +241,7 @@ def of_pieces(found, config, **rest):
         byte_level=False,
         drops_space=found.adds_space,
         bos_id=config.bos_token_id,
-        eos_ids=end_ids(special, config),
+        eos_ids=end_ids(special, config, ends),
         **rest,
     )
 

@@ -1,8 +1,8 @@
 """Two ways to say in what order BPE joins pieces: a rank a pair, or a score a piece.
 
 By score every pair whose joint piece exists may be joined, the leftmost first among equal scores.
-Ranks can say that only where pieces of one score are runs of one character ("----", spaces):
-the longest left part first comes to the same. So it is with Llama-2's runs of spaces.
+Ranks can say that only where pieces of one score are runs of one character ("----", spaces): the
+longest left part first comes to the same. So it is with Llama-2's runs of spaces.
 """
 
 from ..formats import FormatError
@@ -25,14 +25,28 @@ def merges_of(pieces):
 
 
 def scores_of(ids, merges):
-    """{piece: score} by the first merge that leads to each; the lowest where none does.
+    """({piece: score}, whether the scores alone say what the merges say).
 
-    ids: {text: id} of the pieces that may be joined. What ranks say beyond that is lost.
+    ids: {text: id} of the pieces that may be joined. merges: [(left, right)] by rank. A piece that
+    no merge leads to has the lowest score.
     """
-    first = {}
-    for rank, (a, b) in enumerate(merges):
+    last_rank = {pair: rank for rank, pair in enumerate(merges)}  # of a pair given twice
+    ranked = sorted(last_rank, key=last_rank.get)
+    ranks = {(a, b): i for i, (a, b) in enumerate(ranked) if a in ids and b in ids and a + b in ids}
+    first, last = {}, {}
+    for (a, b), rank in ranks.items():
         first.setdefault(a + b, rank)
-    return {text: -float(first.get(text, len(merges))) for text in ids}
+        last[a + b] = rank
+    groups, end = [], -1  # pieces whose ranks interlace have one score
+    for text, rank in first.items():
+        if rank > end:
+            groups.append([])
+        groups[-1].append(text)
+        end = max(end, last[text])
+    scores = {text: -float(i) for i, group in enumerate(groups) for text in group}
+    same = ranks.keys() == set(_splits(ids))
+    same = same and all(_is_leftmost(group, ranks) for group in groups if len(group) > 1)
+    return {text: scores.get(text, -float(len(groups))) for text in ids}, same
 
 
 def _splits(ids):
@@ -45,3 +59,12 @@ def _splits(ids):
 
 def _is_run(text):
     return text == text[0] * len(text)
+
+
+def _is_leftmost(group, ranks):
+    """Whether the ranks of these pieces join the leftmost pair first: runs, longest left part."""
+    pieces, lengths = set(group), {}
+    for a, b in ranks:
+        if a + b in pieces:
+            lengths.setdefault(a[0], []).append((-len(a), -len(b)))
+    return all(map(_is_run, group)) and all(own == sorted(own) for own in lengths.values())

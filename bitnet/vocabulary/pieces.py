@@ -17,7 +17,8 @@ import numpy as np
 
 from ..chat import SpecialTokens
 from ..formats import FormatError
-from .byte_level import checked
+from .byte_level import MERGES
+from .library import call
 from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED, byte_of
 
 WORDS_KEPT, LONGEST_KEPT = 1 << 14, 48  # at most 10 MB
@@ -189,7 +190,8 @@ def _by_merges(pieces):
     names = _spellable(pieces)
     ids = {name: i for i, name in enumerate(names)}
     make = partial(models.BPE, vocab=ids, merges=pieces.merges, unk_token=names[-1])
-    return _by_library(checked(pieces.path, make), len(names) - 1)
+    model = call(pieces.path, MERGES, "pairs of tokens", make)
+    return _by_library(model, len(names) - 1)
 
 
 def _spellable(pieces):

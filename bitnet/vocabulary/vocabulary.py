@@ -20,6 +20,9 @@ END_TOKENS = (
 # Also where a file lists them as ordinary added tokens: a text could end a turn, or forge one.
 ALWAYS_SPECIAL = frozenset((*END_TOKENS, "<start_of_turn>", "<|im_start|>"))
 
+# A normalizer may make text shorter (NFC joins a letter and its accents): never by more than this.
+MAX_SHRINKING = 8
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -89,10 +92,10 @@ def byte_of(token):
     return int(found[1], 16) if found else None
 
 
-def end_ids(special, config):
+def end_ids(special, config, more=()):
     """The ids that end a text: those of the configuration first, then those known by their text."""
-    more = [special[text] for text in END_TOKENS if text in special]
-    return tuple(dict.fromkeys([*config.eos_token_ids, *more]))
+    known = [special[text] for text in END_TOKENS if text in special]
+    return tuple(dict.fromkeys([*config.eos_token_ids, *more, *known]))
 
 
 def border_ids(config):
