@@ -83,8 +83,7 @@ class PoolStats:
     peak: int                       # the most in_use has been
     n_allocations: int              # alive
     n_made: int                     # allocations ever made
-    largest_free: int               # most of what is reserved and free that one could have; with
-                                    # limit - reserved, the largest allocation there is room for
+    largest_free: int               # with limit - reserved: the largest allocation there can be
     by_purpose: dict                # {purpose: (in_use, peak, live allocations)}
     quotas: dict                    # {purpose: bytes}, of purposes that have one
 

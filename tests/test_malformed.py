@@ -242,33 +242,52 @@ PLACES = gguf_places(TINY)
 EVERY_VALUE = make_corpus.every_value().bytes()
 
 
-def opens_or_refuses(run, folder):
-    with contextlib.suppress(FormatError):
-        run(folder)
+# A file written anew for each case waits for the disk; one that is cut, or poked into, does not.
+
+
+def cut_short(path, raw, lengths=None):
+    """The file holds ever less of raw: yields after each cut."""
+    path.write_bytes(raw)
+    for n in sorted(range(len(raw)) if lengths is None else lengths, reverse=True):
+        os.truncate(path, n)
+        yield
+
+
+def with_bytes(path, raw, changes):
+    """The file holds raw with some bytes replaced, one (at, new) of changes after the other."""
+    path.write_bytes(raw)
+    with open(path, "r+b", buffering=0) as file:
+        for at, new in changes:
+            for part in (new, raw[at : at + len(new)]):
+                file.seek(at)
+                file.write(part)
+                if part is new:
+                    yield
+
+
+def one_byte_off(path, raw, n=None):
+    """The file holds raw with one of its first n bytes inverted."""
+    return with_bytes(path, raw, ((at, bytes([raw[at] ^ 0xFF])) for at in range(n or len(raw))))
 
 
 def test_gguf_cut_anywhere(tmp_path):
-    path = tmp_path / "model.gguf"
-    for n in range(len(TINY)):
-        path.write_bytes(TINY[:n])
+    for _ in cut_short(tmp_path / "model.gguf", TINY):
         with pytest.raises(FormatError):
             targets.gguf(tmp_path)
 
 
 def test_every_byte_of_a_gguf_header(tmp_path):
-    path = tmp_path / "model.gguf"
-    for at, byte in enumerate(EVERY_VALUE):
-        path.write_bytes(EVERY_VALUE[:at] + bytes([byte ^ 0xFF]) + EVERY_VALUE[at + 1 :])
-        opens_or_refuses(targets.gguf, tmp_path)
+    for _ in one_byte_off(tmp_path / "model.gguf", EVERY_VALUE):
+        with contextlib.suppress(FormatError):
+            targets.gguf(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, 1, *HUGE])
 def test_every_number_of_a_gguf_header(tmp_path, value):
-    path = tmp_path / "model.gguf"
-    for _, at, width in PLACES:
-        new = (value % 256**width).to_bytes(width, "little")
-        path.write_bytes(TINY[:at] + new + TINY[at + width :])
-        opens_or_refuses(targets.gguf, tmp_path)
+    changes = [(at, (value % 256**n).to_bytes(n, "little")) for _, at, n in PLACES]
+    for _ in with_bytes(tmp_path / "model.gguf", TINY, changes):
+        with contextlib.suppress(FormatError):
+            targets.gguf(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["key length", "tensor length"])
@@ -473,19 +492,17 @@ def test_hf_folder(tmp_path, name):
 
 def test_safetensors_cut_anywhere(tmp_path):
     folder = small_files.hf_folder(tmp_path / "model")
-    size = len(ST_RAW)
-    for n in [*range(ST_HEADER), *range(ST_HEADER, size, 97), size - 1]:
-        (folder / "model.safetensors").write_bytes(ST_RAW[:n])
+    lengths = [*range(ST_HEADER), *range(ST_HEADER, len(ST_RAW), 97)]
+    for _ in cut_short(folder / "model.safetensors", ST_RAW, lengths):
         with pytest.raises(FormatError):
             targets.safetensors(folder)
 
 
 def test_every_byte_of_a_safetensors_header(tmp_path):
     folder = small_files.hf_folder(tmp_path / "model")
-    for at in range(ST_HEADER):
-        raw = ST_RAW[:at] + bytes([ST_RAW[at] ^ 0x01]) + ST_RAW[at + 1 :]
-        (folder / "model.safetensors").write_bytes(raw)
-        opens_or_refuses(targets.safetensors, folder)
+    for _ in one_byte_off(folder / "model.safetensors", ST_RAW, ST_HEADER):
+        with contextlib.suppress(FormatError):
+            targets.safetensors(folder)
 
 
 def test_messages_show_no_control_characters(tmp_path):

@@ -4,6 +4,7 @@ Every case is a tiny valid model of small_models.py with one thing changed; see 
 for the reader of safetensors.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -11,10 +12,11 @@ import struct
 import numpy as np
 import pytest
 import small_models as models
-from fuzz import make_corpus
+from fuzz import make_corpus, targets
 from small_files import safetensors
-from test_malformed import refused
+from test_malformed import cut_short, one_byte_off, refused
 
+from bitnet.formats import FormatError
 from bitnet.formats.safetensors import INDEX, SINGLE
 
 GATE = "layers.0.mlp.gate_proj.weight"
@@ -241,7 +243,7 @@ TOKENIZER_CASES = {
     "a template of tokens that names none of them": (
         lambda files: files.__setitem__("tokenizer.json", files["tokenizer.json"].replace(
             b'"SpecialToken": {"id": "<|begin_of_text|>"', b'"SpecialToken": {"id": "<x>"')),
-        r"tokenizer\.json: tokenizer",
+        r"tokenizer\.json: (tokenizer|post_processor)",
     ),
     "template a number": (file("tokenizer_config.json", {"chat_template": 1}), "chat_template: "),
     "templates of nothing": (
@@ -268,6 +270,70 @@ def test_folder(tmp_path, name):
     files = models.hf_files(family, **storage)
     damage(files)
     refused(models.write(tmp_path / "model", files), pattern)
+
+
+# tokenizer.model ----------------------------------------------------------------------------------
+
+PIECES = make_corpus.SPECIAL + make_corpus.LETTERS
+UNIGRAM = make_corpus.sentencepiece(PIECES, make_corpus.UNIGRAM)
+
+
+def with_piece(text, score=0.0, kind=make_corpus.NORMAL):
+    return make_corpus.sentencepiece([*PIECES[:-1], (text, score, kind)], make_corpus.UNIGRAM)
+
+
+def settings(field, value, of=2):
+    """One more setting of the trainer (2), the normalizer (3) or the denormalizer (5)."""
+    number = value if isinstance(value, bytes) else None
+    inside = make_corpus.message(field, number) if number else make_corpus.number(field, value)
+    return UNIGRAM + make_corpus.message(of, inside)
+
+
+MODEL_CASES = {
+    "empty": (b"", "unknown piece: 0"),
+    "text": (b"not a protobuf", "tokenizer.model: "),
+    "a varint without end": (UNIGRAM + b"\x08" + b"\xff" * 11, "more than 10 bytes"),
+    "a varint cut": (UNIGRAM + b"\x08\xff", "ends early"),
+    "a length of 2^63": (UNIGRAM + b"\x0a" + b"\xff" * 9 + b"\x00", r"size of field 1: \d{19} "),
+    "a length beyond": (UNIGRAM + b"\x0a\x02a", "size of field 1: 2 .*1 bytes are left"),
+    "a group": (UNIGRAM + b"\x0b", "type of field 1: 3"),
+    "a piece that is a number": (UNIGRAM + b"\x08\x01", "piece 8: int"),
+    "a piece without text": (with_piece(""), "piece 7: b''"),
+    "a piece of 1025 bytes": (with_piece("x" * 1025), "piece 7: .*1 to 1024 bytes"),
+    "a piece that is not UTF-8": (UNIGRAM.replace(b"<x>", b"\xff\xff\xff"), "piece 7: .*UTF-8"),
+    "a piece twice": (with_piece("a"), "piece \\d: a "),
+    "a score of NaN": (with_piece("x", float("nan")), "piece 7 score: nan"),
+    "a score of infinity": (with_piece("x", float("-inf")), "piece 7 score: -inf"),
+    "a kind 9": (with_piece("x", kind=9), "piece 7 type: 9"),
+    "two unknowns": (with_piece("x", kind=make_corpus.UNKNOWN), "unknown piece: 2"),
+    "a byte beyond": (with_piece("<0x100>", kind=make_corpus.BYTE), "piece 7: <0x100>"),
+    "a byte below": (with_piece("<0x-1>", kind=make_corpus.BYTE), "piece 7: <0x-1>"),
+    "a byte of letters": (with_piece("<0xZZ>", kind=make_corpus.BYTE), "piece 7: <0xZZ>"),
+    "bytes that are not there": (settings(35, 1), "token <0x00>: missing"),
+    "words": (settings(3, 3), "model_type: 3"),
+    "spaces behind": (settings(24, 1), "treat_whitespace_as_suffix"),
+    "spaces as they are": (settings(5, 0, of=3), "escape_whitespaces"),
+    "rules": (settings(2, b"\x01\x02", of=3), "precompiled_charsmap"),
+    "rules behind": (settings(2, b"\x01\x02", of=5), "precompiled_charsmap"),
+    "more pieces than rows": (
+        make_corpus.sentencepiece([*PIECES, ("x", 0.0, 1)], make_corpus.UNIGRAM), "pieces: 9",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODEL_CASES)
+def test_tokenizer_model(tmp_path, name):
+    raw, pattern = MODEL_CASES[name]
+    files = models.hf_files("1bitLLM") | {"tokenizer.model": raw}
+    refused(models.write(tmp_path / "model", files), pattern)
+
+
+def test_every_byte_of_a_tokenizer_model(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    for damaged in (one_byte_off, cut_short):
+        for _ in damaged(path, UNIGRAM):
+            with contextlib.suppress(FormatError):
+                targets.sentencepiece(tmp_path)
 
 
 # what is outside the folder -----------------------------------------------------------------------

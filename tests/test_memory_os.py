@@ -23,6 +23,7 @@ PROC = Path("/proc/self")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 needs_statm = pytest.mark.skipif(not (PROC / "statm").exists(), reason="no /proc")
 needs_pagemap = pytest.mark.skipif(not (PROC / "pagemap").exists(), reason="no pagemap")
+IS_SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 needs_huge_pages = pytest.mark.skipif(not HUGE_PAGES.exists(), reason="no huge pages")
 
 
@@ -42,6 +43,14 @@ def flags(address):
             inside = int(found[1], 16) <= address < int(found[2], 16)
         elif inside and line.startswith("VmFlags:"):
             return set(line.split()[1:])
+
+
+def run(program, **environment):
+    """A Python of its own."""
+    command = [sys.executable, "-c", program]
+    folder = Path(bitnet.__file__).parents[1]
+    environment = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
 def test_the_operating_system_may_refuse():
@@ -66,14 +75,9 @@ print(pool.reserved, sum(size for _, size in pool.ranges()))
 
 
 @needs_statm
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="asan maps terabytes")
+@pytest.mark.skipif(IS_SANITIZED, reason="asan maps terabytes")
 def test_a_smaller_block_when_the_os_refuses_a_large_one():
-    done = subprocess.run(
-        [sys.executable, "-c", LITTLE_ADDRESS_SPACE],
-        capture_output=True,
-        text=True,
-        cwd=Path(bitnet.__file__).parents[1],
-    )
+    done = run(LITTLE_ADDRESS_SPACE)
     assert (done.returncode, done.stdout.split()) == (0, [str(6 * MIB)] * 2), done.stderr
 
 
@@ -89,6 +93,33 @@ def test_nothing_stays_mapped():
             pool.allocate(10 * MIB, "kv")
             pool.allocate(100, "scratch")
     assert mapped() - before < 50 * MIB
+
+
+MANY_POOLS = """
+import random
+from bitnet.memory import Pool, PoolExhausted
+choose = random.Random(0)
+for turn in range(6):
+    pool, live = Pool(64 << 20, {"p1": 30 << 20}), []
+    for step in range(5_000):
+        try:
+            live.append(pool.allocate(int(2 ** choose.uniform(6, 22.5)), f"p{step % 9}"))
+        except PoolExhausted:
+            del live[choose.randrange(len(live)):]
+        if live and choose.random() < 0.45:
+            live.pop(choose.randrange(len(live))).free()
+        if step % 500 == 0:
+            pool.trim(), pool.stats(), pool.ranges()
+    if turn % 2:
+        pool.close()                                # with allocations alive
+"""
+
+
+@pytest.mark.skipif(not IS_SANITIZED, reason="only gcc's leak sanitizer knows")
+def test_no_description_of_a_piece_is_leaked():
+    done = run(MANY_POOLS, ASAN_OPTIONS="detect_leaks=1", PYTHONMALLOC="malloc")
+    assert "Direct leak of" in done.stderr  # Python's own
+    assert "bitnet/memory" not in done.stderr
 
 
 def test_holes_do_not_stand_in_the_way():
@@ -214,6 +245,7 @@ def test_no_more_is_resident_than_reserved():
 
 
 @needs_statm
+@pytest.mark.skipif(IS_SANITIZED, reason="asan locks nothing")
 def test_locked_memory_stays():
     pool = Pool(16 * MIB)
     pages = [pool.allocate(32 * OS_PAGE, "kv") for _ in range(64)]

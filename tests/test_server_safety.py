@@ -303,21 +303,35 @@ def test_a_full_queue():
         assert server.wait_until_idle()["bitnet_sequences"] == 0
 
 
-def test_memory_for_a_few_of_them():
+@pytest.fixture(scope="module")
+def least_memory():
+    """A memory limit that leaves nothing for keys and values; a full sequence takes 2 MiB."""
+    with ServerProcess("--slots", 16, "--memory-limit", "200MiB", "--kv-dtype", "f32") as one:
+        found = one.metrics()
+        in_use = sum(n for name, n in found.items() if name.startswith("bitnet_pool_bytes"))
+        return (200 << 20) - int(found["bitnet_pool_limit_bytes"] - in_use)
+
+
+def test_memory_for_a_few_of_them(least_memory):
     """The pool holds two sequences of full length, not sixteen: the others wait."""
-    with ServerProcess("--slots", 16, "--memory-limit", "20M", "--kv-dtype", "f32") as server:
+    options = ("--memory-limit", least_memory + (5 << 20), "--kv-dtype", "f32")
+    with ServerProcess("--slots", 16, *options) as server:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda i: ask_for_all(server, i), range(16)))
         assert [a.status for a in answers] == [200] * 16
 
 
-def test_no_memory():
-    with ServerProcess("--memory-limit", "17M", "--kv-dtype", "f32") as server:
+def test_no_memory(least_memory):
+    options = ("--memory-limit", least_memory + (1 << 20), "--kv-dtype", "f32")
+    with ServerProcess("--slots", 16, *options) as server:
         answer = ask_for_all(server, 1)
         assert answer.status == 503 and answer.headers["retry-after"]
         assert answer.json["error"]["type"] == "server_error"
-        chunk = json.loads(ask_for_all(server, 1, stream=True).body.split(b"\n\n")[-3][6:])
-        assert chunk["error"]["code"] == "unavailable"  # too late for a 503
+        assert ask_for_all(server, 1, stream=True).status == 503  # nothing was sent yet
+        fields = {"prompt": "It", "max_tokens": 500, "stream": True, "logit_bias": NO_END}
+        events = server.post(TEXT, fields).body.split(b"\n\n")
+        assert len(events) > 100 and events[-2] == b"data: [DONE]"
+        assert json.loads(events[-3][6:])["error"]["code"] == "unavailable"  # too late for a 503
         assert server.chat().status == 200
 
 

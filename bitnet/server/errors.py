@@ -62,7 +62,8 @@ def of_exception(error, param=None):
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextFull):
-        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+        message = f"the prompt has {error.requested} tokens or more, the context {error.capacity}"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
     if isinstance(error, PoolExhausted | MemoryError):
         return unavailable("the server's memory is in use; try again later")
     if isinstance(error, FormatError):

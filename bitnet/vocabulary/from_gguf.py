@@ -117,7 +117,7 @@ def _byte_level(fields, tokens, config):
     # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
     ids = {" " + text if text in unspelled else text: i for i, text in enumerate(tokens)}
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
-    add_tokens(encoder, [tokens[i] for i in np.flatnonzero(kinds == USER_DEFINED)])
+    add_tokens(encoder, tokens, np.where(kinds == USER_DEFINED, kinds, NORMAL))
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
     prefix, suffix = around(fields, config, adds_bos)
     texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
@@ -165,12 +165,16 @@ def byte_level_kinds(fields, tokens, merges, config):
     return kinds
 
 
-def add_tokens(encoder, texts, special=False):
-    """Add tokens that stand for themselves wherever they occur."""
+def add_tokens(encoder, tokens, kinds):
+    """Make of the special and user-defined tokens what stands for itself wherever it occurs."""
     from tokenizers import AddedToken
 
-    add = encoder.add_special_tokens if special else encoder.add_tokens
-    add([AddedToken(text, normalized=False, special=special) for text in texts])
+    encoder.add_tokens(
+        [
+            AddedToken(tokens[i], normalized=False, special=bool(kinds[i] != USER_DEFINED))
+            for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN, USER_DEFINED)))
+        ]
+    )
 
 
 # SentencePiece ------------------------------------------------------------------------------------

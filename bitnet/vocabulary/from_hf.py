@@ -33,7 +33,7 @@ def from_json(path, config_json, config):
     special = special_tokens(encoder, config)
     prefix, suffix = around(encoder, config_json, config, path)
     encoder = _guarded(encoder, special, path)
-    parts = decoder_parts(encoder)
+    parts = steps_of(encoder.decoder)
     byte_level = is_byte_level(parts, path)
     texts = {token_id: text for text, token_id in special.items()}
     return Vocabulary(
@@ -88,7 +88,7 @@ def around(encoder, config_json, config, path):
     """
     limit = "one that takes a text"
     bare = call(path, "tokenizer", limit, encoder.encode, "a", None, False, False).ids
-    full = call(path, "post_processor", limit, encoder.encode, "a").ids
+    full = call(path, "tokenizer", limit, encoder.encode, "a").ids
     starts = range(len(full) - len(bare) + 1)
     at = next((i for i in starts if full[i : i + len(bare)] == bare), None)
     if not bare or at is None:
@@ -148,33 +148,29 @@ def _encode(encoder, path):
     from tokenizers import Tokenizer, pre_tokenizers
 
     first = rest = find_ids(path, encoder)
-    state = pre_tokenizer_state(encoder)
-    schemes = [part.get("prepend_scheme") for part in [state, *state.get("pretokenizers", [])]]
-    if "first" in schemes:
-        if schemes != ["first"]:
+    steps = steps_of(encoder.pre_tokenizer)
+    if any(step.get("prepend_scheme") == "first" for step in steps):
+        if len(steps) > 1:
             raise FormatError(path, "pre_tokenizer", "first in a sequence", "Metaspace alone")
         inside = Tokenizer(encoder.model)
         inside.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=state["replacement"], prepend_scheme="never", split=state["split"]
+            replacement=steps[0]["replacement"], prepend_scheme="never", split=steps[0]["split"]
         )
         if encoder.normalizer is not None:
             inside.normalizer = encoder.normalizer
-        inside.add_tokens([token for _, token in sorted(encoder.get_added_tokens_decoder().items())])
+        added = encoder.get_added_tokens_decoder()
+        inside.add_tokens([added[token_id] for token_id in sorted(added)])
         inside.encode_special_tokens = True
         rest = find_ids(path, inside)
     return lambda text, begins: first(text) if begins else rest(text)
 
 
-def pre_tokenizer_state(encoder):
-    """The object of tokenizer.json that describes how text is split into words."""
-    found = encoder.pre_tokenizer
-    return {} if found is None else json.loads(found.__getstate__())
-
-
-def decoder_parts(encoder):
-    """[object] of tokenizer.json, one for each step of decoding."""
-    state = {} if encoder.decoder is None else json.loads(encoder.decoder.__getstate__())
-    return state.get("decoders", [state])
+def steps_of(part):
+    """[object] of tokenizer.json, one a step of an encoder's normalizer, pre_tokenizer, decoder."""
+    state = {} if part is None else json.loads(part.__getstate__())
+    for several in ("normalizers", "pretokenizers", "decoders"):
+        state = state.get(several, state) if isinstance(state, dict) else state
+    return state if isinstance(state, list) else [state]
 
 
 def is_byte_level(parts, path):

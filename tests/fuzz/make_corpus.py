@@ -175,25 +175,25 @@ def sentencepiece_models():
 
 def sentencepiece(pieces, model_type, byte_fallback=False):
     """pieces: [(text, score, type)]."""
-    out = b""
+    messages = []
     for piece, score, kind in pieces:
-        fields = _message(1, piece.encode()) + b"\x15" + struct.pack("<f", score)
-        out += _message(1, fields + _number(3, kind))
-    trainer = _number(3, model_type) + _number(4, len(pieces)) + _number(35, byte_fallback)
-    trainer += _number(40, 0) + _number(41, 1) + _number(42, 2)
-    normalizer = _message(1, b"identity") + _number(3, 1) + _number(4, 0) + _number(5, 1)
-    return out + _message(2, trainer) + _message(3, normalizer)
+        fields = message(1, piece.encode()) + b"\x15" + struct.pack("<f", score)
+        messages.append(message(1, fields + number(3, kind)))
+    trainer = number(3, model_type) + number(4, len(pieces)) + number(35, byte_fallback)
+    trainer += number(40, 0) + number(41, 1) + number(42, 2)
+    normalizer = message(1, b"identity") + number(3, 1) + number(4, 0) + number(5, 1)
+    return b"".join(messages) + message(2, trainer) + message(3, normalizer)
 
 
-def _number(field, value):
-    return _varint(field << 3) + _varint(value)
+def number(field, value):
+    return varint(field << 3) + varint(value)
 
 
-def _message(field, raw):
-    return _varint(field << 3 | 2) + _varint(len(raw)) + raw
+def message(field, raw):
+    return varint(field << 3 | 2) + varint(len(raw)) + raw
 
 
-def _varint(value):
+def varint(value):
     out = b""
     while value > 127:
         out, value = out + bytes([value & 127 | 128]), value >> 7
