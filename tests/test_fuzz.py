@@ -23,7 +23,7 @@ def test_it_finds_what_is_planted(tmp_path, name):
     expected = {
         "raises": "Panic",
         "eats": "MemoryError",
-        "hangs": "1 s of CPU",
+        "hangs": "more CPU time",
         "crashes": "SIGSEGV",
     }
     assert expected[name] in failure.text
@@ -39,10 +39,10 @@ def test_what_only_the_tracer_makes_slow_is_no_failure(tmp_path):
 
 def test_a_short_run(tmp_path):
     found = fuzzer(list(targets.TARGETS), tmp_path, "fuzz.targets")
-    found.run(seconds=60, most=1500)
+    found.run(seconds=60, most=1000)
     assert found.failures == []
     (totals,) = found.totals
-    assert totals["executions"] >= 1500 and min(totals["counts"].values()) > 10
+    assert totals["executions"] >= 1000 and min(totals["counts"].values()) > 10
     groups = {group for _, group in targets.TARGETS.values()}
     assert totals["kept"] > sum(len(cases.corpus(group)) for group in groups)  # mutants, too
 

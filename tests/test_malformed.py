@@ -3,7 +3,6 @@
 Every case is one small valid file with one thing changed.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -13,9 +12,6 @@ import tracemalloc
 
 import pytest
 import small_files
-import small_models
-from fuzz import make_corpus, targets
-from fuzz.mutate import gguf_places
 from fuzz.targets import open_and_run
 from small_files import ARRAY, BOOL, STRING, U32, numbers, strings, text
 
@@ -24,9 +20,6 @@ from bitnet.formats import FormatError
 ARCH = "bitnet-b1.58"
 HUGE = (2**31, 2**32, 2**62, 2**63, 2**64 - 1)
 BUDGET = 64 << 20  # bytes beyond the file's size
-
-ST_RAW = small_files.safetensors(small_files.hf_tensors())
-ST_HEADER = 8 + int.from_bytes(ST_RAW[:8], "little")
 
 
 def u32(value):
@@ -237,68 +230,6 @@ def test_the_undamaged_files_open(tmp_path):
     open_and_run(small_files.hf_folder(tmp_path / "model"))
 
 
-TINY = small_models.gguf_model("llama").bytes()  # 4 KB
-PLACES = gguf_places(TINY)
-EVERY_VALUE = make_corpus.every_value().bytes()
-
-
-# A file written anew for each case waits for the disk; one that is cut, or poked into, does not.
-
-
-def cut_short(path, raw, lengths=None):
-    """The file holds ever less of raw: yields after each cut."""
-    path.write_bytes(raw)
-    for n in sorted(range(len(raw)) if lengths is None else lengths, reverse=True):
-        os.truncate(path, n)
-        yield
-
-
-def with_bytes(path, raw, changes):
-    """The file holds raw with some bytes replaced, one (at, new) of changes after the other."""
-    path.write_bytes(raw)
-    with open(path, "r+b", buffering=0) as file:
-        for at, new in changes:
-            for part in (new, raw[at : at + len(new)]):
-                file.seek(at)
-                file.write(part)
-                if part is new:
-                    yield
-
-
-def one_byte_off(path, raw, n=None):
-    """The file holds raw with one of its first n bytes inverted."""
-    return with_bytes(path, raw, ((at, bytes([raw[at] ^ 0xFF])) for at in range(n or len(raw))))
-
-
-def test_gguf_cut_anywhere(tmp_path):
-    for _ in cut_short(tmp_path / "model.gguf", TINY):
-        with pytest.raises(FormatError):
-            targets.gguf(tmp_path)
-
-
-def test_every_byte_of_a_gguf_header(tmp_path):
-    for _ in one_byte_off(tmp_path / "model.gguf", EVERY_VALUE):
-        with contextlib.suppress(FormatError):
-            targets.gguf(tmp_path)
-
-
-@pytest.mark.parametrize("value", [0, 1, *HUGE])
-def test_every_number_of_a_gguf_header(tmp_path, value):
-    changes = [(at, (value % 256**n).to_bytes(n, "little")) for _, at, n in PLACES]
-    for _ in with_bytes(tmp_path / "model.gguf", TINY, changes):
-        with contextlib.suppress(FormatError):
-            targets.gguf(tmp_path)
-
-
-@pytest.mark.parametrize("what", ["key length", "tensor length"])
-@pytest.mark.parametrize("value", [0, 257, *HUGE])
-def test_names_of_impossible_length(tmp_path, what, value):
-    at = next(at for found, at, _ in PLACES if found == what)
-    path = tmp_path / "model.gguf"
-    path.write_bytes(TINY[:at] + u64(value) + TINY[at + 8 :])
-    refused(path, f"length: {value} ")
-
-
 @pytest.mark.parametrize(
     ("entry", "pattern"),
     [
@@ -488,21 +419,6 @@ def test_hf_folder(tmp_path, name):
     folder = small_files.hf_folder(tmp_path / "model")
     damage(folder)
     refused(folder, pattern)
-
-
-def test_safetensors_cut_anywhere(tmp_path):
-    folder = small_files.hf_folder(tmp_path / "model")
-    lengths = [*range(ST_HEADER), *range(ST_HEADER, len(ST_RAW), 97)]
-    for _ in cut_short(folder / "model.safetensors", ST_RAW, lengths):
-        with pytest.raises(FormatError):
-            targets.safetensors(folder)
-
-
-def test_every_byte_of_a_safetensors_header(tmp_path):
-    folder = small_files.hf_folder(tmp_path / "model")
-    for _ in one_byte_off(folder / "model.safetensors", ST_RAW, ST_HEADER):
-        with contextlib.suppress(FormatError):
-            targets.safetensors(folder)
 
 
 def test_messages_show_no_control_characters(tmp_path):

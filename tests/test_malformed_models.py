@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 import small_models as models
+from fuzz.run import replay
 from small_files import ARRAY, F32, STRING, U32, numbers, strings, text
 from test_malformed import refused
 
@@ -355,3 +356,20 @@ def test_gguf_family(tmp_path, arch, name):
     model = models.gguf_model(arch)
     damage(model, arch)
     refused(saved(tmp_path, model), pattern)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ " + "-" * 20_000 + "1 }}",
+        "{% if a %}" + "{% elif a %}" * 8_000 + "{% endif %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 999999999 }}",
+    ],
+    ids=["signs", "branches", "loops", "long text"],
+)
+def test_a_chat_template_that_exhausts_the_stack_or_the_memory(tmp_path, template):
+    model = models.gguf_model("llama")
+    model.set("tokenizer.chat_template", STRING, text(template))
+    saved(tmp_path, model)
+    assert replay(tmp_path, ["gguf model"]) == []  # in a process of its own: some end it

@@ -14,6 +14,7 @@ from server_process import NO_END, USER, ServerProcess
 from test_engine import plain, request
 
 from bitnet import Cancelled
+from bitnet.server.errors import ApiError
 from bitnet.server.worker import Worker
 
 
@@ -98,6 +99,20 @@ def test_a_step_that_fails_ends_what_runs_and_no_more():
         events = await events_of(worker.start([request()]))
         assert events[-1].completion.completion_tokens == 20
         worker.stop()
+
+    asyncio.run(run())
+
+
+def test_without_its_thread_nothing_is_taken(monkeypatch):
+    async def run():
+        worker = worker_of(MockTransformer())
+        monkeypatch.setattr(worker, "_step", lambda: 1 / 0)
+        worker.reserve(1)
+        events = await events_of(worker.start([request()]))
+        assert events[-1].error is not None and worker.n_open == 0
+        await asyncio.to_thread(worker._thread.join)
+        with pytest.raises(ApiError, match="shutting down"):
+            worker.reserve(1)
 
     asyncio.run(run())
 

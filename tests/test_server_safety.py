@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from server_process import NO_END, USER, ServerProcess
@@ -132,6 +133,31 @@ def test_a_body_that_is_too_large(server):
     assert server.post(TEXT, {"prompt": "word " * 400_000}).json["error"]["code"] == (
         "context_length_exceeded"
     )
+
+
+def test_many_large_bodies_at_once(server):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n"
+    before = server.rss()
+    with ExitStack() as stack:
+        for _ in range(24):  # 96 MB
+            stack.enter_context(server.send(head + b"x" * 3_900_000))
+        assert server.rss() - before < 100 << 20
+        time.sleep(1.2)  # their time is up
+    assert server.chat().status == 200
+
+
+@pytest.mark.parametrize("data", [
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01" + b"\0" * 100,
+    b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", b"\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx",
+])  # fmt: skip
+def test_what_is_not_http(server, data):
+    with server.send(data) as one:
+        answer = one.recv(12)
+        assert answer in (b"", b"HTTP/1.1 400", b"HTTP/1.1 403", b"HTTP/1.1 404", b"HTTP/1.1 405")
+    assert server.get("/health").status == 200
+    assert "Traceback" not in server.log()
 
 
 def test_headers_that_are_too_large(server):

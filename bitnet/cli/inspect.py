@@ -42,7 +42,8 @@ def describe(path):
     n_weights, n_bytes = (sum(e[key] for e in ternary) for key in ("weights", "bytes"))
     return {
         "path": str(path),
-        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__}
+        | {"sub_norms": config.sub_norms},
         "files": [{"path": str(file.path), "bytes": len(file.data)} for file in files],
         "ternary_weights": n_weights,
         "ternary_bits": 8 * n_bytes / n_weights if n_weights else None,

@@ -17,9 +17,10 @@ from starlette.routing import Route, Router
 from ..loading import BUNDLED_MODEL
 from . import schema
 from .answer import Answer, watched
+from .bodies import Bodies
 from .errors import JSON, ApiError, of_exception
 from .grammar import Grammars
-from .guard import ClientGone, Guard, read_body
+from .guard import ClientGone, Guard
 from .metrics import Metrics
 from .replies import ChatReply, TextReply
 
@@ -31,7 +32,7 @@ class Application:
 
     def __init__(self, model, worker, options):
         self._model, self._worker, self._options = model, worker, options
-        self.metrics = Metrics()
+        self.metrics, self._bodies = Metrics(), Bodies(schema.MAX_BODY, schema.MAX_BODIES)
         bundled = model.path == BUNDLED_MODEL
         self.model_name = options.model_name or ("bundled" if bundled else model.path.stem)
         # tokenizers and templates take milliseconds that the event loop cannot spare
@@ -81,8 +82,9 @@ class Application:
         )
 
     async def health(self, request):
-        """That the process answers."""
-        return JSON({"status": "ok"})
+        """Whether the process can compute; where it cannot it is to be started anew."""
+        alive = self._worker.is_alive
+        return JSON({"status": "ok" if alive else "dead"}, 200 if alive else 500)
 
     async def ready(self, request):
         """Whether requests are taken."""
@@ -111,7 +113,8 @@ class Application:
         wanted = await self._parse(request, schema.TokenizeRequest)
         if (wanted.prompt is msgspec.UNSET) == (wanted.messages is msgspec.UNSET):
             raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
-        ids = await self._read(self._tokenize, wanted)
+        with self._reservation(1):
+            ids = await self._read(self._tokenize, wanted)
         return JSON({"tokens": ids, "count": len(ids), "max_model_len": self._model.context})
 
     def _tokenize(self, wanted):
@@ -125,7 +128,9 @@ class Application:
         size = self._model.config.vocab_size
         if max(wanted.tokens, default=0) >= size:
             raise ApiError(400, f"tokens: an id outside of 0 to {size - 1}", param="tokens")
-        return JSON({"prompt": await self._read(self._model.tokenizer.decode, wanted.tokens)})
+        with self._reservation(1):
+            text = await self._read(self._model.tokenizer.decode, wanted.tokens)
+        return JSON({"prompt": text})
 
     async def embed(self, request):
         wanted = await self._parse(request, schema.EmbeddingRequest)
@@ -229,8 +234,9 @@ class Application:
 
     # -------------------------------------------------------------------------------- what all need
     async def _parse(self, request, kind):
-        body = await read_body(request, schema.MAX_BODY, self._options.read_seconds)
-        wanted = schema.parse(body, kind)
+        with self._bodies.one() as body:
+            await body.read(request, self._options.read_seconds)
+            wanted = schema.parse(bytes(body.data), kind)
         self._check_model(wanted.model)
         return wanted
 

@@ -141,27 +141,3 @@ class Exchange:
         """Drop the connection with what it has not taken yet."""
         if self._transport is not None:
             self._transport.abort()
-
-
-async def read_body(request, limit, seconds):
-    """The body, at most ``limit`` bytes. ApiError 413, or 408 if it takes too long to come."""
-    message = f"the body is larger than {limit} bytes"
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > limit:
-        raise ApiError(413, message, code="body_too_large")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            more = True
-            while more:
-                part = await request.receive()
-                if part["type"] == "http.disconnect":
-                    raise ClientGone
-                body += part.get("body", b"")
-                more = part.get("more_body", False)
-                if len(body) > limit:
-                    raise ApiError(413, message, code="body_too_large")
-    except TimeoutError:
-        headers = {"connection": "close"}
-        raise ApiError(408, "the body did not come in time", headers=headers) from None
-    return bytes(body)

@@ -20,9 +20,9 @@ KEEP_ALIVE_SECONDS = 15
 
 def run(load, options):
     """See serve."""
-    set_up()
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
     with _bound(options) as listener, load() as model:
+        set_up()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
         server = Server(_config(application, options), worker, application.model_name)

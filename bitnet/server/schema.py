@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .errors import ApiError, of_json
 
 MAX_BODY = 4 << 20  # bytes
+MAX_BODIES = 64 << 20  # bytes of those that are being read
 MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16
 MAX_MESSAGES = 4096

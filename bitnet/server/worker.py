@@ -16,7 +16,7 @@ from ..engine import Cancelled
 from .errors import overloaded, unavailable
 from .log import log_mistake
 
-MAX_UNREAD = 4096  # events nobody took: the client does not read, and its request is cancelled
+MAX_UNREAD = 16384  # events nobody took: the client does not read, and its request is cancelled
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,14 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
+    @property
+    def is_alive(self):
+        """Whether the thread runs; without it nothing will be computed."""
+        return self._thread.is_alive()
+
     def reserve(self, n):
         """Room for n sequences, or ApiError 429, 503. To be given to start, or back by release."""
-        if self.is_draining:
+        if self.is_draining or not self.is_alive:
             raise unavailable("the server is shutting down")
         if self.n_open + n > self.capacity:
             rounds = -(-self.n_open // self.slots)
@@ -147,10 +152,15 @@ class Worker:
 
     # ----------------------------------------------------------------------------- in the thread
     def _main(self):
-        while not self._is_stopping:
-            self._take_commands()
-            if self._open:
-                self._step()
+        try:
+            while not self._is_stopping:
+                self._take_commands()
+                if self._open:
+                    self._step()
+        except Exception as error:
+            log_mistake(error)
+        finally:
+            self._stop()
 
     def _take_commands(self):
         """Run what came in; wait for something if there is nothing to compute."""

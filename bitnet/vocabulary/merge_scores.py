@@ -44,8 +44,7 @@ def scores_of(ids, merges):
         groups[-1].append(text)
         end = max(end, last[text])
     scores = {text: -float(i) for i, group in enumerate(groups) for text in group}
-    same = ranks.keys() == set(_splits(ids))
-    same = same and all(_is_leftmost(group, ranks) for group in groups if len(group) > 1)
+    same = ranks.keys() == set(_splits(ids)) and _are_leftmost(groups, ranks)
     return {text: scores.get(text, -float(len(groups))) for text in ids}, same
 
 
@@ -61,10 +60,14 @@ def _is_run(text):
     return text == text[0] * len(text)
 
 
-def _is_leftmost(group, ranks):
-    """Whether the ranks of these pieces join the leftmost pair first: runs, longest left part."""
-    pieces, lengths = set(group), {}
+def _are_leftmost(groups, ranks):
+    """Whether the ranks join the leftmost pair first in every group of more than one piece.
+
+    So they do for runs of one character whose pairs with the longest left part come first.
+    """
+    group_of = {text: i for i, group in enumerate(groups) if len(group) > 1 for text in group}
+    lengths = {}
     for a, b in ranks:
-        if a + b in pieces:
-            lengths.setdefault(a[0], []).append((-len(a), -len(b)))
-    return all(map(_is_run, group)) and all(own == sorted(own) for own in lengths.values())
+        if a + b in group_of:
+            lengths.setdefault((group_of[a + b], a[0]), []).append((-len(a), -len(b)))
+    return all(map(_is_run, group_of)) and all(own == sorted(own) for own in lengths.values())

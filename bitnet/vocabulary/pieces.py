@@ -19,7 +19,7 @@ from ..chat import SpecialTokens
 from ..formats import FormatError
 from .byte_level import MERGES
 from .library import call
-from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED, byte_of
+from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 WORDS_KEPT, LONGEST_KEPT = 1 << 14, 48  # at most 10 MB
 
@@ -48,7 +48,7 @@ class Pieces:
 
     def of(self, *kinds):
         """{text: id} of the tokens of these kinds."""
-        return {self.texts[i]: int(i) for i in np.flatnonzero(np.isin(self.kinds, kinds))}
+        return {self.texts[i]: i for i in np.flatnonzero(np.isin(self.kinds, kinds)).tolist()}
 
 
 class Encoder:
@@ -117,11 +117,11 @@ class Encoder:
 
 
 def _byte_ids(pieces):
-    ids = {byte_of(text): i for text, i in pieces.of(BYTE, NORMAL).items()}
-    for byte in range(256):
-        if byte not in ids:
-            raise FormatError(pieces.path, f"token <0x{byte:02X}>", "missing", "all 256 bytes")
-    return [ids[byte] for byte in range(256)]
+    ids, names = pieces.of(BYTE) or pieces.of(NORMAL), [f"<0x{byte:02X}>" for byte in range(256)]
+    for name in names:
+        if name not in ids:
+            raise FormatError(pieces.path, f"token {name}", "missing", "all 256 bytes")
+    return [ids[name] for name in names]
 
 
 def _unknown_id(pieces):
@@ -135,15 +135,13 @@ class BPE:
     """Text with U+2581 to a list of ids, and of characters that no piece spells."""
 
     def __init__(self, pieces):
-        ids = pieces.of(NORMAL)
-        costs = dict(zip(pieces.texts, (-pieces.scores).tolist(), strict=True))
-        self._join = partial(_join, ids, {text: costs[text] for text in ids})
+        ids, costs = pieces.of(NORMAL), (-pieces.scores).tolist()
+        self._join = partial(_join, ids, {text: costs[i] for text, i in ids.items()})
         self._remembered = lru_cache(WORDS_KEPT)(self._join)
         # A word may be cut off before a space unless a piece spans the two characters there.
-        inside = {
-            text[m.start()] for text in ids for m in re.finditer(rf".(?={SPACE})", text, re.S)
-        }
-        spans = "".join(map(re.escape, sorted(inside | {SPACE})))
+        pairs = re.compile(f"(.)(?={SPACE})", re.DOTALL)
+        spanned = {SPACE}.union(*(pairs.findall(text) for text in ids if SPACE in text[1:]))
+        spans = "".join(map(re.escape, sorted(spanned)))
         self._cut = re.compile(rf"(?<=[^{spans}])(?={SPACE})")
 
     def __call__(self, text):

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+CPU_SECONDS = 0.2
+
 
 class Panic(BaseException):
     """As a library in Rust raises it."""

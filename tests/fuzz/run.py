@@ -98,7 +98,7 @@ class Worker:
     def _death(self, number, trace):
         """The failure of the case that ended it, which still lies in its folder."""
         text = {
-            signal.SIGPROF: "more than 1 s of CPU time",
+            signal.SIGPROF: "more CPU time than a case may take",
             signal.SIGKILL: f"stuck for {MORE_SECONDS} s",
         }.get(number, f"died of {signal.Signals(number).name}")
         about = json.loads((self.folder / "case.json").read_text())

@@ -15,6 +15,7 @@ from bitnet.tokenizer import Tokenizer
 from bitnet.vocabulary.pieces import Encoder
 from bitnet.vocabulary.sentencepiece import read
 
+CPU_SECONDS = 1.0  # that a case may take
 GGUF_NAME = "model.gguf"
 POOL_BYTES = 32 << 20
 CONTEXT = 16

@@ -26,7 +26,6 @@ import bitnet  # noqa: E402
 from bitnet.formats import FormatError  # noqa: E402
 
 PACKAGE = str(Path(bitnet.__file__).parent)
-CPU_SECONDS = 1.0
 MEMORY = 64 << 20  # bytes beyond the size of the case
 
 
@@ -49,12 +48,12 @@ class Coverage:
         return self._line
 
 
-def execute(run, case, folder, trace=None):
+def execute(run, seconds, case, folder, trace=None):
     """Run one case: None if it ended as it should, else the exception."""
     folder.mkdir(exist_ok=True)
     case.write(folder)
     try:
-        with limited(CPU_SECONDS, MEMORY + case.size):
+        with limited(seconds, MEMORY + case.size):
             sys.settrace(trace)
             try:
                 run(folder)
@@ -75,8 +74,8 @@ class Session:
     targets: {name: (function, group of the corpus)}.
     """
 
-    def __init__(self, targets, seed, folder):
-        self.targets, self.seed, self.folder = targets, seed, folder
+    def __init__(self, targets, cpu_seconds, seed, folder):
+        self.targets, self.cpu_seconds, self.seed, self.folder = targets, cpu_seconds, seed, folder
         self.rng, self.coverage = random.Random(seed), Coverage()
         self.cases = {group: corpus(group) for _, group in targets.values()}
         self.counts, self.seen = dict.fromkeys(targets, 0), set()
@@ -108,7 +107,8 @@ class Session:
                  "steps": case.steps}  # fmt: skip
         (self.folder / "case.json").write_text(json.dumps(about))
         run = self.targets[target][0]
-        error = execute(run, case, self.folder / "files", self.coverage.trace)
+        files, trace = self.folder / "files", self.coverage.trace
+        error = execute(run, self.cpu_seconds, case, files, trace)
         if error is not None:
             self.report(error, about, case)
         return len(self.coverage.seen) > known
@@ -136,9 +136,9 @@ def say(**line):
     print(json.dumps(line), flush=True)
 
 
-def work(targets, seed, seconds, most, skip_corpus, folder):
+def work(session, seconds, most, skip_corpus):
     """Run the corpus, then mutants, for so many seconds or executions."""
-    session, end, next_word = Session(targets, seed, folder), time.monotonic() + seconds, 0
+    end, next_word = time.monotonic() + seconds, 0
     if not skip_corpus:
         session.run_corpus()
     while time.monotonic() < end and (most is None or session.executions < most):
@@ -149,26 +149,26 @@ def work(targets, seed, seconds, most, skip_corpus, folder):
     session.say_totals()
 
 
-def replay(targets, path, folder):
+def replay(targets, cpu_seconds, path, folder):
     """Run one case for each target, without the tracer."""
     for target, (run, _) in targets.items():
         about = {"target": target, "steps": [str(path)]}
         (folder / "case.json").write_text(json.dumps(about))
-        error = execute(run, Case.read(path), folder / "files")
+        error = execute(run, cpu_seconds, Case.read(path), folder / "files")
         if error is not None:
             text = "".join(traceback.format_exception(error))
             say(failure=text, case=about, files=str(path))
 
 
-def main(module, targets, folder, path=None, **options):
+def main(module, targets, folder, path=None, seed=0, **options):
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)  # says where, then ends the process
-    known = importlib.import_module(module).TARGETS
-    chosen, folder = {name: known[name] for name in targets}, Path(folder)
+    known, folder = importlib.import_module(module), Path(folder)
+    chosen = {name: known.TARGETS[name] for name in targets}
     if path:
-        replay(chosen, Path(path), folder)
+        replay(chosen, known.CPU_SECONDS, Path(path), folder)
     else:
-        work(chosen, folder=folder, **options)
+        work(Session(chosen, known.CPU_SECONDS, seed, folder), **options)
 
 
 if __name__ == "__main__":
