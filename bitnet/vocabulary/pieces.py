@@ -9,6 +9,7 @@ of English, 0.3 MB/s of text without a space.
 import heapq
 import math
 import re
+import struct
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from .byte_level import MERGES
 from .library import call
 from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
+_FLOAT = struct.Struct("f")
+UNKNOWN_COST = 10  # more than that of any piece
 WORDS_KEPT, LONGEST_KEPT = 1 << 14, 48  # at most 10 MB
 
 
@@ -65,12 +68,14 @@ class Encoder:
             added, own = added | own, {}
         keeps = pieces.removes_spaces
         self._added = added if keeps else {t.replace(" ", SPACE): i for t, i in added.items()}
-        self._own = {text.replace(" ", SPACE): i for text, i in own.items()}
+        self._own = {} if pieces.unigram else own
         self._find_added, self._find_own = SpecialTokens(self._added), SpecialTokens(self._own)
         self._bytes = _byte_ids(pieces) if pieces.byte_fallback else None
         self._unknown = _unknown_id(pieces)
-        model = _unigram if pieces.unigram else BPE if pieces.merges is None else _by_merges
-        self._encode = model(pieces)
+        if pieces.unigram:
+            self._encode = Unigram(pieces)
+        else:
+            self._encode = BPE(pieces) if pieces.merges is None else _by_merges(pieces)
 
     def __call__(self, text, with_space=True):
         """The ids; with_space: a space goes in front where the vocabulary wants it."""
@@ -172,37 +177,52 @@ def _join(ids, costs, text):
     return [ids.get(part, part) for part in parts if part]
 
 
-def _unigram(pieces):
-    """The library's Viterbi search."""
-    from tokenizers import models
+class Unigram:
+    """The same, by the division into pieces whose scores have the highest sum.
 
-    names, scores = _spellable(pieces), [*pieces.scores.tolist(), 0.0]
-    model = models.Unigram(list(zip(names, scores, strict=True)), len(names) - 1, False)
-    return _by_library(model, len(names) - 1)
+    Sums are rounded to float32 step by step and the first of equal ones stays, as in the library,
+    whose answer depends on it: "---" is "--", "-" or the other way round.
+    """
+
+    def __init__(self, pieces):
+        self._ids = pieces.of(NORMAL, USER_DEFINED)
+        scores = pieces.scores.tolist()
+        normal = [scores[i] for i in pieces.of(NORMAL).values()]
+        self._unknown = min(normal, default=0.0) - UNKNOWN_COST
+        most = max(normal, default=0.0)
+        self._scores = {text: scores[i] for text, i in self._ids.items()}
+        for text in pieces.of(USER_DEFINED):  # these cost next to nothing
+            self._scores[text] = len(text.encode()) * most - 0.1
+        self._longest = max(map(len, self._ids), default=1)
+
+    def __call__(self, text):
+        n, scores = len(text), self._scores
+        best, begins = [0.0] + [-math.inf] * n, [0] * (n + 1)  # of what ends at each place
+        for i in range(n):
+            for j in range(i + 1, min(n, i + self._longest) + 1):
+                score = scores.get(text[i:j], self._unknown if j == i + 1 else None)
+                if score is not None and best[i] + score > best[j]:
+                    best[j] = _FLOAT.unpack(_FLOAT.pack(best[i] + score))[0]
+                    begins[j] = i
+        found, end = [], n
+        while end:
+            part = text[begins[end] : end]
+            found.append(self._ids.get(part, part))
+            end = begins[end]
+        return found[::-1]
 
 
 def _by_merges(pieces):
-    """The library's BPE."""
-    from tokenizers import models
+    """The same, by the merges of a tokenizer.json and the library that it is for."""
+    from tokenizers import Tokenizer, models
 
-    names = _spellable(pieces)
-    ids = {name: i for i, name in enumerate(names)}
-    make = partial(models.BPE, vocab=ids, merges=pieces.merges, unk_token=names[-1])
-    model = call(pieces.path, MERGES, "pairs of tokens", make)
-    return _by_library(model, len(names) - 1)
-
-
-def _spellable(pieces):
-    """The tokens' texts, but for those that no text may spell, and one for the unknown."""
-    kinds = pieces.kinds.tolist()  # a space is U+2581 in a text that comes here
+    kinds = pieces.kinds.tolist()
+    # No text spells what begins with a space: that is U+2581 in a text that comes here.
     names = [t if kind == NORMAL else f" {t}" for t, kind in zip(pieces.texts, kinds, strict=True)]
-    return [*names, " "]
-
-
-def _by_library(model, unknown):
-    from tokenizers import Tokenizer
-
-    find = Tokenizer(model).encode
+    unknown = len(names)
+    ids = {name: i for i, name in enumerate([*names, " "])}
+    make = partial(models.BPE, vocab=ids, merges=pieces.merges, unk_token=" ")
+    find = Tokenizer(call(pieces.path, MERGES, "pairs of tokens", make)).encode
 
     def encode(text):
         found = find(text)
