@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import bitnet
@@ -318,39 +317,6 @@ def test_chat_without_a_template_continues_the_text(model, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------- the others
-def test_inspect_tells_where_every_tensor_lies(command):
-    for path in (GGUF, FOLDER, DATA / "hf_bitnet_online"):
-        code, out, err = command("inspect", path, "--json")
-        found = json.loads(out)
-        assert (code, err) == (0, "")
-        assert found["ternary_weights"] > found["float_weights"] > 0
-        with bitnet.load(path, kv_dtype="f32") as model, model.session() as session:
-            session.feed([1])
-            page = found["kv_bytes_per_token"]["f32"] * 128
-            assert session.nbytes == page == 2 * found["kv_bytes_per_token"]["f16"] * 128
-        for tensor in found["tensors"]:
-            assert tensor["offset"] + tensor["bytes"] <= os.path.getsize(tensor["file"])
-
-
-def test_inspect_offsets_are_of_the_file(command):
-    found = json.loads(command("inspect", GGUF, "--json")[1])
-    (norm,) = [t for t in found["tensors"] if t["name"] == "output_norm.weight"]
-    assert (norm["type"], norm["use"]) == ("F32", "copied")
-    stored = np.fromfile(GGUF, np.float32, norm["weights"], offset=norm["offset"])
-    from bitnet import weights
-    with weights.open(GGUF) as files:
-        assert np.array_equal(files.vector("norm"), stored)
-
-
-def test_inspect_for_people(command):
-    code, out, _ = command("inspect", GGUF)
-    assert code == 0 and "bitnet-b1.58" in out and "blk.*.attn_q.weight" in out
-    assert "in place" in out and "repacked" not in out
-    assert "repacked once" in command("inspect", FOLDER)[1]
-    assert "blk.1.attn_q.weight" in command("inspect", GGUF, "--tensors")[1]
-    assert command("inspect")[0] == 0
-
-
 def test_memory(command):
     code, out, err = command("memory")
     assert (code, err) == (0, "") and "mapped files" in out and "pool" in out

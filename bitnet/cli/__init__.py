@@ -9,13 +9,13 @@ import os
 import sys
 
 from .. import ContextFull, __version__
-from . import bench, cache, chat, convert, embed, info, inspect, memory, pull, run, serve
+from . import bench, cache, chat, convert, embed, info, inspect, memory, pull, run, serve, verify
 from .options import Parser
 from .terminal import printable
 
 COMMANDS = {"run": run, "chat": chat, "serve": serve, "embed": embed, "pull": pull,
-            "convert": convert, "inspect": inspect, "memory": memory, "info": info, "bench": bench,
-            "cache": cache}
+            "convert": convert, "verify": verify, "inspect": inspect, "memory": memory,
+            "info": info, "bench": bench, "cache": cache}
 INTERRUPTED, BROKEN_PIPE = 130, 141         # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
 

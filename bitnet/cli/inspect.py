@@ -1,132 +1,445 @@
-"""inspect: what a model file holds and how it will be used, from its headers alone."""
+"""inspect: what a model file holds, how it will be used and what memory it will need."""
+
 import json
 import math
 import re
 from pathlib import Path
 
-from ..config import ModelConfig
-from ..formats import read_json
+from .. import cpu, hub, sidecar
+from ..formats import FormatError, gguf
 from ..formats.gguf import GGUFFile
-from ..formats.packing import BLOCK
-from ..formats.safetensors import member, open_folder
-from ..loading import BUNDLED_MODEL
+from ..formats.packing import padded
+from ..formats.safetensors import open_folder
+from ..loading import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
+from ..memory import format_bytes
+from ..memory_plan import kv_bytes, plan
+from ..source import LAYOUTS, scan
+from . import options
 from .terminal import printable
 
 USAGE = "[MODEL]"
 WORDS = (0, 1)
-FLOATS = ("F32", "F16", "BF16")
+GAP = 4096  # bytes between tensors that no padding explains
 
 
 def configure(parser):
+    parser.epilog = (
+        "From the headers alone: a file of any size takes a moment. A file that cannot "
+        "be used is\nshown as far as it can be read, with the reason and exit code 1."
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")
-    parser.add_argument("--tensors", action="store_true",
-                        help="every tensor with its place in the file, not one line a kind")
+    parser.add_argument(
+        "--tensors",
+        action="store_true",
+        help="every tensor with its place in the file, not one line a kind",
+    )
+    parser.add_argument(
+        "--context",
+        type=options.number(int, 1),
+        metavar="N",
+        help="tokens a sequence may hold, for the memory needed (default: the "
+        f"model's, {DEFAULT_CONTEXT} at most)",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="f16",
+        help="type of cached keys and values (default: f16)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=list(LAYOUTS),
+        default="128x32",
+        help="how the I2_S tensors of a GGUF lie (default: 128x32)",
+    )
 
 
 def main(args):
-    found = describe(args.words[0] if args.words else BUNDLED_MODEL)
+    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+    refused = None
+    try:
+        found = describe(path, context=args.context, kv_dtype=args.kv_dtype, layout=args.layout)
+    except FormatError as error:
+        found, refused = describe_refused(path, error), error
     if args.json:
         print(json.dumps(found))
-        return 0
-    print(printable("\n".join(_table(found, args.tensors))))
+    else:
+        rows = _refused_rows(found) if refused else _rows(found)
+        table = _every_tensor(found) if args.tensors else _kinds(found)
+        print(printable("\n".join([*_aligned(rows), "", *table])))
+    if refused:
+        raise refused
     return 0
 
 
-def describe(path):
-    """A JSON-ready dict of a .gguf file or a Hugging Face folder. Raises FormatError, OSError."""
-    path = Path(path)
-    files, tensors, config = (_folder if path.is_dir() else _gguf)(path)
-    kv_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    entries = [_entry(t, next(f for f in files if f.path == t.path)) for t in tensors.values()]
-    ternary = [e for e in entries if e["ternary"]]
-    n_weights, n_bytes = (sum(e[key] for e in ternary) for key in ("weights", "bytes"))
+# what is found ------------------------------------------------------------------------------------
+def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
+    """A JSON-ready dict of a .gguf file or a Hugging Face folder.
+
+    context, kv_dtype: for the memory needed. layout: see source.scan. FormatError for a model that
+    cannot be used, ValueError for a context beyond the model's, OSError.
+    """
+    source = scan(path, layout=layout)
+    config, longest = source.config, source.config.max_position_embeddings
+    context = min(longest, DEFAULT_CONTEXT) if context is None else context
+    if context > longest:
+        raise ValueError(f"context: {context} (1 to {longest}, what the model has)")
+    tensors, derived = _tensors(source), _derived(source)
+    ternary = [t for t in tensors if t["ternary"]]
+    n_ternary, n_all = (sum(t["weights"] for t in some) for some in (ternary, tensors))
     return {
         "path": str(path),
-        "config": {name: getattr(config, name) for name in config.__dataclass_fields__}
-        | {"sub_norms": config.sub_norms},
-        "files": [{"path": str(file.path), "bytes": len(file.data)} for file in files],
-        "ternary_weights": n_weights,
-        "ternary_bits": 8 * n_bytes / n_weights if n_weights else None,
-        "float_weights": sum(e["weights"] for e in entries) - n_weights,
-        "kv_bytes_per_token": {"f16": 2 * kv_values, "f32": 4 * kv_values},
-        "tensors": entries}
+        "family": config.family,
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "files": [_file(file) for file in source.files],
+        "ternary_weights": n_ternary,
+        "float_weights": n_all - n_ternary,
+        "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
+        "file_bits": 8 * sum(len(file.data) for file in source.files) / n_all,
+        "kv_bytes_per_token": {kind: kv_bytes(config, 128, kind) // 128 for kind in KV_DTYPES},
+        "tokenizer": _tokenizer(source.tokenizer_source),
+        "derived": derived,
+        "memory": _memory(source, derived, context, kv_dtype),
+        "tensors": tensors,
+    }
 
 
-def _gguf(path):
-    file = GGUFFile(path)
-    head = "output.weight" in file.tensors
-    embedding = file.tensors.get("token_embd.weight")
-    n_rows = embedding.shape[0] if embedding else 0
-    return [file], file.tensors, ModelConfig.from_gguf(file.metadata, path, n_rows, head)
+def describe_refused(path, error):
+    """The same of what cannot be used, as far as it can be read; raises `error` where it cannot."""
+    try:
+        if path.is_dir():
+            (files, tensors), kind = open_folder(path), None
+        else:
+            files = [GGUFFile(path)]
+            tensors, kind = files[0].tensors, files[0].metadata.get("general.architecture")
+    except (FormatError, OSError):
+        raise error from None
+    metadata = getattr(files[0], "metadata", {}) if files else {}
+    return {
+        "path": str(path),
+        "refused": str(error),
+        "architecture": str(kind) if kind else None,
+        "files": [_file(file) for file in files],
+        "tokenizer": _gguf_tokenizer(metadata),
+        "tensors": [
+            _entry(t, files, t.type, "", math.prod(t.shape), False) for t in tensors.values()
+        ],
+    }
 
 
-def _folder(path):
-    config = member(path, "config.json") or path / "config.json"
-    generation = member(path, "generation_config.json")
-    raw, defaults = read_json(config), read_json(generation) if generation else {}
-    files, tensors = open_folder(path)
-    return files, tensors, ModelConfig.from_hf(raw, defaults, config, "lm_head.weight" in tensors)
+def _file(file):
+    """Where the bytes of one mapped file are: header, tensors, and what neither takes."""
+    spans = sorted(_span(t, file) for t in file.tensors.values())
+    header = spans[0][0] if spans else len(file.data)
+    unused, at = 0, header
+    for begin, end in [*spans, (len(file.data), len(file.data))]:
+        unused += max(0, begin - at)
+        at = max(at, end)
+    return {
+        "path": str(file.path),
+        "bytes": len(file.data),
+        "header_bytes": header,
+        "tensor_bytes": sum(end - begin for begin, end in spans),
+        "unused_bytes": unused,
+    }
 
 
-def _entry(tensor, file):
-    """One tensor: a packed byte of a Hugging Face file (U8) holds four weights."""
-    n_weights = math.prod(tensor.shape) * (4 if tensor.type == "U8" else 1)
-    ternary = tensor.type in ("I2_S", "U8") or tensor.name.endswith("_proj.weight")
-    return {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape),
-            "weights": n_weights, "ternary": ternary, "use": _use(tensor, ternary),
-            "file": str(tensor.path), "bytes": tensor.data.nbytes,
-            "offset": tensor.data.ctypes.data - file.data.ctypes.data}
+def _span(tensor, file):
+    begin = tensor.data.ctypes.data - file.data.ctypes.data
+    return begin, begin + len(tensor.data)
 
 
-def _use(tensor, ternary):
-    """How the engine takes it: kernels read the map, or a copy is made."""
-    if ternary:
-        aligned = tensor.type == "I2_S" and tensor.shape[-1] % BLOCK == 0
-        return "in place" if aligned else "repacked once"
-    return "in place" if len(tensor.shape) == 2 else "copied"
+def _tensors(source):
+    """Every tensor of the files in their order there, those of no use included."""
+    entries, known = [], {}
+    for t in source.ternary.values():
+        use = "in place" if t.in_place is not None else "repacked once"
+        known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True
+    for t in source.floats.values():
+        use = "in place" if len(t.shape) == 2 else "copied"
+        known[t.name] = t.type, use, math.prod(t.shape), False
+    for file in source.files:
+        for t in sorted(file.tensors.values(), key=lambda t: t.data.ctypes.data):
+            is_scale = t.name.endswith(("_scale", ".scale"))
+            use = "scale" if is_scale else "not used"
+            entries.append(_entry(t, [file], *known.get(t.name, (t.type, use, 0, False))))
+    return entries
 
 
-def _table(found, every):
-    config = found["config"]
-    yield found["path"]
-    for file in found["files"]:
-        yield f"  {file['bytes']:,} bytes  {Path(file['path']).name}"
-    yield (f"family      {config['architecture']}: {config['num_hidden_layers']} layers, hidden "
-           f"{config['hidden_size']}, ffn {config['intermediate_size']}, {config['hidden_act']}"
-           f"{', sub-norms' if config['sub_norms'] else ''}")
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    yield (f"attention   {heads} heads, {kv_heads} for keys and values, of {config['head_dim']}; "
-           f"rope {config['rope_theta']:g}"
-           f"{', interleaved' if config['rope_interleaved'] else ''}")
-    yield (f"vocabulary  {config['vocab_size']:,}, "
-           f"{'tied' if config['tie_word_embeddings'] else 'separate'} head; ends at "
-           f"{', '.join(map(str, config['eos_token_ids'])) or 'no token'}")
+def _entry(tensor, files, stored_as, use, n_weights, is_ternary):
+    file = next(file for file in files if file.path == tensor.path)
+    return {
+        "name": tensor.name,
+        "type": tensor.type,
+        "stored_as": stored_as,
+        "shape": list(tensor.shape),
+        "weights": n_weights,
+        "ternary": is_ternary,
+        "use": use,
+        "file": str(tensor.path),
+        "bytes": tensor.data.nbytes,
+        "offset": _span(tensor, file)[0],
+    }
+
+
+def _tokenizer(source):
+    if source.metadata is not None:
+        return _gguf_tokenizer(source.metadata)
+    path = source.tokenizer_json or source.sentencepiece
+    return {
+        "kind": path and path.name,
+        "tokens": None,
+        "chat_template": bool(source.tokenizer_config.get("chat_template")),
+    }
+
+
+def _gguf_tokenizer(metadata):
+    parts = (metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    return {
+        "kind": ", ".join(part for part in parts if isinstance(part, str)) or None,
+        "tokens": len(metadata.get("tokenizer.ggml.tokens", ())),
+        "chat_template": "tokenizer.chat_template" in metadata,
+    }
+
+
+def _derived(source):
+    """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
+    derived = {name: t for name, t in source.ternary.items() if t.in_place is None}
+    n_bytes = 0
+    for t in derived.values():
+        n_bytes += gguf.n_bytes_of("I2_S", (t.n_rows, padded(t.n_cols)))
+        n_bytes += 4 * t.n_rows if t.may_differ else 0
+    place = sidecar.cache_folder() and "sidecar"
+    return {
+        "tensors": len(derived),
+        "bytes": n_bytes,
+        "place": place or "memory",
+        "path": str(path) if derived and place and (path := _sidecar(source)) else None,
+    }
+
+
+def _sidecar(source):
+    """The path of a model's repacked weights, None if they are not there or of another day."""
+    key = sidecar._fingerprint(source)
+    for path, _, written_for in sidecar.cache_list():
+        if written_for != "damaged" and GGUFFile(path).metadata.get("sidecar.key") == key:
+            return path
+    return None
+
+
+def _memory(source, derived, context, kv_dtype):
+    threads, n_tokens = cpu.threads()[0], None
+    if source.tokenizer_source.metadata is not None:
+        n_tokens = len(source.tokenizer_source.metadata.get("tokenizer.ggml.tokens", ()))
+    in_memory = derived["bytes"] if derived["place"] == "memory" else 0
+    needs = plan(
+        source.config,
+        context=context,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        n_tokens=n_tokens,
+        weights=in_memory,
+    )
+    used = sum(len(t.tensor.data) for t in source.ternary.values() if t.in_place is not None)
+    used += sum(len(t.data) for t in source.floats.values() if len(t.shape) == 2)
+    return {
+        "context": context,
+        "kv_dtype": kv_dtype,
+        "slots": 1,
+        "threads": threads,
+        "private": [
+            {"purpose": n.purpose, "bytes": n.nbytes, "what": n.what, "estimate": not n.in_pool}
+            for n in needs
+        ],
+        "private_bytes": sum(n.nbytes for n in needs),
+        "mapped_bytes": used + derived["bytes"] - in_memory,
+    }
+
+
+# for people ---------------------------------------------------------------------------------------
+def _rows(found):
+    """(title, text) of every line; a title is shown once."""
+    yield "model", found["path"]
+    yield from _file_rows(found["files"])
+    yield from _config_rows(found)
+    yield from _weight_rows(found)
+    yield from _memory_rows(found["memory"])
+
+
+def _file_rows(files):
+    for file in files:
+        name = f"{Path(file['path']).name}: " if len(files) > 1 else ""
+        unused = f", {file['unused_bytes']:,} unused" if file["unused_bytes"] >= GAP else ""
+        yield (
+            "file map",
+            (
+                f"{name}{file['bytes']:,} bytes: header to {file['header_bytes']:,}, "
+                f"then {file['tensor_bytes']:,} of tensors{unused}"
+            ),
+        )
+
+
+def _config_rows(found):
+    c = found["config"]
+    yield (
+        "family",
+        (
+            f"{c['family']} ({c['architecture']}): {c['num_hidden_layers']} layers, "
+            f"hidden {c['hidden_size']}, ffn {c['intermediate_size']}, {c['hidden_act']}"
+        ),
+    )
+    heads = f"{c['num_attention_heads']} heads, {c['num_key_value_heads']} for keys and values"
+    order = ", interleaved" if c["rope_interleaved"] else ""
+    yield "attention", f"{heads}, of {c['head_dim']}; RoPE base {c['rope_theta']:,.10g}{order}"
+    if any(c["sliding_layers"]):
+        yield (
+            "attention",
+            (
+                f"{sum(c['sliding_layers'])} of the layers see the last "
+                f"{c['sliding_window']:,} positions; their RoPE base "
+                f"{c['rope_local_theta']:,.10g}"
+            ),
+        )
+    if c["pooling"]:
+        yield "embedding", f"of a text: that of its {c['pooling']} token, of length 1"
+    yield (
+        "vocabulary",
+        (
+            f"{c['vocab_size']:,} rows, "
+            f"{'tied' if c['tie_word_embeddings'] else 'separate'} head; begins with "
+            f"{_ids([c['bos_token_id']])}, ends at {_ids(c['eos_token_ids'])}"
+        ),
+    )
+    yield "tokenizer", _tokenizer_text(found["tokenizer"])
     kv = found["kv_bytes_per_token"]
-    yield (f"context     {config['max_position_embeddings']:,} tokens, a token's keys and values "
-           f"{kv['f16']:,} bytes as f16, {kv['f32']:,} as f32")
-    bits = found["ternary_bits"] or 0
-    yield (f"weights     {found['ternary_weights']:,} ternary of {bits:.3f} bits in the file, "
-           f"{found['float_weights']:,} others")
-    yield ""
-    yield from _every_tensor(found) if every else _kinds(found)
+    yield (
+        "context",
+        (
+            f"{c['max_position_embeddings']:,} tokens, a token's keys and values "
+            f"{kv['f16']:,} bytes as f16, {kv['f32']:,} as f32"
+        ),
+    )
+
+
+def _ids(ids):
+    return ", ".join(str(i) for i in ids if i is not None) or "no token"
+
+
+def _tokenizer_text(tokenizer):
+    if tokenizer["kind"] is None:
+        return "none: token ids only"
+    n_tokens = "" if tokenizer["tokens"] is None else f", {tokenizer['tokens']:,} tokens"
+    template = "with" if tokenizer["chat_template"] else "without"
+    return f"{tokenizer['kind']}{n_tokens}, {template} a chat template"
+
+
+def _weight_rows(found):
+    kinds = sorted({t["stored_as"] for t in found["tensors"] if t["ternary"]})
+    yield (
+        "weights",
+        (
+            f"{found['ternary_weights']:,} ternary, {found['ternary_bits']:.3f} bits "
+            f"each ({', '.join(kinds)})"
+        ),
+    )
+    yield (
+        "weights",
+        (
+            f"{found['float_weights']:,} others; {found['file_bits']:.3f} bits each in "
+            "the whole file"
+        ),
+    )
+    derived = found["derived"]
+    if not derived["tensors"]:
+        yield "sidecar", "not needed: every ternary tensor is used in place"
+        return
+    when = "there already" if derived["path"] else "made at the first load"
+    if derived["place"] == "memory":
+        when = "made in memory at each load, without a cache folder"
+    yield "sidecar", f"{derived['bytes']:,} bytes of {derived['tensors']} repacked tensors, {when}"
+    if derived["path"]:
+        yield "sidecar", derived["path"]
+
+
+def _memory_rows(memory):
+    yield (
+        "memory",
+        (
+            f"for {memory['context']:,} tokens of {memory['kv_dtype']} keys and values, "
+            f"one sequence, threads: {memory['threads']}"
+        ),
+    )
+    lines = [
+        (
+            format_bytes(need["bytes"]),
+            need["purpose"],
+            need["what"] + (" (estimate)" if need["estimate"] else ""),
+        )
+        for need in memory["private"]
+    ]
+    lines.append((format_bytes(memory["private_bytes"]), "sum", "private to the process"))
+    lines.append((format_bytes(memory["mapped_bytes"]), "mapped", "of files, shared by processes"))
+    widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
+    for n_bytes, purpose, what in lines:
+        yield "memory", f"{n_bytes:>{widths[0]}}  {purpose:{widths[1]}}  {what}"
+
+
+def _refused_rows(found):
+    yield "model", found["path"]
+    yield from _file_rows(found["files"])
+    yield "architecture", found["architecture"] or "not stated"
+    yield "tokenizer", _tokenizer_text(found["tokenizer"])
+    if not found["tensors"]:
+        yield "tensors", "none: this is a vocabulary only"
+    yield "cannot run", found["refused"]
+
+
+def _aligned(rows):
+    before = None
+    for title, text in rows:
+        yield f"{'' if title == before else title:13} {text}"
+        before = title
 
 
 def _kinds(found):
     """One line for the tensors that differ only in their layer."""
     kinds = {}
-    for e in found["tensors"]:
-        key = (re.sub(r"\.\d+\.", ".*.", e["name"], count=1), e["type"], _size(e), e["use"])
-        kinds.setdefault(key, []).append(e["bytes"])
-    width = max((len(key[0]) for key in kinds), default=0)
-    for (name, kind, size, use), n_bytes in kinds.items():
-        yield f"{name:{width}} {len(n_bytes):4} x {kind:5}{size:>15}{sum(n_bytes):15,} bytes  {use}"
+    for t in found["tensors"]:
+        name = re.sub(r"\.\d+\.", ".*.", t["name"], count=1)
+        key = (name, t["stored_as"], _size(t), t["use"])
+        kinds.setdefault(key, []).append(t["bytes"])
+    rows = [("tensor", "", "type", "shape", "bytes", "use")] if kinds else []
+    rows += [
+        (name, f"{len(sizes)} x", kind, size, f"{sum(sizes):,}", use)
+        for (name, kind, size, use), sizes in kinds.items()
+    ]
+    return _columns(rows, "<><>><")
 
 
 def _every_tensor(found):
-    width = max((len(e["name"]) for e in found["tensors"]), default=0)
-    for e in found["tensors"]:
-        yield (f"{e['name']:{width}} {e['type']:5}{_size(e):>15}{e['bytes']:15,} bytes at "
-               f"{e['offset']:<13,} {e['use']:13} {Path(e['file']).name}")
+    rows = [("tensor", "type", "shape", "bytes", "offset", "use", "file")]
+    rows += [
+        (
+            t["name"],
+            t["stored_as"],
+            _size(t),
+            f"{t['bytes']:,}",
+            f"{t['offset']:,}",
+            t["use"],
+            Path(t["file"]).name,
+        )
+        for t in found["tensors"]
+    ]
+    return _columns(rows, "<<>>><<")
+
+
+def _columns(rows, aligns):
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
 
 
 def _size(entry):

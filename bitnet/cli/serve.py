@@ -1,4 +1,5 @@
 """serve: an HTTP server with OpenAI's protocol, and a chat page."""
+import dataclasses
 import os
 
 import bitnet
@@ -34,7 +35,7 @@ def configure(parser):
     group.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",
                        help="a web page of another origin that may use it, as https://example.org")
     group.add_argument("--model-name", metavar="NAME",
-                       help="what clients call the model (default: the file's name)")
+                       help="what clients call the model (default: the file's or the hub's name)")
     for name, what in (("drain", "requests may go on after SIGTERM"),
                        ("read", "a client may take to send a request's headers, and its body"),
                        ("write", "a client may take to read what is sent")):
@@ -49,6 +50,8 @@ def main(args):
              "write_seconds")
     chosen = Options(**{name: getattr(args, name) for name in names},
                      allow_hosts=tuple(args.allow_host), cors_origins=tuple(args.cors_origin))
+    if chosen.model_name is None and args.words and not os.path.exists(args.words[0]):
+        chosen = dataclasses.replace(chosen, model_name=args.words[0])  # a name of the hub
     keywords = options.load_keywords(args) | {"slots": args.slots}
     serve(lambda: bitnet.load(*args.words, **keywords), chosen)
     return 0

@@ -33,10 +33,9 @@ class Application:
     def __init__(self, model, worker, options):
         self._model, self._worker, self._options = model, worker, options
         self.metrics, self._bodies = Metrics(), Bodies(schema.MAX_BODY, schema.MAX_BODIES)
-        bundled = model.path == BUNDLED_MODEL
-        self.model_name = options.model_name or ("bundled" if bundled else model.path.stem)
-        # tokenizers and templates take milliseconds that the event loop cannot spare
+        self.model_name = options.model_name or _name_of(model.path)
         self._grammars = Grammars(model)
+        # tokenizers and templates take milliseconds that the event loop cannot spare
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="bitnet-prompts")
         endpoints = {
             "/": ("GET", self.page),
@@ -276,6 +275,12 @@ class Application:
 class _Held:
     def __init__(self, n):
         self.n = n
+
+
+def _name_of(path):
+    if path == BUNDLED_MODEL:
+        return "bundled"
+    return path.name.removesuffix(".gguf")
 
 
 def _plain(messages):

@@ -68,7 +68,7 @@ class Encoder:
             added, own = added | own, {}
         keeps = pieces.removes_spaces
         self._added = added if keeps else {t.replace(" ", SPACE): i for t, i in added.items()}
-        self._own = {} if pieces.unigram else own
+        self._own = own
         self._find_added, self._find_own = SpecialTokens(self._added), SpecialTokens(self._own)
         self._bytes = _byte_ids(pieces) if pieces.byte_fallback else None
         self._unknown = _unknown_id(pieces)
@@ -185,14 +185,9 @@ class Unigram:
     """
 
     def __init__(self, pieces):
-        self._ids = pieces.of(NORMAL, USER_DEFINED)
-        scores = pieces.scores.tolist()
-        normal = [scores[i] for i in pieces.of(NORMAL).values()]
-        self._unknown = min(normal, default=0.0) - UNKNOWN_COST
-        most = max(normal, default=0.0)
+        self._ids, scores = pieces.of(NORMAL), pieces.scores.tolist()
         self._scores = {text: scores[i] for text, i in self._ids.items()}
-        for text in pieces.of(USER_DEFINED):  # these cost next to nothing
-            self._scores[text] = len(text.encode()) * most - 0.1
+        self._unknown = _rounded(min(self._scores.values(), default=0.0) - UNKNOWN_COST)
         self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text):
@@ -201,15 +196,21 @@ class Unigram:
         for i in range(n):
             for j in range(i + 1, min(n, i + self._longest) + 1):
                 score = scores.get(text[i:j], self._unknown if j == i + 1 else None)
-                if score is not None and best[i] + score > best[j]:
-                    best[j] = _FLOAT.unpack(_FLOAT.pack(best[i] + score))[0]
-                    begins[j] = i
+                if score is None:
+                    continue
+                total = _rounded(best[i] + score)
+                if total > best[j]:
+                    best[j], begins[j] = total, i
         found, end = [], n
         while end:
             part = text[begins[end] : end]
             found.append(self._ids.get(part, part))
             end = begins[end]
         return found[::-1]
+
+
+def _rounded(value):
+    return _FLOAT.unpack(_FLOAT.pack(value))[0]
 
 
 def _by_merges(pieces):

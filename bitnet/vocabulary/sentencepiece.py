@@ -17,6 +17,7 @@ from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_of
 MAX_BYTES = 32 << 20  # Gemma's, of 262,144 pieces, has 4.7 MB
 MAX_PIECES = 1 << 20
 MAX_PIECE_BYTES = 1024
+MAX_SCORE = 1e30  # Llama-2 has -1e9; sums of scores must stay within a float32
 
 PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5  # fields of the file
 TEXT, SCORE, KIND = 1, 2, 3  # of a piece
@@ -143,9 +144,10 @@ def _check_settings(path, trainer, normalizer, denormalizer):
 
 
 def _check_pieces(pieces):
-    if not np.isfinite(pieces.scores).all():
-        i = int(np.argmin(np.isfinite(pieces.scores)))
-        raise FormatError(pieces.path, f"piece {i} score", float(pieces.scores[i]), "finite")
+    small = np.abs(pieces.scores) <= MAX_SCORE
+    if not small.all():
+        i, limit = int(np.argmin(small)), f"at most {MAX_SCORE}, either way"
+        raise FormatError(pieces.path, f"piece {i} score", float(pieces.scores[i]), limit)
     for text, i in pieces.of(BYTE).items():
         if byte_of(text) is None:
             raise FormatError(pieces.path, f"piece {i}", text, "<0x00> to <0xFF>")
@@ -153,5 +155,8 @@ def _check_pieces(pieces):
         where = {text: i for i, text in enumerate(pieces.texts)}
         i = next(i for i, text in enumerate(pieces.texts) if where[text] != i)
         raise FormatError(pieces.path, f"piece {i}", pieces.texts[i], "once only")
+    own = pieces.of(USER_DEFINED)
+    if pieces.unigram and own:
+        raise FormatError(pieces.path, "user-defined piece", min(own), "none in a unigram model")
     if len(pieces.of(UNKNOWN)) != 1:
         raise FormatError(pieces.path, "unknown piece", len(pieces.of(UNKNOWN)), "one")

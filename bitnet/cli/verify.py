@@ -1,0 +1,73 @@
+"""verify: whether a model file is sound, and the same model as another file."""
+
+import json
+
+from .. import hub
+from ..loading import BUNDLED_MODEL
+from ..source import LAYOUTS
+from ..verify import AUTO, verify
+from . import options
+from .terminal import Status, printable
+
+USAGE = "[MODEL]"
+WORDS = (0, 1)
+
+
+def configure(parser):
+    parser.epilog = (
+        "Each line is ok, warning or FAILED. Exit code 0 if nothing failed, else 1. "
+        "Weights are read a chunk\nat a time; a 2B model takes about half a minute."
+    )
+    parser.add_argument(
+        "--against",
+        metavar="SRC",
+        help="another file of the same model, such as what MODEL was made of: "
+        "compare every weight, token ids and hidden states",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=[AUTO, *LAYOUTS],
+        default="128x32",
+        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
+        "auto: score a text under all and name the likely one "
+        "(default: 128x32)",
+    )
+    parser.add_argument(
+        "--against-layout",
+        choices=list(LAYOUTS),
+        default="128x32",
+        help="the same of SRC (default: 128x32)",
+    )
+    parser.add_argument(
+        "--masters",
+        action="store_true",
+        help="float weights are BitNet's master weights, though the config.json "
+        "beside them does not say so",
+    )
+    parser.add_argument(
+        "--threads",
+        type=options.number(int, 1, 1024),
+        metavar="N",
+        help="threads (default: the physical cores that are ours)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, with all figures")
+
+
+def main(args):
+    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+    against = hub.find(args.against) if args.against else None
+    status = Status()
+    try:
+        report = verify(
+            path,
+            against,
+            layout=args.layout,
+            against_layout=args.against_layout,
+            masters=args.masters,
+            threads=args.threads,
+            progress=status.show,
+        )
+    finally:
+        status.clear()
+    print(json.dumps(report.as_dict()) if args.json else printable(str(report)))
+    return 0 if report.passed else 1

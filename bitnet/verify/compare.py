@@ -1,0 +1,352 @@
+"""Two files of one model, held against each other: configuration, weights, text, hidden states."""
+
+import numpy as np
+
+from ..chat import TemplateError
+from ..formats import FormatError, packing
+from ..source import LAYOUTS
+from .result import FAILED, OK, WARNING, Check, reason, some
+from .running import Run
+from .tensors import row_chunks
+from .text import MESSAGE, REPLY, SAMPLES
+
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim")  # fmt: skip
+MEANING = ("hidden_act", "rms_norm_eps", "rope_theta", "embedding_scale", "pooling")
+MINOR = ("vocab_size", "max_position_embeddings", "bos_token_id", "do_sample",
+         "temperature", "top_k", "top_p")  # fmt: skip
+
+ROUNDING = 2**-8  # relative: a bfloat16, or the inverse of one, is off by no more
+ROUNDED_CODES = 1e-3  # share of codes that other arithmetic makes of the same masters
+DOUBLE = 0.02  # how near to the share of weights other than 0 a ratio must be to be named
+# relative RMS of an embedding or head in a type of few bits, with a margin; others: ROUNDING
+OF_TYPE = {"Q8_0": 0.01, "Q6_K": 0.03, "Q5_0": 0.06, "Q5_1": 0.06, "Q5_K": 0.06, "Q4_0": 0.15,
+           "Q4_1": 0.15, "Q4_K": 0.15, "IQ4_NL": 0.15}  # fmt: skip
+# Rounding x to int8 is a step: engines, and graphs of another order of sums, differ by 1e-2 or so.
+NEAR, FAR = 0.05, 0.3  # relative RMS of the logits
+FIRST_DIFFERENT = 0.999  # cosine of hidden states below which a layer is named
+
+
+def check_config(a, b):
+    """Checks "= shape" and "= configuration" of two Sources."""
+    different = _differences(a.config, b.config, SHAPE)
+    if a.family.block is not b.family.block or a.family.norms != b.family.norms:
+        different.append(f"family: {a.family.name}, against {b.family.name}")
+    if different:
+        yield Check("= shape", FAILED, some(different, 6))
+        return
+    yield Check("= shape", OK, "the same")
+    different = _differences(a.config, b.config, MEANING)
+    if _windows(a.config) != _windows(b.config):
+        different.append("sliding windows")
+    if different:
+        yield Check("= configuration", FAILED, some(different, 6))
+        return
+    minor = _differences(a.config, b.config, MINOR)
+    yield Check("= configuration", WARNING if minor else OK, some(minor, 6) or "the same")
+
+
+def _differences(a, b, names):
+    found = []
+    for name in names:
+        ours, theirs = (_meaning(getattr(config, name)) for config in (a, b))
+        if ours != theirs:
+            found.append(f"{name}: {ours}, against {theirs}")
+    return found
+
+
+def _meaning(value):
+    """A value as both containers can hold it: GGUF has float32."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _windows(config):
+    """(positions a layer sees, its RoPE base) of every layer."""
+    flags = config.sliding_layers or (False,) * config.num_hidden_layers
+    return [
+        (config.sliding_window, np.float32(config.rope_local_theta)) if slides else (0, None)
+        for slides in flags
+    ]
+
+
+# ternary weights ----------------------------------------------------------------------------------
+
+
+def check_ternary(a, b, progress):
+    """Checks "= codes" and "= scales" of two Sources of one shape."""
+    n_different, different, ratios, nonzero, bad = 0, [], {}, {}, []
+    for i, name in enumerate(a.ternary, 1):
+        progress(f"comparing {name} ({i} of {len(a.ternary)})")
+        try:
+            n, nonzero[name], ratios[name] = _compare(a, b, name)
+        except FormatError as error:
+            bad.append(reason(error, a.path))
+            continue
+        if n:
+            n_different += n
+            different.append((n / (a.ternary[name].n_rows * a.ternary[name].n_cols), name, n))
+    if bad:
+        yield Check("= codes", FAILED, some(bad))
+    else:
+        yield _check_codes(a, b, different, n_different)
+    if ratios:
+        yield _check_scales(ratios, nonzero, a, b)
+
+
+def _compare(a, b, name):
+    """(weights that differ, share of a's that are not 0, the ratio of the scales that is worst)."""
+    scales, codes = zip(*(_read(source, name) for source in (a, b)), strict=True)
+    n_different = n_zeros = 0
+    for ours, theirs in in_step(*codes):
+        n_different += np.count_nonzero(ours != theirs)
+        n_zeros += np.count_nonzero(ours == 1)
+    ratio = scales[0].astype(np.float64) / scales[1]
+    t = a.ternary[name]
+    worst = ratio.flat[np.abs(np.log(ratio)).argmax()]
+    return int(n_different), 1 - n_zeros / (t.n_rows * t.n_cols), float(worst)
+
+
+def _read(source, name):
+    """(scales, chunks of codes) with rows in the order of Hugging Face files."""
+    t = source.ternary[name]
+    scales, chunks = t.read()
+    if not source.config.rope_interleaved or not name.endswith(("q_proj", "k_proj")):
+        return scales, chunks
+    order = rotate_half_order(t.n_rows, source.config.head_dim)
+    return scales[order] if scales.size > 1 else scales, [_whole(chunks, t)[order]]
+
+
+def rotate_half_order(n_rows, head_dim):
+    """Which row of a q or k with interleaved RoPE is each row of one that rotates halves."""
+    return np.arange(n_rows).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _whole(chunks, t):
+    codes, at = np.empty((t.n_rows, t.n_cols), np.uint8), 0
+    for chunk in chunks:
+        codes[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return codes
+
+
+def in_step(first, second):
+    """Pairs of arrays of the same rows, from two iterables of chunks of as many rows in all."""
+    second, theirs = iter(second), ()
+    for ours in first:
+        while len(ours):
+            if not len(theirs):
+                theirs = next(second)
+            n = min(len(ours), len(theirs))
+            yield ours[:n], theirs[:n]
+            ours, theirs = ours[n:], theirs[n:]
+
+
+def _check_codes(a, b, different, n_different):
+    figures = {"different": n_different, "tensors": len(different)}
+    if not different:
+        return Check("= codes", OK, f"{len(a.ternary)} tensors, equal weight for weight", figures)
+    different.sort(reverse=True)
+    share, name, _ = different[0]
+    detail = f"{n_different:,} weights of {len(different)} tensors differ: "
+    detail += some([f"{name} {n:,} ({share:.2%})" for share, name, n in different])
+    masters = any(s.ternary[name].stored_as.endswith("masters") for s in (a, b))
+    if masters and share < ROUNDED_CODES:
+        detail += "; so few, other rounding of the masters may have done it"
+        return Check("= codes", WARNING, detail, figures)
+    return Check("= codes", FAILED, detail + _diagnosis(a, b, name), figures)
+
+
+def _diagnosis(a, b, name):
+    """What would make a tensor equal in both, "" if nothing known does."""
+    for source, other, how in ((a, b, "the file with --"), (b, a, "SRC with --against-")):
+        t = source.ternary[name]
+        meant = _whole(_read(other, name)[1], t)
+        for layout, kind in LAYOUTS.items():
+            if t.tensor.type == "I2_S" and kind != t.stored_as:
+                found = _codes_as(kind, source, name)
+                if found is not None and (found == meant).all():
+                    return f"; {name} is equal if one reads {how}layout {layout}"
+    if name.endswith(("q_proj", "k_proj")):
+        ours, theirs = (_whole(_read(source, name)[1], a.ternary[name]) for source in (a, b))
+        order = rotate_half_order(len(ours), a.config.head_dim)
+        if (ours[order] == theirs).all() or (ours == theirs[order]).all():
+            return f"; the rows of {name} are in the order of the other kind of RoPE"
+    return ""
+
+
+def _codes_as(kind, source, name):
+    """The codes of an I2_S tensor in another layout, None where it cannot be."""
+    t = source.ternary[name]
+    try:
+        codes = _whole(packing.unpack(kind, t.tensor.data, t.n_rows, t.n_cols)[1], t)
+    except ValueError:
+        return None
+    if source.config.rope_interleaved and name.endswith(("q_proj", "k_proj")):
+        codes = codes[rotate_half_order(t.n_rows, source.config.head_dim)]
+    return codes
+
+
+def _check_scales(ratios, nonzero, a, b):
+    worst = max(ratios, key=lambda name: abs(np.log(ratios[name])))
+    ratio, figures = ratios[worst], {"worst": worst, "ratio": ratios[worst]}
+    if abs(ratio - 1) <= ROUNDING:
+        exact = all(r == 1 for r in ratios.values())
+        detail = "equal" if exact else f"equal within rounding: {worst} by {abs(ratio - 1):.2g}"
+        return Check("= scales", OK, detail, figures)
+    n = sum(abs(r - 1) > ROUNDING for r in ratios.values())
+    detail = f"{n} of {len(ratios)} differ: that of {worst} is {ratio:.4g} times the other"
+    return Check("= scales", FAILED, detail + _why(ratio, nonzero[worst], worst, a, b), figures)
+
+
+def _why(ratio, nonzero, name, a, b):
+    theirs = float(b.ternary[name].scales()[0])
+    for value, which in ((ratio, "the file's"), (1 / ratio, "SRC's")):
+        if abs(value / nonzero - 1) < DOUBLE:
+            return (f", the share of weights other than 0: {which} is the mean of weights that "
+                    "were ternary already, quantised a second time")  # fmt: skip
+    if abs(ratio * theirs**2 - 1) < ROUNDING:
+        return ": one is the inverse of the other; some files multiply by it and some divide"
+    return ""
+
+
+# floats -------------------------------------------------------------------------------------------
+
+
+def check_floats(a, b, progress):
+    """Checks "= norms", "= embedding" and "= head" of two Sources of one shape."""
+    errors = {}
+    for name, tensor in a.floats.items():
+        if len(tensor.shape) == 1:
+            try:
+                ours, theirs = (_norm(source, name) for source in (a, b))
+            except FormatError as error:
+                yield Check("= norms", FAILED, reason(error, a.path))
+                return
+            errors[name] = (relative_rms(ours, theirs), float(np.abs(ours - theirs).max()))
+    worst = max(errors, key=errors.get)
+    found = _error(*errors[worst])
+    detail = f"{len(errors)} vectors, {found if found == 'equal' else f'{worst}: {found}'}"
+    yield Check("= norms", OK if errors[worst][0] <= ROUNDING else FAILED, detail)
+    tied = a.config.tie_word_embeddings and b.config.tie_word_embeddings
+    for name, label in (("embed_tokens", "= embedding"), ("lm_head", "= head"))[: 1 if tied else 2]:
+        progress(f"comparing {name}")
+        yield _check_matrices(
+            label, *(s.floats.get(name) or s.floats["embed_tokens"] for s in (a, b))
+        )
+
+
+def _norm(source, name):
+    """A norm as it works: some files hold the query scale in the norm of the queries."""
+    values = source.vector(name).astype(np.float64)
+    return values * source.config.query_scale if name.endswith(".q_norm") else values
+
+
+def _check_matrices(label, a, b):
+    """Rows that both have, dequantised."""
+    squares, largest, total, n_rows = 0.0, 0.0, 0.0, min(a.shape[0], b.shape[0])
+    for ours, theirs in in_step(*(_up_to(n_rows, row_chunks(tensor)) for tensor in (a, b))):
+        difference = np.abs(ours - theirs)
+        largest = max(largest, float(difference.max()))
+        squares += float(np.square(difference, dtype=np.float64).sum())
+        total += float(np.square(theirs, dtype=np.float64).sum())
+    error = np.sqrt(squares / total) if total else np.sqrt(squares)
+    limit = ROUNDING + OF_TYPE.get(a.type, 0) + OF_TYPE.get(b.type, 0)
+    detail = f"{a.type} against {b.type}: {_error(error, largest)}"
+    if a.shape[0] != b.shape[0]:
+        detail += f"; {a.shape[0]:,} rows against {b.shape[0]:,}"
+    return Check(label, OK if error <= limit else FAILED, detail, {"relative_rms": float(error)})
+
+
+def _up_to(n_rows, chunks):
+    for chunk in chunks:
+        yield chunk[:n_rows]
+        n_rows -= min(n_rows, len(chunk))
+
+
+def _error(relative, largest):
+    return "equal" if largest == 0 else f"relative RMS {relative:.2g}, largest {largest:.2g}"
+
+
+def relative_rms(ours, theirs):
+    """sqrt(sum((ours - theirs)^2) / sum(theirs^2)), in float64."""
+    squares = total = 0.0
+    for a, b in zip(np.atleast_2d(ours), np.atleast_2d(theirs), strict=True):
+        b = b.astype(np.float64)
+        squares, total = squares + np.square(a - b).sum(), total + np.square(b).sum()
+    return float(np.sqrt(squares / total if total else squares))
+
+
+# text and hidden states ---------------------------------------------------------------------------
+
+
+def check_tokens(ours, theirs):
+    """Check "= tokens" of two Tokenizers, either of which may be None."""
+    if ours is None or theirs is None:
+        if ours is theirs:
+            return Check("= tokens", OK, "neither has a tokenizer")
+        return Check(
+            "= tokens", WARNING, f"{'the file' if ours is None else 'SRC'} has no tokenizer"
+        )
+    for name, text in SAMPLES.items():
+        ids = [t.encode(text, add_bos=False, parse_special=True) for t in (ours, theirs)]
+        if ids[0] != ids[1]:
+            return Check("= tokens", FAILED, f"{name} text: {ids[0][:12]}, against {ids[1][:12]}")
+    begins = [t.encode("a")[:2] for t in (ours, theirs)]
+    if begins[0] != begins[1]:
+        return Check("= tokens", FAILED, f"a text begins {begins[0]}, against {begins[1]}")
+    stops = [sorted(t.eos_ids) for t in (ours, theirs)]
+    if stops[0] != stops[1]:
+        return Check("= tokens", WARNING, f"stop tokens: {stops[0]}, against {stops[1]}")
+    return _check_templates(ours.chat_template, theirs.chat_template)
+
+
+def _check_templates(ours, theirs):
+    if (ours is None) != (theirs is None):
+        return Check(
+            "= tokens", WARNING, f"{'SRC' if ours else 'the file'} alone lacks a chat template"
+        )
+    if ours is not None:
+        talk = [{"role": "user", "content": MESSAGE}, {"role": "assistant", "content": REPLY}]
+        try:
+            texts = [template.render(talk) for template in (ours, theirs)]
+        except TemplateError as error:
+            return Check("= tokens", WARNING, f"not compared: {error}")
+        if texts[0] != texts[1]:
+            return Check("= tokens", WARNING, f"chat: {texts[0]!r}, against {texts[1]!r}")
+    return Check("= tokens", OK, f"{len(SAMPLES)} texts, begin and stop tokens, chat template")
+
+
+def check_hidden(a_files, b_files, ids, threads):
+    """Checks "= hidden states" and "= logits" (or "= embedding of a text") of the same tokens."""
+    theirs, cosines = [], []
+    other = Run(b_files, ids, threads, lambda i, hidden: theirs.append(hidden.copy()))
+    run = Run(a_files, ids, threads,
+              lambda i, hidden: cosines.append(_least_cosine(hidden, theirs[i])))  # fmt: skip
+    worst = int(np.argmin(cosines))
+    detail = f"least cosine {cosines[worst]:.6f}, in layer {worst}"
+    first = next((i for i, cosine in enumerate(cosines) if cosine < FIRST_DIFFERENT), None)
+    if first is not None:
+        detail += f"; the first layer below {FIRST_DIFFERENT} is {first} ({cosines[first]:.6f})"
+    n_cols = min(run.output.shape[1], other.output.shape[1])
+    error = relative_rms(run.output[:, :n_cols], other.output[:, :n_cols])
+    status = OK if error <= NEAR else WARNING if error <= FAR else FAILED
+    yield Check(
+        "= hidden states", status if first is not None else OK, detail, {"cosines": cosines}
+    )
+    same = (run.output.argmax(axis=1) == other.output.argmax(axis=1)).mean()
+    figures = {"relative_rms": error, "same_argmax": float(same)}
+    if a_files.config.pooling is None:
+        detail = f"relative RMS {error:.2g}, the same token is likeliest at {same:.1%} of places"
+        yield Check("= logits", status, detail, figures)
+    else:
+        cosine = float(run.embedding @ other.embedding)
+        yield Check("= text embedding", status, f"cosine {cosine:.6f}", {"cosine": cosine})
+
+
+def _least_cosine(ours, theirs):
+    """The least cosine of two rows of the same token."""
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    products = (ours * theirs).sum(axis=1)
+    cosines = np.divide(products, lengths, out=np.ones_like(products), where=lengths > 0)
+    return float(cosines.min())

@@ -1,0 +1,153 @@
+"""The weights of one model by themselves: codes, scales, norms, embedding; a chunk at a time."""
+
+import numpy as np
+
+from ..formats import FormatError
+from ..formats.floats import dequantize
+from ..formats.packing import CHUNK
+from .result import FAILED, OK, WARNING, Check, reason, some
+
+FEWEST_ZEROS, MOST_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
+MOST_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
+SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 100.0
+LARGEST_NORM = 1e4
+MOST_NEGATIVE = 0.25  # share of a model's norm weights; those stored less 1 have about a half
+FEWEST_BELOW_1 = 1e-3  # share of Gemma's norm weights: its post norms are small
+
+
+def check_ternary(source, progress):
+    """Checks "codes", "shares", "rows" and "scales" of every linear layer."""
+    counts, bad, odd, dead, scales, odd_scales = np.zeros(3, np.int64), [], [], [], [], []
+    n_dead = n_rows = 0
+    for i, (name, t) in enumerate(source.ternary.items(), 1):
+        progress(f"weights: {name} ({i} of {len(source.ternary)})")
+        try:
+            found, zero_rows, of_tensor = _counts(t)
+        except FormatError as error:
+            bad.append(reason(error, source.path))
+            continue
+        counts += found
+        n_dead, n_rows = n_dead + zero_rows, n_rows + t.n_rows
+        shares = found / found.sum()
+        if not found.all() or not FEWEST_ZEROS <= shares[1] <= MOST_ZEROS:
+            odd.append(f"{name} {_percentages(shares)}")
+        if zero_rows > MOST_ZERO_ROWS * t.n_rows:
+            dead.append(f"{name} {zero_rows} of {t.n_rows}")
+        low, high = float(of_tensor.min()), float(of_tensor.max())
+        scales += [low, high]
+        if low < SMALLEST_SCALE or high > LARGEST_SCALE:
+            odd_scales.append(f"{name} {low:g} to {high:g}" if low < high else f"{name} {low:g}")
+    if bad:
+        yield Check("codes", FAILED, some(bad))
+    else:
+        n_weights = f"{int(counts.sum()):,} weights"
+        yield Check("codes", OK, f"{len(source.ternary)} tensors, {n_weights}, all -1, 0 or +1")
+    if not scales:
+        return
+    shares = counts / counts.sum()
+    figures = dict(zip(("-1", "0", "+1"), shares.tolist(), strict=True))
+    whole = _percentages(shares)
+    odd = f"unusual: {some(odd)}; all together {whole}" if odd else ""
+    yield Check("shares", WARNING if odd else OK, odd or whole, figures)
+    detail = f"{n_dead:,} of {n_rows:,} rows are all 0"
+    dead = f"; many in {some(dead)}" if dead else ""
+    yield Check("rows", WARNING if dead else OK, detail + dead)
+    detail = f"{min(scales):.4g} to {max(scales):.4g}"
+    odd = f"; unusual: {some(odd_scales)}" if odd_scales else ""
+    yield Check("scales", WARNING if odd else OK, detail + odd)
+
+
+def _counts(t):
+    """(weights that are -1, 0, +1: int64 (3,), rows that are all 0, scales) of a linear layer."""
+    scales, chunks = t.read()
+    n_zeros = n_ones = n_zero_rows = 0
+    for codes in chunks:
+        zeros = codes == 1
+        n_zeros += np.count_nonzero(zeros)
+        n_ones += np.count_nonzero(codes == 2)
+        n_zero_rows += np.count_nonzero(zeros.all(axis=1))
+    n = t.n_rows * t.n_cols
+    return np.array([n - n_zeros - n_ones, n_zeros, n_ones]), n_zero_rows, scales
+
+
+def _percentages(shares):
+    return ", ".join(f"{name} {s:.1%}" for name, s in zip(("-1", "0", "+1"), shares, strict=True))
+
+
+# floats -------------------------------------------------------------------------------------------
+
+
+def check_norms(source):
+    """Check "norms": finite, and of the size and sign that norms have."""
+    bad, odd, values = [], [], {}
+    for name, tensor in source.floats.items():
+        if len(tensor.shape) == 1:
+            try:
+                values[name] = source.vector(name)
+            except FormatError as error:
+                bad.append(reason(error, source.path))
+    for name, weight in values.items():
+        largest = np.abs(weight).max()
+        if not largest:
+            odd.append(f"{name} is all 0")
+        elif largest > LARGEST_NORM:
+            odd.append(f"{name} reaches {largest:g}")
+    if bad:
+        yield Check("norms", FAILED, some(bad))
+        return
+    native = [w for name, w in values.items() if not name.endswith("_proj.norm")]
+    odd += _offsets(np.concatenate(native), source)
+    means = [float(w.mean()) for w in values.values()]
+    detail = f"{len(values)} vectors, means {min(means):.3g} to {max(means):.3g}"
+    odd = f"; unusual: {some(odd)}" if odd else ""
+    yield Check("norms", WARNING if odd else OK, detail + odd)
+
+
+def _offsets(weights, source):
+    """Norms that were stored less 1 and are applied as they are, or the other way round.
+
+    Weights within a millionth of 0 are dead channels, which 2B-4T has, and have no sign.
+    """
+    if np.mean(weights < -1e-6) > MOST_NEGATIVE:
+        hint = "; Gemma's are stored less 1 in Hugging Face files alone"
+        return [f"they centre on 0{hint if source.config.family == 'gemma3' else ''}"]
+    below_1 = np.mean(weights < 1)
+    if source.config.norms_are_offsets and below_1 < FEWEST_BELOW_1 and np.median(weights) > 1:
+        return [f"{below_1:.1%} are below 1: it may have been added twice"]
+    return []
+
+
+def check_rows(source, is_text, progress):
+    """Checks "embedding" and "head": finite, and no empty row where a token of text needs it.
+
+    is_text: a function of a token id, None without a tokenizer.
+    """
+    for name, tensor in source.floats.items():
+        if len(tensor.shape) == 2:
+            progress(f"weights: {name}")
+            label = "embedding" if name == "embed_tokens" else "head"
+            yield _check_matrix(label, tensor, is_text)
+
+
+def _check_matrix(label, tensor, is_text):
+    peaks = np.concatenate([np.abs(rows).max(axis=1) for rows in row_chunks(tensor)])
+    bad = np.flatnonzero(~np.isfinite(peaks))  # NaN stays in a maximum
+    if len(bad):
+        rows = f"{len(bad)} of {len(peaks):,} rows are NaN or infinite, the first is {bad[0]}"
+        return Check(label, FAILED, f"{tensor.name}: {rows}")
+    detail = f"{tensor.type}, {len(peaks):,} rows, largest |value| {peaks.max():.4g}"
+    empty = np.flatnonzero(peaks == 0)
+    of_text = [i for i in empty.tolist() if is_text is None or is_text(i)]
+    if len(empty):
+        detail += f"; {len(empty):,} rows are all 0"
+    if of_text and is_text:
+        detail += f", {len(of_text):,} of them of tokens that texts have, the first is {of_text[0]}"
+    return Check(label, WARNING if of_text else OK, detail)
+
+
+def row_chunks(tensor):
+    """The rows of an embedding or head, float32 (some, n_cols) at a time."""
+    data, n_cols = tensor.data.reshape(tensor.shape[0], -1), tensor.shape[1]
+    step = max(1, CHUNK // n_cols)
+    for at in range(0, len(data), step):
+        yield dequantize(tensor.type, data[at : at + step], n_cols)
