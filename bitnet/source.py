@@ -23,7 +23,7 @@ FLOATS = ("F32", "F16", "BF16")
 TERNARY_TYPES = (
     "I2_S", "TQ1_0", "TQ2_0", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4", "Q2_0_G64", "Q2_0_G128",
 )  # fmt: skip
-# How a file of type I2_S may lie, which it does not say: by the writer (FORMATS in docs/models.md).
+# How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
 _VOCABULARY = {
     "tokenizer.ggml.tokens": "strings",

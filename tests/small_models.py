@@ -219,7 +219,8 @@ PARTICULAR = {
     "gemma3": {
         "architectures": ["Gemma3TextModel"], "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 64,
-        "layer_types": ["sliding_attention"], "sliding_window_pattern": 6, "sliding_window": 4, "rope_local_base_freq": 10000.0,
+        "layer_types": ["sliding_attention"], "sliding_window_pattern": 6, "sliding_window": 4,
+        "rope_local_base_freq": 10000.0,
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
     },
 }  # fmt: skip

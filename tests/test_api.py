@@ -514,7 +514,8 @@ def test_names():
     assert all(hasattr(bitnet, name) for name in bitnet.__all__)
     load = inspect.signature(bitnet.load)
     assert str(load) == ("(path=None, *, threads=None, memory_limit=None, context=None, "
-                         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', prefix_cache=True)")
+                         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', "
+                         "prefix_cache=True)")
     assert issubclass(FormatError, ValueError) and issubclass(PoolExhausted, MemoryError)
 
 

@@ -13,8 +13,8 @@ from vocabularies import BOS, END, EOT, FOLDER, ID, from_json, from_metadata
 from bitnet import FormatError, TemplateError
 from bitnet.chat import BITNET_2B_4T, ChatTemplate, SpecialTokens
 from bitnet.formats.gguf import GGUFFile
-from bitnet.tokenizer import Tokenizer
 from bitnet.source import TokenizerSource
+from bitnet.tokenizer import Tokenizer
 
 VOCABS = os.environ.get("BITNET_TEST_VOCABS")
 LIBRARY = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

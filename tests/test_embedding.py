@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import bitnet
 import numpy as np
 import pytest
 
+import bitnet
 from bitnet import cpu, dispatch
 from bitnet.cli import main
 

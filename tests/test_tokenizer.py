@@ -12,8 +12,8 @@ from vocabularies import BOS, CONFIG, END, EOT, FOLDER, ID, TOKENS, from_json, f
 
 from bitnet import ContextFull, FormatError
 from bitnet.formats.gguf import GGUFFile
-from bitnet.tokenizer import Tokenizer
 from bitnet.source import TokenizerSource
+from bitnet.tokenizer import Tokenizer
 from bitnet.weights import open as open_weights
 
 DATA = Path(__file__).parent / "data"
