@@ -88,9 +88,8 @@ def test_long_texts_go_in_parts(name):
 
 
 def test_embedding_models_embed_and_others_generate(name):
-    with bitnet.load(path_of(name)) as model:
-        with pytest.raises(ValueError, match="an embedding model"):
-            model.generate("x")
+    with bitnet.load(path_of(name)) as model, pytest.raises(ValueError, match="an embedding model"):
+        model.generate("x")
     with bitnet.load() as model, pytest.raises(ValueError, match="no embedding model"):
         model.embed("x")
 

@@ -1,4 +1,4 @@
-"""Small vocabularies: the one of tests/data/vocabulary in its two forms, and any tokenizer.model."""
+"""Small vocabularies: that of tests/data/vocabulary in its two forms, and any tokenizer.model."""
 
 import json
 import struct
