@@ -305,7 +305,9 @@ def _hf_scale(found, name, stored_as, folder):
     scale = _check_scale(_one_number(stored), stored.path, name)
     if stored_as == "multiply":
         return scale
-    return _check_scale(np.float32(1) / scale, stored.path, name)
+    with np.errstate(over="ignore"):  # of a scale below 3e-39: the check sees infinity
+        inverse = np.float32(1) / scale
+    return _check_scale(inverse, stored.path, name)
 
 
 def _packed(name, tensor, shape, scale):

@@ -216,7 +216,7 @@ def _byte_level_keys(encoder, model, merges, path):
     words, ignore_merges = _words(encoder, path), bool(model.get("ignore_merges"))
     pre = byte_level.name_of(words, ignore_merges)
     if pre is None:
-        shown = " then ".join(words) + (" with ignore_merges" if ignore_merges else "")
+        shown = ("ignore_merges and " if ignore_merges else "") + " then ".join(words)
         known = ", ".join(byte_level.PRE_TOKENIZERS)
         raise FormatError(path, "pre_tokenizer", shown, f"one of {known}, for a GGUF")
     keys = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": [" ".join(m) for m in merges]}
@@ -242,7 +242,7 @@ def _words(encoder, path):
         elif kind == "Punctuation" and behavior == "Contiguous":
             words.append(byte_level.FALCON[0])
         else:
-            words.append(f"{kind} {behavior}")
+            words.append(" ".join(filter(None, (kind, behavior))) or "none")
     return words
 
 
@@ -273,7 +273,8 @@ def _adds_space(encoder, path):
     is_split = splits != [{}] and splits[0].get("pattern") != {"String": " "}  # there are none left
     if is_split or changes != [PREPEND] * adds_space + [REPLACE]:
         limit = "U+2581 for spaces, and one in front of every text or of none, for a GGUF"
-        raise FormatError(path, "normalizer, pre_tokenizer", f"{changes}, {splits}", limit)
+        shown = [step.get("prepend_scheme", step.get("type")) for step in [*changes, *splits]]
+        raise FormatError(path, "normalizer, pre_tokenizer", shown, limit)
     if from_hf.drops_space(decoding) != adds_space:
         limit = f"one that {'drops' if adds_space else 'keeps'} a space in front, for a GGUF"
         raise FormatError(path, "decoder", [step.get("type") for step in decoding], limit)

@@ -128,7 +128,7 @@ def test_sigterm_drains():
         assert data.count(b'"finish_reason":"length"') == 8 and b"data: [DONE]" in data
         with pytest.raises(ConnectionError):
             server.get("/ready")
-        status, log = server.stop()
+        status, log = server.process.wait(30), server.log()
         assert status == 0 and "draining" in log and "ended" in log
 
 

@@ -157,12 +157,13 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 SPECIAL = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
 LETTERS = [("\u2581", -3.0, NORMAL), ("a", -2.0, NORMAL), ("b", -2.5, NORMAL),
-           ("\u2581a", -1.0, NORMAL), ("<x>", 0.0, USER_DEFINED)]  # fmt: skip
+           ("\u2581a", -1.0, NORMAL), ("ab", -1.5, NORMAL)]  # fmt: skip
 
 
 def bpe_pieces():
     """[(text, score, type)] with a piece for every byte."""
-    return SPECIAL + [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)] + LETTERS
+    added = [("<x>", 0.0, USER_DEFINED)]
+    return SPECIAL + [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)] + LETTERS + added
 
 
 def sentencepiece_models():

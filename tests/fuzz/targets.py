@@ -7,11 +7,13 @@ from bitnet.memory import Pool
 
 from bitnet import weights
 from bitnet.chat import TemplateError
+from bitnet.convert import convert
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
 from bitnet.model import Transformer
 from bitnet.tokenizer import Tokenizer
+from bitnet.verify import verify
 from bitnet.vocabulary.pieces import Encoder
 from bitnet.vocabulary.sentencepiece import read
 
@@ -61,6 +63,12 @@ def _use(tokenizer):
         tokenizer.chat([{"role": "user", "content": TEXT}])
 
 
+def check_and_convert(path, target):
+    """`bitnet verify`, whose report says what is wrong, and `bitnet convert`."""
+    verify(path, threads=1)
+    convert(path, target, force=True)
+
+
 # name -> (function, folder of the corpus its cases start from)
 TARGETS = {
     "gguf": (gguf, "gguf"),
@@ -68,4 +76,8 @@ TARGETS = {
     "sentencepiece": (sentencepiece, "sentencepiece"),
     "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
     "hf model": (open_and_run, "hf"),
-}
+    "gguf tools": (
+        lambda folder: check_and_convert(folder / GGUF_NAME, folder.parent / "out"), "gguf",
+    ),
+    "hf tools": (lambda folder: check_and_convert(folder, folder.parent / "out.gguf"), "hf"),
+}  # fmt: skip
