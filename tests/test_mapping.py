@@ -15,6 +15,8 @@ from bitnet import formats, mapping
 from bitnet.loading import BUNDLED_MODEL
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+locks = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""),
+                           reason="the address sanitizer makes mlock do nothing")
 
 
 def test_a_model_whose_file_shrinks_raises_and_others_run_on(tmp_path):
@@ -79,6 +81,7 @@ def test_ranges_are_numbered_again_once_free(tmp_path):
     assert len(formats._guards) == before
 
 
+@locks
 def test_advice_and_locks():
     data = np.zeros(1 << 16, np.uint8)
     mapping.will_need(data.ctypes.data, data.nbytes)
@@ -107,6 +110,7 @@ def locked_kib():
     return int(status.partition("VmLck:")[2].split()[0])
 
 
+@locks
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_locked_files_are_unlocked_when_the_model_is_closed():
     before = locked_kib()
