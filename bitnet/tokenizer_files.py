@@ -5,12 +5,14 @@ Text has the same ids afterwards; what a container cannot say is refused by name
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 
 from .chat import ChatTemplate
 from .formats import FormatError
 from .vocabulary import byte_level, from_gguf, from_hf, merge_scores
+from .vocabulary.library import call
 from .vocabulary.vocabulary import (
     BYTE,
     CONTROL,
@@ -43,7 +45,7 @@ def to_gguf(source, config):
     They are read back once. FormatError for a tokenizer that they cannot describe.
     """
     if source.metadata is not None:
-        keys = dict(source.metadata)
+        keys = _metadata(source, config)
     elif source.tokenizer_json is not None:
         keys = _of_json(source, config)
     elif source.sentencepiece is not None:
@@ -55,6 +57,13 @@ def to_gguf(source, config):
     _repair(keys, config, source.path)
     found = from_gguf.from_metadata(source.path, keys, config)
     return keys | _end_keys(keys, found.eos_ids, found.special, source.path)
+
+
+def _metadata(source, config):
+    """The keys of a GGUF, which were read before they are changed."""
+    if "tokenizer.ggml.model" in source.metadata:
+        from_gguf.from_metadata(source.path, source.metadata, config)
+    return dict(source.metadata)
 
 
 def _bos_key(config):
@@ -295,7 +304,7 @@ def to_hf(source, config):
         return made | {"tokenizer_config.json": _json(source.tokenizer_config)} if made else {}
     if "tokenizer.ggml.model" not in source.metadata:
         return {}
-    metadata = dict(source.metadata)
+    metadata = _metadata(source, config)
     _repair(metadata, config, source.path)
     fields = from_gguf.Fields(source.path, metadata)
     tokens = fields.strings("tokens")
@@ -348,14 +357,15 @@ def _pieces(fields, tokens, config):
     merges = merge_scores.merges_of(found) if found.merges is None else found.merges
     for text, i in found.of(USER_DEFINED).items():
         tokens[i] = text.replace(SPACE, " ")  # the library looks for them in the text as it is
-    model = models.BPE(
+    make = partial(
+        models.BPE,
         vocab={text: i for i, text in enumerate(tokens) if found.kinds[i] != UNUSED},
         merges=merges,
         unk_token=next(iter(found.of(UNKNOWN)), None),
         fuse_unk=True,
         byte_fallback=True,
     )
-    encoder = Tokenizer(model)
+    encoder = Tokenizer(call(fields.path, byte_level.MERGES, "pairs of tokens", make))
     space = [normalizers.Prepend(SPACE)] if found.adds_space else []
     encoder.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if found.adds_space else []

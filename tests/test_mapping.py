@@ -15,8 +15,10 @@ from bitnet import formats, mapping
 from bitnet.loading import BUNDLED_MODEL
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
-locks = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""),
-                           reason="the address sanitizer makes mlock do nothing")
+locks = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="the address sanitizer makes mlock do nothing",
+)
 
 
 def test_a_model_whose_file_shrinks_raises_and_others_run_on(tmp_path):
