@@ -5,16 +5,17 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .simd cimport (
-    AHEAD, ROWS, ROWS_1, TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
+    AHEAD, ROWS, ROWS_1, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
     f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
     f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch, ternary_row,
-    ternary_row_tokens, ternary_tile, ternary_tile_1,
+    ternary_row_1, ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels
 
 cdef enum:
     LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
     BLOCK_BYTES = 32                # 128 ternary codes
+    TOKENS = 4                      # of a tile; as a step loops say 4
     PAGE = 128                      # positions of a KV page
     GROUP = 4                       # query heads that share one pass over keys and values
 
@@ -23,20 +24,22 @@ cdef enum:
 cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                          Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                          Py_ssize_t n_blocks) noexcept nogil:
-    """Tiles of rows and tokens; the tokens that do not fill a tile one by one."""
+    """Tiles of rows and up to four tokens; a token that is left alone goes by itself."""
     cdef Py_ssize_t i, r, t, row_bytes = n_blocks * BLOCK_BYTES
-    cdef Py_ssize_t rest = n_tokens % TOKENS
-    for i in range(n_rows // ROWS if rest < n_tokens else 0):
+    cdef Py_ssize_t together = n_tokens - 1 if n_tokens % TOKENS == 1 else n_tokens
+    for i in range(n_rows // ROWS):
         r = i * ROWS
-        for t in range(0, n_tokens - rest, 4):
+        for t in range(0, together, 4):
             ternary_tile(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
-                         x + t * x_stride, x_stride, n_blocks)
+                         x + t * x_stride, x_stride, min(<Py_ssize_t>TOKENS, together - t),
+                         n_blocks)
     for r in range(n_rows - n_rows % ROWS, n_rows):
-        for t in range(0, n_tokens - rest, 4):
-            ternary_row_tokens(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
-                               x + t * x_stride, x_stride, n_blocks)
-    for t in range(n_tokens - rest, n_tokens):
-        ternary_matvec(out + t * out_stride, w, x + t * x_stride, n_rows, n_blocks)
+        for t in range(0, together, 4):
+            ternary_row(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
+                        x + t * x_stride, x_stride, min(<Py_ssize_t>TOKENS, together - t),
+                        n_blocks)
+    if together < n_tokens:
+        ternary_matvec(out + together * out_stride, w, x + together * x_stride, n_rows, n_blocks)
 
 
 cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
@@ -46,7 +49,7 @@ cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssi
         r = i * ROWS_1
         ternary_tile_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
     for r in range(n_rows - n_rows % ROWS_1, n_rows):
-        ternary_row(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
+        ternary_row_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
 
 
 cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil:

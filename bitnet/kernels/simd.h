@@ -94,7 +94,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 
 typedef __m512i vec;
 enum { STEP_BYTES = 64 };
-enum { ROWS = 4, ROWS_1 = 2, TOKENS = 4, FOLD = 1 << 30 };  /* int32 sums need no folding */
+enum { ROWS = 4, ROWS_1 = 2, FOLD = 1 << 30 };  /* int32 sums need no folding */
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
 static inline vec vec_two(const void *low, const void *high) {
@@ -128,7 +128,15 @@ static inline vec vec_scale_back(vec sum, int field) {
 }
 static inline vec vec_add(vec a, vec b) { return _mm512_add_epi32(a, b); }
 static inline vec vec_fold(vec sum, vec acc) { return _mm512_add_epi32(sum, acc); }
-static inline int32_t vec_sum(vec v) { return _mm512_reduce_add_epi32(v); }
+/* the sums of four, added side by side: 13 operations for 36 */
+static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
+    a = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    c = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    a = _mm512_add_epi32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
+    const __m256i s = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(s),
+                                                   _mm256_extracti128_si256(s, 1)));
+}
 
 /* ---------------------------------------------------------------- AVX2, with or without VNNI */
 #elif defined(__AVX2__)
@@ -204,13 +212,14 @@ static inline vec vec_field(vec p, int field) {
     return _mm256_and_si256(_mm256_srli_epi16(p, 6 - 2 * field), _mm256_set1_epi8(3));
 }
 static inline vec vec_add(vec a, vec b) { return _mm256_add_epi32(a, b); }
-static inline int32_t vec_sum(vec v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+/* the sums of four, added side by side */
+static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
+    a = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(a),
+                                                   _mm256_extracti128_si256(a, 1)));
 }
 #if defined(__AVXVNNI__)
-enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 1 << 30 };
+enum { ROWS = 2, ROWS_1 = 1, FOLD = 1 << 30 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return _mm256_dpbusd_avx_epi32(acc, code, x);
 }
@@ -225,7 +234,7 @@ static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc)
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
    32,512, inside int16: then they are folded into int32. */
-enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 16 };
+enum { ROWS = 2, ROWS_1 = 1, FOLD = 16 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
     __asm__("" : "+x"(acc));        /* gcc would add the products in a tree and spill half */
@@ -327,9 +336,12 @@ static inline vec vec_field(vec p, int field) {
                  : vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(p), 6));
 }
 static inline vec vec_add(vec a, vec b) { return vaddq_s32(a, b); }
-static inline int32_t vec_sum(vec v) { return vaddvq_s32(v); }
+/* the sums of four, added side by side */
+static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
+    vst1q_s32(out, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
+}
 #if defined(__ARM_FEATURE_DOTPROD)
-enum { ROWS = 4, ROWS_1 = 2, TOKENS = 4, FOLD = 1 << 30 };
+enum { ROWS = 4, ROWS_1 = 2, FOLD = 1 << 30 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
 }
@@ -343,7 +355,7 @@ static inline vec vec_scale_back(vec sum, int field) {
 static inline vec vec_fold(vec sum, vec acc) { return vaddq_s32(sum, acc); }
 #else
 /* Two products of at most 254 a lane and field: eight a step, so 16 steps stay at 32,512. */
-enum { ROWS = 2, ROWS_1 = 1, TOKENS = 4, FOLD = 16 };
+enum { ROWS = 2, ROWS_1 = 1, FOLD = 16 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     int16x8_t s = vreinterpretq_s16_s32(acc);
     int8x16_t c = vreinterpretq_s8_s32(code), v = vreinterpretq_s8_s32(x);
@@ -418,9 +430,9 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 }
 
 #define BITNET_SCALAR
-enum { ROWS = 1, ROWS_1 = 1, TOKENS = 4 };
-static inline void ternary_row(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes, const int8_t *x,
-                               ptrdiff_t n_blocks) {
+enum { ROWS = 1, ROWS_1 = 1 };
+static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes,
+                                 const int8_t *x, ptrdiff_t n_blocks) {
     (void)row_bytes;
     int32_t sum = 0;
     for (ptrdiff_t b = 0; b < n_blocks; b++, w += 32, x += 128)
@@ -429,14 +441,6 @@ static inline void ternary_row(int32_t *out, const uint8_t *w, ptrdiff_t row_byt
                  + (w[j] >> 2 & 3) * x[64 + j] + (w[j] & 3) * x[96 + j];
     *out = sum;
 }
-static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
-                                ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
-                                ptrdiff_t n_blocks) {
-    for (int t = 0; t < TOKENS; t++)
-        ternary_row(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks);
-}
-#define ternary_tile_1 ternary_row
-#define ternary_row_tokens ternary_tile
 #endif
 
 /* ----------------------------------------------------- the same for every instruction set */
@@ -489,6 +493,8 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
         }                                                                                         \
     } while (0)
 
+#define AT(i, R, T) sum[(i) < R * T ? (i) % R : 0][(i) < R * T ? (i) / R : 0]
+
 #define TERNARY_TILE(NAME, R, T)                                                                  \
     static void NAME(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,   \
                      const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {                   \
@@ -509,8 +515,11 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             UNROLL for (int r = 0; r < R; r++)                                                    \
                 UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_fold(sum[r][t], acc[r][t]);    \
         }                                                                                         \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            UNROLL for (int t = 0; t < T; t++) out[t * out_stride + r] = vec_sum(sum[r][t]);      \
+        int32_t sums[R * T + 3];                                                                  \
+        UNROLL for (int i = 0; i < R * T; i += 4)                                                 \
+            vec_sums(sums + i, AT(i, R, T), AT(i + 1, R, T), AT(i + 2, R, T), AT(i + 3, R, T));   \
+        UNROLL for (int t = 0; t < T; t++)                                                        \
+            memcpy(out + t * out_stride, sums + R * t, R * sizeof *sums);                         \
     }
 
 /* One token: the sums of each field apart, so that fields need not be shifted into place. */
@@ -546,17 +555,44 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             UNROLL for (int r = 0; r < R; r++)                                                    \
                 UNROLL for (int f = 0; f < 4; f++) sum[r][f] = vec_fold(sum[r][f], acc[r][f]);    \
         }                                                                                         \
+        vec total[R];                                                                             \
+        int32_t sums[4];                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
-            vec total = vec_scale_back(sum[r][0], 0);                                             \
+            total[r] = vec_scale_back(sum[r][0], 0);                                              \
             UNROLL for (int f = 1; f < 4; f++)                                                    \
-                total = vec_add(total, vec_scale_back(sum[r][f], f));                             \
-            out[r] = vec_sum(total);                                                              \
+                total[r] = vec_add(total[r], vec_scale_back(sum[r][f], f));                       \
         }                                                                                         \
+        vec_sums(sums, total[0], total[R - 1], total[0], total[0]);                               \
+        memcpy(out, sums, R * sizeof *sums);                                                      \
     }
 
-
-TERNARY_TILE(ternary_tile, ROWS, TOKENS)        /* prefill and batches */
-TERNARY_TILE_1(ternary_tile_1, ROWS_1)           /* decode: several rows in flight */
-TERNARY_TILE(ternary_row_tokens, 1, TOKENS)     /* the last rows, where they do not fill a tile */
-TERNARY_TILE_1(ternary_row, 1)
+/* Up to four tokens together: the fields of a code are taken apart once for all of them. */
+TERNARY_TILE(ternary_tile_4, ROWS, 4)           /* prefill and batches */
+TERNARY_TILE(ternary_tile_3, ROWS, 3)
+TERNARY_TILE(ternary_tile_2, ROWS, 2)
+TERNARY_TILE_1(ternary_tile_1, ROWS_1)          /* decode: several rows in flight */
+TERNARY_TILE(ternary_row_4, 1, 4)               /* the last rows, where they do not fill a tile */
+TERNARY_TILE(ternary_row_3, 1, 3)
+TERNARY_TILE(ternary_row_2, 1, 2)
+TERNARY_TILE_1(ternary_row_1, 1)
+#define BY_TOKENS(NAME)                                                                           \
+    (n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)                              \
+    (out, out_stride, w, row_bytes, x, x_stride, n_blocks)
+#else
+#define ternary_tile_1 ternary_row_1
+#define BY_TOKENS(NAME)                                                                           \
+    for (ptrdiff_t t = 0; t < n_tokens; t++)                                                      \
+        ternary_row_1(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks)
 #endif
+
+/* ROWS rows, or one, of 2, 3 or 4 tokens: out[t * out_stride + r] */
+static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
+                                ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
+                                ptrdiff_t n_tokens, ptrdiff_t n_blocks) {
+    BY_TOKENS(ternary_tile);
+}
+static inline void ternary_row(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
+                               ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
+                               ptrdiff_t n_tokens, ptrdiff_t n_blocks) {
+    BY_TOKENS(ternary_row);
+}

@@ -26,16 +26,16 @@ cdef extern from "simd.h" nogil:
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
-    enum: ROWS                          # rows and tokens of a tile; TOKENS is 4 everywhere
-    enum: TOKENS
     enum: AHEAD
-    enum: ROWS_1                        # rows of a tile of one token
+    enum: ROWS                          # of a tile of two to four tokens
+    enum: ROWS_1                        # of a tile of one token
     void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
-                      const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_blocks) noexcept
-    void ternary_row_tokens(int32_t* out, Py_ssize_t out_stride, const uint8_t* w,
-                            Py_ssize_t row_bytes, const int8_t* x, Py_ssize_t x_stride,
-                            Py_ssize_t n_blocks) noexcept
+                      const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,
+                      Py_ssize_t n_blocks) noexcept
+    void ternary_row(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
+                     const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,
+                     Py_ssize_t n_blocks) noexcept
     void ternary_tile_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
                         Py_ssize_t n_blocks) noexcept
-    void ternary_row(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
-                     Py_ssize_t n_blocks) noexcept
+    void ternary_row_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
+                       Py_ssize_t n_blocks) noexcept
