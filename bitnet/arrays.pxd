@@ -56,3 +56,4 @@ cdef class Batch:
     cdef int is_f16
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
+    cdef public uint8_t[:, ::1] workspace       # a row for each thread; none: nothing needs it

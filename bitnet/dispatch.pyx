@@ -24,6 +24,7 @@ cdef enum:
     N_BYTES = 864                       # N_ROWS * COLS / 4
     DIM = 40                            # no multiple of 16
 
+n_kernels = sizeof(Kernels) // sizeof(void*)    # in the table
 cdef uint32_t KNOWN_ANSWER = 0x192e389c         # answer() of the plain C kernels
 
 
@@ -94,6 +95,8 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
     hashed = mix(mix(hashed, inverse, sizeof(inverse)), sums, sizeof(sums))
     k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
     hashed = mix(hashed, out, sizeof(out))
+    if k.ternary_lookup and not lookup_agrees(k, out, weights, codes, sums):
+        return 0
     k.rms_norm(y, &x[COLS], x, 1e-5, COLS - 3)
     k.silu_gate(&y[COLS], x, &x[COLS], COLS - 3)
     k.relu2_gate(&y[2 * COLS], x, &x[COLS], COLS - 3)
@@ -102,6 +105,19 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
     for t in range(5):
         hashed = mix(hashed, &y[t * COLS], (COLS - 3) * sizeof(float))
     return rows_answer(k, attention_answer(k, hashed, x, y), x, y)
+
+
+cdef bint lookup_agrees(const Kernels* k, const int32_t* products, const uint8_t* weights,
+                        const int8_t* codes, const int32_t* code_sums) noexcept nogil:
+    cdef int32_t sums[16 * N_ROWS]
+    cdef char work[1 << 15]
+    cdef Py_ssize_t t, r
+    k.ternary_lookup(sums, work, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
+    for t in range(N_TOKENS):
+        for r in range(N_ROWS):
+            if sums[r * 16 + t] != products[t * N_ROWS + r] - code_sums[t]:
+                return False
+    return True
 
 
 cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, float* x,

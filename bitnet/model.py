@@ -73,6 +73,7 @@ class Transformer:
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
+        self.n_threads = n_threads
         self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
 
     # ------------------------------------------------------------------------------------ binding
@@ -134,6 +135,10 @@ class Transformer:
 
     @n_threads.setter
     def n_threads(self, n):
+        linears = (linear for layer in self._linears for linear, _ in layer)
+        n_bytes = max(map(ops.workspace_bytes, linears))
+        if n_bytes and self.batch.workspace.shape[0] != n:
+            self.batch.workspace = self.pool.array((n, n_bytes), np.uint8, "scratch")
         self.batch.n_threads = n
 
     def new_cache(self, capacity=None, dtype="f16"):

@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from .arrays cimport (
     BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rows, Sequence,
@@ -32,7 +33,6 @@ cdef extern from *:
 openmp = BITNET_OPENMP                  # False: built without, everything runs on one thread
 
 cdef enum:
-    TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
     READ_CHUNK = 1 << 18                # bytes
     WORTH = 100000                      # ns of work on one core for which other threads are woken
 
@@ -149,90 +149,7 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
                          padded)
 
 
-def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
-           bint add=False, Py_ssize_t column=0):
-    """out = x W^T with the scales of both multiplied in, or out += where ``add``.
-
-    It takes the columns of out from ``column`` on, one for each row of W; others stay as they are.
-    """
-    cdef Py_ssize_t c
-    cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
-    cdef int team = threads_for(batch.n_threads, n_products // 64)
-    if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
-        raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, not {batch.n_tokens} x "
-                         f"{weights.n_cols}")
-    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
-            or weights.n_rows > out.n_cols - column):
-        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
-                         f"{weights.n_rows} from column {column}")
-    if batch.n_tokens == 0:
-        return
-    if team == 1:
-        for c in range(weights.n_chunks):
-            linear_chunk(out, weights, x, batch.n_tokens, add, column, c)
-        return
-    for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
-        linear_chunk(out, weights, x, batch.n_tokens, add, column, c)
-
-
-cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
-    cdef Py_ssize_t i = weights.n_parts - 1
-    while weights.parts[i].first_chunk > chunk:
-        i -= 1
-    return &weights.parts[i]
-
-
-cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t n_tokens, bint add,
-                       Py_ssize_t column, Py_ssize_t chunk) noexcept nogil:
-    """One chunk of rows times all tokens."""
-    cdef int32_t sums[TILE_TOKENS * CHUNK]
-    cdef const Part* part = part_of(weights, chunk)
-    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
-    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
-    cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
-    cdef float* results = out.data + column + part.first_row + first
-    cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
-    for begin in range(0, n_tokens, 16):
-        n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
-        kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
-                               weights.n_blocks)
-        for t in range(n):
-            apply_scales(results + (begin + t) * out.n_cols, sums + t * CHUNK,
-                         part.scales + first * part.scale_step, part.scale_step,
-                         x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
-
-
-cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
-                       float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
-    """Codes are 0, 1, 2 for -1, 0, 1: the sum of the activations comes off every dot product."""
-    cdef Py_ssize_t i
-    if add:
-        for i in range(n):
-            out[i] += <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
-    else:
-        for i in range(n):
-            out[i] = <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
-
-
-def find_code_3(Linear weights not None, int n_threads=1):
-    """(part, row) of the first code 3, which stands for nothing, or None: a scan of all codes."""
-    cdef Py_ssize_t c, i, at, n_bad = 0, row_bytes = weights.n_blocks * BLOCK_BYTES
-    cdef int team = threads_for(n_threads, weights.n_rows * row_bytes // 16)
-    for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
-        n_bad += code_3_in_chunk(weights, c)
-    for i in range(weights.n_parts if n_bad else 0):
-        at = kernels.find_code_3(weights.parts[i].codes, weights.parts[i].n_rows * row_bytes)
-        if at >= 0:
-            return i, at // row_bytes
-    return None
-
-
-cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil:
-    cdef const Part* part = part_of(weights, chunk)
-    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
-    cdef Py_ssize_t row_bytes = weights.n_blocks * BLOCK_BYTES
-    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
-    return kernels.find_code_3(part.codes + first * row_bytes, n_rows * row_bytes) >= 0
+include "linear.pxi"
 
 
 def rope(Matrix x not None, Matrix cosines not None, Matrix sines not None, Py_ssize_t n_heads,

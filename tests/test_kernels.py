@@ -405,10 +405,10 @@ def broken_kernels():
     api.PyCapsule_New.restype = ctypes.py_object
     api.PyCapsule_New.argtypes = [ctypes.c_void_p] * 3
     generic = importlib.import_module("bitnet.kernels.generic")
-    table = (ctypes.c_void_p * 14).from_address(
+    table = (ctypes.c_void_p * dispatch.n_kernels).from_address(
         api.PyCapsule_GetPointer(generic.capsule, b"bitnet.kernels")
     )
-    copy = (ctypes.c_void_p * 14)(*table)
+    copy = (ctypes.c_void_p * dispatch.n_kernels)(*table)
     copy[7], copy[8] = copy[8], copy[7]  # relu2_gate and silu_gate
     name = ctypes.create_string_buffer(b"bitnet.kernels")
     capsule = api.PyCapsule_New(ctypes.addressof(copy), ctypes.addressof(name), None)

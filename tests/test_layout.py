@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "ops",
-         "waiting", "report", "formats", "families", "config", "sidecar", "hub", "source",
+ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "linear",
+         "ops", "waiting", "report", "formats", "families", "config", "sidecar", "hub", "source",
          "weights", "chat", "vocabulary", "tokenizer", "tokenizer_files", "targets", "convert",
          "rope", "model", "memory_plan", "sampling", "generation", "prefixes", "pace", "engine",
          "scoring", "embedding", "verify", "state", "session", "api", "loading", "__init__",

@@ -1,9 +1,12 @@
 # The kernels, written once; every module beside includes this, compiled with flags of its own.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrtf
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .lookup cimport (
+    LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_index, lookup_rows, lookup_tables,
+)
 from .simd cimport (
     AHEAD, ROWS, ROWS_1, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
     f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_store, f32_store_f16,
@@ -374,6 +377,7 @@ cdef void attend(float* out, const float* q, char** pages, Py_ssize_t n_pages,
             out[g * head_dim + d] /= total[g]
 
 
+include "lookup.pxi"
 include "rows.pxi"
 
 
@@ -390,7 +394,10 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef Kernels table = Kernels(
-    ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
+    ternary_matmul=ternary_matmul, ternary_lookup=ternary_lookup,
+    find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate, silu_gate=silu_gate,
     gelu_gate=gelu_gate, rows_dot=rows_dot, decode_row=decode_row, exp=exp, read=read)
+if not LOOKUP:
+    table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

@@ -38,3 +38,8 @@ cdef struct Kernels:
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
     uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil
+    # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
+    # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
+    void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
+                           Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
+                           Py_ssize_t n_blocks) noexcept nogil

@@ -1,0 +1,98 @@
+/* Ternary products by tables, where vectors are short of multipliers (AVX2). A byte of I2_S holds
+ * four codes of a row: the 81 sums of four activations, with 16 tokens side by side in int16, are
+ * laid out once for a byte column, and every row adds the one that its byte names: 64 products for
+ * one load and one addition. |sum| <= 4 * 127 a byte, so 64 bytes, two blocks, fit into int16. */
+#pragma once
+#include "simd.h"
+
+enum { LOOKUP_COLS = 8, LOOKUP_ENTRIES = 81 };      /* eight tables of 2,592 bytes: first cache */
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+enum { LOOKUP = 1 };
+
+/* index[(group * n_rows + r) * 8 + i]: bytes 8 group + i of a block of row r, as numbers of base 3.
+ * The next block of a row is asked for: rows lie further apart than the hardware looks. */
+static inline void lookup_index(uint8_t *index, const uint8_t *w, ptrdiff_t row_bytes,
+                                ptrdiff_t n_rows) {
+    const __m256i low = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 0, 0, 0, 0));
+    const __m256i high = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 9, 18, 0, 27, 36, 45, 0, 54, 63, 72, 0, 0, 0, 0, 0));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    for (ptrdiff_t r = 0; r < n_rows; r++, w += row_bytes) {
+        const __m256i p = _mm256_loadu_si256((const __m256i *)w);
+        uint64_t groups[4];
+        __builtin_prefetch(w + 64, 0, 2);
+        _mm256_storeu_si256((__m256i *)groups, _mm256_add_epi8(
+            _mm256_shuffle_epi8(low, _mm256_and_si256(p, nibble)),
+            _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble))));
+        UNROLL for (int g = 0; g < 4; g++) memcpy(index + (g * n_rows + r) * 8, groups + g, 8);
+    }
+}
+
+/* columns[c * 16 + t] = x[t * x_stride + c] of 128 columns; zeros for tokens that are not there */
+static inline void lookup_columns(int8_t *columns, const int8_t *x, ptrdiff_t x_stride,
+                                  ptrdiff_t n_tokens) {
+    for (int c = 0; c < 128; c += 16) {
+        __m128i a[16], b[16];
+        for (int t = 0; t < 16; t++)
+            a[t] = t < n_tokens ? _mm_loadu_si128((const __m128i *)(x + t * x_stride + c))
+                                : _mm_setzero_si128();
+        for (int step = 0; step < 2; step++) {      /* each half doubles what lies together */
+            UNROLL for (int i = 0; i < 8; i++) {
+                b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+                b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+            }
+            UNROLL for (int i = 0; i < 8; i++) {
+                a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
+                a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
+            }
+        }
+        for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i *)(columns + (c + i) * 16), a[i]);
+    }
+}
+
+/* tables[(i * 81 + number) * 16 + t]: the sum of weights times columns of byte i, token t */
+static inline void lookup_tables(int16_t *tables, const int8_t *columns) {
+    for (int i = 0; i < LOOKUP_COLS; i++, columns += 16) {
+        __m256i x[4], *entry = (__m256i *)(tables + i * LOOKUP_ENTRIES * 16);
+        UNROLL for (int f = 0; f < 4; f++)
+            x[f] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(columns + 512 * f)));
+        __m256i a = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_add_epi16(
+            _mm256_add_epi16(x[0], x[1]), _mm256_add_epi16(x[2], x[3])));
+        for (int j = 0; j < 9; j++) {
+            __m256i b = a;
+            UNROLL for (int k = 0; k < 3; k++, b = _mm256_add_epi16(b, x[2])) {
+                const __m256i c = _mm256_add_epi16(b, x[3]);
+                _mm256_storeu_si256(entry++, b);
+                _mm256_storeu_si256(entry++, c);
+                _mm256_storeu_si256(entry++, _mm256_add_epi16(c, x[3]));
+            }
+            a = _mm256_add_epi16(a, x[1]);
+            if (j % 3 == 2)                         /* the next x[0], and back by three x[1] */
+                a = _mm256_add_epi16(a, _mm256_sub_epi16(x[0], _mm256_mullo_epi16(
+                    x[1], _mm256_set1_epi16(3))));
+        }
+    }
+}
+
+/* sums[r * 16 + t] += the entries that row r names */
+static inline void lookup_rows(int16_t *sums, const int16_t *tables, const uint8_t *index,
+                               ptrdiff_t n_rows) {
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        __m256i sum = _mm256_loadu_si256((const __m256i *)(sums + r * 16));
+        uint64_t numbers;
+        memcpy(&numbers, index + r * 8, 8);         /* one load: eight cost a fifth more */
+        UNROLL for (int i = 0; i < LOOKUP_COLS; i++, numbers >>= 8)
+            sum = _mm256_add_epi16(sum, _mm256_loadu_si256((const __m256i *)(
+                tables + (i * LOOKUP_ENTRIES + (ptrdiff_t)(numbers & 255)) * 16)));
+        _mm256_storeu_si256((__m256i *)(sums + r * 16), sum);
+    }
+}
+#else
+enum { LOOKUP = 0 };                                /* tiles are as fast, or nobody has measured */
+#define lookup_index(index, w, row_bytes, n_rows) ((void)0)
+#define lookup_columns(columns, x, x_stride, n_tokens) ((void)0)
+#define lookup_tables(tables, columns) ((void)0)
+#define lookup_rows(sums, tables, index, n_rows) ((void)0)
+#endif

@@ -1,0 +1,200 @@
+# Linear layers: rows of packed weights, split over threads, times the tokens of a batch.
+
+cdef enum:
+    TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
+    LOOKUP_ROWS = 1280                  # of an item: 81 additions a table are 6 % of its work,
+    LOOKUP_GROUPS = 4                   # and 0.5 MB of sums stay in L2; groups of 16 tokens
+    LOOKUP_FEWEST = 256                 # rows of a matrix for which tables pay
+    SUM_BYTES = 4 * 16 * 1280 * 4       # int32 sums of an item
+    WORK_BYTES = 327680 + 20736 + 32 * 1280 * 5     # and what the kernel works in
+    LOOKUP_REST = 8                     # tokens left over up to which tiles take less time
+
+cdef struct Lookup:                     # how the tokens that tables take are divided
+    Py_ssize_t n_tokens
+    Py_ssize_t n_sets                   # of groups, an item each
+    Py_ssize_t n_groups                 # of a set
+    Py_ssize_t n_rows                   # of an item at most
+    Py_ssize_t n_items
+
+
+def workspace_bytes(Linear weights not None):
+    """Bytes a thread works in where a batch is large, 0 where there is no gain by that."""
+    return WORK_BYTES if kernels.ternary_lookup and fewest_rows(weights) >= LOOKUP_FEWEST else 0
+
+
+cdef Py_ssize_t fewest_rows(Linear weights) noexcept:
+    cdef Py_ssize_t i, fewest = weights.n_rows
+    for i in range(weights.n_parts):
+        fewest = min(fewest, weights.parts[i].n_rows)
+    return fewest
+
+
+def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
+           bint add=False, Py_ssize_t column=0):
+    """out = x W^T with the scales of both multiplied in, or out += where ``add``.
+
+    It takes the columns of out from ``column`` on, one for each row of W; others stay as they are.
+    """
+    cdef Py_ssize_t c
+    cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
+    cdef int team = threads_for(batch.n_threads, n_products // 64)
+    if x.n_cols != weights.n_cols or batch.n_tokens > x.codes.shape[0]:
+        raise ValueError(f"x is {x.codes.shape[0]} x {x.n_cols}, not {batch.n_tokens} x "
+                         f"{weights.n_cols}")
+    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
+            or weights.n_rows > out.n_cols - column):
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
+                         f"{weights.n_rows} from column {column}")
+    cdef Lookup lookup = lookup_of(weights, batch, team)
+    cdef Py_ssize_t begin = lookup.n_tokens
+    if team == 1:
+        for c in range(lookup.n_items):
+            lookup_item(out, weights, x, batch, add, column, &lookup, c, 0)
+        for c in range(weights.n_chunks if begin < batch.n_tokens else 0):
+            linear_chunk(out, weights, x, begin, batch.n_tokens, add, column, c)
+        return
+    for c in prange(lookup.n_items, nogil=True, schedule="dynamic", num_threads=team):
+        lookup_item(out, weights, x, batch, add, column, &lookup, c, threadid())
+    if begin == batch.n_tokens:
+        return
+    for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
+        linear_chunk(out, weights, x, begin, batch.n_tokens, add, column, c)
+
+
+cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
+    cdef Py_ssize_t i = weights.n_parts - 1
+    while weights.parts[i].first_chunk > chunk:
+        i -= 1
+    return &weights.parts[i]
+
+
+cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_token,
+                       Py_ssize_t n_tokens, bint add, Py_ssize_t column,
+                       Py_ssize_t chunk) noexcept nogil:
+    """One chunk of rows times the tokens from first_token on."""
+    cdef int32_t sums[TILE_TOKENS * CHUNK]
+    cdef const Part* part = part_of(weights, chunk)
+    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
+    cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
+    cdef float* results = out.data + column + part.first_row + first
+    cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
+    for begin in range(first_token, n_tokens, 16):
+        n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
+        kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
+                               weights.n_blocks)
+        for t in range(n):
+            apply_scales(results + (begin + t) * out.n_cols, sums + t * CHUNK,
+                         part.scales + first * part.scale_step, part.scale_step,
+                         x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
+
+
+cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
+                       float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
+    """Codes are 0, 1, 2 for -1, 0, 1: the sum of the activations comes off every dot product."""
+    cdef Py_ssize_t i
+    if add:
+        for i in range(n):
+            out[i] += <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
+    else:
+        for i in range(n):
+            out[i] = <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
+
+
+cdef Lookup lookup_of(Linear weights, Batch batch, int team) noexcept:
+    """Whole groups of 16 tokens, in few large items, or as many as there are threads."""
+    cdef Lookup plan = Lookup(0, 1, LOOKUP_GROUPS, LOOKUP_ROWS, 0)
+    cdef Py_ssize_t i, n_groups = batch.n_tokens // 16 + (batch.n_tokens % 16 > LOOKUP_REST)
+    if (n_groups == 0 or not kernels.ternary_lookup or fewest_rows(weights) < LOOKUP_FEWEST
+            or batch.workspace.shape[0] < team or batch.workspace.shape[1] < WORK_BYTES):
+        return plan
+    plan.n_tokens = min(batch.n_tokens, 16 * n_groups)
+    while True:
+        plan.n_sets = (n_groups + plan.n_groups - 1) // plan.n_groups
+        plan.n_items = 0
+        for i in range(weights.n_parts):
+            plan.n_items += plan.n_sets * n_ranges(&weights.parts[i], plan.n_rows)
+        if plan.n_items >= 2 * team or plan.n_rows < 2 * LOOKUP_FEWEST:
+            return plan
+        if plan.n_groups > 1:
+            plan.n_groups = 1
+        else:
+            plan.n_rows //= 2
+
+
+cdef inline Py_ssize_t n_ranges(const Part* part, Py_ssize_t n_rows) noexcept nogil:
+    return (part.n_rows + n_rows - 1) // n_rows
+
+
+cdef void lookup_item(Matrix out, Linear weights, Codes x, Batch batch, bint add,
+                      Py_ssize_t column, const Lookup* plan, Py_ssize_t item,
+                      Py_ssize_t thread) noexcept nogil:
+    """A range of rows times a set of groups; neighbours have the same rows."""
+    cdef Py_ssize_t begin = 16 * plan.n_groups * (item % plan.n_sets)
+    cdef Py_ssize_t n_tokens = min(16 * plan.n_groups, plan.n_tokens - begin)
+    cdef Py_ssize_t at = item // plan.n_sets, i = 0, first, n_rows, t
+    cdef const Part* part = &weights.parts[0]
+    cdef int32_t* sums = <int32_t*>&batch.workspace[thread, 0]
+    cdef float* results
+    while at >= n_ranges(part, plan.n_rows):
+        at -= n_ranges(part, plan.n_rows)
+        i += 1
+        part = &weights.parts[i]
+    n_rows = n_ranges(part, plan.n_rows)                    # ranges of about the same size
+    n_rows = (part.n_rows + n_rows - 1) // n_rows
+    first = at * n_rows
+    n_rows = min(n_rows, part.n_rows - first)
+    kernels.ternary_lookup(sums, <char*>sums + SUM_BYTES,
+                           part.codes + first * weights.n_blocks * BLOCK_BYTES, &x.codes[begin, 0],
+                           x.codes.shape[1], n_rows, n_tokens, weights.n_blocks)
+    results = out.data + begin * out.n_cols + column + part.first_row + first
+    for t in range(0, n_tokens, 16):
+        apply_scales_16(results + t * out.n_cols, out.n_cols, sums + t * n_rows,
+                        part.scales + first * part.scale_step, part.scale_step,
+                        &x.inv_scale[begin + t], n_rows, min(<Py_ssize_t>16, n_tokens - t), add)
+
+
+cdef void apply_scales_16(float* out, Py_ssize_t out_stride, const int32_t* sums,
+                          const float* scales, Py_ssize_t step, const float* inv_scale,
+                          Py_ssize_t n_rows, Py_ssize_t n_tokens, bint add) noexcept nogil:
+    """The same for a group of tokens side by side, 16 rows at a time to turn rows into columns."""
+    cdef float tile[16 * 16]
+    cdef float inverse[16]
+    cdef float scale
+    cdef Py_ssize_t begin, n, r, t
+    memset(inverse, 0, sizeof(inverse))
+    memcpy(inverse, inv_scale, n_tokens * sizeof(float))
+    for begin in range(0, n_rows, 16):
+        n = min(<Py_ssize_t>16, n_rows - begin)
+        for r in range(n):
+            scale = scales[(begin + r) * step]
+            for t in range(16):
+                tile[r * 16 + t] = <float>sums[(begin + r) * 16 + t] * (scale * inverse[t])
+        for t in range(n_tokens):
+            if add:
+                for r in range(n):
+                    out[t * out_stride + begin + r] += tile[r * 16 + t]
+            else:
+                for r in range(n):
+                    out[t * out_stride + begin + r] = tile[r * 16 + t]
+
+
+def find_code_3(Linear weights not None, int n_threads=1):
+    """(part, row) of the first code 3, which stands for nothing, or None: a scan of all codes."""
+    cdef Py_ssize_t c, i, at, n_bad = 0, row_bytes = weights.n_blocks * BLOCK_BYTES
+    cdef int team = threads_for(n_threads, weights.n_rows * row_bytes // 16)
+    for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):
+        n_bad += code_3_in_chunk(weights, c)
+    for i in range(weights.n_parts if n_bad else 0):
+        at = kernels.find_code_3(weights.parts[i].codes, weights.parts[i].n_rows * row_bytes)
+        if at >= 0:
+            return i, at // row_bytes
+    return None
+
+
+cdef Py_ssize_t code_3_in_chunk(Linear weights, Py_ssize_t chunk) noexcept nogil:
+    cdef const Part* part = part_of(weights, chunk)
+    cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
+    cdef Py_ssize_t row_bytes = weights.n_blocks * BLOCK_BYTES
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
+    return kernels.find_code_3(part.codes + first * row_bytes, n_rows * row_bytes) >= 0
