@@ -10,6 +10,7 @@ from .generation import Completion
 from .loading import VERSION as __version__
 from .loading import info, load
 from .memory import PoolExhausted
+from .memory_plan import MemoryLimitExceeded
 from .report import MemoryReport
 from .session import Session
 
@@ -18,6 +19,7 @@ __all__ = [
     "Completion",
     "ContextFull",
     "FormatError",
+    "MemoryLimitExceeded",
     "MemoryReport",
     "Model",
     "PoolExhausted",

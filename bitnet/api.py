@@ -13,7 +13,6 @@ from .generation import Limits, TextAssembler
 from .model import Transformer
 from .sampling import Sampling, make_sampler
 from .session import Session
-from .tokenizer import Tokenizer
 
 
 def check_whole(name, value, greatest):
@@ -29,16 +28,13 @@ class Model:
     """
 
     def __init__(
-        self, files, pool, n_threads, context, kv_dtype, slots, prefix_cache=True, prefetch=False
-    ):
+        self, files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache=True,
+        prefetch=False,
+    ):  # fmt: skip
         self.path, self.config, self.context = files.path, files.config, context
-        self._weights, self._pool = files, pool
-        from . import report  # last of all: growth is counted from its import
-
-        before = report.usage().anonymous
-        self._tokenizer = Tokenizer.from_source(files.tokenizer_source, files.config)
-        after = report.usage().anonymous
-        self._others = [("tokenizer", after - before)] if before is not None else []
+        self._weights, self._pool, self._tokenizer = files, pool, tokenizer
+        self.needs = []  # memory_plan.Need: what was planned
+        self.measured = []  # (name, bytes) of what the process grew by, measured at its loading
         transformer = Transformer(
             files, pool, n_threads=n_threads, context=context, max_sequences=slots
         )
@@ -190,8 +186,8 @@ class Model:
         from . import report
 
         self._open_engine()
-        mappings = self._weights.mappings()
-        return report.measure(mappings, self._pool, others=self._others)
+        planned = {need.purpose: need.nbytes for need in self.needs}
+        return report.measure(self._weights.mappings(), self._pool, self.measured, planned)
 
     def close(self):
         """Cancel what runs and free everything now. May be repeated.

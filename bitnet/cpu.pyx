@@ -142,6 +142,15 @@ def threads(requested=None):
     return cores, "physical cores allowed"
 
 
+def huge_pages():
+    """Who gets huge pages of memory: "always", "madvise" or "never"; None where unknown."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] or None
+
+
 def info():
     """What was found, as a dict: architecture, instruction sets, cores, quota."""
     return {"machine": platform.machine(), "system": sys.platform, "supported": supported(),

@@ -1,7 +1,9 @@
 """load(): a path and limits to a Model; and what was found on this machine."""
 
+import ctypes
 import os
 import re
+import sys
 import traceback
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import numpy as np
 
 from . import cpu, dispatch, hub, weights
 from .api import Model, check_whole
-from .formats import read_json
-from .formats.gguf import GGUFFile
 from .memory import Pool
+from .memory_plan import MemoryLimitExceeded, Planner, Settings
+from .source import scan
+from .tokenizer import Tokenizer
 
 VERSION = "0.1.0"
 DEFAULT_CONTEXT = 4096
@@ -19,12 +22,6 @@ MAX_SLOTS = 256
 KV_DTYPES = ("f16", "f32")
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parent / "data" / "model.gguf"
-
-# What the process grows by beside the pool: the tokenizer's library (measured: 5 MiB), its entries
-# (61-69 MiB for llama-3's 128,256) and a team of threads.
-LIBRARY_BYTES = 8 << 20
-TOKEN_BYTES = 600
-THREAD_BYTES = 1 << 20
 _UNITS = {
     unit + suffix: base**power
     for power, unit in enumerate("KMGT", 1)
@@ -49,8 +46,9 @@ def load(
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
         from the hub's cache, or pulled into it (see hub.find).
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
-    memory_limit: growth of the process at most, bytes or "1.5GiB"; None for BITNET_MEMORY_LIMIT, or
-        as much as the machine has.
+    memory_limit: growth of the process at most, mapped files apart, bytes or "1.5GiB"; None for
+        BITNET_MEMORY_LIMIT, or as much as the machine has. One slot must fit at its full length,
+        the others wait until there is room for them.
     context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
     kv_dtype: "f16" or "f32", of cached keys and values. slots: sequences that run at once.
     layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
@@ -61,14 +59,15 @@ def load(
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
 
-    FormatError for a damaged or unsupported file, OSError if it cannot be opened, PoolExhausted if
-    the limit is too small, ValueError for an argument out of range.
+    FormatError for a damaged or unsupported file, OSError if it cannot be opened,
+    MemoryLimitExceeded, before anything large is allocated, if the limit is too small, ValueError
+    for an argument out of range.
     """
     n_threads, _ = cpu.threads(threads)
     _check_choice("kv_dtype", kv_dtype, KV_DTYPES)
     _check_choice("mapping", mapping, MAPPINGS)
     check_whole("slots", slots, MAX_SLOTS)
-    limit = parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+    limit = limit_of(memory_limit)
     path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
@@ -79,19 +78,25 @@ def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, pre
     from . import report  # last of all: growth is counted from its import
 
     before = report.usage().anonymous
-    pool, files, model = Pool(_pool_limit(limit, path, n_threads)), None, None
+    source = scan(path, layout=layout)
+    context = context_of(source.config, context)
+    planner, settings = Planner(source), Settings(context, kv_dtype, slots, n_threads, mapping)
+    pool, files, model = Pool(_pool_limit(limit, planner, settings)), None, None
     try:
-        files = weights.open(path, pool=pool, layout=layout)
-        longest = files.config.max_position_embeddings
-        context = min(longest, DEFAULT_CONTEXT) if context is None else context
-        check_whole("context", context, longest)
+        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        _return_free_heap()
+        after = report.usage().anonymous
+        files = weights.of_source(source, pool=pool)
         if mapping == "lock":
             files.lock()
         elif mapping == "copy":
             files.copy_into(pool)
         model = Model(
-            files, pool, n_threads, context, kv_dtype, slots, prefix_cache, mapping == "prefetch"
-        )
+            files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache,
+            mapping == "prefetch",
+        )  # fmt: skip
+        model.needs = planner.needs(settings)
+        model.measured = [("tokenizer", after - before)] if before is not None else []
         if limit is not None and before is not None:
             _check_growth(limit, report.usage().anonymous - before)
         return model
@@ -114,39 +119,48 @@ def parse_bytes(name, value):
     return int(size)
 
 
+def limit_of(memory_limit=None):
+    """Bytes of a memory_limit, or of BITNET_MEMORY_LIMIT; None where neither is set."""
+    return parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+
+
+def context_of(config, context=None):
+    """Tokens a sequence may hold: as given if the model can, None for the default."""
+    longest = config.max_position_embeddings
+    context = min(longest, DEFAULT_CONTEXT) if context is None else context
+    check_whole("context", context, longest)
+    return context
+
+
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name}: {value!r} ({' or '.join(choices)})")
 
 
-def _pool_limit(limit, path, n_threads):
+def _pool_limit(limit, planner, settings):
     """The limit of the process's growth less what grows beside the pool."""
     if limit is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    beside = LIBRARY_BYTES + TOKEN_BYTES * _vocabulary_size(path) + THREAD_BYTES * n_threads
-    if beside >= limit:
-        raise ValueError(f"memory_limit: {limit} (tokenizer and threads alone take {beside})")
-    return limit - beside
+    return planner.check(settings, limit)
+
+
+def _return_free_heap():
+    """Give the system what the tokenizer's making has left free: 20 MiB for 128k tokens (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _check_growth(limit, growth):
-    """MemoryError if loading has taken more than the limit already."""
+    """MemoryLimitExceeded if loading has taken more than the limit already."""
     if growth > limit:
-        raise MemoryError(f"memory_limit: {limit} (the process has grown by {growth})")
-
-
-def _vocabulary_size(path):
-    if path.is_dir():
-        size = read_json(path / "config.json").get("vocab_size")
-        return size if isinstance(size, int) else 0
-    return len(GGUFFile(path).metadata.get("tokenizer.ggml.tokens", ()))
+        raise MemoryLimitExceeded(limit, growth)
 
 
 def info():
     """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
     n_threads, why = cpu.threads()
-    huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    found = re.search(r"\[(\w+)\]", huge_pages.read_text()) if huge_pages.exists() else None
     return {
         "version": VERSION,
         "isa": dispatch.isa,
@@ -154,6 +168,6 @@ def info():
         "threads": n_threads,
         "threads_reason": why,
         **cpu.info(),
-        "huge_pages": found and found[1],
+        "huge_pages": cpu.huge_pages(),
         "numpy": np.__version__,
     }

@@ -19,6 +19,7 @@ cdef extern from *:
     static int bitnet_lock(char* begin, size_t n) { return -1; }
     static int bitnet_unlock(char* begin, size_t n) { return -1; }
     static int bitnet_will_need(char* begin, size_t n) { return -1; }
+    static int bitnet_forget(char* begin, size_t n) { return -1; }
     #else
     #define BITNET_GUARDS 4096      /* the largest models have 200 files */
     #include <signal.h>
@@ -81,6 +82,7 @@ cdef extern from *:
     static int bitnet_lock(char* begin, size_t n) { return mlock(begin, n); }
     static int bitnet_unlock(char* begin, size_t n) { return munlock(begin, n); }
     static int bitnet_will_need(char* begin, size_t n) { return madvise(begin, n, MADV_WILLNEED); }
+    static int bitnet_forget(char* begin, size_t n) { return madvise(begin, n, MADV_DONTNEED); }
     #endif
     """
     enum: BITNET_GUARDS
@@ -91,6 +93,7 @@ cdef extern from *:
     int bitnet_lock(char* begin, size_t n)
     int bitnet_unlock(char* begin, size_t n)
     int bitnet_will_need(char* begin, size_t n)
+    int bitnet_forget(char* begin, size_t n)
 
 cdef size_t page_size = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -142,6 +145,12 @@ def will_need(size_t address, size_t n_bytes):
     """Ask the system to read a range from disk, in the background."""
     begin, n = pages(address, n_bytes)
     bitnet_will_need(<char*><uintptr_t><size_t>begin, n)
+
+
+def forget(size_t address, size_t n_bytes):
+    """Let go of the pages of a mapped file; they are mapped again as they are read."""
+    begin, n = pages(address, n_bytes)
+    bitnet_forget(<char*><uintptr_t><size_t>begin, n)
 
 
 def _limit():

@@ -41,6 +41,7 @@ cdef struct Chunk:
     Chunk* next
     Block* block
     bint is_dirty                   # while free: may hold committed granules
+    Py_ssize_t purpose              # while in use: index into the pool's purposes
 
 cdef struct Block:
     Chunk first                     # at the lowest address; lives as long as the block

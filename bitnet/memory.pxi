@@ -278,3 +278,19 @@ cdef void clear(Heap* heap) noexcept nogil:
     heap.blocks = heap.spare = NULL
     heap.reserved = heap.in_use = heap.n_in_use = 0
     memset(heap.free, 0, sizeof(heap.free))
+
+
+cdef size_t list_chunks(Heap* heap, Chunk* found) noexcept nogil:
+    """How many chunks there are; copied to `found` where it is not NULL."""
+    cdef size_t n = 0
+    cdef Block* block = heap.blocks
+    cdef Chunk* chunk
+    while block is not NULL:
+        chunk = &block.first
+        while chunk is not NULL:
+            if found is not NULL:
+                found[n] = chunk[0]
+            n += 1
+            chunk = chunk.after
+        block = block.next
+    return n

@@ -346,6 +346,25 @@ cdef class Pool:
         finally:
             free(pairs)
 
+    def pieces(self):
+        """[(address, nbytes, purpose)] of all that ranges() has, purpose None where it is free."""
+        cdef size_t n, i
+        pthread_mutex_lock(&self.mutex)
+        n = list_chunks(&self.heap, NULL)
+        cdef Chunk* found = <Chunk*>malloc((n + 1) * sizeof(Chunk))
+        if found is not NULL:
+            list_chunks(&self.heap, found)
+        pthread_mutex_unlock(&self.mutex)
+        if found is NULL:
+            raise MemoryError("no memory for the list of the pool's pieces")
+        names = {index: name for name, index in self.indices.copy().items()}
+        try:
+            return sorted([(<uintptr_t>found[i].data, found[i].size,
+                            None if found[i].owner is NULL else names[found[i].purpose])
+                           for i in range(n)], key=lambda piece: piece[0])
+        finally:
+            free(found)
+
     def close(self):
         """Return everything to the operating system; every Allocation is freed. May be repeated.
 
@@ -388,6 +407,7 @@ cdef class Pool:
                 os_error[0] = self.heap.os_error
             if allocation.data is not NULL:
                 outcome = DONE
+                allocation.chunk.purpose = i
                 purpose.count += 1
                 purpose.in_use += allocation.chunk.size
                 purpose.peak = max(purpose.peak, purpose.in_use)

@@ -14,7 +14,7 @@ from .cache import KVCache
 from .families import FAMILIES
 from .formats import FormatError
 from .memory import PoolExhausted
-from .rope import rope_tables
+from .rope import fill_tables
 
 
 class Binder:
@@ -99,11 +99,10 @@ class Transformer:
 
     def rope_tables(self, theta):
         if theta not in self._rope_tables:
-            tables = []
-            for values in rope_tables(self.context, self.config.head_dim, theta):
-                tables.append(self._matrix(*values.shape, "rope"))
-                tables[-1].array()[:] = values
-            self._rope_tables[theta] = tuple(tables)
+            shape = self.context, self.config.head_dim // 2
+            tables = self._matrix(*shape, "rope"), self._matrix(*shape, "rope")
+            fill_tables(*(table.array() for table in tables), theta)
+            self._rope_tables[theta] = tables
         return self._rope_tables[theta]
 
     def _scratch(self, n):

@@ -2,11 +2,14 @@
 
 Import this module last: the figures of that moment are the baseline that growth is counted from.
 """
+
 import ctypes
 import os
+import re
 import resource
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,52 +17,122 @@ from .memory import PoolStats, format_bytes
 
 PROC = "/proc/self"
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
-PRESENT, OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)       # bits of a /proc/self/pagemap entry
+PRESENT, OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)  # bits of a /proc/self/pagemap entry
+_SMAPS = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n"
+    r"Pss: +(\d+) kB\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB",
+    re.M,
+)
+
+
+class Range(NamedTuple):
+    """Addresses of one mapping, the file behind it, and what the OS counts of them; bytes."""
+
+    begin: int
+    end: int
+    name: str
+    rss: int
+    pss: int
+    anonymous: int
 
 
 @dataclass(frozen=True)
 class Usage:
     """What the OS counts for the process; bytes, None where it does not say."""
-    rss: int | None                 # resident: in memory and mapped here
-    anonymous: int | None           # of rss: no file behind it (heap, pool, stacks)
-    file: int | None                # of rss: pages of files and shared memory
-    pss: int | None                 # rss, each page divided by the processes that map it
+
+    rss: int | None  # resident: in memory and mapped here
+    anonymous: int | None  # of rss: no file behind it (heap, pool, stacks)
+    file: int | None  # of rss: pages of files and shared memory
+    pss: int | None  # rss, each page divided by the processes that map it
     peak_rss: int
     minor_faults: int
-    major_faults: int               # those that had to read from disk
+    major_faults: int  # those that had to read from disk
+    ranges: tuple[Range, ...] = field(default=(), repr=False)
+
+    def code(self, mappings=()):
+        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries."""
+        ours = {address for _, address, _ in mappings}
+        files = [r for r in self.ranges if r.name.startswith("/") and r.begin not in ours]
+        return sum(r.rss - r.anonymous for r in files) if self.ranges else None
 
 
 @dataclass(frozen=True)
 class Part:
     """Something with a name that takes up memory."""
+
     name: str
-    nbytes: int                     # of addresses
-    resident: int | None            # of them in memory; None where the OS does not say
+    nbytes: int  # of addresses, or handed out by the pool
+    resident: int | None  # of them in memory; None where the OS does not say
 
 
 def usage():
-    """The Usage of this moment (a few milliseconds when gigabytes are mapped)."""
+    """The Usage of this moment (3 ms, and more when gigabytes are mapped)."""
     counted = resource.getrusage(resource.RUSAGE_SELF)
     peak = counted.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Usage(*_resident_kinds(), peak, counted.ru_minflt, counted.ru_majflt)
-
-
-def _resident_kinds():
-    """(rss, anonymous, file, pss) in bytes, None for what is not known."""
-    try:
-        with open(f"{PROC}/smaps_rollup") as file:
-            rollup = {key: rest for key, _, rest in (line.partition(":") for line in file)}
-        rss, anonymous, pss = (1024 * int(rollup[key].split()[0])
-                               for key in ("Rss", "Anonymous", "Pss"))
-        return rss, anonymous, rss - anonymous, pss
-    except (OSError, KeyError):
-        pass
+    faults = counted.ru_minflt, counted.ru_majflt
+    ranges = _ranges()
+    if ranges:
+        rss, pss, anonymous = (sum(r[i] for r in ranges) for i in (3, 4, 5))
+        return Usage(rss, anonymous, rss - anonymous, pss, peak, *faults, ranges)
     try:
         with open(f"{PROC}/statm") as file:
             rss, of_files = (PAGE_BYTES * int(pages) for pages in file.read().split()[1:3])
-        return rss, rss - of_files, of_files, None
+        return Usage(rss, rss - of_files, of_files, None, peak, *faults)
     except (OSError, ValueError):
-        return None, None, None, None
+        return Usage(None, None, None, None, peak, *faults)
+
+
+def _ranges():
+    try:
+        with open(f"{PROC}/smaps") as file:
+            found = _SMAPS.findall(file.read())
+    except OSError:
+        return ()
+    return tuple(
+        Range(int(begin, 16), int(end, 16), name, *(1024 * int(n) for n in sizes))
+        for begin, end, name, *sizes in found
+    )
+
+
+def thread_stacks(ranges, known=()):
+    """(name, address, bytes) of the stacks of threads that are not in `known`, a set of ids.
+
+    The kernel tells where a thread waits, and that is on its stack; one that is computing on
+    another core at this moment is not seen.
+    """
+    stacks = []
+    for thread in sorted(threads() - set(known), key=int):
+        try:
+            with open(f"{PROC}/task/{thread}/syscall") as file:
+                pointer = int(file.read().split()[-2], 16)
+        except (OSError, ValueError, IndexError):
+            continue
+        found = next((r for r in ranges if r.begin <= pointer < r.end), None)
+        if found:  # neighbours above are one range with it, below is a guard page
+            used, whole = pointer - found.begin, found.end - found.begin
+            size = min((n for n in stack_sizes() if used < n < whole), default=whole)
+            stacks.append((f"thread {thread}", found.begin, size))
+    return stacks
+
+
+def stack_sizes():
+    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE.
+
+    The setting is read as OpenMP does, in KiB where it has no unit.
+    """
+    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0]]
+    found = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
+    if found:
+        sizes.append(int(found[1]) << {"B": 0, "M": 20, "G": 30}.get(found[2].upper(), 10))
+    return sizes
+
+
+def threads():
+    """The ids of the process's threads, a set of str; empty where the OS does not say."""
+    try:
+        return set(os.listdir(f"{PROC}/task"))
+    except OSError:
+        return set()
 
 
 def resident_bytes(address, nbytes, *, is_file):
@@ -69,6 +142,12 @@ def resident_bytes(address, nbytes, *, is_file):
     (pages that were read but never written are the system's shared page of zeros: up to 4 KiB
     each of them may be counted). Without /proc: pages in memory, whoever brought them there.
     """
+    present = _present(address, nbytes, is_file)
+    return None if present is None else PAGE_BYTES * int(np.count_nonzero(present))
+
+
+def _present(address, nbytes, is_file):
+    """Whether each page that a range touches is in memory, bool (n_pages,); None if unknown."""
     first = address // PAGE_BYTES
     n_pages = -(-(address + nbytes) // PAGE_BYTES) - first
     try:
@@ -77,18 +156,47 @@ def resident_bytes(address, nbytes, *, is_file):
             entries = np.frombuffer(file.read(8 * n_pages), np.uint64)
         if len(entries) == n_pages:
             kind = OF_FILE if is_file else np.uint64(0)
-            return PAGE_BYTES * int(np.count_nonzero(entries & (PRESENT | OF_FILE)
-                                                     == PRESENT | kind))
+            return entries & (PRESENT | OF_FILE) == PRESENT | kind
     except OSError:
         pass
     in_core = (ctypes.c_ubyte * n_pages)()
     try:
-        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(first * PAGE_BYTES),
-                                           ctypes.c_size_t(n_pages * PAGE_BYTES), in_core)
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(first * PAGE_BYTES), ctypes.c_size_t(n_pages * PAGE_BYTES), in_core
+        )
     except (OSError, AttributeError):
         return None
     pages = np.frombuffer(in_core, np.uint8)
-    return None if failed else PAGE_BYTES * int(np.count_nonzero(pages & 1))
+    return None if failed else pages & 1 == 1
+
+
+def _pool_parts(pool):
+    """(resident bytes of the pool's blocks, [Part] of each purpose); None where unknown.
+
+    A page that two purposes share counts for each with the bytes it has of it.
+    """
+    blocks = [(address, _present(address, n, is_file=False)) for address, n in pool.ranges()]
+    pieces = pool.pieces()
+    if any(present is None for _, present in blocks):
+        sizes = {purpose: 0 for _, _, purpose in pieces}
+        for _, nbytes, purpose in pieces:
+            sizes[purpose] += nbytes
+        return None, [Part(name, size, None) for name, size in sizes.items() if name]
+    begins, found = np.array([address for address, _ in blocks]), {}
+    # bytes in memory before each page of a block
+    sums = [np.append(0, np.cumsum(present)) * PAGE_BYTES for _, present in blocks]
+    for address, nbytes, purpose in pieces:
+        i = int(np.searchsorted(begins, address, side="right")) - 1
+        offset, (_, present) = address - int(begins[i]), blocks[i]
+
+        def before(at, i=i, present=present):
+            page, rest = divmod(at, PAGE_BYTES)
+            return int(sums[i][page]) + (rest if rest and present[page] else 0)
+
+        size, resident = found.get(purpose, (0, 0))
+        found[purpose] = size + nbytes, resident + before(offset + nbytes) - before(offset)
+    parts = [Part(name or "free", *sizes) for name, sizes in found.items() if name or sizes[1]]
+    return sum(int(s[-1]) for s in sums), sorted(parts, key=lambda p: (p.name == "free", -p.nbytes))
 
 
 def _sum(sizes):
@@ -104,13 +212,17 @@ def _minus(a, b):
 @dataclass(frozen=True)
 class MemoryReport:
     """Print it, or take as_dict(). Growth is since `baseline`, the import of bitnet."""
-    files: list[Part]               # what is mapped
+
+    files: list[Part]  # what is mapped
     pool: PoolStats | None
-    pool_resident: int | None       # of what the pool has reserved
-    stacks: list[Part]              # of threads
-    others: list[Part]              # what the caller measured itself, without a file behind it
+    pool_resident: int | None  # of what the pool has reserved
+    purposes: list[Part]  # of the pool
+    stacks: list[Part]  # of threads that began since
+    others: list[Part]  # what was measured as it was made, without a file behind it
+    code: int | None  # growth of what is resident of the program and its libraries
     now: Usage
     baseline: Usage = field(repr=False)
+    planned: dict[str, int] = field(default_factory=dict)  # bytes by purpose, every slot full
 
     def growth(self, kind="rss"):
         """Growth of one figure of Usage since the baseline, in bytes; None if unknown."""
@@ -118,7 +230,7 @@ class MemoryReport:
 
     def explained(self, kind="rss"):
         """Resident bytes of the parts above: "file", "anonymous", or "rss" for both."""
-        files = [part.resident for part in self.files]
+        files = [part.resident for part in self.files] + [self.code]
         pool = [self.pool_resident] if self.pool else []
         anonymous = pool + [part.resident for part in self.stacks + self.others]
         return _sum({"file": files, "anonymous": anonymous, "rss": files + anonymous}[kind])
@@ -130,74 +242,98 @@ class MemoryReport:
     def as_dict(self):
         """Everything in plain types, for JSON."""
         figures = asdict(self)
+        for moment in ("now", "baseline"):
+            del figures[moment]["ranges"]
         if self.pool:
             figures["pool"]["by_purpose"] = {
                 name: dict(zip(("in_use", "peak", "count"), counts, strict=True))
-                for name, counts in self.pool.by_purpose.items()}
+                for name, counts in self.pool.by_purpose.items()
+            }
         for figure in (self.growth, self.explained, self.unexplained):
             figures[figure.__name__] = {kind: figure(kind) for kind in ("rss", "anonymous", "file")}
         return figures
 
     def __str__(self):
-        rows = [*self._part_rows("mapped files", self.files), *self._pool_rows(),
-                *self._part_rows("thread stacks", self.stacks),
-                *self._part_rows("other", self.others), *self._process_rows()]
+        rows = [*self._part_rows(), *self._process_rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(f"{name:{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}".rstrip()
-                         for name, a, b in rows)
+        return "\n".join(
+            "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in rows
+        )
 
-    def _part_rows(self, title, parts):
-        if parts:
-            yield title, "size", "resident"
-        for part in parts:
-            yield f"  {part.name}", format_bytes(part.nbytes), _shown(part.resident)
+    def _part_rows(self):
+        """(name, planned, reserved, in use, resident) of every part."""
 
-    def _pool_rows(self):
-        if self.pool is None:
-            return
-        yield "pool", "in use", "peak"
-        for name, (in_use, peak, _) in self.pool.by_purpose.items():
-            yield f"  {name}", format_bytes(in_use), format_bytes(peak)
-        yield "  all purposes", format_bytes(self.pool.in_use), format_bytes(self.pool.peak)
-        yield f"pool (limit {format_bytes(self.pool.limit)})", "reserved", "resident"
-        yield "  blocks", format_bytes(self.pool.reserved), _shown(self.pool_resident)
+        def row(name, reserved, in_use, resident, *purposes):
+            planned = [self.planned[purpose] for purpose in purposes if purpose in self.planned]
+            sizes = sum(planned) if planned else "", reserved, in_use, resident
+            return name, *("" if size == "" else _shown(size) for size in sizes)
+
+        yield "", "planned", "reserved", "in use", "resident"
+        total = sum(part.nbytes for part in self.files)
+        yield row("mapped files", total, "", _sum(p.resident for p in self.files), "files")
+        for part in self.files if len(self.files) > 1 else ():
+            yield row(f"  {part.name}", part.nbytes, "", part.resident)
+        if self.pool is not None:
+            names = [part.name for part in self.purposes]
+            figures = self.pool.reserved, self.pool.in_use, self.pool_resident
+            name = f"pool (limit {format_bytes(self.pool.limit)})"
+            yield row(name, *figures, *names)
+            for part in self.purposes:
+                used = "" if part.name == "free" else part.nbytes
+                yield row(f"  {part.name}", "", used, part.resident, part.name)
+        stacks = [(part.nbytes, part.resident) for part in self.stacks]
+        reserved, resident = (_sum(sizes) for sizes in zip((0, 0), *stacks, strict=True))
+        yield row(f"thread stacks ({len(stacks)})", reserved, "", resident, "threads")
+        for part in self.others:
+            yield row(part.name, "", "", part.resident, part.name)
+        yield row("libraries", "", "", self.code, "libraries")
+        yield row("all of these", "", "", self.explained(), *self.planned)
 
     def _process_rows(self):
+        def row(name, now, growth, show=_shown):
+            return name, "", "", show(now) if now != "" else "", show(growth)
+
         now = self.now
-        yield "process", "now", "since import"
-        yield "  resident (RSS)", _shown(now.rss), _shown(self.growth())
-        yield "    anonymous", _shown(now.anonymous), _shown(self.growth("anonymous"))
-        yield "    file-backed", _shown(now.file), _shown(self.growth("file"))
-        yield "  explained by the parts above", "", _shown(self.explained())
-        yield "  unexplained", "", _shown(self.unexplained())
-        yield "    anonymous", "", _shown(self.unexplained("anonymous"))
-        yield "    file-backed", "", _shown(self.unexplained("file"))
-        yield "  peak RSS", format_bytes(now.peak_rss), ""
-        yield "  page faults, minor", f"{now.minor_faults:,}", f"{self.growth('minor_faults'):,}"
-        yield "  page faults, major", f"{now.major_faults:,}", f"{self.growth('major_faults'):,}"
+        yield "process", "", "", "now", "since import"
+        yield row("  resident (RSS)", now.rss, self.growth())
+        yield row("    anonymous", now.anonymous, self.growth("anonymous"))
+        yield row("    file-backed", now.file, self.growth("file"))
+        yield row("  not explained by the parts above", "", self.unexplained())
+        yield row("    anonymous", "", self.unexplained("anonymous"))
+        yield row("    file-backed", "", self.unexplained("file"))
+        yield row("  proportional (PSS)", now.pss, self.growth("pss"))
+        yield row("  peak RSS", now.peak_rss, self.growth("peak_rss"))
+        yield row("  page faults, minor", now.minor_faults, self.growth("minor_faults"), _count)
+        yield row("  page faults, major", now.major_faults, self.growth("major_faults"), _count)
 
 
 def _shown(n_bytes):
     return "not available" if n_bytes is None else format_bytes(n_bytes)
 
 
-def measure(mappings=(), pool=None, stacks=(), others=(), baseline=None):
+def _count(n):
+    return f"{n:,}"
+
+
+def measure(mappings=(), pool=None, others=(), planned=None, baseline=None):
     """The MemoryReport of this moment.
 
-    mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; stacks: (name,
-    address, nbytes) of every thread; others: (name, resident bytes) that the caller measured.
+    mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; others: (name,
+    resident bytes) that the caller measured; planned: {purpose: bytes}.
     """
+    baseline = baseline or BASELINE
     now = usage()
     files = [Part(os.path.basename(path), nbytes, resident_bytes(address, nbytes, is_file=True))
-             for path, address, nbytes in mappings]
-    pool_resident = None
-    if pool is not None:
-        pool_resident = _sum(resident_bytes(*block, is_file=False) for block in pool.ranges())
+             for path, address, nbytes in mappings]  # fmt: skip
+    stats = pool.stats() if pool is not None else None
+    pool_resident, purposes = _pool_parts(pool) if pool is not None else (None, [])
     stacks = [Part(name, nbytes, resident_bytes(address, nbytes, is_file=False))
-              for name, address, nbytes in stacks]
+              for name, address, nbytes in thread_stacks(now.ranges, THREADS)]  # fmt: skip
+    code = _minus(now.code(mappings), baseline.code())
     others = [Part(name, nbytes, nbytes) for name, nbytes in others]
-    return MemoryReport(files, pool.stats() if pool is not None else None, pool_resident,
-                        stacks, others, now, baseline or BASELINE)
+    return MemoryReport(files, stats, pool_resident, purposes, stacks, others, code, now, baseline,
+                        planned or {})  # fmt: skip
 
 
-BASELINE = usage()
+BASELINE, THREADS = usage(), threads()

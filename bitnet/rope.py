@@ -16,15 +16,21 @@ _COS = (1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600,
         -1 / 87178291200, 1 / 20922789888000)  # fmt: skip
 
 
-def rope_tables(n_positions, head_dim, theta):
-    """(cosines, sines), float32 (n_positions, head_dim / 2), of position * theta^(-2j / head_dim).
+_ROWS = 512  # positions at a time: a dozen float64 arrays on the way to a float32 one
+
+
+def fill_tables(cosines, sines, theta):
+    """Write cosines and sines, float32 (n_positions, d / 2), of position * theta^(-2j / d).
 
     Frequencies and angles are rounded to float32, as transformers' LlamaRotaryEmbedding does:
     at position 4000 the rounding of the angle (2e-4) is the largest difference between engines.
     """
-    positions = np.arange(n_positions, dtype=np.float32)
-    angles = positions[:, None] * inverse_frequencies(head_dim, theta)[None, :]
-    return cos_sin(angles.astype(np.float64))
+    frequencies = inverse_frequencies(2 * cosines.shape[1], theta)
+    for begin in range(0, len(cosines), _ROWS):
+        rows = slice(begin, min(begin + _ROWS, len(cosines)))
+        positions = np.arange(rows.start, rows.stop, dtype=np.float32)
+        angles = positions[:, None] * frequencies[None, :]
+        cosines[rows], sines[rows] = cos_sin(angles.astype(np.float64))
 
 
 def inverse_frequencies(head_dim, theta):

@@ -56,6 +56,7 @@ class Weights:
     def __init__(self, source, ternary, files):
         self.path, self.config, self.source = source.path, source.config, source
         self._ternary, self._files, self._fingerprint = ternary, files, None
+        self._is_copied = False  # nothing is read from the maps any more
 
     @property
     def tokenizer_source(self):
@@ -98,13 +99,15 @@ class Weights:
 
     def check_maps(self):
         """FormatError if one of the files has shrunk: then zeros were read of it."""
-        for file in self._files if mapping.n_lost() else ():
+        for file in self._files if mapping.n_lost() and not self._is_copied else ():
             check_map(file.data, file.path)
 
     def copy_into(self, pool):
         """Replace every map by a copy in a pool (purpose "weights"), which may have huge pages."""
 
         def copied(data):
+            if data.flags.writeable:  # it is in the pool already: repacked without a cache folder
+                return data
             copy = pool.array(data.shape, np.uint8, "weights")
             copy[:] = data
             return copy
@@ -115,7 +118,9 @@ class Weights:
             if len(tensor.shape) == 2:
                 self.source.floats[name] = replace(tensor, data=copied(tensor.data))
         self.check_maps()
-        self._files = []
+        for file in self._files:  # headers and norms are read from it again, a page at a time
+            mapping.forget(file.data.ctypes.data, file.data.nbytes)
+        self._is_copied = True
 
     def lock(self):
         """Keep all maps in memory until close. MemoryError where the system refuses."""
@@ -135,14 +140,20 @@ class Weights:
 
 
 def open(path, *, cache=None, pool=None, layout="128x32"):
-    """Open an HF folder or a .gguf file.
+    """Open an HF folder or a .gguf file; of_source of its scan, see there.
 
-    cache: the folder for repacked weights, None for the default (see sidecar.cache_folder), False
-    to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in NumPy's.
     layout: how I2_S tensors lie, see source.LAYOUTS.
     Raises FormatError for anything wrong in the files, OSError if one cannot be opened.
     """
-    source = scan(path, layout=layout)
+    return of_source(scan(path, layout=layout), cache=cache, pool=pool)
+
+
+def of_source(source, *, cache=None, pool=None):
+    """The Weights of a source.Source, which they take over.
+
+    cache: the folder for repacked weights, None for the default (see sidecar.cache_folder), False
+    to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in NumPy's.
+    """
     ternary, derived = {}, {}
     for name, t in source.ternary.items():
         if t.in_place is None:

@@ -14,7 +14,15 @@ import pytest
 from bitnet.memory import Pool
 
 import bitnet
-from bitnet import Cancelled, ContextFull, FormatError, PoolExhausted, loading, weights
+from bitnet import (
+    Cancelled,
+    ContextFull,
+    FormatError,
+    MemoryLimitExceeded,
+    PoolExhausted,
+    loading,
+    weights,
+)
 from bitnet.engine import Engine, Request
 from bitnet.generation import Limits
 from bitnet.model import Transformer
@@ -373,8 +381,8 @@ def test_a_session_that_cannot_go_on_is_as_before(model, stored):
     ({"threads": 0}, ValueError, "threads: 0"), ({"context": 0}, ValueError, "context: 0"),
     ({"context": 513}, ValueError, "context: 513 .*512"),
     ({"memory_limit": "lots"}, ValueError, "memory_limit: 'lots'"),
-    ({"memory_limit": 1000}, ValueError, "memory_limit: 1000"),
-    ({"memory_limit": "12MiB", "threads": 1}, PoolExhausted, "limit"),
+    ({"memory_limit": 1000}, MemoryLimitExceeded, "memory_limit: 1000 bytes"),
+    ({"memory_limit": "12MiB", "threads": 1}, MemoryLimitExceeded, "memory_limit: 12582912"),
 ])
 def test_arguments_of_load(arguments, error, message):
     with pytest.raises(error, match=message):
@@ -409,11 +417,10 @@ def test_sizes_that_are_none(text):
 
 def test_the_memory_limit_holds(monkeypatch):
     with bitnet.load(TALKER, memory_limit="64MiB", threads=2) as limited:
-        pool = limited.memory().pool
-        beside = 384 * loading.TOKEN_BYTES + 2 * loading.THREAD_BYTES + loading.LIBRARY_BYTES
-        assert pool.limit == (64 << 20) - beside
+        beside = sum(need.nbytes for need in limited.needs if need.where == "heap")
+        assert limited.memory().pool.limit == (64 << 20) - beside
     monkeypatch.setenv("BITNET_MEMORY_LIMIT", "12MiB")
-    with pytest.raises(PoolExhausted):
+    with pytest.raises(MemoryLimitExceeded):
         bitnet.load(TALKER, threads=1)
 
 

@@ -171,8 +171,7 @@ def test_a_file_that_cannot_be_used(command, tmp_path, words):
 
 
 def test_limits_and_values_that_cannot_be_met(command):
-    for words, says in (([PROMPT, "--memory-limit", "2M"], "memory_limit"),
-                        ([PROMPT, "--context", 10**6], "context"), ([PROMPT, "--context", 3], "3"),
+    for words, says in (([PROMPT, "--context", 10**6], "context"), ([PROMPT, "--context", 3], "3"),
                         (["half a pair: \ud800"], "text")):
         code, out, err = command("run", "--raw", *words)
         assert (code, out) == (1, "") and says in err and err.count("\n") == 1
@@ -317,14 +316,6 @@ def test_chat_without_a_template_continues_the_text(model, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------- the others
-def test_memory(command):
-    code, out, err = command("memory")
-    assert (code, err) == (0, "") and "mapped files" in out and "pool" in out
-    found = json.loads(command("memory", GGUF, "--json", "-n", 2)[1])
-    (file,) = found["files"]
-    assert (file["name"], file["nbytes"]) == (GGUF.name, GGUF.stat().st_size)
-
-
 def test_info(command):
     assert json.loads(command("info", "--json")[1]) == json.loads(json.dumps(bitnet.info()))
     assert f"isa             {bitnet.info()['isa']}\n" in command("info")[1]

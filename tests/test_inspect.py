@@ -13,7 +13,7 @@ import small_models
 from bitnet.memory import Pool
 
 import bitnet
-from bitnet import loading, memory_plan, vocabulary, weights
+from bitnet import vocabulary, weights
 from bitnet.cli import main
 from bitnet.config import ModelConfig
 from bitnet.memory_plan import kv_bytes, plan
@@ -139,9 +139,10 @@ def test_what_is_derived(inspect, monkeypatch):
     assert "there already" in inspect(FOLDER)[1]
     monkeypatch.setenv("BITNET_CACHE", "off")
     memory = json.loads(inspect(FOLDER, "--json")[1])["memory"]
-    assert memory["private"][0]["purpose"] == "weights"
-    assert memory["private"][0]["bytes"] == derived["bytes"]
-    assert memory["mapped_bytes"] + derived["bytes"] == found["memory"]["mapped_bytes"]
+    weights = memory["needs"][0]
+    assert weights["purpose"] == "weights"
+    assert derived["bytes"] - 32 * 21 == weights["nbytes"]  # a tensor in a file has a tail
+    assert memory["mapped_bytes"] + weights["nbytes"] == found["memory"]["mapped_bytes"]
 
 
 def test_a_changed_source_needs_a_new_sidecar(inspect, tmp_path):
@@ -213,7 +214,7 @@ def pool_of(transformer, pool, context, kv_dtype, slots):
 
 
 def foretold(config, **options):
-    return {n.purpose: n.nbytes for n in plan(config, **options) if n.in_pool}
+    return {n.purpose: n.nbytes for n in plan(config, **options) if n.where == "pool"}
 
 
 @pytest.mark.parametrize("path", FIXTURES.values(), ids=FIXTURES)
@@ -272,14 +273,14 @@ def test_the_plan_of_the_2b_shape():
 def test_inspect_shows_the_plan(inspect):
     memory = json.loads(inspect(GGUF, "--context", 200, "--kv-dtype", "f32", "--json")[1])["memory"]
     assert (memory["context"], memory["kv_dtype"], memory["threads"]) == (200, "f32", 1)
-    needs = {need["purpose"]: need["bytes"] for need in memory["private"]}
+    needs = {n["purpose"]: n["nbytes"] for n in memory["needs"] if n["where"] != "files"}
+    assert memory["private_bytes"] == sum(needs.values())
     with bitnet.load(GGUF, context=200, kv_dtype="f32") as model:
         model.generate([0] * 190, max_tokens=10, temperature=0)
         held = model.memory().pool.by_purpose
     for purpose, (in_use, _, _) in held.items():
         assert needs.pop(purpose) == in_use
-    assert needs.keys() == {"tokenizer", "threads"}
-    assert memory["private_bytes"] == sum(need["bytes"] for need in memory["private"])
+    assert needs.keys() == {"tokenizer", "engine", "threads", "free"}
     lines = squeezed(inspect(GGUF, "--context", 200, "--kv-dtype", "f32")[1])
     assert "memory for 200 tokens of f32 keys and values, one sequence, threads: 1" in lines
     assert f"{held['kv'][0] / 1024:.1f} KiB kv keys and values: 1 x 2 pages of 128 positions" in (
@@ -287,6 +288,3 @@ def test_inspect_shows_the_plan(inspect):
     )
 
 
-def test_estimates_are_those_that_limits_are_kept_by():
-    for name in ("LIBRARY_BYTES", "TOKEN_BYTES", "THREAD_BYTES"):
-        assert getattr(memory_plan, name) == getattr(loading, name)

@@ -13,7 +13,7 @@ from bitnet.memory import Pool
 from guard import guarded
 
 from bitnet import arrays, cpu, dispatch, ops
-from bitnet.rope import rope_tables
+from bitnet.rope import fill_tables
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
@@ -241,7 +241,9 @@ def test_norms_of_heads(isa, head_dim, n_tokens, n_threads):
 
 
 def tables(n, head_dim, theta=10000.0):
-    return [matrix(t) for t in rope_tables(n, head_dim, theta)]
+    tables = np.empty((2, n, head_dim // 2), np.float32)
+    fill_tables(*tables, theta)
+    return [matrix(t) for t in tables]
 
 
 @pytest.mark.parametrize("head_dim", [2, 10, 64, 100, 128])

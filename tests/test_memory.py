@@ -469,3 +469,18 @@ def test_the_garbage_collector_inside_an_allocation():
     (MIB - 1, "1.0 MiB"), (5 << 30, "5.0 GiB"), (1 << 55, "32768.0 TiB")])
 def test_format_bytes(n_bytes, shown):
     assert format_bytes(n_bytes) == shown
+
+
+def test_pieces_are_all_that_is_mapped():
+    pool = Pool(64 << 20)
+    kv = [pool.allocate(100, "kv") for _ in range(3)]
+    scratch = pool.allocate(5 << 20, "scratch")
+    kv.pop(1).free()
+    pieces = pool.pieces()
+    assert pieces == sorted(pieces, key=lambda piece: piece[0])
+    in_use = [piece for piece in pieces if piece[2]]
+    assert in_use == [(kv[0].address, 128, "kv"), (kv[1].address, 128, "kv"),
+                      (scratch.address, 5 << 20, "scratch")]  # fmt: skip
+    assert sum(n for _, n, _ in pieces) == sum(n for _, n in pool.ranges())
+    pool.close()
+    assert pool.pieces() == []

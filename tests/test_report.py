@@ -3,6 +3,8 @@ import json
 import mmap
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,11 @@ def report_of(**changes):
         assert kv.nbytes and scratch.nbytes
     parts = {"files": [report.Part("model.gguf", 50 * MIB, 29 * MIB)],
              "pool": stats, "pool_resident": 11 * MIB,
+             "purposes": [report.Part("kv", 10 * MIB, 10 * MIB), report.Part("free", MIB, MIB)],
              "stacks": [report.Part("thread 1", 8 * MIB, MIB)],
-             "others": [report.Part("tokenizer", 20 * MIB, 20 * MIB)],
-             "now": NOW, "baseline": BEFORE}
+             "others": [report.Part("tokenizer", 20 * MIB, 20 * MIB)], "code": 0,
+             "now": NOW, "baseline": BEFORE,
+             "planned": {"kv": 12 * MIB, "free": MIB, "tokenizer": 22 * MIB, "files": 30 * MIB}}
     return report.MemoryReport(**{**parts, **changes})
 
 
@@ -56,18 +60,25 @@ def test_what_is_unknown_stays_unknown():
 
 def test_table():
     lines = str(report_of()).splitlines()
-    assert len({len(line) for line in lines}) == 2      # the last column is right-aligned or empty
     text = "\n".join(" ".join(line.split()) for line in lines)
-    for row in ("mapped files size resident", "model.gguf 50.0 MiB 29.0 MiB", "pool in use peak",
-                "kv 10.0 MiB 12.0 MiB", "scratch 1.0 KiB 1.0 KiB",
-                "all purposes 10.0 MiB 12.0 MiB", "pool (limit 64.0 MiB) reserved resident",
-                "thread stacks size resident", "thread 1 8.0 MiB 1.0 MiB",
-                "tokenizer 20.0 MiB 20.0 MiB", "resident (RSS) 100.0 MiB 70.0 MiB",
+    for row in ("planned reserved in use resident", "mapped files 30.0 MiB 50.0 MiB 29.0 MiB",
+                "pool (limit 64.0 MiB) 13.0 MiB 12.0 MiB 10.0 MiB 11.0 MiB",
+                "kv 12.0 MiB 10.0 MiB 10.0 MiB", "free 1.0 MiB 1.0 MiB",
+                "thread stacks (1) 8.0 MiB 1.0 MiB", "tokenizer 22.0 MiB 20.0 MiB",
+                "libraries 0 bytes", "all of these 65.0 MiB 61.0 MiB", "process now since import",
+                "resident (RSS) 100.0 MiB 70.0 MiB",
                 "anonymous 60.0 MiB 40.0 MiB", "file-backed 40.0 MiB 30.0 MiB",
-                "explained by the parts above 61.0 MiB", "unexplained 9.0 MiB", "anonymous 8.0 MiB",
+                "not explained by the parts above 9.0 MiB", "anonymous 8.0 MiB",
                 "file-backed 1.0 MiB", "peak RSS 120.0 MiB", "page faults, minor 5,000 4,000",
                 "page faults, major 3 0"):
         assert row in text, row
+    begins = lines[0].index("resident")
+    assert all(len(line) <= begins + len("resident") for line in lines if "since" not in line)
+
+
+def test_files_have_a_row_each():
+    files = [report.Part(name, MIB, MIB) for name in ("one.safetensors", "two.safetensors")]
+    assert "  two.safetensors" in str(report_of(files=files))
 
 
 def test_dict_is_json():
@@ -80,15 +91,36 @@ def test_dict_is_json():
     assert figures["unexplained"] == {"rss": 9 * MIB, "anonymous": 8 * MIB, "file": MIB}
 
 
-def test_usage_from_smaps_rollup(tmp_path, monkeypatch):
+SMAPS = """\
+55b882f26000-55b882f29000 r--p 00000000 fe:00 260850                     /usr/bin/sed
+Size:                 12 kB
+Rss:                1000 kB
+Pss:                 100 kB
+Pss_Dirty:             0 kB
+Anonymous:            12 kB
+VmFlags: rd mr mw me
+7fbc5fd58000-7fbc5fd5a000 rw-p 00000000 00:00 0
+Size:                  8 kB
+Rss:                 768 kB
+Pss:                 248 kB
+Anonymous:           768 kB
+7ffe00000000-7ffe00400000 r--s 00000000 fe:00 7                          /data/model.gguf
+Size:               4096 kB
+Rss:                2048 kB
+Pss:                1024 kB
+Anonymous:             0 kB
+"""
+
+
+def test_usage_from_smaps(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PROC", str(tmp_path))
-    (tmp_path / "smaps_rollup").write_text(
-        "55d7dbe83000-7ffdc6b49000 ---p 00000000 00:00 0    [rollup]\n"
-        "Rss:              1768 kB\nPss:               348 kB\nPss_Anon:          112 kB\n"
-        "Anonymous:         112 kB\nAnonHugePages:       0 kB\n")
+    (tmp_path / "smaps").write_text(SMAPS)
     found = report.usage()
-    assert found.rss == 1768 << 10 and found.pss == 348 << 10
-    assert found.anonymous == 112 << 10 and found.file == 1656 << 10
+    assert found.rss == 3816 << 10 and found.pss == 1372 << 10
+    assert found.anonymous == 780 << 10 and found.file == 3036 << 10
+    assert found.code() == 3036 << 10
+    assert found.code([("model.gguf", 0x7FFE00000000, 4 * MIB)]) == 988 << 10
+    assert [r.name for r in found.ranges] == ["/usr/bin/sed", "", "/data/model.gguf"]
 
 
 def test_usage_from_statm(tmp_path, monkeypatch):
@@ -96,7 +128,66 @@ def test_usage_from_statm(tmp_path, monkeypatch):
     (tmp_path / "statm").write_text("765 407 378 5 0 123 0\n")
     found = report.usage()
     assert (found.rss, found.anonymous, found.file) == (407 * OS_PAGE, 29 * OS_PAGE, 378 * OS_PAGE)
-    assert found.pss is None
+    assert found.pss is found.code() is None
+
+
+def test_stacks_of_threads():
+    known = report.threads()
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while not (found := report.thread_stacks(report.usage().ranges, known)):
+            if not report.threads():
+                pytest.skip("no /proc")
+            assert time.monotonic() < deadline
+        ((name, address, n_bytes),) = found
+        assert name == f"thread {thread.native_id}" and n_bytes >= MIB
+        assert 0 < report.resident_bytes(address, n_bytes, is_file=False) < n_bytes
+        assert report.thread_stacks((), known) == []
+    finally:
+        go.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [
+    ("64", [64 << 10]), ("512k", [512 << 10]), (" 3 M ", [3 * MIB]), ("1G", [1 << 30]),
+    ("9000B", [9000]), ("", []), ("much", []),
+])
+def test_stack_sizes(monkeypatch, text, n_bytes):
+    monkeypatch.setenv("OMP_STACKSIZE", text)
+    assert report.stack_sizes()[1:] == n_bytes
+
+
+def test_a_stack_ends_where_its_size_says(tmp_path, monkeypatch):
+    """What lies above it is one range with it in smaps."""
+    monkeypatch.setattr(report, "PROC", str(tmp_path))
+    monkeypatch.setenv("OMP_STACKSIZE", "1M")
+    (tmp_path / "task" / "7").mkdir(parents=True)
+    (tmp_path / "task" / "7" / "syscall").write_text("202 0x1 0x2 0x1000ff000 0x7f0000000000")
+    (tmp_path / "task" / "8").mkdir()
+    (tmp_path / "task" / "8" / "syscall").write_text("running")
+    above = report.Range(0x100000000, 0x100000000 + 3 * MIB, "", 0, 0, 0)
+    assert report.thread_stacks([above], {"6"}) == [("thread 7", 0x100000000, MIB)]
+    alone = above._replace(end=0x100000000 + MIB)
+    assert report.thread_stacks([alone]) == [("thread 7", 0x100000000, MIB)]
+
+
+def test_resident_bytes_of_each_purpose():
+    with Pool(64 * MIB) as pool:
+        kv = pool.array(OS_PAGE, np.uint8, "kv")
+        half = pool.array(OS_PAGE // 2, np.uint8, "half a page")
+        rest = pool.array(OS_PAGE // 2, np.uint8, "the other half")
+        idle = pool.array(20 * MIB, np.uint8, "idle")
+        kv[:] = half[:] = rest[:] = 1
+        pool_resident, parts = report._pool_parts(pool)
+        sizes = {part.name: (part.nbytes, part.resident) for part in parts}
+        assert sum(part.resident for part in parts) == pool_resident
+        for part, name in ((kv, "kv"), (half, "half a page"), (rest, "the other half")):
+            assert sizes[name] == (part.nbytes, part.nbytes)
+        assert sizes["idle"] == (20 * MIB, 0) and sizes["free"][1] == pool_resident - 2 * OS_PAGE
+        del kv, half, rest, idle, part
 
 
 def test_without_proc(tmp_path, monkeypatch):
@@ -108,7 +199,8 @@ def test_without_proc(tmp_path, monkeypatch):
         assert 4 * MIB <= found.pool_resident <= 8 * MIB            # by mincore
     assert found.now.rss is found.growth() is found.unexplained() is None
     assert found.now.peak_rss > MIB and found.now.minor_faults > 0
-    assert str(found).count("not available") == 9
+    assert [part.name for part in found.purposes] == ["kv"]
+    assert "not available" in str(found)
     json.dumps(found.as_dict())
 
 
@@ -167,7 +259,7 @@ pool = Pool(200 << 20)
 kv = pool.array(64 << 20, "u1", "kv")
 kv[:] = 1
 heap = np.ones(20 << 20, np.uint8)
-found = report.measure([(path, data.ctypes.data, data.nbytes)], pool, [],
+found = report.measure([(path, data.ctypes.data, data.nbytes)], pool,
                        [("tokenizer", heap.nbytes)])
 import json
 print(json.dumps(found.as_dict()))
@@ -188,6 +280,9 @@ def test_a_process_of_known_contents_is_explained(tmp_path):
     assert 48 * MIB <= mapped["resident"] <= 50 * MIB       # the kernel maps some pages ahead
     assert pool["in_use"] == pool["by_purpose"]["kv"]["in_use"] == 64 * MIB
     assert 64 * MIB <= found["pool_resident"] <= pool["reserved"] <= 66 * MIB
-    assert found["explained"]["rss"] == mapped["resident"] + found["pool_resident"] + 20 * MIB
+    (part,) = [part for part in found["purposes"] if part["name"] == "kv"]
+    assert part["nbytes"] == part["resident"] == 64 * MIB
+    parts = mapped["resident"] + found["pool_resident"] + found["code"] + 20 * MIB
+    assert found["explained"]["rss"] == parts
     for kind in ("rss", "anonymous", "file"):
         assert abs(found["unexplained"][kind]) < 0.05 * found["growth"]["rss"], found

@@ -1,6 +1,6 @@
 """The `bitnet` command: one module a subcommand, each with USAGE, WORDS, `configure` and `main`.
 
-Exit codes: 0 done, 1 a file, value or limit stood in the way (one line on stderr says which),
+Exit codes: 0 done, 1 a file, value or limit stood in the way (a line on stderr says which),
 2 wrong usage, 130 interrupted, 141 the reader of stdout went away. `python -X dev -m bitnet`
 shows the traceback instead of the line.
 """
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from .. import ContextFull, __version__
+from .. import ContextFull, MemoryLimitExceeded, __version__
 from . import bench, cache, chat, convert, embed, info, inspect, memory, pull, run, serve, verify
 from .options import Parser
 from .terminal import printable
@@ -68,6 +68,8 @@ def _about(module):
 
 
 def _one_line(error):
+    if isinstance(error, MemoryLimitExceeded):  # a table
+        return printable(str(error))
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}", keep="")
     return printable(str(error) or type(error).__name__, keep="")

@@ -11,8 +11,7 @@ from ..formats.gguf import GGUFFile
 from ..formats.packing import padded
 from ..formats.safetensors import open_folder
 from ..loading import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
-from ..memory import format_bytes
-from ..memory_plan import kv_bytes, plan
+from ..memory_plan import Need, Planner, Settings, kv_bytes, table
 from ..source import LAYOUTS, scan
 from . import options
 from .terminal import printable
@@ -99,7 +98,7 @@ def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
         "kv_bytes_per_token": {kind: kv_bytes(config, 128, kind) // 128 for kind in KV_DTYPES},
         "tokenizer": _tokenizer(source.tokenizer_source),
         "derived": derived,
-        "memory": _memory(source, derived, context, kv_dtype),
+        "memory": _memory(source, context, kv_dtype),
         "tensors": tensors,
     }
 
@@ -227,32 +226,14 @@ def _sidecar(source):
     return None
 
 
-def _memory(source, derived, context, kv_dtype):
-    threads, n_tokens = cpu.threads()[0], None
-    if source.tokenizer_source.metadata is not None:
-        n_tokens = len(source.tokenizer_source.metadata.get("tokenizer.ggml.tokens", ()))
-    in_memory = derived["bytes"] if derived["place"] == "memory" else 0
-    needs = plan(
-        source.config,
-        context=context,
-        kv_dtype=kv_dtype,
-        threads=threads,
-        n_tokens=n_tokens,
-        weights=in_memory,
-    )
-    used = sum(len(t.tensor.data) for t in source.ternary.values() if t.in_place is not None)
-    used += sum(len(t.data) for t in source.floats.values() if len(t.shape) == 2)
+def _memory(source, context, kv_dtype):
+    planner, settings = Planner(source), Settings(context, kv_dtype, threads=cpu.threads()[0])
+    needs = planner.needs(settings)
     return {
-        "context": context,
-        "kv_dtype": kv_dtype,
-        "slots": 1,
-        "threads": threads,
-        "private": [
-            {"purpose": n.purpose, "bytes": n.nbytes, "what": n.what, "estimate": not n.in_pool}
-            for n in needs
-        ],
-        "private_bytes": sum(n.nbytes for n in needs),
-        "mapped_bytes": used + derived["bytes"] - in_memory,
+        **vars(settings),
+        "needs": [vars(need) for need in needs],
+        "private_bytes": planner.private(settings),
+        "mapped_bytes": sum(n.nbytes for n in needs if n.purpose == "files"),
     }
 
 
@@ -369,19 +350,8 @@ def _memory_rows(memory):
             f"one sequence, threads: {memory['threads']}"
         ),
     )
-    lines = [
-        (
-            format_bytes(need["bytes"]),
-            need["purpose"],
-            need["what"] + (" (estimate)" if need["estimate"] else ""),
-        )
-        for need in memory["private"]
-    ]
-    lines.append((format_bytes(memory["private_bytes"]), "sum", "private to the process"))
-    lines.append((format_bytes(memory["mapped_bytes"]), "mapped", "of files, shared by processes"))
-    widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
-    for n_bytes, purpose, what in lines:
-        yield "memory", f"{n_bytes:>{widths[0]}}  {purpose:{widths[1]}}  {what}"
+    for line in table([Need(**need) for need in memory["needs"]]):
+        yield "memory", line
 
 
 def _refused_rows(found):

@@ -1,29 +1,125 @@
-"""memory: every byte after a short generation: mapped, pool by purpose, what the OS says."""
+"""memory: what a model needs with these settings; with --measure beside what the OS counts."""
+
 import json
+from dataclasses import asdict
 
 import bitnet
 
+from .. import cpu, hub
+from ..loading import BUNDLED_MODEL, MAX_SLOTS, context_of, limit_of
+from ..memory import format_bytes
+from ..memory_plan import Planner, Settings, table
+from ..source import scan
 from . import options
-from .terminal import Status
+from .terminal import Status, printable
 
 USAGE = "[MODEL]"
 WORDS = (0, 1)
+GENERATED = 16  # tokens of the measurement that are generated, after a prompt
 
 
 def configure(parser):
+    parser.epilog = (
+        "Without --measure nothing is loaded: a file of any size takes a moment. What is mapped is "
+        "shared\nby processes and counts against no limit."
+    )
     options.add_load(parser)
+    parser.add_argument(
+        "--slots",
+        type=options.number(int, 1, MAX_SLOTS),
+        default=1,
+        metavar="N",
+        help="sequences at once (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("-n", "--max-tokens", type=options.number(int, 1), default=32, metavar="N",
-                        help="tokens to generate before looking (default: 32)")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="load the model, fill every slot, and see where the memory is",
+    )
+    parser.add_argument(
+        "-n",
+        "--tokens",
+        type=options.number(int, 2),
+        metavar="N",
+        help="fill the slots with N tokens each (default: the context)",
+    )
 
 
 def main(args):
+    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+    planner = Planner(scan(path, layout=args.layout))
+    n_threads = cpu.threads(args.threads)[0]
+    context = context_of(planner.config, args.context)
+    settings = Settings(context, args.kv_dtype, args.slots, n_threads, args.mapping)
+    limit = limit_of(args.memory_limit)
+    if limit is not None:
+        planner.check(settings, limit)
+    report = _measure(path, args, context) if args.measure else None
+    if args.json:
+        print(json.dumps(_figures(path, planner, settings, limit, report)))
+    else:
+        print(printable("\n".join(_lines(path, planner, settings, limit, report))))
+    return 0
+
+
+def _measure(path, args, context):
+    """The MemoryReport of the model with every slot full."""
     status = Status()
     status.show("loading")
-    with bitnet.load(*args.words, **options.load_keywords(args)) as model:
-        status.show("generating")
-        model.generate([0] * 16, max_tokens=args.max_tokens, temperature=0)
+    with bitnet.load(path, **options.load_keywords(args), slots=args.slots) as model:
+        status.show("filling the slots")
+        n_tokens = min(args.tokens or context, context)
+        held = _fill(model, args.slots, n_tokens)
         report = model.memory()
         status.clear()
-        print(json.dumps(report.as_dict()) if args.json else report)
-    return 0
+        del held
+        return report
+
+
+def _fill(model, slots, n_tokens):
+    """Give each slot a sequence of its own; what has to stay alive meanwhile."""
+    n_prompt = max(1, n_tokens - GENERATED)
+    prompts = [[i % model.config.vocab_size] * n_prompt for i in range(slots)]
+    if model.config.pooling is None:  # finished sequences are kept, so the slots stay full
+        return model.generate(prompts, max_tokens=max(1, n_tokens - n_prompt), temperature=0)
+    sessions = [model.session() for _ in prompts]
+    for session, prompt in zip(sessions, prompts, strict=True):
+        session.feed(prompt)
+    return sessions
+
+
+def _figures(path, planner, settings, limit, report):
+    return {
+        "path": str(path),
+        "settings": asdict(settings),
+        "plan": [asdict(need) for need in planner.needs(settings)],
+        "private_bytes": planner.private(settings),
+        "memory_limit": limit,
+        "full_slots": planner.full_slots(settings, limit) if limit else settings.slots,
+        "measured": report and report.as_dict(),
+    }
+
+
+def _lines(path, planner, settings, limit, report):
+    s = settings
+    yield f"{path}, context={s.context} kv_dtype={s.kv_dtype} slots={s.slots}" + (
+        f" threads={s.threads} mapping={s.mapping}"
+    )
+    yield from table(planner.needs(settings))
+    if limit:
+        fits = f"memory_limit {format_bytes(limit)}: it fits"
+        n_full = planner.full_slots(settings, limit)
+        if n_full < s.slots:
+            fits += f", with {n_full} of {s.slots} slots full; others wait until there is room"
+        yield fits
+    if report:
+        yield ""
+        yield from str(report).splitlines()
+        growth = report.growth()
+        if growth:
+            unexplained, planned = report.unexplained() / growth, sum(report.planned.values())
+            yield (
+                f"the parts explain all but {100 * unexplained:.1f} % of the growth; the plan is "
+                f"{100 * (planned / growth - 1):+.1f} % off"
+            )
