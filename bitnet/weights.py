@@ -110,6 +110,7 @@ class Weights:
                 return data
             copy = pool.array(data.shape, np.uint8, "weights")
             copy[:] = data
+            mapping.forget(data.ctypes.data, data.nbytes)
             return copy
 
         for name, t in self._ternary.items():
@@ -118,8 +119,6 @@ class Weights:
             if len(tensor.shape) == 2:
                 self.source.floats[name] = replace(tensor, data=copied(tensor.data))
         self.check_maps()
-        for file in self._files:  # headers and norms are read from it again, a page at a time
-            mapping.forget(file.data.ctypes.data, file.data.nbytes)
         self._is_copied = True
 
     def lock(self):
