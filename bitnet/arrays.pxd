@@ -39,6 +39,7 @@ cdef class Linear:
     cdef Part parts[MAX_PARTS]
     cdef Py_ssize_t n_parts, n_blocks, n_chunks
     cdef readonly Py_ssize_t n_rows, n_cols
+    cdef readonly Py_ssize_t fewest_rows        # of a part
     cdef list owners                    # memoryviews of codes and scales
 
 cdef class Rows:

@@ -93,6 +93,7 @@ cdef class Linear:
             self.n_chunks += (part.n_rows + CHUNK - 1) // CHUNK
             self.n_parts += 1
             self.owners.append((codes, scales))
+        self.fewest_rows = min([codes.shape[0] for codes, _ in self.owners])
 
 
 cdef class Rows:

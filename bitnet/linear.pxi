@@ -17,16 +17,9 @@ cdef struct Lookup:                     # how the tokens that tables take are di
     Py_ssize_t n_items
 
 
-def workspace_bytes(Linear weights not None):
-    """Bytes a thread works in where a batch is large, 0 where there is no gain by that."""
-    return WORK_BYTES if kernels.ternary_lookup and fewest_rows(weights) >= LOOKUP_FEWEST else 0
-
-
-cdef Py_ssize_t fewest_rows(Linear weights) noexcept:
-    cdef Py_ssize_t i, fewest = weights.n_rows
-    for i in range(weights.n_parts):
-        fewest = min(fewest, weights.parts[i].n_rows)
-    return fewest
+def workspace_bytes(Py_ssize_t n_rows):
+    """Bytes a thread works in where a batch is large, 0 where matrices of n_rows gain nothing."""
+    return WORK_BYTES if kernels.ternary_lookup and n_rows >= LOOKUP_FEWEST else 0
 
 
 def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
@@ -105,7 +98,7 @@ cdef Lookup lookup_of(Linear weights, Batch batch, int team) noexcept:
     """Whole groups of 16 tokens, in few large items, or as many as there are threads."""
     cdef Lookup plan = Lookup(0, 1, LOOKUP_GROUPS, LOOKUP_ROWS, 0)
     cdef Py_ssize_t i, n_groups = batch.n_tokens // 16 + (batch.n_tokens % 16 > LOOKUP_REST)
-    if (n_groups == 0 or not kernels.ternary_lookup or fewest_rows(weights) < LOOKUP_FEWEST
+    if (n_groups == 0 or not kernels.ternary_lookup or weights.fewest_rows < LOOKUP_FEWEST
             or batch.workspace.shape[0] < team or batch.workspace.shape[1] < WORK_BYTES):
         return plan
     plan.n_tokens = min(batch.n_tokens, 16 * n_groups)

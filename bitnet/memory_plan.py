@@ -8,7 +8,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from . import cpu, sidecar
+from . import cpu, ops, sidecar
 from .cache import ITEM_BYTES, KVCache
 from .families import FAMILIES
 from .formats.packing import padded
@@ -180,7 +180,8 @@ def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, 
     needs = [
         Need("kv", slots * kv_bytes(config, context, kv_dtype),
              f"keys and values: {slots} x {pages} pages of {PAGE} positions in {layers} layers"),
-        Need("scratch", _scratch(config, MAX_BATCH), f"{MAX_BATCH} rows of a forward pass"),
+        Need("scratch", _scratch(config, MAX_BATCH) + _workspace(config, threads),
+             f"{MAX_BATCH} rows of a forward pass"),
         Need("rope", _rope(config, context), f"cosines and sines of {context:,} positions"),
         Need("norms", _norms(config), "copies in float32"),
         Need("logits", _array(slots, config.vocab_size), f"{slots} x {config.vocab_size:,}"),
@@ -248,6 +249,12 @@ def _scratch(config, n):
     columns = [hidden, hidden, qkv, q_width, 2 * ffn, ffn, hidden if has_projected else 0]
     codes = _array(n, padded(max(hidden, q_width, ffn)), item=1) + 2 * _array(n)
     return sum(_array(n, width) for width in columns) + codes
+
+
+def _workspace(config, threads):
+    """What threads work in: o_proj has hidden_size rows, gate_proj intermediate_size."""
+    n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
+    return _array(threads, n_bytes, item=1)
 
 
 def _rope(config, context):

@@ -134,8 +134,8 @@ class Transformer:
 
     @n_threads.setter
     def n_threads(self, n):
-        linears = (linear for layer in self._linears for linear, _ in layer)
-        n_bytes = max(map(ops.workspace_bytes, linears))
+        n_rows = max(linear.fewest_rows for layer in self._linears for linear, _ in layer)
+        n_bytes = ops.workspace_bytes(n_rows)
         if n_bytes and self.batch.workspace.shape[0] != n:
             self.batch.workspace = self.pool.array((n, n_bytes), np.uint8, "scratch")
         self.batch.n_threads = n
