@@ -296,15 +296,34 @@ def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch
 
 cdef void head_chunk(Matrix out, Rows rows, Matrix x, Batch batch, bint last_only,
                      Py_ssize_t chunk) noexcept nogil:
+    """Four tokens at a time; where there are fewer, the last of them again."""
     cdef Py_ssize_t first = chunk * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, rows.n_rows - first)
-    cdef Py_ssize_t t, i = 0, last = batch.n_tokens - 1
+    cdef Py_ssize_t t, i = 0, n = 0, last = batch.n_tokens - 1
+    cdef float* outs[4]
+    cdef const float* xs[4]
     for t in range(batch.n_tokens):
-        if last_only and t < last and batch.sequence_of[t] == batch.sequence_of[t + 1]:
-            continue
-        kernels.rows_dot(out.data + i * out.n_cols + first, &rows.data[first, 0],
-                         x.data + t * x.n_cols, rows.type, rows.data.shape[1], n_rows, rows.n_cols)
-        i += 1
+        if not last_only or t == last or batch.sequence_of[t] != batch.sequence_of[t + 1]:
+            outs[n] = out.data + i * out.n_cols + first
+            xs[n] = x.data + t * x.n_cols
+            n += 1
+            i += 1
+        if n == 4 or (n and t == last):
+            head_rows(outs, rows, first, n_rows, xs, n)
+            n = 0
+
+
+cdef inline void head_rows(float** out, Rows rows, Py_ssize_t first, Py_ssize_t n_rows,
+                           const float** x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t t
+    if n == 1:
+        kernels.rows_dot(out[0], &rows.data[first, 0], x[0], rows.type, rows.data.shape[1], n_rows,
+                         rows.n_cols)
+        return
+    for t in range(n, 4):
+        out[t], x[t] = out[n - 1], x[n - 1]
+    kernels.rows_dot_4(out, &rows.data[first, 0], x, rows.type, rows.data.shape[1], n_rows,
+                       rows.n_cols)
 
 
 def exp(const float[::1] x not None):

@@ -120,6 +120,15 @@ def test_rows_times_a_scale(isa, scale):
     np.testing.assert_array_equal(got, values[[8, 3]] * np.float32(scale))
 
 
+@pytest.mark.parametrize("type, n_cols", [(t, 768) for t in floats.ROW_TYPES] + [("F16", 761)])
+@pytest.mark.parametrize("n_tokens", [2, 3, 4, 5, 9])
+def test_inputs_together_or_alone(isa, type, n_cols, n_tokens):
+    table = arrays.Rows(guarded(rows_of(type, 67, n_cols)), type, n_cols)
+    x = rng(n_tokens).standard_normal((n_tokens, n_cols)).astype(np.float32)
+    alone = np.vstack([logits_of(table, row[None]) for row in x])
+    assert logits_of(table, x, n_threads=2).tobytes() == alone.tobytes()
+
+
 def test_the_same_bits_everywhere():
     """Rows of every type and odd numbers of them, compared byte by byte with plain C."""
     x = rng(5).standard_normal((2, 768)).astype(np.float32)

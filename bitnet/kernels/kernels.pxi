@@ -394,10 +394,10 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef Kernels table = Kernels(
-    ternary_matmul=ternary_matmul, ternary_lookup=ternary_lookup,
-    find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
+    ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate, silu_gate=silu_gate,
-    gelu_gate=gelu_gate, rows_dot=rows_dot, decode_row=decode_row, exp=exp, read=read)
+    gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4, decode_row=decode_row, exp=exp,
+    read=read, ternary_lookup=ternary_lookup)
 if not LOOKUP:
     table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

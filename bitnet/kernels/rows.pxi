@@ -272,3 +272,56 @@ cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
             r += 4
     for i in range(r, n_rows):
         out[i] = float_row_dot(rows + i * row_bytes, x, type, n_cols)
+
+
+cdef void rows_dot_4(float** out, const uint8_t* rows, const float** x, int type,
+                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
+    cdef Py_ssize_t r, t
+    cdef float dots[4]
+    for r in range(n_rows):
+        if is_float(type):
+            float_row_dots(dots, rows + r * row_bytes, x, type, n_cols)
+        else:
+            block_row_dots(dots, rows + r * row_bytes, x, type, n_cols)
+        for t in range(4):
+            out[t][r] = dots[t]
+
+
+cdef void float_row_dots(float* out, const uint8_t* row, const float** x, int type,
+                         Py_ssize_t n) noexcept nogil:
+    """One row times four inputs: each number is read and converted once, the next row asked for."""
+    cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
+    cdef Py_ssize_t i, rest = n % LANES, item = 4 if type == F32 else 2
+    for i in range(0, n - LANES + 1, 16):
+        prefetch(row + (n + i) * item)
+        v = load_row(row, type, i)
+        acc0 = f32_add(acc0, f32_mul(v, f32_load(x[0] + i)))
+        acc1 = f32_add(acc1, f32_mul(v, f32_load(x[1] + i)))
+        acc2 = f32_add(acc2, f32_mul(v, f32_load(x[2] + i)))
+        acc3 = f32_add(acc3, f32_mul(v, f32_load(x[3] + i)))
+    if rest:
+        i = n - rest
+        v = load_last(row, type, n)
+        acc0 = f32_add(acc0, f32_mul(v, load_some(x[0] + i, rest)))
+        acc1 = f32_add(acc1, f32_mul(v, load_some(x[1] + i, rest)))
+        acc2 = f32_add(acc2, f32_mul(v, load_some(x[2] + i, rest)))
+        acc3 = f32_add(acc3, f32_mul(v, load_some(x[3] + i, rest)))
+    out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)
+
+
+cdef void block_row_dots(float* out, const uint8_t* row, const float** x, int type,
+                         Py_ssize_t n_cols) noexcept nogil:
+    cdef Chunk chunk
+    cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
+    cdef Py_ssize_t i, j, k, n
+    for i in range(0, n_cols, 256):
+        n = min(<Py_ssize_t>CHUNK, n_cols - i)
+        row = unpack(&chunk, row, type, n)
+        for j in range(n // LANES):
+            v = load_codes(&chunk, j)
+            k = i + LANES * j
+            acc0 = f32_add(acc0, f32_mul(v, f32_load(x[0] + k)))
+            acc1 = f32_add(acc1, f32_mul(v, f32_load(x[1] + k)))
+            acc2 = f32_add(acc2, f32_mul(v, f32_load(x[2] + k)))
+            acc3 = f32_add(acc3, f32_mul(v, f32_load(x[3] + k)))
+    out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)

@@ -510,7 +510,11 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                 s++;                                                                              \
             } else {                                                                              \
                 end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
-                for (; s < end; s++) STEP(R, T, vec_codes, vec_input);                            \
+                for (; s < end; s++) {                                                            \
+                    UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
+                        prefetch(w + R * STEP_BYTES * s + i + AHEAD);                             \
+                    STEP(R, T, vec_codes, vec_input);                                             \
+                }                                                                                 \
             }                                                                                     \
             UNROLL for (int r = 0; r < R; r++)                                                    \
                 UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_fold(sum[r][t], acc[r][t]);    \
@@ -548,7 +552,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                 end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
                 for (; s < end; s++) {                                                            \
                     UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
-                        __builtin_prefetch(w + R * STEP_BYTES * s + i + AHEAD);                   \
+                        prefetch(w + R * STEP_BYTES * s + i + AHEAD);                             \
                     STEP_1(R, vec_codes, vec_input)                                               \
                 }                                                                                 \
             }                                                                                     \

@@ -34,6 +34,9 @@ cdef struct Kernels:
     # out[r] = row r of an embedding or head, type a ggml type number, times x
     void (*rows_dot)(float* out, const uint8_t* rows, const float* x, int type,
                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+    # the same of four inputs, each to an output of its own
+    void (*rows_dot_4)(float** out, const uint8_t* rows, const float** x, int type,
+                       Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     void (*decode_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
