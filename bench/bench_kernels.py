@@ -80,7 +80,7 @@ def test_head(isa, n_threads, type, timed, figures):
     x = arrays.Matrix(np.ones((1, HIDDEN), np.float32))
     out = arrays.Matrix(np.zeros((1, n_rows), np.float32))
     rows, batch = arrays.Rows(data, type, HIDDEN), arrays.Batch(1, 1, n_threads).rows_only(1)
-    seconds, read = timed(lambda: ops.head(out, rows, x, batch, last_only=False),
+    seconds, read = timed(lambda: ops.head(out, rows, x, batch),
                           lambda: ops.read_bandwidth(data.reshape(-1), n_threads))
     figures(gb_s=data.nbytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
             share=read / seconds)

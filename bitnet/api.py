@@ -13,6 +13,7 @@ from .generation import Limits, TextAssembler
 from .model import Transformer
 from .sampling import Sampling, make_sampler
 from .session import Session
+from .speculation import make_drafts
 
 
 def check_whole(name, value, greatest):
@@ -62,6 +63,8 @@ class Model:
             batch, with any number of threads, on any CPU.
         stop: a string or several, before which the text ends.
         context_end="stop": what happens when the context is full, or "error" for ContextFull.
+        speculative=None: "ngram" tries what followed the last time the text went like this, several
+            tokens in one step: the same text, sooner where it repeats itself or the prompt.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         prompts = [prompt] if one else prompt
@@ -267,6 +270,7 @@ class Model:
         presence_penalty=0.0,
         frequency_penalty=0.0,
         context_end="stop",
+        speculative=None,
     ):
         """A Request of the engine, everything in it checked; see generate."""
         config, engine = self.config, self._open_engine()
@@ -286,7 +290,8 @@ class Model:
             eos_ids |= frozenset(self.tokenizer.eos_ids)
             text = TextAssembler(self.tokenizer.stream(), stop)
         limits = Limits(max_tokens, stop, eos_ids, context_end)
-        request = Request(token_ids, make_sampler(sampling, config.vocab_size), limits, text)
+        sampler = make_sampler(sampling, config.vocab_size)
+        request = Request(token_ids, sampler, limits, text, drafts=make_drafts(speculative))
         engine.check(request)
         return request
 

@@ -20,6 +20,7 @@ from .prefixes import Prefixes
 from .sampling import best, log_probabilities
 
 PAGE_TOKENS = 128  # of a cache's page
+DRAFT_ROWS = 16  # tokens of drafts in a step, of all sequences
 
 
 class Cancelled(Exception):
@@ -40,18 +41,21 @@ class Request:
     prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
     text: a TextAssembler, or None where only ids are wanted. n_logprobs: None, or of how many of
     the likeliest tokens the probabilities are wanted at each place. constraint (may be set): has
-    allowed() -> bool (vocab,), which tokens may come next, and accept(token_id).
+    allowed() -> bool (vocab,), which tokens may come next, and accept(token_id). drafts: None, or
+    what proposes tokens that the next step is to try as well, speculation.NgramDrafts.
     pieces: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
     the model's logits as they are, before temperature, penalties and biases.
     """
 
-    def __init__(self, prompt_ids, sampler, limits, text=None, n_logprobs=None):
+    def __init__(self, prompt_ids, sampler, limits, text=None, n_logprobs=None, drafts=None):
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.limits, self.text = sampler, limits, text
         self.n_logprobs, self.logprobs = n_logprobs, []
         self.constraint = None
+        self.drafts = drafts
+        self.draft = []  # tokens that the planned step tries behind the latest one
         self.cache = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.pieces = deque()
@@ -75,6 +79,31 @@ class Request:
     def start_clock(self):
         if not self._times:
             self._times = [time.perf_counter()] * 3
+
+    def make_draft(self, most):
+        """Propose at most ``most`` tokens for the next step, as far as there is use and room."""
+        rest = self.limits.max_tokens - (len(self.tokens) - self.n_prompt)
+        most = min(most, rest - 1, self.cache.capacity - len(self.tokens))
+        self.draft = self.drafts.propose(self.tokens, most) if most > 0 else []
+
+    def advance(self, logits):
+        """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.
+
+        The cache is left with all tokens but the last.
+        """
+        draft, self.draft = self.draft, []
+        n_right = 0
+        try:
+            self.sample(logits[0])
+            for i, token in enumerate(draft):
+                if self.is_done or self.tokens[-1] != token:
+                    break
+                n_right += 1
+                self.sample(logits[i + 1])
+        finally:
+            self.cache.trim(len(self.tokens) - 1)
+        if draft:
+            self.drafts.record(len(draft), n_right)
 
     def sample(self, logits):
         """Choose the next token from logits (vocab,) and see to what follows from it."""
@@ -141,6 +170,8 @@ class Request:
             cached_tokens=self.n_cached,
             prompt_tps=_rate(self.n_prompt - self.n_cached, first - started),
             generation_tps=_rate(len(generated) - 1, latest - first),
+            drafted_tokens=self.drafts.drafted if self.drafts else 0,
+            accepted_tokens=self.drafts.accepted if self.drafts else 0,
         )
 
 
@@ -234,7 +265,7 @@ class Engine:
             self._admit()
             batch = self._plan()
             if batch:
-                with self._pace.measure(any(n > 1 for _, n in batch)):
+                with self._pace.measure(any(r.pending > 1 for r, _ in batch)):
                     self._run(batch)
             self._forget_done()
             return bool(batch)
@@ -293,6 +324,8 @@ class Engine:
             running.append(request)
             try:
                 request.cache = self._cache_for(request)
+                if request.drafts:
+                    self.transformer.reserve_logits(self.slots + DRAFT_ROWS)
             except Exception as error:
                 self._end(request, error)
 
@@ -342,13 +375,24 @@ class Engine:
         active = [r for r in tuple(self._requests) if r.cache is not None]
         for request in active:
             self._guard(request, request.settle)  # what an interrupt left undone
-            if not request.is_done and request.pending == 0:  # its logits were lost to an interrupt
+            if not request.is_done and request.pending < 1:  # its logits were lost to an interrupt
                 request.cache.trim(len(request.tokens) - 1)
         active = [r for r in active if not r.is_done]
         running = [r for r in active if r.pending == 1][: self.transformer.max_batch]
         prompts = [r for r in active if r.pending > 1]
         shares = self._shares(running, prompts)
-        return [(r, 1) for r in running] + [(r, shares[r]) for r in prompts if shares.get(r)]
+        self._make_drafts(running, self.transformer.max_batch - len(running) - sum(shares.values()))
+        generating = [(r, 1 + len(r.draft)) for r in running]
+        return generating + [(r, shares[r]) for r in prompts if shares.get(r)]
+
+    def _make_drafts(self, running, n_left):
+        """Drafts of those that generate, within the rows that are left and those of DRAFT_ROWS."""
+        n_left = min(n_left, DRAFT_ROWS)
+        for request in running:
+            request.draft = []
+            if request.drafts:
+                request.make_draft(n_left)
+                n_left -= len(request.draft)
 
     def _shares(self, running, prompts):
         """{request: rows of the step it gets} of those whose prompt is still read."""
@@ -362,18 +406,23 @@ class Engine:
 
     def _run(self, batch):
         """Run a planned batch; if it fails, each sequence alone, so that only the guilty ends."""
-        whole = [n == request.pending for request, n in batch]
+        wanted = [max(0, 1 + n - request.pending) for request, n in batch]
         try:
-            logits = self._forward(batch, "last" if any(whole) else "none")
+            logits = self._forward(batch, wanted)
         except Exception as error:
-            if len(batch) == 1:
+            if len(batch) == 1 and not batch[0][0].draft:
                 self._end(batch[0][0], error)
-            for part in batch if len(batch) > 1 else ():
-                self._run([part])
+                return
+            for request, n in batch:
+                n -= len(request.draft)  # which may want memory that the text does not
+                request.draft = []
+                self._run([(request, n)])
             return
-        for i, (request, _) in enumerate(batch):
-            if whole[i]:
-                self._guard(request, request.sample, logits[i])
+        first = 0
+        for (request, _), n in zip(batch, wanted, strict=True):
+            if n:
+                self._guard(request, request.advance, logits[first : first + n])
+            first += n
 
     def _forward(self, batch, logits):
         """The forward pass of a batch; whatever interrupts it, the caches are as before."""
@@ -381,7 +430,8 @@ class Engine:
         for request, n in batch:
             request.start_clock()
             begin = request.cache.length
-            self._token_ids[n_rows : n_rows + n] = request.tokens[begin : begin + n]
+            tokens = request.tokens[begin : begin + n] + request.draft
+            self._token_ids[n_rows : n_rows + n] = tokens
             n_rows += n
         sequences = [(request.cache, n) for request, n in batch]
         lengths = [cache.length for cache, _ in sequences]

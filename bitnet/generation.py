@@ -13,7 +13,8 @@ class Completion:
     token included. finish_reason: "stop" (an end token or a stop string), "length" (max_tokens) or
     "context" (no room for another token). stop: the stop string that was met, or None. seed: gives
     the same text again. cached_tokens: of the prompt, not read since another sequence began alike.
-    prompt_tps, generation_tps: tokens a second, 0 where nothing was timed.
+    prompt_tps, generation_tps: tokens a second, 0 where nothing was timed. drafted_tokens,
+    accepted_tokens: proposed by speculation, and those that were right.
     """
 
     text: str
@@ -25,6 +26,8 @@ class Completion:
     cached_tokens: int
     prompt_tps: float
     generation_tps: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def completion_tokens(self):

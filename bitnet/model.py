@@ -4,6 +4,7 @@ Knows arithmetic; knows no text and no file format. The graph of a block is in f
 arrays are taken from the pool once, so that a step allocates nothing.
 """
 
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,7 @@ class Transformer:
         self.max_batch, self.max_sequences = max_batch, max_sequences
         self.vocab_size = config.vocab_size
         self.batch = Batch(max_batch, max_sequences, n_threads)
+        self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are wanted
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
@@ -138,7 +140,12 @@ class Transformer:
         n_bytes = ops.workspace_bytes(n_rows)
         if n_bytes and self.batch.workspace.shape[0] != n:
             self.batch.workspace = self.pool.array((n, n_bytes), np.uint8, "scratch")
-        self.batch.n_threads = n
+        self.batch.n_threads = self.head_batch.n_threads = n
+
+    def reserve_logits(self, n_rows):
+        """Take room for so many rows of logits; PoolExhausted."""
+        if n_rows > self.logits.n_rows:
+            self.logits = self._matrix(n_rows, self.vocab_size, "logits")
 
     def new_cache(self, capacity=None, dtype="f16"):
         """An empty KVCache for one sequence of up to ``capacity`` tokens (None: the context)."""
@@ -158,16 +165,16 @@ class Transformer:
 
         token_ids: int32 (n,), the new tokens of all sequences, one sequence after the other.
         sequences: list of (KVCache, n_tokens). logits: "last" gives float32 (n_sequences, vocab),
-        "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None. The result is
-        read-only and valid until the next call. after_layer(i, hidden) is called behind each layer
-        with float32 (n, hidden), to look at.
+        "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
+        how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
+        and valid until the next call. after_layer(i, hidden) is called behind each layer with
+        float32 (n, hidden), to look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
-        if logits not in ("last", "all", "hidden", "none"):
-            raise ValueError(f"logits is {logits!r}, not last, all, hidden or none")
+        wanted = wanted_rows(sequences, logits)
         batch, s = self._set_batch(sequences), self.scratch
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
@@ -179,7 +186,7 @@ class Transformer:
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
         self._unchecked = self._mapped = None
-        out = self._head(s, batch, logits)
+        out = self._head(s, wanted, logits == "hidden")
         self._check_maps()
         for cache, n_tokens in sequences:
             cache.advance(n_tokens)
@@ -194,17 +201,18 @@ class Transformer:
                 if self.make_room is None or not self.make_room():
                     raise
 
-    def _head(self, s, batch, logits):
-        """The final norm and the float head, over the rows that were asked for."""
-        if logits == "none":
+    def _head(self, s, wanted, is_hidden):
+        """The final norm and the float head, over the rows that are wanted."""
+        if not wanted:
             return None
-        ops.rms_norm(s.normed, self.norm, s.hidden, batch)                  # (n, hidden)
-        n = batch.n_sequences if logits == "last" else batch.n_tokens
-        out = s.normed if logits == "hidden" else self.logits
+        n, batch = len(wanted), self.head_batch.rows_only(len(wanted))
+        ops.pick(s.normed, s.hidden, wanted)                                # (n, hidden)
+        ops.rms_norm(s.normed, self.norm, s.normed, batch)
+        out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
             out = self._matrix(n, self.vocab_size, "logits")
-        if logits != "hidden":
-            ops.head(out, self.lm_head, s.normed, batch, last_only=logits == "last")
+        if not is_hidden:
+            ops.head(out, self.lm_head, s.normed, batch)
         view = out.array()[:n]                                              # (n, vocab)
         view.flags.writeable = False
         return view
@@ -224,3 +232,22 @@ class Transformer:
                 limit = "codes are 0, 1, 2 for -1, 0, 1"
                 path = self._unchecked.path
                 raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
+
+
+def wanted_rows(sequences, logits):
+    """The rows of a batch whose logits are wanted; sequences and logits as of forward."""
+    lengths = [n for _, n in sequences]
+    counts = logits
+    if isinstance(logits, str):
+        if logits not in ("last", "all", "hidden", "none"):
+            raise ValueError(f"logits is {logits!r}, not last, all, hidden or none")
+        counts = {"last": [1] * len(lengths), "none": [0] * len(lengths)}.get(logits, lengths)
+    elif len(logits) != len(lengths) or any(
+        not 0 <= k <= n for k, n in zip(logits, lengths, strict=True)
+    ):
+        raise ValueError(f"logits is {logits}, of sequences of {lengths} tokens")
+    return [
+        row
+        for end, n_wanted in zip(accumulate(lengths), counts, strict=True)
+        for row in range(end - n_wanted, end)
+    ]

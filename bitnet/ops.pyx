@@ -10,7 +10,7 @@ import numpy as np
 
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from .arrays cimport (
     BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rows, Sequence,
@@ -274,56 +274,53 @@ cdef Gate gate_kernel(str act) except NULL:
     raise ValueError(f"act is {act!r}, not relu2, silu or gelu")
 
 
-def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None,
-         bint last_only=True):
-    """Logits: out[i] = rows x[i], of every row or of the last row of each sequence (last_only)."""
-    cdef Py_ssize_t c, n = batch.n_sequences if last_only else batch.n_tokens
+def pick(Matrix out not None, Matrix x not None, list rows not None):
+    """out[i] = x[rows[i]]."""
+    cdef Py_ssize_t i = 0, r, n = x.n_cols
+    if len(rows) > out.n_rows or out.n_cols != n:
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {len(rows)} x {n}")
+    for r in rows:
+        if not 0 <= r < x.n_rows:
+            raise ValueError(f"row {r} of {x.n_rows}")
+        memmove(out.data + i * n, x.data + r * n, n * sizeof(float))
+        i += 1
+
+
+def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None):
+    """Logits: out[i] = rows x[i]."""
+    cdef Py_ssize_t c, n = batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
     cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n // 8)
-    if last_only and batch.caches is None:
-        raise ValueError("the batch has no sequences: there is no last row")
-    if (n > out.n_rows or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols
-            or x.n_rows < batch.n_tokens):
+    if n > min(out.n_rows, x.n_rows) or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols:
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
                          f"x {x.n_rows} x {x.n_cols}, {n} wanted")
     if team == 1:
         for c in range(n_chunks):
-            head_chunk(out, rows, x, batch, last_only, c)
+            head_chunk(out, rows, x, n, c)
         return
     for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
-        head_chunk(out, rows, x, batch, last_only, c)
+        head_chunk(out, rows, x, n, c)
 
 
-cdef void head_chunk(Matrix out, Rows rows, Matrix x, Batch batch, bint last_only,
+cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t n_tokens,
                      Py_ssize_t chunk) noexcept nogil:
     """Four tokens at a time; where there are fewer, the last of them again."""
     cdef Py_ssize_t first = chunk * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, rows.n_rows - first)
-    cdef Py_ssize_t t, i = 0, n = 0, last = batch.n_tokens - 1
+    cdef Py_ssize_t t, begin, n
     cdef float* outs[4]
     cdef const float* xs[4]
-    for t in range(batch.n_tokens):
-        if not last_only or t == last or batch.sequence_of[t] != batch.sequence_of[t + 1]:
-            outs[n] = out.data + i * out.n_cols + first
-            xs[n] = x.data + t * x.n_cols
-            n += 1
-            i += 1
-        if n == 4 or (n and t == last):
-            head_rows(outs, rows, first, n_rows, xs, n)
-            n = 0
-
-
-cdef inline void head_rows(float** out, Rows rows, Py_ssize_t first, Py_ssize_t n_rows,
-                           const float** x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t t
-    if n == 1:
-        kernels.rows_dot(out[0], &rows.data[first, 0], x[0], rows.type, rows.data.shape[1], n_rows,
-                         rows.n_cols)
-        return
-    for t in range(n, 4):
-        out[t], x[t] = out[n - 1], x[n - 1]
-    kernels.rows_dot_4(out, &rows.data[first, 0], x, rows.type, rows.data.shape[1], n_rows,
-                       rows.n_cols)
+    for begin in range(0, n_tokens, 4):
+        n = min(<Py_ssize_t>4, n_tokens - begin)
+        for t in range(4):
+            outs[t] = out.data + (begin + min(t, n - 1)) * out.n_cols + first
+            xs[t] = x.data + (begin + min(t, n - 1)) * x.n_cols
+        if n == 1:
+            kernels.rows_dot(outs[0], &rows.data[first, 0], xs[0], rows.type, rows.data.shape[1],
+                             n_rows, rows.n_cols)
+        else:
+            kernels.rows_dot_4(outs, &rows.data[first, 0], xs, rows.type, rows.data.shape[1],
+                               n_rows, rows.n_cols)
 
 
 def exp(const float[::1] x not None):

@@ -74,6 +74,9 @@ class MockTransformer:
     def new_cache(self, capacity=None, dtype="f16"):
         return MockCache(self, capacity or self.context)
 
+    def reserve_logits(self, n_rows):
+        assert n_rows >= 1
+
     def forward(self, token_ids, sequences, *, logits="last"):
         assert token_ids.dtype == np.int32
         assert sum(n for _, n in sequences) == len(token_ids) <= self.max_batch
@@ -85,12 +88,17 @@ class MockTransformer:
         if self.on_forward:
             self.on_forward([(cache.tokens, n) for cache, n in sequences])
         self.steps.append([n for _, n in sequences])
-        begin = 0
-        for i, (cache, n) in enumerate(sequences):
-            cache.tokens += token_ids[begin:begin + n].tolist()
+        if isinstance(logits, str):
+            logits = [int(logits == "last")] * len(sequences)
+        begin = n_rows = 0
+        for (cache, n), n_wanted in zip(sequences, logits, strict=True):
+            for i in range(n):
+                cache.tokens.append(int(token_ids[begin + i]))
+                if i >= n - n_wanted:
+                    self._logits[n_rows] = self.logits_after(cache.tokens)
+                    n_rows += 1
             begin += n
-            self._logits[i] = self.logits_after(cache.tokens)
-        return None if logits == "none" else self._logits[:len(sequences)]
+        return self._logits[:n_rows] if n_rows else None
 
     def logits_after(self, tokens):
         if self.script is None:

@@ -65,7 +65,7 @@ def embedded(table, ids, **options):
 def logits_of(table, x, n_threads=1):
     out = matrix(np.full((len(x), table.n_rows), np.nan))
     given = arrays.Matrix(guarded(x))
-    ops.head(out, table, given, batch(len(x), n_threads), last_only=False)
+    ops.head(out, table, given, batch(len(x), n_threads))
     return out.array()
 
 

@@ -3,7 +3,7 @@ import argparse
 import math
 import os
 
-from .. import hub
+from .. import hub, speculation
 from ..generation import Limits
 from ..loading import MAPPINGS, parse_bytes
 from ..sampling import Sampling
@@ -90,6 +90,9 @@ def add_generation(parser, max_tokens):
                        help="make tokens that occurred less likely; 1: do not")
     group.add_argument("--seed", type=int, metavar="N",
                        help="the same seed gives the same text (default: a new one each time)")
+    group.add_argument("--speculative", choices=speculation.KINDS,
+                       help="try what followed the last time the text went like this: the same "
+                            "text, sooner where it repeats itself (default: do not)")
     group.add_argument("--stop", action="append", metavar="TEXT",
                        help="end before TEXT; may be given several times")
 
@@ -106,12 +109,13 @@ def generation_keywords(args):
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     limits = {"max_tokens": args.max_tokens, "stop": tuple(args.stop or ())}
+    drafts = {"speculative": args.speculative} if args.speculative else {}
     try:
         Sampling(**given)
         Limits(**limits)
     except ValueError as error:
         args.parser.error(str(error))
-    return given | limits
+    return given | limits | drafts
 
 
 def looks_like_model(word):
