@@ -1,9 +1,9 @@
 """What the benchmarks share: the file of 2B-4T's shape, paired timing, the table of figures."""
 import json
-import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
 
@@ -16,6 +16,19 @@ def pytest_addoption(parser):
     parser.addoption("--synthetic", metavar="PATH", type=Path,
                      help="the 2B-4T-shaped file of 1.2 GB: used if it exists, else written and "
                           "kept (default: written to a temporary folder and deleted)")
+
+
+    parser.addoption("--largest", metavar="N", type=int, default=1024,
+                     help="leave out model benchmarks of more than N tokens (default: 1024)")
+
+
+@pytest.fixture
+def fits(request):
+    """Skip what is larger than --largest."""
+    def check(n_tokens):
+        if n_tokens > request.config.getoption("--largest"):
+            pytest.skip(f"{n_tokens} tokens: more than --largest")
+    return check
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,7 +46,9 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("figures")
         terminalreporter.write_line(json.dumps(bitnet.info(), default=str))
         for name, figures in config.stash[FIGURES]:
-            cells = "".join(f"  {key} {value:.4g}" for key, value in figures.items())
+            cells = "".join(
+                f"  {key} {value if isinstance(value, str) else format(value, '.4g')}"
+                for key, value in figures.items())
             terminalreporter.write_line(f"{name:64}{cells}")
 
 
@@ -51,7 +66,7 @@ def synthetic_path(request, tmp_path_factory):
 
 @pytest.fixture
 def figures(request, benchmark):
-    """Record figures (name to number) beside the times, in the table at the end and in the JSON."""
+    """Record figures (name to number or text) beside the times: in the table, in the JSON."""
     def record(**values):
         benchmark.extra_info.update(values)
         request.config.stash[FIGURES].append((request.node.name, values))
@@ -75,6 +90,7 @@ def timed(benchmark):
 
         setup = reference and (lambda: others.append(reference()))
         benchmark.pedantic(timed_target, setup=setup, rounds=rounds, warmup_rounds=1)
-        medians = [statistics.median(s[1:] or s) for s in (own, others) if s]       # 0: warming up
+        # the first was warming up; a reference may be several numbers
+        medians = [np.median(s[1:] or s, axis=0) for s in (own, others) if s]
         return tuple(medians) if reference else medians[0]
     return run

@@ -31,13 +31,16 @@ class Shape:
     context: int = 4096
 
 
-def write(path, shape=Shape(), seed=0):
-    """Write the model, 1.2 GB for the default shape. Shape and seed determine every byte."""
+def write(path, shape=Shape(), seed=0, architecture=ARCHITECTURE, type_name="I2_S"):
+    """Write the model, 1.2 GB for the default shape. The arguments determine every byte.
+
+    type_name: of the ternary weights, I2_S or TQ2_0.
+    """
     rng = np.random.Generator(np.random.SFC64(seed))
-    gguf.write(path, metadata(shape), list(tensors(shape, rng)))
+    gguf.write(path, metadata(shape, architecture), list(tensors(shape, rng, type_name)))
 
 
-def metadata(shape):
+def metadata(shape, architecture=ARCHITECTURE):
     """The keys of the official file, a working vocabulary included; no chat template."""
     tokens, merges = vocabulary(shape.vocab)
     bos = shape.vocab - N_SPECIAL
@@ -50,9 +53,9 @@ def metadata(shape):
         "attention.value_length": shape.head_dim, "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.freq_base": 500000.0}
     return {
-        "general.architecture": ARCHITECTURE, "general.name": "synthetic", "general.file_type": 40,
+        "general.architecture": architecture, "general.name": "synthetic", "general.file_type": 40,
         "general.quantization_version": 2,
-        **{f"{ARCHITECTURE}.{name}": value for name, value in values.items()},
+        **{f"{architecture}.{name}": value for name, value in values.items()},
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.scores": np.zeros(shape.vocab, np.float32),
@@ -90,7 +93,7 @@ def byte_alphabet():
     return [chr(shown[b]) for b in range(256)]
 
 
-def tensors(shape, rng):
+def tensors(shape, rng, type_name="I2_S"):
     """Yield (name, shape, type, data) as `gguf.write` takes them; big data as generators."""
     attention = shape.heads * shape.head_dim
     kv = shape.kv_heads * shape.head_dim
@@ -107,7 +110,7 @@ def tensors(shape, rng):
         for name, n in norms.items():
             yield f"blk.{layer}.{name}.weight", (n,), "F32", np.ones(n, np.float32)
         for name, size in linears.items():
-            yield f"blk.{layer}.{name}.weight", size, "I2_S", ternary(rng, *size)
+            yield f"blk.{layer}.{name}.weight", size, type_name, TERNARY[type_name](rng, *size)
 
 
 def normal(rng, n_rows, n_cols):
@@ -123,15 +126,35 @@ def ternary(rng, n_rows, n_cols):
     """I2_S: codes 0, 1, 2 equally often, four in a byte; a scale that keeps the input's spread."""
     if n_cols % 128:
         raise ValueError(f"{n_cols} columns are not a multiple of 128")
-    digits = itertools.product(range(3), repeat=4)
-    valid = np.array([a << 6 | b << 4 | c << 2 | d for a, b, c, d in digits], np.uint8)
-    lookup = valid[np.arange(256) % 81]         # a random byte to one without code 3
     left = n_rows * n_cols // 4
     while left:
         n = min(CHUNK, left)
-        yield lookup[np.frombuffer(rng.bytes(n), np.uint8)]
+        yield codes(rng, n)
         left -= n
     yield np.float32((n_cols * 2 / 3) ** -0.5).tobytes() + bytes(I2_S_TAIL - 4)
+
+
+def tq2_0(rng, n_rows, n_cols):
+    """TQ2_0: the same in blocks of 256 weights, 64 bytes and a scale in float16."""
+    if n_cols % 256:
+        raise ValueError(f"{n_cols} columns are not a multiple of 256")
+    scale = np.frombuffer(np.float16((n_cols * 2 / 3) ** -0.5).tobytes(), np.uint8)
+    step = CHUNK // n_cols
+    for start in range(0, n_rows, step):
+        n_blocks = min(step, n_rows - start) * n_cols // 256
+        blocks = np.empty((n_blocks, 66), np.uint8)
+        blocks[:, :64], blocks[:, 64:] = codes(rng, n_blocks * 64).reshape(-1, 64), scale
+        yield blocks
+
+
+def codes(rng, n):
+    """Random bytes of four codes each, none of them 3."""
+    digits = itertools.product(range(3), repeat=4)
+    valid = np.array([a << 6 | b << 4 | c << 2 | d for a, b, c, d in digits], np.uint8)
+    return valid[np.arange(256) % 81][np.frombuffer(rng.bytes(n), np.uint8)]
+
+
+TERNARY = {"I2_S": ternary, "TQ2_0": tq2_0}
 
 
 def main():

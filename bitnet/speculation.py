@@ -8,7 +8,6 @@ as it is what the sampler chooses. So the tokens are those of plain decoding, wh
 
 KINDS = ("ngram",)
 LONGEST, SHORTEST = 4, 2  # tokens of the run that is looked for
-MOST = 8  # tokens of a draft: a pass of 9 rows
 FIRST = 3  # of the first one
 LONGEST_PAUSE = 16  # steps without a draft, after many that failed
 
@@ -46,7 +45,6 @@ class NgramDrafts:
             return
         self._next_pause = 1
         self._length = 2 * n_drafted if n_accepted == n_drafted else n_accepted + 1
-        self._length = min(self._length, MOST)
 
 
 def find(text, n):

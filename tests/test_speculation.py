@@ -12,7 +12,7 @@ from bitnet import ContextFull, PoolExhausted
 from bitnet.engine import DRAFT_ROWS, Engine, Request
 from bitnet.generation import Limits, TextAssembler
 from bitnet.sampling import Sampling, make_sampler
-from bitnet.speculation import LONGEST_PAUSE, MOST, NgramDrafts, find
+from bitnet.speculation import LONGEST_PAUSE, NgramDrafts, find
 
 PROSE = "And the king said unto the people, Go ye out. And the people went out. "
 CODE = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\n"
@@ -51,7 +51,7 @@ def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
     drafts, tokens, lengths = NgramDrafts(), [7, 8, 9] * 5, []
     for right in (1, 1, 1, 0, 0, 0, 1):
         pause = 0
-        while not (draft := drafts.propose(tokens, 99)):
+        while not (draft := drafts.propose(tokens, 8)):
             pause += 1
             tokens.append(tokens[-3])
         lengths.append((pause, len(draft)))
@@ -59,7 +59,7 @@ def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
     assert lengths == [(0, 3), (0, 6), (0, 8), (0, 8), (1, 3), (2, 3), (4, 3)]
     assert (drafts.drafted, drafts.accepted) == (34, 20)
     for _ in range(20):
-        drafts.record(MOST, 0)
+        drafts.record(3, 0)
     assert [bool(drafts.propose(tokens, 2)) for _ in range(LONGEST_PAUSE + 1)].index(True) == 16
 
 
@@ -209,7 +209,7 @@ def test_logprobs_and_constraints():
 def test_steps_take_as_many_rows_as_there_are():
     (done,), steps = complete(request(NgramDrafts(), max_tokens=60), max_batch=64)
     assert done.accepted_tokens > 30
-    assert max(n for step in steps[1:] for n in step) == 1 + MOST
+    assert max(n for step in steps[1:] for n in step) == 1 + DRAFT_ROWS
     assert len(steps) < 25
     (one, *_), steps = complete(*(request(NgramDrafts(), seed=i) for i in range(4)), max_batch=7)
     assert one.token_ids == complete(request())[0][0].token_ids
@@ -236,13 +236,13 @@ def test_an_end_token_inside_a_draft():
             return [script(tokens + [0] * i) for i in range(most)]
 
         def record(self, n_drafted, n_accepted):
-            assert (n_drafted, n_accepted) == (12, 5)
+            assert (n_drafted, n_accepted) == (8, 5)
 
     engine = Engine(MockTransformer(script), slots=1, prefix_cache=False)
     done, = engine.complete([request(Right(), prompt="", max_tokens=13)])
     assert (done.text, done.finish_reason) == ("abcde", "stop")
     assert done.token_ids == ending
-    assert engine.transformer.steps == [[13]]
+    assert engine.transformer.steps == [[9]]
 
 
 @pytest.mark.parametrize("fails_at", [2, 4, 6])

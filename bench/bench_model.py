@@ -1,0 +1,121 @@
+"""Tokens a second of a model of 2B-4T's shape, at every depth, prompt and batch, with its bounds.
+
+The bounds are nobody's kernels: (a) a plain read of the weights a token needs, from the same map
+with the same threads, right before; (b) for AVX2, 15 vector operations for 128 ternary weights at
+four a cycle of the measured clock. --largest N leaves out what needs more than N tokens.
+"""
+
+import numpy as np
+import pytest
+from bounds import Bounds, seconds_of
+
+import bitnet
+from bitnet import cpu
+
+N_DECODED = 8
+THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
+DEPTHS = [1, 128, 512, 1024, 2048, 4088]
+PROMPTS = [32, 64, 128, 256, 512, 1024, 2048]
+BATCHES = [1, 2, 4, 8, 16]
+ROWS = [1, 2, 3, 4, 5, 7, 9, 17]
+
+
+@pytest.fixture(scope="module", params=THREADS, ids=lambda n: f"{n}t")
+def model(synthetic_path, request):
+    with bitnet.load(synthetic_path, threads=request.param, slots=max(BATCHES)) as model:
+        model.generate([1], max_tokens=1)  # the first pass also looks for damaged weights
+        yield model
+
+
+@pytest.fixture(scope="module")
+def deep(model):
+    """A session that is fed as far as a test needs, and trimmed by it."""
+    with model.session() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def prompt(model):
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, 4096).tolist()
+
+
+@pytest.fixture(scope="module")
+def bounds(model):
+    with Bounds(model) as bounds:
+        yield bounds
+
+
+def feed_to(session, prompt, depth):
+    session.trim(min(session.length, depth))
+    if session.length < depth:
+        session.feed(prompt[session.length : depth])
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_decode(model, deep, prompt, depth, bounds, timed, figures, fits):
+    fits(depth)
+    feed_to(deep, prompt, depth)
+
+    def decode():
+        deep.trim(depth)
+        token = 0
+        for _ in range(N_DECODED):
+            token = int(deep.decode(token).argmax())
+
+    seconds, measured = timed(decode, bounds.measure)
+    figures(**bounds.figures(measured, N_DECODED / seconds))
+
+
+@pytest.mark.parametrize("n_tokens", PROMPTS)
+def test_prefill(model, prompt, n_tokens, timed, figures, fits):
+    fits(n_tokens)
+    with model.session() as session:
+
+        def prefill():
+            session.trim(0)
+            session.feed(prompt[:n_tokens])
+
+        figures(tokens_s=n_tokens / timed(prefill, rounds=5 if n_tokens <= 512 else 2))
+
+
+@pytest.mark.parametrize("n_sequences", BATCHES)
+def test_batch(model, prompt, n_sequences, timed, figures):
+    """Tokens a second of all sequences together, each 128 tokens deep."""
+    with model._engine.exclusive() as engine_model, model.session() as session:
+        session.feed(prompt[:128])
+        caches = [session._cache.fork() for _ in range(n_sequences)]
+        tokens = np.arange(n_sequences, dtype=np.int32)
+
+        def step():
+            for cache in caches:
+                cache.trim(128)
+            for _ in range(N_DECODED):
+                logits = engine_model.forward(tokens, [(cache, 1) for cache in caches])
+                tokens[:] = logits.argmax(axis=1)
+
+        figures(tokens_s=n_sequences * N_DECODED / timed(step))
+        for cache in caches:
+            cache.close()
+
+
+@pytest.mark.parametrize("n_rows", ROWS)
+def test_verification(model, prompt, n_rows, timed, figures):
+    """A step over n rows of one sequence with the logits of each, beside a step over one.
+
+    cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
+    them are right.
+    """
+    with model._engine.exclusive() as engine_model, model.session() as session:
+        session.feed(prompt[:128])
+        cache, tokens = session._cache, np.arange(n_rows, dtype=np.int32)
+        engine_model.reserve_logits(n_rows)
+
+        def step(n):
+            engine_model.forward(tokens[:n], [(cache, n)], logits=[n])
+            cache.trim(128)
+
+        def plain():
+            return seconds_of(lambda: step(1))
+
+        seconds, one = timed(lambda: step(n_rows), plain, rounds=9)
+        figures(ms=seconds * 1e3, cost=seconds / one)
