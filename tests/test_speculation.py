@@ -38,10 +38,10 @@ def assert_same(plain, drafted):
 # --------------------------------------------------------------------------- what is drafted
 @pytest.mark.parametrize(("text", "n", "expected"), [
     ("abcXabc", 3, "Xab"), ("abcXabc", 1, "X"), ("abcXabc", 9, "XabcXabcX"),
-    ("abXabYab", 2, "Ya"),                      # the latest of several
-    ("1234X..34Y..1234", 1, "X"),               # the longest before the latest
+    ("abcXabcYabc", 2, "Ya"),                   # the latest of several
+    ("1234X.234Y.1234", 1, "X"),                # the longest before the latest
     ("aaaa", 3, "aaa"), ("ab", 4, ""), ("a", 4, ""), ("", 4, ""), ("abcdab", 0, ""),
-    ("aXbXc", 4, ""),                           # one token is no reason
+    ("abXab", 4, ""),                           # two tokens are no reason
 ])
 def test_what_followed_the_longest_latest_match(text, n, expected):
     assert "".join(map(chr, find(text, n))) == expected
