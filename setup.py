@@ -35,8 +35,8 @@ DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHE
               "freethreading_compatible": True}
 
 
-SHARED = ["bitnet/kernels/" + name
-          for name in ("simd.h", "lookup.h", "kernels.pxi", "lookup.pxi", "rows.pxi")]
+SHARED = ["bitnet/kernels/" + name for name in (
+    "simd.h", "lookup.h", "kernels.pxi", "attention.pxi", "lookup.pxi", "rows.pxi")]
 
 
 def extension(name, flags=(), link=()):

@@ -18,7 +18,8 @@ cdef struct Part:                       # one matrix of a stack
 cdef struct Sequence:
     char** pages                        # (layer, n_pages)
     Py_ssize_t n_pages
-    Py_ssize_t start                    # first position still held
+    Py_ssize_t start                    # first position still held, the sinks apart
+    Py_ssize_t n_sinks                  # 0 where start is 0
 
 cdef class Matrix:
     cdef float[:, ::1] view
@@ -47,6 +48,12 @@ cdef class Rows:
     cdef int type                       # ggml's number
     cdef readonly Py_ssize_t n_rows, n_cols
 
+cdef class Rope:
+    cdef const float[::1] frequencies   # (head_dim / 2)
+    cdef float[:, :, ::1] turns         # cosines, sines: (2, rows and then sequences, head_dim / 2)
+    cdef Py_ssize_t n_trained
+    cdef bint interleaved
+
 cdef class Batch:
     cdef int32_t[::1] positions         # of each row
     cdef int32_t[::1] sequence_of       # index of each row's sequence
@@ -54,7 +61,7 @@ cdef class Batch:
     cdef Sequence* sequences
     cdef list caches                    # None: rows without sequences
     cdef Py_ssize_t max_tokens, max_sequences, n_kv_heads, head_dim
-    cdef int is_f16
+    cdef int type                       # of the caches
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
     cdef public uint8_t[:, ::1] workspace       # a row for each thread; none: nothing needs it

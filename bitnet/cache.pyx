@@ -13,7 +13,8 @@ cdef extern from *:
     enum: __ATOMIC_ACQ_REL
     enum: __ATOMIC_ACQUIRE
 
-ITEM_BYTES = {"f16": 2, "f32": 4}
+DTYPES = {"f16": (1, np.float16), "f32": (0, np.float32), "int8": (24, np.int8)}  # ggml's numbers
+MAX_POSITIONS = 1 << 30                 # below which int32 and the cosines of angles are safe
 
 
 class ContextFull(Exception):
@@ -35,6 +36,12 @@ cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
     return (n_positions + PAGE - 1) // PAGE
 
 
+def codes_and_scales(x):
+    """float32 (n, head_dim) as the kernels round it: int8 codes of the same shape, scales (n,)."""
+    biggest = np.maximum(np.abs(x).max(1), np.float32(1e-30))
+    return np.rint(x * (np.float32(127) / biggest)[:, None]), biggest / np.float32(127)
+
+
 @cython.final
 @cython.no_gc                       # refers to Allocations, which do not refer back
 cdef class PageSet:
@@ -47,26 +54,26 @@ cdef class KVCache:
     """Keys and values of one sequence; not for two threads at once, though its forks may be.
 
     n_layers, n_kv_heads, head_dim: of the model. capacity: positions that are held at once.
-    dtype: "f16" or "f32", rounded to as they are written. overwrite: when full, give up the oldest
-    pages, a page at a time, instead of raising ContextFull. ValueError for what makes no sense.
+    dtype: "f16", "f32" or "int8" (with a scale for each head and position), rounded to as they are
+    written. ValueError for what makes no sense.
     """
 
     def __cinit__(self, Pool pool not None, *, n_layers, n_kv_heads, head_dim, capacity,
-                  dtype="f16", overwrite=False):
+                  dtype="f16"):
         sizes = {"n_layers": n_layers, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
                  "capacity": capacity}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name}: {size} (at least 1)")
-        if dtype not in ITEM_BYTES:
-            raise ValueError(f"dtype: {dtype!r} ({' or '.join(ITEM_BYTES)})")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: {dtype!r} ({' or '.join(DTYPES)})")
         self.pool = pool
         self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
-        self.capacity, self.overwrite = capacity, overwrite
-        self.is_f16 = dtype == "f16"
-        self.page_bytes = 2 * n_kv_heads * PAGE * head_dim * ITEM_BYTES[dtype]
-        # the page being overwritten holds too few positions, so one more is needed
-        self.n_pages = (capacity + PAGE - 1) // PAGE + self.overwrite
+        self.capacity, self.dtype = capacity, dtype
+        self.type, item = DTYPES[dtype]
+        vector_bytes = head_dim * np.dtype(item).itemsize + (4 if dtype == "int8" else 0)
+        self.page_bytes = 2 * n_kv_heads * PAGE * vector_bytes
+        self.n_pages = pages_of(capacity)
         self.slots = [None] * self.n_pages
         self.pages = <char**>calloc(self.n_layers * self.n_pages, sizeof(char*))
         if self.pages is NULL:
@@ -80,16 +87,32 @@ cdef class KVCache:
         return f"<KVCache {self.dtype}, {state}, capacity {self.capacity}, {self.nbytes} bytes>"
 
     @property
-    def dtype(self):
-        """"f16" or "f32"."""
-        return "f16" if self.is_f16 else "f32"
+    def sinks(self):
+        """What happens at the capacity: 0, ContextFull. More: a window moves over the sequence, a
+        page at a time, and this many positions are kept from its beginning (Xiao et al. 2023).
+
+        Seen are then the sinks and the positions from start on: at least capacity - 255 of them, at
+        most capacity - 1. May be set until the window moves; ValueError for a capacity below 257.
+        """
+        return self.n_sinks
+
+    @sinks.setter
+    def sinks(self, Py_ssize_t n):
+        self.check()
+        if self.start:
+            raise ValueError(f"sinks: {n} (the first {self.start} positions are not held any more)")
+        if not 0 <= n <= PAGE:
+            raise ValueError(f"sinks: {n} (0 to {PAGE})")
+        if n and self.n_pages < 3:
+            raise ValueError(f"capacity: {self.capacity} (at least {2 * PAGE + 1} for a window)")
+        self.n_sinks = n
 
     @property
     def nbytes(self):
         """Bytes of the pages held, reserved ones included; shared ones count in each holder."""
         if self.pages is NULL:
             return 0
-        n_held = pages_of(self.writable) - self.start // PAGE
+        n_held = pages_of(self.writable) - self.start // PAGE + (self.start > 0)
         return n_held * self.n_layers * self.page_bytes
 
     @property
@@ -97,34 +120,46 @@ cdef class KVCache:
         """Bytes of all the pages the ring may hold."""
         return self.n_pages * self.n_layers * self.page_bytes
 
+    cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1:
+        """How many of the next n positions may be reserved at once: n, but no more than see the
+        same window, so that what a position sees does not depend on how a text is cut."""
+        self.check()
+        if not self.n_sinks:
+            return n
+        if self.length < self.capacity:
+            return min(n, self.capacity - self.length)
+        return min(n, PAGE - self.length % PAGE)
+
     def reserve(self, Py_ssize_t n):
         """Make positions length .. length + n - 1 writable.
 
-        Takes pages from the pool and copies a partly filled page that a fork shares. With overwrite
-        the oldest pages are given up (at least capacity + 1 - n older positions stay).
-        ContextFull, PoolExhausted: the cache is as it was before.
+        Takes pages from the pool and copies a partly filled page that a fork shares; beyond the
+        capacity the window moves to where the last position wants it.
+        ContextFull (also for more than chunk(n)), PoolExhausted: the cache is as it was before.
         """
         cdef Py_ssize_t page, slot, end
         cdef PageSet old
         self.check()
         if n < 0:
             raise ValueError(f"n: {n} (at least 0)")
-        if n > self.capacity - (0 if self.overwrite else self.length):
+        if n > (self.chunk(n) if self.n_sinks else self.capacity - self.length):
             raise ContextFull(self.length, n, self.capacity)
+        if n > MAX_POSITIONS - self.length:
+            raise ContextFull(self.length, n, MAX_POSITIONS)
         if self.length + n <= self.writable:
             return
         end = pages_of(self.length + n)
         taken = []
         for page in range(self.length // PAGE, end):
-            slot = page % self.n_pages
+            slot = slot_of(page, self.n_pages)
             old = self.slots[slot]
             if old is None or load(&old.n_holders, __ATOMIC_ACQUIRE) > 1:
                 taken.append((slot, self.take(old if page * PAGE < self.length else None)))
         for slot, page_set in taken:                    # from here on nothing can fail
             self.put(slot, page_set)
         self.writable = self.length + n
-        if self.overwrite:
-            self.start = max(self.start, (end - self.n_pages) * PAGE)
+        if self.writable > self.capacity:
+            self.start = max(self.start, (end - self.n_pages + 1) * PAGE)
 
     def advance(self, Py_ssize_t n):
         """Count n reserved positions as written; ValueError when they are not reserved."""
@@ -148,6 +183,7 @@ cdef class KVCache:
         """Forget everything and give all pages back."""
         self.check()
         self.give_up(self.start)
+        self.put(0, None)
         self.length = self.start = self.writable = 0
 
     def fork(self):
@@ -159,12 +195,13 @@ cdef class KVCache:
         cdef KVCache other
         self.check()
         other = KVCache(self.pool, n_layers=self.n_layers, n_kv_heads=self.n_kv_heads,
-                        head_dim=self.head_dim, capacity=self.capacity, dtype=self.dtype,
-                        overwrite=self.overwrite)
+                        head_dim=self.head_dim, capacity=self.capacity, dtype=self.dtype)
         self.give_up(self.length)
-        for page in range(self.start // PAGE, pages_of(self.length)):
-            other.put(page % self.n_pages, self.slots[page % self.n_pages])
+        other.put(0, self.slots[0])
+        for page in range(max(self.start // PAGE, <Py_ssize_t>1), pages_of(self.length)):
+            other.put(slot_of(page, self.n_pages), self.slots[slot_of(page, self.n_pages)])
         other.start, other.length, other.writable = self.start, self.length, self.writable
+        other.n_sinks = self.n_sinks
         return other
 
     def close(self):
@@ -173,52 +210,82 @@ cdef class KVCache:
 
     def read(self, Py_ssize_t layer, Py_ssize_t position):
         """(keys, values) of a held or reserved position: float32 copies (n_kv_heads, head_dim)."""
-        keys, values = self.views(layer, position)
-        return keys.astype(np.float32), values.astype(np.float32)
+        return tuple(
+            numbers.astype(np.float32) * (1 if scales is None else scales[:, None])
+            for numbers, scales in self.vectors(layer, position))
 
     def write(self, Py_ssize_t layer, Py_ssize_t position, keys, values):
         """Round (n_kv_heads, head_dim) keys and values into a reserved position."""
         if position < self.length:
             raise ValueError(f"position: {position} (reserved ones begin at {self.length})")
-        to_keys, to_values = self.views(layer, position)
-        if np.shape(keys) != to_keys.shape or np.shape(values) != to_values.shape:
+        if np.shape(keys) != (self.n_kv_heads, self.head_dim) or np.shape(values) != np.shape(keys):
             raise ValueError(f"keys {np.shape(keys)}, values {np.shape(values)} "
-                             f"(both {to_keys.shape})")
-        to_keys[...] = keys
-        to_values[...] = values
+                             f"(both {(self.n_kv_heads, self.head_dim)})")
+        for (numbers, scales), x in zip(self.vectors(layer, position), (keys, values)):
+            if scales is not None:
+                x, scales[...] = codes_and_scales(np.asarray(x, np.float32))
+            numbers[...] = x
 
     def export_page(self, Py_ssize_t layer, Py_ssize_t page):
         """Positions from page * PAGE of a layer, as they lie: a uint8 view, or a copy of the last.
 
         What lies behind the last position was another sequence's: it is 0 in the copy.
         """
-        data, n_filled = self.page_data(layer, page), self.length - page * PAGE
+        cdef Py_ssize_t n_filled = self.length - page * PAGE
+        data = self.page_data(layer, page)
         if n_filled >= PAGE:
             data.flags.writeable = False
-            return data.view(np.uint8)
+            return data
         data = data.copy()
-        keys, values = data.reshape(2, self.n_kv_heads, -1)
-        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
+        keys, values, scales = self.arrays(data)
         keys[:, n_filled // LANES, :, n_filled % LANES:] = 0
         keys[:, n_filled // LANES + 1:] = 0
-        values.reshape(self.n_kv_heads, PAGE, self.head_dim)[:, n_filled:] = 0
-        return data.view(np.uint8)
+        values[:, n_filled:] = 0
+        if scales is not None:
+            scales[..., n_filled:] = 0
+        return data
 
     def import_page(self, Py_ssize_t layer, Py_ssize_t page, data):
         """Write what export_page gave into reserved positions; ValueError for another size."""
         if page * PAGE < self.length:
             raise ValueError(f"page: {page} (reserved positions begin at {self.length})")
-        self.page_data(layer, page).view(np.uint8)[...] = data
+        self.page_data(layer, page)[...] = data
 
     cdef page_data(self, Py_ssize_t layer, Py_ssize_t page):
-        """A view of a held page, (n,) in its dtype."""
-        cdef PageSet page_set
+        """The bytes of a page that is held, a uint8 view."""
+        cdef PageSet page_set = None
         self.check()
-        if not 0 <= layer < self.n_layers or not self.start <= page * PAGE < self.writable:
+        if 0 <= layer < self.n_layers and (
+                self.start <= page * PAGE < self.writable or page == 0 < self.start):
+            page_set = self.slots[slot_of(page, self.n_pages)]
+        if page_set is None:
             raise IndexError(f"layer {layer}, page {page} ({self.n_layers} layers, positions "
                              f"{self.start} to {self.writable - 1})")
-        page_set = self.slots[page % self.n_pages]
-        return np.frombuffer(page_set.pages[layer], np.float16 if self.is_f16 else np.float32)
+        return np.frombuffer(page_set.pages[layer], np.uint8)
+
+    cdef arrays(self, data):
+        """Of a page's bytes: keys (n_kv_heads, PAGE / LANES, head_dim, LANES), values (n_kv_heads,
+        PAGE, head_dim), in the dtype; their scales (2, n_kv_heads, PAGE), or None."""
+        scales, item = None, DTYPES[self.dtype][1]
+        if self.dtype == "int8":
+            n_codes = 2 * self.n_kv_heads * PAGE * self.head_dim
+            scales = data[n_codes:].view(np.float32).reshape(2, self.n_kv_heads, PAGE)
+            data = data[:n_codes]
+        keys, values = data.view(item).reshape(2, self.n_kv_heads, PAGE * self.head_dim)
+        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
+        return keys, values.reshape(self.n_kv_heads, PAGE, self.head_dim), scales
+
+    cdef vectors(self, Py_ssize_t layer, Py_ssize_t position):
+        """(keys, scales), (values, scales) of a position: views, (n_kv_heads, head_dim) in the
+        dtype and (n_kv_heads,) or None."""
+        cdef Py_ssize_t i = position % PAGE
+        self.check()
+        is_sink = 0 <= position < self.n_sinks and self.start > 0
+        if not (is_sink or self.start <= position < self.writable):
+            raise IndexError(f"position: {position} ({self.start} to {self.writable - 1})")
+        keys, values, scales = self.arrays(self.page_data(layer, position // PAGE))
+        of_keys, of_values = (None, None) if scales is None else scales[..., i]
+        return (keys[:, i // LANES, :, i % LANES], of_keys), (values[:, i], of_values)
 
     cdef int check(self) except -1:
         if self.pages is NULL:
@@ -256,25 +323,12 @@ cdef class KVCache:
         """Let go of the pages that begin at or after a position."""
         cdef Py_ssize_t page
         for page in range(pages_of(position), pages_of(self.writable)):
-            self.put(page % self.n_pages, None)
+            self.put(slot_of(page, self.n_pages), None)
         self.writable = position
 
     cdef void release(self):
         if self.pages is not NULL:
             self.give_up(self.start)
+            self.put(0, None)
             free(self.pages)
             self.pages = NULL
-
-    cdef views(self, Py_ssize_t layer, Py_ssize_t position):
-        """Keys and values of a position: views (n_kv_heads, head_dim) in the page's dtype."""
-        self.check()
-        if not 0 <= layer < self.n_layers:
-            raise IndexError(f"layer: {layer} (0 to {self.n_layers - 1})")
-        if not self.start <= position < self.writable:
-            raise IndexError(f"position: {position} ({self.start} to {self.writable - 1})")
-        page = self.page_data(layer, position // PAGE)
-        keys, values = page.reshape(2, self.n_kv_heads, -1)
-        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
-        keys = keys[:, position % PAGE // LANES, :, position % LANES]
-        values = values.reshape(self.n_kv_heads, PAGE, self.head_dim)[:, position % PAGE]
-        return keys, values

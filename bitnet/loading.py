@@ -19,7 +19,7 @@ from .tokenizer import Tokenizer
 VERSION = "0.1.0"
 DEFAULT_CONTEXT = 4096
 MAX_SLOTS = 256
-KV_DTYPES = ("f16", "f32")
+KV_DTYPES = ("f16", "f32", "int8")
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parent / "data" / "model.gguf"
 _UNITS = {
@@ -50,7 +50,7 @@ def load(
         BITNET_MEMORY_LIMIT, or as much as the machine has. One slot must fit at its full length,
         the others wait until there is room for them.
     context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
-    kv_dtype: "f16" or "f32", of cached keys and values. slots: sequences that run at once.
+    kv_dtype: "f16", "f32" or "int8" of cached keys and values. slots: sequences that run at once.
     layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
         do, "64x16" or "4row" (see docs/models.md).
     prefix_cache: keep the caches of finished sequences while the memory of all slots allows: a

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from . import cpu, ops, sidecar
-from .cache import ITEM_BYTES, KVCache
+from .cache import DTYPES, KVCache
 from .families import FAMILIES
 from .formats.packing import padded
 from .memory import Pool, format_bytes
@@ -133,7 +133,7 @@ class Planner:
 
     def remedies(self, settings, limit):
         """[(changes, bytes needed then)] with which one slot fits: one setting each, or all."""
-        kinds = sorted(ITEM_BYTES, key=lambda kind: kv_bytes(self.config, PAGE, kind))
+        kinds = sorted(DTYPES, key=lambda kind: kv_bytes(self.config, PAGE, kind))
         choices = {
             "context": range(PAGE, settings.context, PAGE),
             "kv_dtype": kinds[: kinds.index(settings.kv_dtype)],
@@ -182,7 +182,7 @@ def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, 
              f"keys and values: {slots} x {pages} pages of {PAGE} positions in {layers} layers"),
         Need("scratch", _scratch(config, MAX_BATCH) + _workspace(config, threads),
              f"{MAX_BATCH} rows of a forward pass"),
-        Need("rope", _rope(config, context), f"cosines and sines of {context:,} positions"),
+        Need("rope", _rope(config, slots), "cosines and sines of a forward pass"),
         Need("norms", _norms(config), "copies in float32"),
         Need("logits", _array(slots, config.vocab_size), f"{slots} x {config.vocab_size:,}"),
         Need("tokenizer", WORDS_BYTES + TOKEN_BYTES * n_tokens, f"{n_tokens:,} tokens", "heap"),
@@ -257,11 +257,12 @@ def _workspace(config, threads):
     return _array(threads, n_bytes, item=1)
 
 
-def _rope(config, context):
-    """A table of cosines and one of sines for each RoPE base in use."""
+def _rope(config, slots):
+    """Frequencies, cosines and sines of rows and sequences, for each RoPE base in use."""
     local, everywhere = config.rope_local_theta, config.rope_theta
     bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
-    return 2 * len(bases) * _array(context, config.head_dim // 2)
+    half = config.head_dim // 2
+    return len(bases) * (_array(half) + _array(2, MAX_BATCH + slots, half))
 
 
 def _norms(config):

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from . import mapping, ops
-from .arrays import Batch, Codes, Linear, Matrix, Norm, Rows
+from .arrays import Batch, Codes, Linear, Matrix, Norm, Rope, Rows
 from .cache import KVCache
 from .families import FAMILIES
 from .formats import FormatError
 from .memory import PoolExhausted
-from .rope import fill_tables
+from .rope import inverse_frequencies
 
 
 class Binder:
@@ -43,14 +43,14 @@ class Binder:
         return self._transformer.bind_linear(self._weights, self.layer, names)
 
     def rope(self, theta):
-        """(cosines, sines) of a RoPE base, float32 (context, head_dim / 2)."""
-        return self._transformer.rope_tables(theta)
+        """The Rope of a RoPE base."""
+        return self._transformer.bind_rope(theta)
 
 
 class Transformer:
     """A model bound to its mapped weights.
 
-    weights: of weights.open(). pool: where norms, rotary tables and work arrays come from.
+    weights: of weights.open(). pool: where norms and work arrays come from.
     n_threads: threads of every operation (may be changed between calls). context: positions a
     sequence may have. max_batch: rows of one forward pass at most. max_sequences: sequences of one.
     """
@@ -66,7 +66,7 @@ class Transformer:
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
-        self._rope_tables, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
+        self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
         self._mapped = [*([] for _ in self._linears), [weights.rows("lm_head").data]]
         block = FAMILIES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
@@ -99,13 +99,15 @@ class Transformer:
         self._mapped[layer] += [part.codes for part in parts]
         return linear
 
-    def rope_tables(self, theta):
-        if theta not in self._rope_tables:
-            shape = self.context, self.config.head_dim // 2
-            tables = self._matrix(*shape, "rope"), self._matrix(*shape, "rope")
-            fill_tables(*(table.array() for table in tables), theta)
-            self._rope_tables[theta] = tables
-        return self._rope_tables[theta]
+    def bind_rope(self, theta):
+        c, n_rows = self.config, self.max_batch + self.max_sequences
+        if theta not in self._ropes:
+            frequencies = self.pool.array((c.head_dim // 2,), np.float32, "rope")
+            frequencies[:] = inverse_frequencies(c.head_dim, theta)
+            turns = self.pool.array((2, n_rows, c.head_dim // 2), np.float32, "rope")
+            trained = c.max_position_embeddings
+            self._ropes[theta] = Rope(frequencies, turns, c.rope_interleaved, trained)
+        return self._ropes[theta]
 
     def _scratch(self, n):
         """Work arrays of one forward pass; codes are as wide as the widest linear input."""
@@ -176,6 +178,8 @@ class Transformer:
         """
         wanted = wanted_rows(sequences, logits)
         batch, s = self._set_batch(sequences), self.scratch
+        for rope in self._ropes.values():
+            ops.turn(rope, batch)
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
         for i, layer in enumerate(self.layers):

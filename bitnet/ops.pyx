@@ -13,10 +13,11 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from .arrays cimport (
-    BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rows, Sequence,
+    BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rope, Rows, Sequence,
 )
-from .cache cimport PAGE, KVCache
+from .cache cimport PAGE, KVCache, slot_of
 from .dispatch cimport kernels
+from .kernels.table cimport View
 
 log = logging.getLogger("bitnet")
 
@@ -152,23 +153,43 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
 include "linear.pxi"
 
 
-def rope(Matrix x not None, Matrix cosines not None, Matrix sines not None, Py_ssize_t n_heads,
-         bint interleaved, Batch batch not None):
-    """Rotate the first n_heads heads of a row by its position; tables (positions, head_dim / 2)."""
-    cdef Py_ssize_t r, h, head_dim = 2 * cosines.n_cols
-    cdef const float* c
-    cdef const float* s
-    if n_heads * head_dim > x.n_cols or batch.n_tokens > x.n_rows or (
-            (sines.n_rows, sines.n_cols) != (cosines.n_rows, cosines.n_cols)):
-        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, tables {cosines.n_rows} x "
-                         f"{cosines.n_cols}, {n_heads} heads, {batch.n_tokens} rows")
+def turn(Rope rope not None, Batch batch not None):
+    """Make the cosines and sines of a batch's positions: once, before ops.rope of any layer.
+
+    And for each sequence whose window has moved those that turn a query back, as if its sinks stood
+    right before the window: so far back that their distance stays one the model was trained for.
+    """
+    cdef Py_ssize_t i, j, n = rope.frequencies.shape[0]
+    cdef Sequence* s
+    if batch.max_tokens + batch.max_sequences > rope.turns.shape[1]:
+        raise ValueError(f"turns are of {rope.turns.shape[1]} rows, not {batch.max_tokens} and "
+                         f"{batch.max_sequences}")
+    for i in range(batch.n_tokens):
+        make_turn(rope, i, batch.positions[i])
+    for i in range(batch.n_sequences):
+        s = &batch.sequences[i]
+        if s.n_sinks:
+            make_turn(rope, batch.max_tokens + i, s.start - s.n_sinks)
+            for j in range(n):
+                rope.turns[1, batch.max_tokens + i, j] *= -1
+
+
+cdef void make_turn(Rope rope, Py_ssize_t row, Py_ssize_t position) noexcept:
+    kernels.turns(&rope.turns[0, row, 0], &rope.turns[1, row, 0], &rope.frequencies[0], position,
+                  position < rope.n_trained, rope.frequencies.shape[0])
+
+
+def rope(Matrix x not None, Rope rope not None, Py_ssize_t n_heads, Batch batch not None):
+    """Rotate the first n_heads heads of a row by its position, which ops.turn has seen."""
+    cdef Py_ssize_t r, h, head_dim = 2 * rope.frequencies.shape[0]
+    if n_heads < 0 or n_heads > x.n_cols // head_dim or batch.n_tokens > min(
+            x.n_rows, rope.turns.shape[1]):
+        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, turns {rope.turns.shape[1]} x "
+                         f"{head_dim // 2}, {n_heads} heads, {batch.n_tokens} rows")
     for r in range(batch.n_tokens):
-        if batch.positions[r] >= cosines.n_rows:
-            raise ValueError(f"position {batch.positions[r]}: the tables have {cosines.n_rows}")
-        c = cosines.data + batch.positions[r] * cosines.n_cols
-        s = sines.data + batch.positions[r] * sines.n_cols
         for h in range(n_heads):
-            kernels.rope(x.data + r * x.n_cols + h * head_dim, c, s, interleaved, head_dim)
+            kernels.rope(x.data + r * x.n_cols + h * head_dim, &rope.turns[0, r, 0],
+                         &rope.turns[1, r, 0], rope.interleaved, head_dim)
 
 
 cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
@@ -195,15 +216,16 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
         s = &batch.sequences[batch.sequence_of[r]]
         position = batch.positions[r]
         k = qkv.data + r * qkv.n_cols + n_heads * batch.head_dim
-        kernels.store_kv(s.pages[layer * s.n_pages + position // PAGE % s.n_pages], k, k + width,
-                         position % PAGE, batch.is_f16, batch.n_kv_heads, batch.head_dim)
+        kernels.store_kv(s.pages[layer * s.n_pages + slot_of(position // PAGE, s.n_pages)], k,
+                         k + width, position % PAGE, batch.type, batch.n_kv_heads, batch.head_dim)
 
 
-def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch batch not None,
-              Py_ssize_t window=0):
+def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope rope not None,
+              Batch batch not None, Py_ssize_t window=0):
     """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row.
 
-    window: positions a row sees, its own included; 0: all that its cache holds.
+    window: positions a row sees, its own included; 0: all that its cache holds. Queries that see
+    sinks are turned back for them by ``rope`` (see turn) and left so.
     """
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
@@ -212,13 +234,17 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Batch 
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
     if window < 0:
         raise ValueError(f"window is {window}, limit: 0 or more")
+    if (2 * rope.frequencies.shape[0] != batch.head_dim
+            or batch.max_tokens + batch.max_sequences > rope.turns.shape[1]):
+        raise ValueError(f"turns are {rope.turns.shape[1]} x {rope.frequencies.shape[0]}, not "
+                         f"{batch.max_tokens} and {batch.max_sequences} x {batch.head_dim // 2}")
     team = threads_for(batch.n_threads, attention_work(batch, window) * group // 4)
     if team == 1:
         for i in range(n_items):
-            attention_item(out, qkv, layer, batch, n_heads, window, i)
+            attention_item(out, qkv, layer, rope, batch, group, window, i)
         return
     for i in prange(n_items, nogil=True, schedule="dynamic", num_threads=team):
-        attention_item(out, qkv, layer, batch, n_heads, window, i)
+        attention_item(out, qkv, layer, rope, batch, group, window, i)
 
 
 cdef Py_ssize_t first_seen(Batch batch, Py_ssize_t row, Py_ssize_t window) noexcept nogil:
@@ -235,17 +261,22 @@ cdef Py_ssize_t attention_work(Batch batch, Py_ssize_t window) noexcept:
     return total * batch.n_kv_heads * batch.head_dim
 
 
-cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Batch batch, Py_ssize_t n_heads,
-                         Py_ssize_t window, Py_ssize_t item) noexcept nogil:
+cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch,
+                         Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item) noexcept nogil:
     """One row and one key head, with the query heads that share it."""
     cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
-    cdef Py_ssize_t n_group = n_heads // batch.n_kv_heads
-    cdef Py_ssize_t first_column = kv_head * n_group * batch.head_dim
+    cdef Py_ssize_t column = kv_head * n_group * batch.head_dim
+    cdef Py_ssize_t turn = batch.max_tokens + batch.sequence_of[r]
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
-    kernels.attention(out.data + r * out.n_cols + first_column,
-                      qkv.data + r * qkv.n_cols + first_column, s.pages + layer * s.n_pages,
-                      s.n_pages, first_seen(batch, r, window), batch.positions[r], batch.is_f16,
-                      kv_head, batch.n_kv_heads, n_group, batch.head_dim)
+    cdef View view
+    view.pages, view.n_pages = s.pages + layer * s.n_pages, s.n_pages
+    view.type, view.n_kv_heads, view.head_dim = batch.type, batch.n_kv_heads, batch.head_dim
+    view.first, view.last = first_seen(batch, r, window), batch.positions[r]
+    view.n_sinks = s.n_sinks if view.first == s.start else 0    # the model's own window hides them
+    view.cosines, view.sines = &rope.turns[0, turn, 0], &rope.turns[1, turn, 0]
+    view.interleaved = rope.interleaved
+    kernels.attention(out.data + r * out.n_cols + column, qkv.data + r * qkv.n_cols + column,
+                      &view, kv_head, n_group)
 
 
 def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):

@@ -8,7 +8,8 @@ from .cache import PAGE
 from .formats import FormatError, gguf
 
 ARCHITECTURE = "bitnet-session"
-TYPES = {"f16": "F16", "f32": "F32"}  # of pages, by dtype of the cache
+# Of pages in the file, by dtype of the cache. int8 ones end in float32 scales: whole float32s.
+TYPES = {"f16": "F16", "f32": "F32", "int8": "F32"}
 
 
 def save(path, token_ids, cache, fingerprint):

@@ -376,7 +376,7 @@ def test_a_session_that_cannot_go_on_is_as_before(model, stored):
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ({"mapping": "swap"}, ValueError, "mapping: 'swap' .map or prefetch"),
-    ({"kv_dtype": "int8"}, ValueError, "kv_dtype: 'int8'"),
+    ({"kv_dtype": "int4"}, ValueError, "kv_dtype: 'int4'"),
     ({"slots": 0}, ValueError, "slots: 0"), ({"slots": 1.5}, ValueError, "slots: 1.5"),
     ({"threads": 0}, ValueError, "threads: 0"), ({"context": 0}, ValueError, "context: 0"),
     ({"context": 513}, ValueError, "context: 513 .*512"),

@@ -62,12 +62,23 @@ def refusal(kind, function, *args):
 class Model:
     """What a KVCache is, with nothing shared but the objects that stand for pages."""
 
-    def __init__(self, capacity, overwrite):
-        self.capacity, self.overwrite = capacity, overwrite
-        self.n_pages = -(-capacity // PAGE) + overwrite
+    def __init__(self, capacity, sinks):
+        self.capacity, self.sinks = capacity, sinks
+        self.n_pages = -(-capacity // PAGE)
         self.start = self.length = self.reserved = 0
         self.tokens = {}                            # {position: token}
         self.pages = {}                             # {page number: object}
+
+    def room(self):
+        """How many positions may be reserved: those that see the same window."""
+        if not self.sinks or self.length < self.capacity:
+            return self.capacity - self.length
+        return PAGE - self.length % PAGE
+
+    def held(self):
+        """Positions that may be read."""
+        sinks = range(min(self.sinks, self.start))
+        return [*sinks, *range(self.start, self.length)]
 
     def after_reserve(self, n, others):
         """A Model as it is after reserve(n); `others` are those that may share its pages."""
@@ -78,12 +89,14 @@ class Model:
         end = -(-new.reserved // PAGE)
         for number in range(self.length // PAGE, end):
             # the page itself, or the one whose place in the ring it takes
-            old = new.pages.get(number) or new.pages.pop(number - self.n_pages, None)
+            given_up = number - self.n_pages + 1
+            old = new.pages.get(number) or (new.pages.pop(given_up, None) if given_up > 0 else None)
             shared = any(old in other.pages.values() for other in others)
             new.pages[number] = object() if old is None or shared else old
-        if self.overwrite:
-            new.start = max(self.start, PAGE * (end - self.n_pages))
-        new.tokens = {p: token for p, token in self.tokens.items() if p >= new.start}
+        if new.reserved > self.capacity:
+            new.start = max(self.start, PAGE * (end - self.n_pages + 1))
+        held = set(new.held())
+        new.tokens = {p: token for p, token in self.tokens.items() if p in held}
         return new
 
     def trim(self, length):
@@ -104,14 +117,14 @@ counts = st.one_of(st.integers(0, 200), st.sampled_from([1, PAGE - 1, PAGE, PAGE
 class CacheMachine(RuleBasedStateMachine):
     """Caches of one pool, forked, trimmed and closed in any order, do what their Models do."""
 
-    @initialize(n_sets=st.integers(2, 12), overwrite=st.booleans(),
-                capacity=st.sampled_from([1, 100, 128, 129, 256, 300, 600]))
-    def make(self, n_sets, overwrite, capacity):
+    @initialize(n_sets=st.integers(2, 12), sinks=st.sampled_from([0, 0, 1, 4, 128]),
+                capacity=st.sampled_from([1, 100, 128, 129, 256, 257, 300, 384, 600]))
+    def make(self, n_sets, sinks, capacity):
         self.pool = Pool(-(-n_sets * SET_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
         self.n_sets = self.pool.limit // SET_BYTES
         self.token = 0
         self.pairs = []
-        self.capacity, self.overwrite = capacity, overwrite
+        self.capacity, self.sinks = capacity, sinks if capacity > 2 * PAGE else 0
         self.start()
 
     def sets_in_use(self):
@@ -119,8 +132,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def start(self):
-        cache = cache_of(self.pool, self.capacity, overwrite=self.overwrite)
-        self.pairs.append((cache, Model(self.capacity, self.overwrite)))
+        cache = cache_of(self.pool, self.capacity)
+        cache.sinks = self.sinks
+        self.pairs.append((cache, Model(self.capacity, self.sinks)))
 
     @precondition(lambda self: self.pairs)
     @rule(pick=picks, n=counts, n_used=counts)
@@ -128,7 +142,9 @@ class CacheMachine(RuleBasedStateMachine):
         pick %= len(self.pairs)
         cache, model = self.pairs[pick]
         others = [other for _, other in self.pairs if other is not model]
-        if n > (self.capacity if self.overwrite else self.capacity - model.length):
+        if self.sinks:
+            assert cache.chunk(n) == min(n, model.room())
+        if n > model.room():
             error = refusal(ContextFull, cache.reserve, n)
             assert (error.length, error.requested) == (model.length, n)
             assert error.capacity == self.capacity
@@ -175,7 +191,7 @@ class CacheMachine(RuleBasedStateMachine):
     def reset(self, pick):
         pick %= len(self.pairs)
         self.pairs[pick][0].reset()
-        self.pairs[pick] = self.pairs[pick][0], Model(self.capacity, self.overwrite)
+        self.pairs[pick] = self.pairs[pick][0], Model(self.capacity, self.sinks)
 
     @precondition(lambda self: self.pairs)
     @rule(pick=picks, explicitly=st.booleans())
@@ -196,8 +212,8 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def contents_are_kept(self):
         for cache, model in self.pairs:
-            held = range(model.start, model.length)
-            assert list(model.tokens) == list(held)
+            held = model.held()
+            assert sorted(model.tokens) == held
             for position in {*held[:1], *held[-1:], *held[::97], *held[PAGE - 1::PAGE]}:
                 check(cache, position, model.tokens[position])
 
@@ -214,39 +230,6 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
-
-
-@pytest.mark.parametrize("capacity", [1, PAGE, PAGE + 1])
-def test_overwriting_wraps_at_every_position(capacity):
-    pool = Pool(MIB)
-    cache = cache_of(pool, capacity, overwrite=True)
-    assert cache.n_pages == -(-capacity // PAGE) + 1
-    for position in range(3 * cache.n_pages * PAGE):
-        feed(cache, 1, token=position)
-        assert cache.length == position + 1
-        assert cache.length - cache.start >= min(capacity, cache.length)
-        assert cache.start % PAGE == 0
-        for held in (cache.start, (cache.start + position) // 2, position):
-            check(cache, held, held)
-        for gone in (cache.start - 1, position + 1):
-            with pytest.raises(IndexError):
-                cache.read(0, gone)
-    assert pool.in_use == cache.n_pages * SET_BYTES == cache.nbytes
-
-
-def test_a_chunk_leaves_the_positions_before_it():
-    pool = Pool(MIB)
-    cache = cache_of(pool, 300, overwrite=True)
-    feed(cache, 300)
-    token = 300
-    for n in (1, 127, 128, 129, 299, 300, 64, 200):
-        before = cache.length
-        cache.reserve(n)
-        assert before - cache.start >= 300 + 1 - n
-        feed(cache, n, token)
-        token += n
-    for position in range(cache.start, cache.length):
-        check(cache, position, position)
 
 
 def test_a_fork_at_every_position_copies_only_the_partly_filled_page():
@@ -315,21 +298,19 @@ def test_reserving_is_all_or_nothing():
 
 def test_context_full_changes_nothing():
     pool = Pool(MIB)
-    for overwrite in (False, True):
-        cache = cache_of(pool, 200, overwrite=overwrite)
-        feed(cache, 150)
-        n = 201 if overwrite else 51
-        with pytest.raises(ContextFull) as caught:
-            cache.reserve(n)
-        error = caught.value
-        assert (error.length, error.requested, error.capacity) == (150, n, 200)
-        assert str(error) == f"no room for {n} more positions after 150: the capacity is 200"
-        twin = copy.copy(error)                     # by way of __reduce__, as pickle does
-        assert type(twin) is ContextFull and vars(twin) == vars(error)
-        assert (cache.start, cache.length) == (0, 150)
-        feed(cache, 50, token=150)
-        for position in range(200):
-            check(cache, position, position)
+    cache = cache_of(pool, 200)
+    feed(cache, 150)
+    with pytest.raises(ContextFull) as caught:
+        cache.reserve(51)
+    error = caught.value
+    assert (error.length, error.requested, error.capacity) == (150, 51, 200)
+    assert str(error) == "no room for 51 more positions after 150: the capacity is 200"
+    twin = copy.copy(error)                         # by way of __reduce__, as pickle does
+    assert type(twin) is ContextFull and vars(twin) == vars(error)
+    assert (cache.start, cache.length) == (0, 150)
+    feed(cache, 50, token=150)
+    for position in range(200):
+        check(cache, position, position)
 
 
 def test_reserved_pages_are_given_back_by_trim_and_fork():
@@ -363,7 +344,7 @@ def test_reserving_less_keeps_what_is_reserved():
 def test_pages_are_laid_out_as_the_kernels_read_them(dtype, numpy_dtype):
     pool = Pool(MIB)
     cache = cache_of(pool, dtype=dtype)
-    assert cache.dtype == dtype and cache.is_f16 == (dtype == "f16")
+    assert cache.dtype == dtype
     cache.reserve(PAGE)                             # the pool's first block starts with its pages
     rng = np.random.default_rng(0)
     written = rng.normal(size=(LAYERS, 2, PAGE, HEADS, DIM)).astype(np.float32)

@@ -13,7 +13,6 @@ from bitnet.memory import Pool
 from guard import guarded
 
 from bitnet import arrays, cpu, dispatch, ops
-from bitnet.rope import fill_tables
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
@@ -240,135 +239,6 @@ def test_norms_of_heads(isa, head_dim, n_tokens, n_threads):
     np.testing.assert_array_equal(got[:, [0, 1, 6]], x[:, [0, 1, 6]])
 
 
-def tables(n, head_dim, theta=10000.0):
-    tables = np.empty((2, n, head_dim // 2), np.float32)
-    fill_tables(*tables, theta)
-    return [matrix(t) for t in tables]
-
-
-@pytest.mark.parametrize("head_dim", [2, 10, 64, 100, 128])
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_rope(isa, head_dim, interleaved):
-    cache = KVCache(Pool(1 << 24), n_layers=1, n_kv_heads=1, head_dim=head_dim, capacity=500)
-    cache.reserve(300)
-    cache.advance(300)
-    batch = arrays.Batch(4, 1).set([(cache, 4)])
-    x = rng(head_dim).standard_normal((4, 3 * head_dim)).astype(np.float32)
-    got = arrays.Matrix(guarded(x))
-    ops.rope(got, *tables(500, head_dim), 2, interleaved, batch)
-    want = reference.rope(
-        x[:, : 2 * head_dim].reshape(4, 2, head_dim), range(300, 304), 10000, interleaved
-    )
-    np.testing.assert_allclose(got.array()[:, : 2 * head_dim], want.reshape(4, -1), atol=2e-6)
-    np.testing.assert_array_equal(got.array()[:, 2 * head_dim :], x[:, 2 * head_dim :])
-
-
-@pytest.mark.parametrize(
-    "head_dim, n_kv_heads, group", [(64, 2, 4), (128, 1, 5), (100, 2, 1), (32, 3, 2)]
-)
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("n_threads", [1, 2])
-def test_attention_over_pages(isa, head_dim, n_kv_heads, group, dtype, n_threads):
-    """A sequence longer than two pages, written in chunks; then a fork that goes its own way."""
-    r, n = rng(head_dim, group), 290
-    n_heads = n_kv_heads * group
-    width = (n_heads + 2 * n_kv_heads) * head_dim
-    qkv = r.standard_normal((n, width)).astype(np.float32)
-    cache = KVCache(
-        Pool(1 << 26),
-        n_layers=2,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        capacity=300,
-        dtype=dtype,
-    )
-    out = matrix(np.zeros((n, n_heads * head_dim)))
-    got, begin = [], 0
-    for end in (1, 2, 130, 131, 256, n):
-        batch = arrays.Batch(n, 1, n_threads).set([(cache, end - begin)])
-        part = matrix(qkv[begin:end])
-        ops.store_kv(part, 1, batch)
-        ops.attention(out, part, 1, batch)
-        cache.advance(end - begin)
-        got.append(out.array()[: end - begin].copy())
-        begin = end
-    q, k, v = np.split(qkv, [n_heads * head_dim, (n_heads + n_kv_heads) * head_dim], axis=1)
-    k, v = (
-        t.astype(np.float16 if dtype == "f16" else np.float32).reshape(n, n_kv_heads, head_dim)
-        for t in (k, v)
-    )
-    want = [
-        reference.attention(q[t].reshape(n_heads, head_dim), k[: t + 1], v[: t + 1])
-        for t in range(n)
-    ]
-    np.testing.assert_allclose(np.concatenate(got), np.stack(want).reshape(n, -1), atol=3e-6)
-
-
-def windowed(cache, qkv, n_heads, window, n_threads=1, chunk=100):
-    """ops.attention of a sequence fed in chunks, float32 (n, n_heads * head_dim)."""
-    out, got = matrix(np.zeros((chunk, n_heads * cache.head_dim))), []
-    for begin in range(0, len(qkv), chunk):
-        part = qkv[begin : begin + chunk]
-        batch = arrays.Batch(chunk, 1, n_threads).set([(cache, len(part))])
-        ops.store_kv(matrix(part), 0, batch)
-        ops.attention(out, matrix(part), 0, batch, window=window)
-        cache.advance(len(part))
-        got.append(out.array()[: len(part)].copy())
-    return np.concatenate(got)
-
-
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 127, 128, 129, 200, 256, 399, 400, 2**62])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_attention_through_a_window(isa, window, overwrite):
-    """Windows that begin on every side of a page's border; a ring that gives pages up hides no
-    position that a window shows, and one that it hides is seen by nobody."""
-    n, n_heads, head_dim = 400, 2, 32
-    qkv = rng(window % 1000).standard_normal((n, 4 * head_dim)).astype(np.float32)
-    cache = KVCache(
-        Pool(1 << 24),
-        n_layers=1,
-        n_kv_heads=1,
-        head_dim=head_dim,
-        capacity=250 if overwrite else n,
-        dtype="f32",
-        overwrite=overwrite,
-    )
-    got = windowed(cache, qkv, n_heads, window, n_threads=2)
-    assert cache.start == (128 if overwrite else 0)
-    q, k, v = np.split(qkv, [n_heads * head_dim, (n_heads + 1) * head_dim], axis=1)
-    k, v = k[:, None], v[:, None]
-    for t in range(n):
-        first = max(
-            t - window + 1, cache.start if t >= 300 else 0
-        )  # 300: the chunk that needs room
-        want = reference.attention(q[t].reshape(n_heads, -1), k[first : t + 1], v[first : t + 1])
-        np.testing.assert_allclose(got[t], want.reshape(-1), atol=3e-6, err_msg=str(t))
-
-
-def test_a_window_as_long_as_the_sequence_changes_no_bit(isa):
-    qkv = rng(4).standard_normal((300, 4 * 32)).astype(np.float32)
-    found = []
-    for window, chunk, n_threads in ((0, 300, 1), (300, 7, 2), (2**40, 100, 1)):
-        cache = KVCache(Pool(1 << 24), n_layers=1, n_kv_heads=1, head_dim=32, capacity=300)
-        found.append(windowed(cache, qkv, 2, window, n_threads, chunk).tobytes())
-    assert found[0] == found[1] == found[2]
-
-
-def test_the_page_layout_is_what_the_cache_reads(isa):
-    """store_kv writes where KVCache.read looks, in both dtypes, whatever the head_dim."""
-    for dtype, head_dim in (("f32", 20), ("f16", 20), ("f16", 64)):
-        cache = KVCache(
-            Pool(1 << 24), n_layers=2, n_kv_heads=3, head_dim=head_dim, capacity=200, dtype=dtype
-        )
-        qkv = rng(head_dim).standard_normal((150, 9 * head_dim)).astype(np.float32)
-        batch = arrays.Batch(150, 1).set([(cache, 150)])
-        ops.store_kv(matrix(qkv), 1, batch)
-        kv = qkv[:, 3 * head_dim :].astype(np.float16 if dtype == "f16" else np.float32)
-        kv = kv.reshape(150, 2, 3, head_dim)
-        for position in range(150):
-            np.testing.assert_array_equal(cache.read(1, position), kv[position])
-
-
 def test_float_kernels_give_the_same_bits_everywhere():
     """What each instruction set computes, compared byte by byte with the plain C kernels."""
     r = rng(9)
@@ -467,8 +337,18 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="act is 'tanh', not relu2, silu or gelu"):
         ops.gate(matrix(np.zeros((2, 30))), qkv, "tanh", rows(2))
     cache = KVCache(Pool(1 << 20), n_layers=1, n_kv_heads=1, head_dim=20, capacity=8)
+    batch, out = arrays.Batch(1, 1).set([(cache, 1)]), matrix(np.zeros((1, 20)))
+    rope = arrays.Rope(np.ones(10, np.float32), np.zeros((2, 2, 10), np.float32), False, 8)
     with pytest.raises(ValueError, match="window is -1, limit: 0 or more"):
-        ops.attention(matrix(np.zeros((1, 20))), qkv, 0, arrays.Batch(1, 1).set([(cache, 1)]), -1)
+        ops.attention(out, qkv, 0, rope, batch, -1)
+    for n_rows, half in ((1, 10), (2, 9)):
+        rope = arrays.Rope(
+            np.ones(half, np.float32), np.zeros((2, n_rows, half), np.float32), False, 8
+        )
+        with pytest.raises(ValueError, match=f"turns are {n_rows} x {half}, not 1 and 1 x 10"):
+            ops.attention(out, qkv, 0, rope, batch)
+    with pytest.raises(ValueError, match="turns are 2 x 3 x 10, not 2 x rows x 9 frequencies"):
+        arrays.Rope(np.ones(9, np.float32), np.zeros((2, 3, 10), np.float32), False, 8)
 
 
 def test_threads_are_really_there():

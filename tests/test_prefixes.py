@@ -136,7 +136,7 @@ def test_prefixes_against_a_list():
 # with a model -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
 def test_text_is_the_same_with_and_without(kv_dtype):
     prompts = [SYSTEM * n + end for n in (1, 3) for end in ("", "Good morrow.", "Farewell.")]
     options = {"max_tokens": 24, "temperature": 0.9, "seed": 5}

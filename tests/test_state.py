@@ -12,7 +12,7 @@ from bitnet.formats.gguf import GGUFFile
 IDS = [(7 * i) % 2000 for i in range(300)]  # two full pages and a part of a third
 
 
-@pytest.fixture(scope="module", params=["f16", "f32"])
+@pytest.fixture(scope="module", params=["f16", "f32", "int8"])
 def model(request):
     with bitnet.load(kv_dtype=request.param, threads=1) as loaded:
         yield loaded

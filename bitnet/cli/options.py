@@ -60,7 +60,7 @@ def add_load(parser):
                        help="threads (default: the physical cores that are ours)")
     group.add_argument("--context", type=number(int, 1), metavar="N",
                        help="tokens a sequence may hold (default: the model's, 4096 at most)")
-    group.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16",
+    group.add_argument("--kv-dtype", choices=["f16", "f32", "int8"], default="f16",
                        help="type of cached keys and values (default: f16)")
     group.add_argument("--mapping", choices=MAPPINGS, default="map",
                        help="leave weights in the mapped file, the same with pages asked for "

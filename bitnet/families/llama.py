@@ -18,7 +18,7 @@ class Block:
         config = bind.config
         self.layer, self.act = bind.layer, config.hidden_act
         self.n_rotated = config.num_attention_heads + config.num_key_value_heads
-        self.rope, self.rope_interleaved = bind.rope(config.rope_theta), config.rope_interleaved
+        self.rope = bind.rope(config.rope_theta)
         self.input_layernorm = bind.norm("input_layernorm")
         self.qkv_proj = bind.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self.attn_sub_norm = bind.norm("self_attn.attn_sub_norm") if config.sub_norms else None
@@ -36,9 +36,9 @@ class Block:
         ops.rms_norm(s.normed, self.input_layernorm, s.hidden, batch)       # (n, hidden)
         ops.quantize(s.codes, s.normed, batch)
         ops.linear(s.qkv, self.qkv_proj, s.codes, batch)                    # (n, (H + 2 Hkv) D)
-        ops.rope(s.qkv, *self.rope, self.n_rotated, self.rope_interleaved, batch)
+        ops.rope(s.qkv, self.rope, self.n_rotated, batch)
         ops.store_kv(s.qkv, self.layer, batch)
-        ops.attention(s.attended, s.qkv, self.layer, batch)                 # (n, H D)
+        ops.attention(s.attended, s.qkv, self.layer, self.rope, batch)      # (n, H D)
         if self.attn_sub_norm:
             ops.rms_norm(s.attended, self.attn_sub_norm, s.attended, batch)
         ops.quantize(s.codes, s.attended, batch)

@@ -18,7 +18,7 @@ class Block:
         config = bind.config
         self.layer, self.act, self.window = bind.layer, config.hidden_act, bind.window
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.rope, self.rope_interleaved = bind.rope(bind.rope_theta), config.rope_interleaved
+        self.rope = bind.rope(bind.rope_theta)
         q_width, kv_width = self.n_heads * config.head_dim, self.n_kv_heads * config.head_dim
         norm, linear = bind.norm, bind.linear
         self.input_layernorm = norm("input_layernorm")
@@ -51,10 +51,9 @@ class Block:
         self.project(s.qkv, self.qkv, s, batch)                             # (n, (H + 2 Hkv) D)
         ops.head_norm(s.qkv, self.q_norm, 0, self.n_heads, batch)
         ops.head_norm(s.qkv, self.k_norm, self.n_heads, self.n_kv_heads, batch)
-        n_rotated = self.n_heads + self.n_kv_heads
-        ops.rope(s.qkv, *self.rope, n_rotated, self.rope_interleaved, batch)
+        ops.rope(s.qkv, self.rope, self.n_heads + self.n_kv_heads, batch)
         ops.store_kv(s.qkv, self.layer, batch)
-        ops.attention(s.attended, s.qkv, self.layer, batch, window=self.window)
+        ops.attention(s.attended, s.qkv, self.layer, self.rope, batch, window=self.window)
         ops.rms_norm(s.attended, self.o_norm, s.attended, batch)            # (n, H D)
         ops.quantize(s.codes, s.attended, batch)
 

@@ -1,7 +1,7 @@
 # The kernels, written once; every module beside includes this, compiled with flags of its own.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrtf
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .lookup cimport (
@@ -13,14 +13,13 @@ from .simd cimport (
     f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch, ternary_row,
     ternary_row_1, ternary_tile, ternary_tile_1,
 )
-from .table cimport Kernels
+from .table cimport Kernels, View
 
 cdef enum:
     LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
     BLOCK_BYTES = 32                # 128 ternary codes
     TOKENS = 4                      # of a tile; as a step loops say 4
     PAGE = 128                      # positions of a KV page
-    GROUP = 4                       # query heads that share one pass over keys and values
 
 
 # ------------------------------------------------------------------------------------ ternary
@@ -70,21 +69,28 @@ cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil
     return -1
 
 
+cdef inline int32_t largest_bits(const float* x, Py_ssize_t n) noexcept nogil:
+    """The bits of the largest |x|: as integers they may be compared in any order, NaN is largest"""
+    cdef const int32_t* bits = <const int32_t*>x
+    cdef int32_t magnitude, largest = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        magnitude = bits[i] & 0x7FFFFFFF
+        largest = magnitude if magnitude > largest else largest
+    return largest
+
+
 cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float* x,
                    Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil:
     """Per-token absmax (BitNet b1.58): s = 127 / max(|x|, 1e-5), code = round half even (x s).
 
     A row with a NaN or an infinity gets codes 0 and 1 / s = NaN, so that it cannot pass unseen.
     """
-    cdef const int32_t* bits = <const int32_t*>x
-    cdef int32_t magnitude, largest = 0, total = 0
+    cdef int32_t largest = largest_bits(x, n), total = 0
     cdef int8_t tail[LANES]
     cdef float biggest, scale
     cdef f32x16 factor
     cdef Py_ssize_t i
-    for i in range(n):                          # as integers: in any order, and NaN is largest
-        magnitude = bits[i] & 0x7FFFFFFF
-        largest = magnitude if magnitude > largest else largest
     memset(out + n, 0, n_padded - n)
     if largest >= 0x7F800000:
         memset(out, 0, n)
@@ -194,189 +200,7 @@ cdef void exp(float* out, const float* x, Py_ssize_t n) noexcept nogil:
         store_some(out + i, f32_exp(load_some(x + i, n % LANES)), n % LANES)
 
 
-# ------------------------------------------------------------------------------------ attention
-cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
-               Py_ssize_t head_dim) noexcept nogil:
-    """Rotate the pairs (j, j + D/2), or (2j, 2j + 1) where interleaved (llama-arch GGUF)."""
-    cdef Py_ssize_t j, half = head_dim // 2
-    cdef float a, b
-    if interleaved:
-        for j in range(half):
-            a, b = x[2 * j], x[2 * j + 1]
-            x[2 * j] = a * cosines[j] - b * sines[j]
-            x[2 * j + 1] = b * cosines[j] + a * sines[j]
-        return
-    for j in range(half):
-        a, b = x[j], x[j + half]
-        x[j] = a * cosines[j] - b * sines[j]
-        x[j + half] = b * cosines[j] + a * sines[j]
-
-
-cdef void store_kv(char* page, const float* k, const float* v, Py_ssize_t slot, int is_f16,
-                   Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil:
-    """Keys go transposed, 16 positions together, so that attention scores 16 with a vector."""
-    cdef Py_ssize_t h, key, value, n = n_kv_heads * head_dim
-    for h in range(n_kv_heads):
-        key = (h * PAGE + slot - slot % LANES) * head_dim + slot % LANES
-        value = n * PAGE + (h * PAGE + slot) * head_dim
-        if is_f16:
-            store_f16(<uint16_t*>page + key, k + h * head_dim, LANES, head_dim)
-            store_f16(<uint16_t*>page + value, v + h * head_dim, 1, head_dim)
-        else:
-            store_f32(<float*>page + key, k + h * head_dim, LANES, head_dim)
-            store_f32(<float*>page + value, v + h * head_dim, 1, head_dim)
-
-
-cdef inline void store_f16(uint16_t* out, const float* x, Py_ssize_t step,
-                           Py_ssize_t n) noexcept nogil:
-    cdef uint16_t halves[LANES]
-    cdef Py_ssize_t i, j
-    for i in range(0, n - LANES + 1, 16):
-        f32_store_f16(halves, f32_load(x + i))
-        for j in range(LANES):
-            out[(i + j) * step] = halves[j]
-    for i in range(n - n % LANES, n):
-        out[i * step] = f16_of_f32(x[i])
-
-
-cdef inline void store_f32(float* out, const float* x, Py_ssize_t step,
-                           Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i * step] = x[i]
-
-
-cdef inline f32x16 load_lanes(const char* m, Py_ssize_t i, int is_f16) noexcept nogil:
-    return f32_load_f16(<const uint16_t*>m + i) if is_f16 else f32_load(<const float*>m + i)
-
-
-cdef inline float load_lane(const char* m, Py_ssize_t i, int is_f16) noexcept nogil:
-    return f32_of_f16((<const uint16_t*>m)[i]) if is_f16 else (<const float*>m)[i]
-
-
-cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                  const char* m, Py_ssize_t stride, int is_f16, Py_ssize_t n_heads,
-                  Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
-    """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
-
-    Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
-    and a row of m is read and converted once for four heads.
-    """
-    cdef f32x16 row, acc0, acc1, acc2, acc3
-    cdef Py_ssize_t g, i, lane
-    cdef float total
-    for lane in range(0, n_lanes - LANES + 1, 16):
-        if n_heads == GROUP:
-            acc0 = f32_load(out + lane)
-            acc1 = f32_load(out + out_stride + lane)
-            acc2 = f32_load(out + 2 * out_stride + lane)
-            acc3 = f32_load(out + 3 * out_stride + lane)
-            for i in range(n):
-                row = load_lanes(m, i * stride + lane, is_f16)
-                acc0 = f32_add(acc0, f32_mul(f32_set1(a[i]), row))
-                acc1 = f32_add(acc1, f32_mul(f32_set1(a[a_stride + i]), row))
-                acc2 = f32_add(acc2, f32_mul(f32_set1(a[2 * a_stride + i]), row))
-                acc3 = f32_add(acc3, f32_mul(f32_set1(a[3 * a_stride + i]), row))
-            f32_store(out + lane, acc0)
-            f32_store(out + out_stride + lane, acc1)
-            f32_store(out + 2 * out_stride + lane, acc2)
-            f32_store(out + 3 * out_stride + lane, acc3)
-            continue
-        for g in range(n_heads):
-            acc0 = f32_load(out + g * out_stride + lane)
-            for i in range(n):
-                row = load_lanes(m, i * stride + lane, is_f16)
-                acc0 = f32_add(acc0, f32_mul(f32_set1(a[g * a_stride + i]), row))
-            f32_store(out + g * out_stride + lane, acc0)
-    for lane in range(n_lanes - n_lanes % LANES, n_lanes):      # head_dim 100: the last 4 of a row
-        for g in range(n_heads):
-            total = out[g * out_stride + lane]
-            for i in range(n):
-                total += a[g * a_stride + i] * load_lane(m, i * stride + lane, is_f16)
-            out[g * out_stride + lane] = total
-
-
-cdef float softmax_tile(float* scores, float* largest, float* total, float scale, Py_ssize_t low,
-                        Py_ssize_t high) noexcept nogil:
-    """Turn scores[low:high] of a tile into weights relative to the running maximum.
-
-    Updates maximum and running total; returns the factor for what was summed before (online
-    softmax: Milakov and Gimelshein 2018). Lanes outside low..high become 0.
-    """
-    cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
-    cdef float lanes[LANES]
-    cdef float before = largest[0]
-    cdef f32x16 v, top, sums = f32_zero()
-    for j in range(begin, low):
-        scores[j] = -INFINITY
-    for j in range(high, end):
-        scores[j] = -INFINITY
-    top = f32_set1(before)
-    for j in range(begin, end, 16):
-        v = f32_mul(f32_load(scores + j), f32_set1(scale))
-        f32_store(scores + j, v)
-        top = f32_max(top, v)
-    f32_store(lanes, top)
-    for j in range(LANES):
-        if lanes[j] > largest[0]:
-            largest[0] = lanes[j]
-    for j in range(begin, end, 16):
-        v = f32_exp(f32_sub(f32_load(scores + j), f32_set1(largest[0])))
-        f32_store(scores + j, v)
-        sums = f32_add(sums, v)
-    f32_store(lanes, f32_exp(f32_set1(before - largest[0])))
-    total[0] = total[0] * lanes[0] + f32_sum(sums)
-    return lanes[0]
-
-
-cdef void attention(float* out, const float* q, char** pages, Py_ssize_t n_pages,
-                    Py_ssize_t first, Py_ssize_t last, int is_f16, Py_ssize_t kv_head,
-                    Py_ssize_t n_kv_heads, Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil:
-    cdef Py_ssize_t g
-    for g in range(0, n_group, 4):
-        attend(out + g * head_dim, q + g * head_dim, pages, n_pages, first, last, is_f16, kv_head,
-               n_kv_heads, min(<Py_ssize_t>GROUP, n_group - g), head_dim)
-
-
-cdef void attend(float* out, const float* q, char** pages, Py_ssize_t n_pages,
-                 Py_ssize_t first, Py_ssize_t last, int is_f16, Py_ssize_t kv_head,
-                 Py_ssize_t n_kv_heads, Py_ssize_t n_heads, Py_ssize_t head_dim) noexcept nogil:
-    """Up to GROUP heads in one pass. Tiles are pages by absolute position, so that the order of
-    additions depends on first and last alone, not on chunks of prefill or forks."""
-    cdef float scores[GROUP * PAGE]
-    cdef float largest[GROUP]
-    cdef float total[GROUP]
-    cdef float factor
-    cdef float scale = <float>1.0 / sqrtf(<float>head_dim)
-    cdef Py_ssize_t item = 2 if is_f16 else 4
-    cdef Py_ssize_t head_bytes = PAGE * head_dim * item
-    cdef Py_ssize_t tile, low, high, j, g, d
-    cdef const char* keys
-    cdef const char* values
-    for g in range(n_heads):
-        largest[g] = -INFINITY
-        total[g] = 0
-    memset(out, 0, n_heads * head_dim * sizeof(float))
-    for tile in range(first // PAGE, last // PAGE + 1):
-        keys = pages[tile % n_pages] + kv_head * head_bytes
-        values = keys + n_kv_heads * head_bytes
-        low = max(first - tile * PAGE, <Py_ssize_t>0)
-        high = min(last - tile * PAGE + 1, <Py_ssize_t>PAGE)
-        memset(scores, 0, sizeof(scores))
-        for j in range(low - low % LANES, high, 16):
-            combine(scores + j, PAGE, q, head_dim, keys + j * head_dim * item, LANES, is_f16,
-                    n_heads, head_dim, LANES)
-        for g in range(n_heads):
-            factor = softmax_tile(scores + g * PAGE, &largest[g], &total[g], scale, low, high)
-            for d in range(head_dim):
-                out[g * head_dim + d] *= factor
-        combine(out, head_dim, scores + low, PAGE, values + low * head_dim * item, head_dim, is_f16,
-                n_heads, high - low, head_dim)
-    for g in range(n_heads):
-        for d in range(head_dim):
-            out[g * head_dim + d] /= total[g]
-
-
+include "attention.pxi"
 include "lookup.pxi"
 include "rows.pxi"
 
@@ -395,9 +219,9 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
 
 cdef Kernels table = Kernels(
     ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
-    rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate, silu_gate=silu_gate,
-    gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4, decode_row=decode_row, exp=exp,
-    read=read, ternary_lookup=ternary_lookup)
+    rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate,
+    silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
+    decode_row=decode_row, exp=exp, read=read, turns=turns, ternary_lookup=ternary_lookup)
 if not LOOKUP:
     table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

@@ -6,6 +6,17 @@ give the same bits on every instruction set; integer kernels are exact.
 """
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint64_t
 
+cdef struct View:                       # what a query sees of its sequence: sinks and first..last
+    char** pages                        # of its layer; cache.pxd says which position lies where
+    Py_ssize_t n_pages
+    int type                            # ggml's number: F32 0, F16 1, I8 24
+    Py_ssize_t n_kv_heads, head_dim
+    Py_ssize_t first, last
+    Py_ssize_t n_sinks                  # positions 0..n_sinks - 1 before first; or 0
+    const float* cosines                # (head_dim / 2), of the rotation that brings q to them
+    const float* sines
+    int interleaved
+
 cdef struct Kernels:
     # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, tokens t
     void (*ternary_matmul)(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
@@ -22,12 +33,12 @@ cdef struct Kernels:
     void (*rope)(float* x, const float* cosines, const float* sines, int interleaved,
                  Py_ssize_t head_dim) noexcept nogil
     # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
-    void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int is_f16,
+    void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
-    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over positions first..last
-    void (*attention)(float* out, const float* q, char** pages, Py_ssize_t n_pages,
-                      Py_ssize_t first, Py_ssize_t last, int is_f16, Py_ssize_t kv_head,
-                      Py_ssize_t n_kv_heads, Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil
+    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees; turns q where there
+    # are sinks
+    void (*attention)(float* out, float* q, const View* view, Py_ssize_t kv_head,
+                      Py_ssize_t n_group) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
@@ -41,6 +52,9 @@ cdef struct Kernels:
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
     uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil
+    # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
+    void (*turns)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
+                  int is_rounded, Py_ssize_t n) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,

@@ -1,0 +1,328 @@
+# Rotary positions, keys and values in their pages, and attention over pages.
+
+cdef enum:
+    I8 = 24                             # ggml's number, beside F32 and F16 of rows.pxi
+    GROUP = 4                           # query heads that share one pass over keys and values
+
+
+cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
+               Py_ssize_t head_dim) noexcept nogil:
+    """Rotate the pairs (j, j + D/2), or (2j, 2j + 1) where interleaved (llama-arch GGUF)."""
+    cdef Py_ssize_t j, half = head_dim // 2
+    cdef float a, b
+    if interleaved:
+        for j in range(half):
+            a, b = x[2 * j], x[2 * j + 1]
+            x[2 * j] = a * cosines[j] - b * sines[j]
+            x[2 * j + 1] = b * cosines[j] + a * sines[j]
+        return
+    for j in range(half):
+        a, b = x[j], x[j + half]
+        x[j] = a * cosines[j] - b * sines[j]
+        x[j + half] = b * cosines[j] + a * sines[j]
+
+
+cdef void turns(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
+                int is_rounded, Py_ssize_t n) noexcept nogil:
+    """NumPy's and libm's cos differ between machines in the last place; additions and
+    multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""
+    cdef Py_ssize_t j
+    cdef int64_t quadrant
+    cdef double x, k, r, z, c, s
+    for j in range(n):
+        x = <double>position * <double>frequencies[j]
+        if is_rounded:
+            x = <double>(<float>position * frequencies[j])
+        k = (x * 0.63661977236758134 + 6755399441055744.0) - 6755399441055744.0     # 1.5 * 2^52
+        # pi / 2 in three parts of 33 bits: k times the first two is exact for k < 2^20
+        r = ((x - k * 1.5707963267341256e00) - k * 6.0771005063039660e-11) \
+            - k * 2.0222662487959506e-21
+        z = r * r
+        s = r * (1 + z * (-1.0 / 6.0 + z * (1.0 / 120.0 + z * (-1.0 / 5040.0 + z * (
+            1.0 / 362880.0 + z * (-1.0 / 39916800.0 + z * (
+                1.0 / 6227020800.0 - z * (1.0 / 1307674368000.0))))))))
+        c = 1 + z * (-1.0 / 2.0 + z * (1.0 / 24.0 + z * (-1.0 / 720.0 + z * (1.0 / 40320.0 + z * (
+            -1.0 / 3628800.0 + z * (1.0 / 479001600.0 + z * (
+                -1.0 / 87178291200.0 + z * (1.0 / 20922789888000.0))))))))
+        quadrant = <int64_t>k
+        if quadrant & 1:
+            s, c = c, s
+        cosines[j] = <float>(-c if (quadrant + 1) & 2 else c)
+        sines[j] = <float>(-s if quadrant & 2 else s)
+
+
+# ---------------------------------------------------------------------------------------- pages
+cdef inline Py_ssize_t item_bytes(int type) noexcept nogil:
+    return 4 if type == F32 else 2 if type == F16 else 1
+
+
+cdef inline float* scales_of(char* page, Py_ssize_t kv_head, Py_ssize_t n_kv_heads,
+                             Py_ssize_t head_dim) noexcept nogil:
+    """Of an I8 page, behind all codes: PAGE scales of a head's keys; its values' are n_kv_heads on.
+    """
+    return <float*>(page + 2 * n_kv_heads * PAGE * head_dim) + kv_head * PAGE
+
+
+cdef void store_kv(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
+                   Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil:
+    """Keys go transposed, 16 positions together, so that attention scores 16 with a vector."""
+    cdef Py_ssize_t h, key, value, n = n_kv_heads * head_dim
+    cdef float* scales
+    for h in range(n_kv_heads):
+        key = (h * PAGE + slot - slot % LANES) * head_dim + slot % LANES
+        value = n * PAGE + (h * PAGE + slot) * head_dim
+        if type == F32:
+            store_f32(<float*>page + key, k + h * head_dim, LANES, head_dim)
+            store_f32(<float*>page + value, v + h * head_dim, 1, head_dim)
+        elif type == F16:
+            store_f16(<uint16_t*>page + key, k + h * head_dim, LANES, head_dim)
+            store_f16(<uint16_t*>page + value, v + h * head_dim, 1, head_dim)
+        else:
+            scales = scales_of(page, h, n_kv_heads, head_dim) + slot
+            scales[0] = store_i8(<int8_t*>page + key, k + h * head_dim, LANES, head_dim)
+            scales[n_kv_heads * PAGE] = store_i8(<int8_t*>page + value, v + h * head_dim, 1,
+                                                 head_dim)
+
+
+cdef inline void store_f32(float* out, const float* x, Py_ssize_t step,
+                           Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i * step] = x[i]
+
+
+cdef inline void store_f16(uint16_t* out, const float* x, Py_ssize_t step,
+                           Py_ssize_t n) noexcept nogil:
+    cdef uint16_t halves[LANES]
+    cdef Py_ssize_t i, j
+    for i in range(0, n - LANES + 1, 16):
+        f32_store_f16(halves, f32_load(x + i))
+        for j in range(LANES):
+            out[(i + j) * step] = halves[j]
+    for i in range(n - n % LANES, n):
+        out[i * step] = f16_of_f32(x[i])
+
+
+cdef inline float store_i8(int8_t* out, const float* x, Py_ssize_t step,
+                           Py_ssize_t n) noexcept nogil:
+    """Codes = round half even (x * 127 / max |x|); returns their scale, max |x| / 127.
+
+    NaN, and codes 0, where one is not finite: it cannot pass unseen.
+    """
+    cdef int8_t codes[LANES]
+    cdef int32_t largest = largest_bits(x, n)
+    cdef float biggest
+    cdef f32x16 factor
+    cdef Py_ssize_t i, j
+    memcpy(&biggest, &largest, 4)
+    biggest = biggest if biggest > <float>1e-30 else <float>1e-30      # 127 / biggest is finite
+    factor = f32_set1(<float>127.0 / biggest if largest < 0x7F800000 else <float>0.0)
+    for i in range(0, n, 16):
+        if largest >= 0x7F800000:
+            memset(codes, 0, sizeof(codes))
+        else:
+            f32_store_i8(codes, f32_mul(load_some(x + i, min(<Py_ssize_t>LANES, n - i)), factor))
+        for j in range(min(<Py_ssize_t>LANES, n - i)):
+            out[(i + j) * step] = codes[j]
+    return biggest / <float>127.0 if largest < 0x7F800000 else <float>NAN
+
+
+cdef inline f32x16 load_lanes(const char* m, Py_ssize_t i, int type) noexcept nogil:
+    """Sixteen numbers of a page, from the i-th on, as they are before a scale."""
+    if type == F16:
+        return f32_load_f16(<const uint16_t*>m + i)
+    if type == I8:
+        return f32_load_i8(<const int8_t*>m + i)
+    return f32_load(<const float*>m + i)
+
+
+cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogil:
+    if type == F16:
+        return f32_of_f16((<const uint16_t*>m)[i])
+    if type == I8:
+        return <float>(<const int8_t*>m)[i]
+    return (<const float*>m)[i]
+
+
+# ------------------------------------------------------------------------------------ attention
+cdef inline void combine_as(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
+                            const char* m, Py_ssize_t stride, int type, Py_ssize_t n_heads,
+                            Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
+    cdef f32x16 row, acc0, acc1, acc2, acc3
+    cdef Py_ssize_t g, i, lane
+    cdef float total
+    for lane in range(0, n_lanes - LANES + 1, 16):
+        if n_heads == GROUP:
+            acc0 = f32_load(out + lane)
+            acc1 = f32_load(out + out_stride + lane)
+            acc2 = f32_load(out + 2 * out_stride + lane)
+            acc3 = f32_load(out + 3 * out_stride + lane)
+            for i in range(n):
+                row = load_lanes(m, i * stride + lane, type)
+                acc0 = f32_add(acc0, f32_mul(f32_set1(a[i]), row))
+                acc1 = f32_add(acc1, f32_mul(f32_set1(a[a_stride + i]), row))
+                acc2 = f32_add(acc2, f32_mul(f32_set1(a[2 * a_stride + i]), row))
+                acc3 = f32_add(acc3, f32_mul(f32_set1(a[3 * a_stride + i]), row))
+            f32_store(out + lane, acc0)
+            f32_store(out + out_stride + lane, acc1)
+            f32_store(out + 2 * out_stride + lane, acc2)
+            f32_store(out + 3 * out_stride + lane, acc3)
+            continue
+        for g in range(n_heads):
+            acc0 = f32_load(out + g * out_stride + lane)
+            for i in range(n):
+                row = load_lanes(m, i * stride + lane, type)
+                acc0 = f32_add(acc0, f32_mul(f32_set1(a[g * a_stride + i]), row))
+            f32_store(out + g * out_stride + lane, acc0)
+    for lane in range(n_lanes - n_lanes % LANES, n_lanes):      # head_dim 100: the last 4 of a row
+        for g in range(n_heads):
+            total = out[g * out_stride + lane]
+            for i in range(n):
+                total += a[g * a_stride + i] * load_lane(m, i * stride + lane, type)
+            out[g * out_stride + lane] = total
+
+
+cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
+                  const char* m, Py_ssize_t stride, int type, Py_ssize_t n_heads,
+                  Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
+    """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
+
+    Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
+    and a row of m is read and converted once for four heads. A loop for each type: a choice
+    between three in the innermost one costs a tenth.
+    """
+    if type == I8:
+        combine_as(out, out_stride, a, a_stride, m, stride, I8, n_heads, n, n_lanes)
+    elif type == F16:
+        combine_as(out, out_stride, a, a_stride, m, stride, F16, n_heads, n, n_lanes)
+    else:
+        combine_as(out, out_stride, a, a_stride, m, stride, F32, n_heads, n, n_lanes)
+
+
+cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t n_heads, Py_ssize_t low,
+                             Py_ssize_t high) noexcept nogil:
+    """x[g, j] *= scales[j] for the vectors that hold low..high of each head's PAGE numbers."""
+    cdef Py_ssize_t g, j
+    for g in range(n_heads):
+        for j in range(low - low % LANES, high, 16):
+            f32_store(x + g * PAGE + j,
+                      f32_mul(f32_load(x + g * PAGE + j), f32_load(scales + j)))
+
+
+cdef float softmax_tile(float* scores, float* largest, float* total, float scale, Py_ssize_t low,
+                        Py_ssize_t high) noexcept nogil:
+    """Turn scores[low:high] of a tile into weights relative to the running maximum.
+
+    Updates maximum and running total; returns the factor for what was summed before (online
+    softmax: Milakov and Gimelshein 2018). Lanes outside low..high become 0.
+    """
+    cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
+    cdef float lanes[LANES]
+    cdef float before = largest[0]
+    cdef f32x16 v, top, sums = f32_zero()
+    for j in range(begin, low):
+        scores[j] = -INFINITY
+    for j in range(high, end):
+        scores[j] = -INFINITY
+    top = f32_set1(before)
+    for j in range(begin, end, 16):
+        v = f32_mul(f32_load(scores + j), f32_set1(scale))
+        f32_store(scores + j, v)
+        top = f32_max(top, v)
+    f32_store(lanes, top)
+    for j in range(LANES):
+        if lanes[j] > largest[0]:
+            largest[0] = lanes[j]
+    for j in range(begin, end, 16):
+        v = f32_exp(f32_sub(f32_load(scores + j), f32_set1(largest[0])))
+        f32_store(scores + j, v)
+        sums = f32_add(sums, v)
+    f32_store(lanes, f32_exp(f32_set1(before - largest[0])))
+    total[0] = total[0] * lanes[0] + f32_sum(sums)
+    return lanes[0]
+
+
+cdef struct Heads:                      # up to GROUP query heads on their way through the pages
+    float* out                          # (n, head_dim), sums of weighted values so far
+    float* q                            # (n, head_dim)
+    Py_ssize_t n
+    Py_ssize_t kv_head                  # the one they share
+    float[GROUP] largest                # score so far
+    float[GROUP] total                  # of the weights so far
+
+
+cdef inline void prefetch_bytes(const char* p, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(0, n, 64):
+        prefetch(p + i)
+
+
+cdef void attend_page(Heads* heads, const View* view, char* page, const char* ahead, Py_ssize_t low,
+                      Py_ssize_t high) noexcept nogil:
+    """Positions low..high - 1 of a page. ahead: the page to ask for meanwhile."""
+    cdef float scores[GROUP * PAGE]
+    cdef Py_ssize_t g, d, j, D = view.head_dim, item = item_bytes(view.type)
+    cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
+    cdef const char* keys = page + heads.kv_head * PAGE * D * item
+    cdef const char* values = keys + view.n_kv_heads * PAGE * D * item
+    cdef const float* scales = scales_of(page, heads.kv_head, view.n_kv_heads, D)
+    ahead += heads.kv_head * PAGE * D * item
+    memset(scores, 0, sizeof(scores))
+    for j in range(low - low % LANES, high, 16):
+        prefetch_bytes(ahead + j * D * item, LANES * D * item)
+        prefetch_bytes(ahead + (view.n_kv_heads * PAGE + j) * D * item, LANES * D * item)
+        combine(scores + j, PAGE, heads.q, D, keys + j * D * item, LANES, view.type, heads.n, D,
+                LANES)
+    if view.type == I8:
+        scale_lanes(scores, scales, heads.n, low, high)
+    for g in range(heads.n):
+        factor = softmax_tile(scores + g * PAGE, &heads.largest[g], &heads.total[g], scale, low,
+                              high)
+        for d in range(D):
+            heads.out[g * D + d] *= factor
+    if view.type == I8:
+        scale_lanes(scores, scales + view.n_kv_heads * PAGE, heads.n, low, high)
+    combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, view.type, heads.n,
+            high - low, D)
+
+
+cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
+    cdef Py_ssize_t n = view.n_pages
+    return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
+
+
+cdef void attend(Heads* heads, const View* view) noexcept nogil:
+    """Tiles are pages by absolute position, so that the order of additions depends on first and
+    last alone, not on chunks of prefill or forks. Sinks come last, with the queries turned back."""
+    cdef Py_ssize_t tile, low, high, g, d
+    cdef char* page
+    cdef char* ahead
+    for g in range(heads.n):
+        heads.largest[g] = -INFINITY
+        heads.total[g] = 0
+    memset(heads.out, 0, heads.n * view.head_dim * sizeof(float))
+    ahead = page_of(view, view.first // PAGE)
+    for tile in range(view.first // PAGE, view.last // PAGE + 1):
+        page, ahead = ahead, page_of(view, min(tile + 1, view.last // PAGE))
+        low = max(view.first - tile * PAGE, <Py_ssize_t>0)
+        high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
+        attend_page(heads, view, page, ahead, low, high)
+    if view.n_sinks:
+        for g in range(heads.n):
+            rope(heads.q + g * view.head_dim, view.cosines, view.sines, view.interleaved,
+                 view.head_dim)
+        attend_page(heads, view, view.pages[0], view.pages[0], 0, view.n_sinks)
+    for g in range(heads.n):
+        for d in range(view.head_dim):
+            heads.out[g * view.head_dim + d] /= heads.total[g]
+
+
+cdef void attention(float* out, float* q, const View* view, Py_ssize_t kv_head,
+                    Py_ssize_t n_group) noexcept nogil:
+    cdef Heads heads
+    cdef Py_ssize_t g
+    heads.kv_head = kv_head
+    for g in range(0, n_group, 4):
+        heads.out, heads.q = out + g * view.head_dim, q + g * view.head_dim
+        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
+        attend(&heads, view)
