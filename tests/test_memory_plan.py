@@ -204,7 +204,8 @@ def test_filled_as_far_as_asked(command):
     code, out, _ = command("--measure", "-n", 20)
     rows = {" ".join(line.split()[:1]): line.split() for line in out.splitlines()}
     assert code == 0
-    assert rows["kv"][1:] == ["1.0", "MiB", "256.0", "KiB", "256.0", "KiB"]
+    assert rows["kv"][1:5] == ["1.0", "MiB", "256.0", "KiB"]
+    assert float(rows["kv"][5]) > 240  # an OS page at its edge may not have been touched
     assert "the parts explain all but" in out and "of the growth; the plan is" in out
 
 

@@ -40,7 +40,7 @@ def test_a_window_needs_room_and_is_chosen_before_it_moves():
     cache.sinks = 4
     feed(cache, 300)
     with pytest.raises(ContextFull):
-        cache.reserve(cache.chunk(1000) + 1)        # they would not see the same window
+        cache.reserve(cache.chunk(1000) + 1)  # they would not see the same window
     feed(cache, cache.chunk(1000), token=300)
     assert (cache.start, cache.length) == (128, 384)
     with pytest.raises(ValueError, match="first 128 positions are not held"):
