@@ -62,7 +62,9 @@ class Model:
         seed=None: a new one, which the Completion tells. The same seed gives the same text in any
             batch, with any number of threads, on any CPU.
         stop: a string or several, before which the text ends.
-        context_end="stop": what happens when the context is full, or "error" for ContextFull.
+        context_end="stop": what happens when the context is full; "error" for ContextFull; "window"
+            to go on in the same memory: a token then sees the first 4 and the latest ones, which
+            are at least context - 255 (Xiao et al. 2023). The context must be at least 257.
         speculative=None: "ngram" tries what followed the last time the text went like this, several
             tokens in one step: the same text, sooner where it repeats itself or the prompt.
         """
@@ -159,11 +161,17 @@ class Model:
         ids = [self._token_ids(sequence) for sequence in token_ids]
         return embedding.embed(self._open_engine(), ids)
 
-    def session(self, capacity=None):
-        """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context)."""
+    def session(self, capacity=None, context_end="error"):
+        """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context).
+
+        context_end: what feeding it more ends in: "error", ContextFull, or "window" (see generate).
+        """
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
+        if context_end not in ("error", "window"):
+            raise ValueError(f"context_end: {context_end!r} (error or window)")
         engine = self._open_engine()
         cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
+        cache.sinks = Limits(context_end=context_end).n_sinks
         return Session(engine, cache, self._sessions, self._weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest

@@ -36,6 +36,13 @@ cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
     return (n_positions + PAGE - 1) // PAGE
 
 
+def check_window(Py_ssize_t capacity):
+    """ValueError for a capacity over which no window can move: page 0, a full one and the latest.
+    """
+    if pages_of(capacity) < 3:
+        raise ValueError(f"capacity: {capacity} (at least {2 * PAGE + 1} for a window)")
+
+
 def codes_and_scales(x):
     """float32 (n, head_dim) as the kernels round it: int8 codes of the same shape, scales (n,)."""
     biggest = np.maximum(np.abs(x).max(1), np.float32(1e-30))
@@ -103,8 +110,8 @@ cdef class KVCache:
             raise ValueError(f"sinks: {n} (the first {self.start} positions are not held any more)")
         if not 0 <= n <= PAGE:
             raise ValueError(f"sinks: {n} (0 to {PAGE})")
-        if n and self.n_pages < 3:
-            raise ValueError(f"capacity: {self.capacity} (at least {2 * PAGE + 1} for a window)")
+        if n:
+            check_window(self.capacity)
         self.n_sinks = n
 
     @property

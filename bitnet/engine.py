@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .cache import ContextFull
+from .cache import ContextFull, check_window
 from .generation import Completion
 from .pace import SHARED_ROWS, Pace, in_halves, in_order
 from .prefixes import Prefixes
@@ -76,6 +76,11 @@ class Request:
         """How many tokens are not in the cache yet."""
         return len(self.tokens) - self.cache.length
 
+    @property
+    def is_full(self):
+        """Whether its cache has no room for the latest settled token, and no window moves on."""
+        return self._n_settled >= self.cache.capacity and not self.limits.n_sinks
+
     def start_clock(self):
         if not self._times:
             self._times = [time.perf_counter()] * 3
@@ -133,7 +138,7 @@ class Request:
             n_generated = self._n_settled + 1 - self.n_prompt
             if reason is None and n_generated >= self.limits.max_tokens:
                 reason = "length"
-            elif reason is None and self._n_settled >= self.cache.capacity:
+            elif reason is None and self.is_full:
                 reason = "context"
                 if self.limits.context_end == "error":
                     raise ContextFull(self._n_settled, 1, self.cache.capacity)
@@ -218,6 +223,8 @@ class Engine:
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
             raise ContextFull(0, request.n_prompt, transformer.context)
+        if request.limits.n_sinks:
+            check_window(transformer.context)
 
     def pieces(self, request):
         """Submit, and yield the text as it comes. Raises what stopped it; closing cancels it."""
@@ -324,6 +331,7 @@ class Engine:
             running.append(request)
             try:
                 request.cache = self._cache_for(request)
+                request.cache.sinks = request.limits.n_sinks
                 if request.drafts:
                     self.transformer.reserve_logits(self.slots + DRAFT_ROWS)
             except Exception as error:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-CONTEXT_ENDS = ("stop", "error")
+SINKS = 4  # first tokens a window keeps in sight (Xiao et al. 2023: more gain nothing)
+CONTEXT_ENDS = ("stop", "error", "window")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Limits:
     """When to stop. ValueError for what makes no sense.
 
     max_tokens: tokens at most. stop: strings before which the text ends. eos_ids: tokens that end
-    it. context_end: what happens when the context is full: "stop", or "error" (ContextFull).
+    it. context_end: what happens when the context is full: "stop", "error" (ContextFull), or
+    "window" (go on, seeing the first tokens and the latest: see Model.generate).
     """
 
     max_tokens: int = 256
@@ -60,8 +62,12 @@ class Limits:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop: {text!r} (strings of at least one character)")
         if self.context_end not in CONTEXT_ENDS:
-            also = "; this version has no window yet" if self.context_end == "window" else ""
-            raise ValueError(f"context_end: {self.context_end!r} (stop or error{also})")
+            raise ValueError(f"context_end: {self.context_end!r} ({' or '.join(CONTEXT_ENDS)})")
+
+    @property
+    def n_sinks(self):
+        """Of the cache: see cache.KVCache.sinks."""
+        return SINKS if self.context_end == "window" else 0
 
 
 class TextAssembler:

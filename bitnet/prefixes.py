@@ -26,7 +26,11 @@ class Prefixes:
         return sum(cache.nbytes for _, cache in self._kept)
 
     def keep(self, tokens, cache):
-        """Take over a cache that holds these tokens, or close it if another holds them as well."""
+        """Take over a cache that holds these tokens, or close it if another holds them as well, or
+        if it does not hold the first ones any more."""
+        if cache.start:
+            cache.close()
+            return
         tokens = np.asarray(tokens, np.int64)
         for i, (others, other) in enumerate(self._kept):
             n = common(tokens, others)

@@ -11,7 +11,8 @@ class Session:
 
     All token ids go in through feed and decode, which return logits: a read-only float32 view
     (vocab,), valid until the model's next step (copy it to keep it; Model.close refuses with
-    BufferError while one is alive).
+    BufferError while one is alive). With context_end="window" it may go on beyond its capacity:
+    see Model.generate.
     """
 
     def __init__(self, engine, cache, siblings, fingerprint):
@@ -32,7 +33,7 @@ class Session:
 
     @property
     def capacity(self):
-        """How many tokens it may have."""
+        """How many tokens it may have, or see where a window moves."""
         return self._cache.capacity
 
     @property
@@ -43,25 +44,29 @@ class Session:
     def feed(self, token_ids):
         """Append at least one token id; the logits after the last, float32 (vocab,).
 
-        ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was.
+        ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was, or where
+        the window has moved meanwhile, ends with those of the tokens that it has seen.
         """
-        length = self._cache.length
+        length, start = self._cache.length, self._cache.start
         with self._engine.exclusive():
             try:
                 logits = self._run(token_ids)
             except BaseException:
-                self._cache.trim(length)
+                self._cache.trim(length if self._cache.start == start else self._cache.length)
                 raise
-        self._token_ids[length:] = map(int, token_ids)
+            finally:
+                self._token_ids[length:] = map(int, token_ids[: self._cache.length - length])
         return logits
 
     def _run(self, token_ids):
         transformer = self._engine.transformer
         check_ids(token_ids, transformer.vocab_size)
         ids = np.array(token_ids, np.int32)
-        for begin in range(0, len(ids), transformer.max_batch):
-            part = ids[begin : begin + transformer.max_batch]
-            wanted = "last" if begin + len(part) == len(ids) else "none"
+        begin = 0
+        while begin < len(ids):
+            part = ids[begin : begin + self._cache.chunk(transformer.max_batch)]
+            begin += len(part)
+            wanted = "last" if begin == len(ids) else "none"
             logits = transformer.forward(part, [(self._cache, len(part))], logits=wanted)
         return logits[0]
 
@@ -70,7 +75,10 @@ class Session:
         return self.feed((token_id,))
 
     def trim(self, length):
-        """Forget the tokens from this position on. ValueError if there are fewer."""
+        """Forget the tokens from this position on. ValueError if there are fewer, or where a window
+        has moved: what it saw before is not held any more."""
+        if self._cache.start:
+            raise ValueError(f"trim: {length} (tokens before {self._cache.start} are not held)")
         self._cache.trim(length)
         del self._token_ids[length:]
 
@@ -83,7 +91,8 @@ class Session:
     def save(self, path):
         """Write the sequence to a file, for restore: tokens, keys and values, and whose they are.
 
-        The file appears under its name only when complete. ValueError for an empty sequence.
+        The file appears under its name only when complete. ValueError for an empty sequence, or
+        where a window has moved.
         """
         if not self._token_ids:
             raise ValueError("save: the sequence is empty")

@@ -136,6 +136,13 @@ def test_run_json(command, model):
         assert found[name] == expected[name]
 
 
+def test_a_full_context_is_no_end(command):
+    options = ["--raw", "--context", 257, "--json", "-n", 400, "--seed", 1, PROMPT]
+    code, out, _ = command("run", "--context-end", "window", *options)
+    assert (code, json.loads(out)["finish_reason"]) == (0, "length")
+    assert json.loads(command("run", *options)[1])["finish_reason"] == "context"
+
+
 def test_stop_texts_end_the_text(command):
     text = command("run", "--raw", GGUF, PROMPT, "-n", 20)[1]
     first, second = text[6:9], text[3:7]

@@ -5,6 +5,7 @@ import sys
 
 import bitnet
 
+from ..generation import CONTEXT_ENDS
 from . import options
 from .terminal import Status, write
 
@@ -18,6 +19,9 @@ def configure(parser):
                      "that is a terminal.")
     options.add_load(parser)
     options.add_generation(parser, max_tokens=256)
+    parser.add_argument("--context-end", choices=CONTEXT_ENDS, default="stop",
+                        help="when the context is full: stop, fail, or go on in the same memory, "
+                             "seeing the first tokens and the latest (default: stop)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chat", action="store_const", const=True, default=None,
                       help="the prompt is a message: use the model's chat template")
@@ -32,7 +36,7 @@ def main(args):
     *model_path, prompt = args.words
     if not model_path and options.looks_like_model(prompt):
         args.parser.error(f"{prompt} is a model: the prompt is missing")
-    keywords = options.generation_keywords(args)
+    keywords = options.generation_keywords(args) | {"context_end": args.context_end}
     if prompt == "-":
         prompt = _standard_input()
     status = Status()

@@ -1,0 +1,68 @@
+"""How decode slows down with the context: tokens a second at depth 4096 beside depth 128.
+
+The bound of the share that is kept: the bytes of weights a token reads, over those and the keys and
+values at that depth. Caches are filled with random numbers: what they hold changes no time.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+import bitnet
+from bitnet import cpu, weights
+from bitnet.cache import PAGE
+from bitnet.cli.bench import bytes_per_token
+
+DEPTHS = (128, 4096)
+N_DECODED = 4
+THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
+
+
+def filled(transformer, dtype, depth):
+    """A cache of ``depth`` positions; keys and values of about unit size."""
+    cache, r = transformer.new_cache(dtype=dtype), np.random.default_rng(0)
+    n = 2 * cache.n_kv_heads * PAGE * cache.head_dim
+    page = r.standard_normal(n).astype({"f32": np.float32}.get(dtype, np.float16))
+    if dtype == "int8":
+        codes, scales = r.integers(-127, 128, n).astype(np.int8), np.full(n // cache.head_dim, 0.01)
+        page = np.concatenate([codes.view(np.uint8), scales.astype(np.float32).view(np.uint8)])
+    for i in range(depth // PAGE):
+        cache.reserve(PAGE)
+        for layer in range(cache.n_layers):
+            cache.import_page(layer, i, page.view(np.uint8))
+        cache.advance(PAGE)
+    return cache
+
+
+@pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_decode_at_depth(synthetic_path, dtype, n_threads, timed, figures):
+    with bitnet.load(synthetic_path, threads=n_threads, kv_dtype=dtype) as model:
+        transformer = model._engine.transformer
+        shallow, deep = (filled(transformer, dtype, depth) for depth in DEPTHS)
+        token = np.zeros(1, np.int32)
+
+        def decode(cache):
+            length = cache.length
+            for _ in range(N_DECODED):
+                transformer.forward(token, [(cache, 1)])
+            cache.trim(length)
+
+        def reference():
+            begin = time.perf_counter()
+            decode(shallow)
+            return time.perf_counter() - begin
+
+        decode(shallow)  # the first pass also looks for damaged weights
+        at_depth, at_once = timed(lambda: decode(deep), reference, rounds=7)
+        with weights.open(synthetic_path) as files:
+            used = bytes_per_token(files)
+        kv = [cache.nbytes for cache in (shallow, deep)]
+        figures(
+            tokens_s_128=N_DECODED / at_once,
+            tokens_s_4096=N_DECODED / at_depth,
+            kept=at_once / at_depth,
+            bound=(used + kv[0]) / (used + kv[1]),
+            kv_gb_s=(kv[1] - kv[0]) * N_DECODED / (at_depth - at_once) / 1e9,
+        )
