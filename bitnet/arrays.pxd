@@ -65,3 +65,4 @@ cdef class Batch:
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
     cdef public uint8_t[:, ::1] workspace       # a row for each thread; none: nothing needs it
+    cdef public float[::1] found                # by threads that share a sequence's positions

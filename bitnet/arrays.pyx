@@ -137,6 +137,7 @@ cdef class Batch:
         self.storage = np.zeros(max_sequences * sizeof(Sequence), np.uint8)
         self.sequences = <Sequence*>&self.storage[0]
         self.workspace = np.zeros((0, 0), np.uint8)
+        self.found = np.zeros(0, np.float32)
 
     def rows_only(self, Py_ssize_t n_tokens):
         """Rows without sequences: all that linears, norms and gates need."""

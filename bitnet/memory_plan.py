@@ -248,7 +248,8 @@ def _scratch(config, n):
     has_projected = "self_attn.q_proj.norm" in FAMILIES[config.family].norms
     columns = [hidden, hidden, qkv, q_width, 2 * ffn, ffn, hidden if has_projected else 0]
     codes = _array(n, padded(max(hidden, q_width, ffn)), item=1) + 2 * _array(n)
-    return sum(_array(n, width) for width in columns) + codes
+    found = _array(ops.found_floats(config.num_attention_heads, config.head_dim))
+    return sum(_array(n, width) for width in columns) + codes + found
 
 
 def _workspace(config, threads):

@@ -75,6 +75,8 @@ class Transformer:
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
+        n_found = ops.found_floats(config.num_attention_heads, config.head_dim)
+        self.batch.found = self.pool.array((n_found,), np.float32, "scratch")
         self.n_threads = n_threads
         self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
 

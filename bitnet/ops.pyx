@@ -36,6 +36,8 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 cdef enum:
     READ_CHUNK = 1 << 18                # bytes
     WORTH = 100000                      # ns of work on one core for which other threads are woken
+    SPAN = 512                          # positions that attention's kernels sum apart
+    MAX_HEAD_DIM = 1024                 # of attention's kernels
 
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
@@ -192,6 +194,12 @@ def rope(Matrix x not None, Rope rope not None, Py_ssize_t n_heads, Batch batch 
                          &rope.turns[1, r, 0], rope.interleaved, head_dim)
 
 
+def found_floats(Py_ssize_t n_heads, Py_ssize_t head_dim):
+    """Size of Batch.found: for rows that see 16,384 positions in all, beyond which heads are enough
+    to share between threads or positions are not shared."""
+    return 33 * n_heads * (head_dim + 2)
+
+
 cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
     """Query heads of qkv (rows of q, k and v side by side), checked against the batch's caches."""
     cdef KVCache cache
@@ -225,11 +233,12 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
     """out (n_tokens, n_heads * head_dim) = causal softmax(q k / sqrt(head_dim)) v of each row.
 
     window: positions a row sees, its own included; 0: all that its cache holds. Queries that see
-    sinks are turned back for them by ``rope`` (see turn) and left so.
+    sinks are turned back for them by ``rope`` (see turn).
     """
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
     cdef Py_ssize_t group = n_heads // batch.n_kv_heads
+    cdef Py_ssize_t n_parts, size = group * (batch.head_dim + 2)
     cdef int team
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
     if window < 0:
@@ -238,7 +247,17 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
             or batch.max_tokens + batch.max_sequences > rope.turns.shape[1]):
         raise ValueError(f"turns are {rope.turns.shape[1]} x {rope.frequencies.shape[0]}, not "
                          f"{batch.max_tokens} and {batch.max_sequences} x {batch.head_dim // 2}")
+    if batch.head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"head_dim is {batch.head_dim}, limit: {MAX_HEAD_DIM}")
     team = threads_for(batch.n_threads, attention_work(batch, window) * group // 4)
+    n_parts = most_parts(batch, window)
+    if n_items % team and n_parts > 1 and n_items * n_parts * size <= batch.found.shape[0]:
+        for i in prange(n_items * n_parts, nogil=True, schedule="dynamic", num_threads=team):
+            attention_part(qkv, layer, rope, batch, group, window, i // n_parts, i % n_parts,
+                           &batch.found[i * size])
+        for i in range(n_items):
+            merge_parts(out, batch, group, window, i, &batch.found[i * n_parts * size])
+        return
     if team == 1:
         for i in range(n_items):
             attention_item(out, qkv, layer, rope, batch, group, window, i)
@@ -261,11 +280,9 @@ cdef Py_ssize_t attention_work(Batch batch, Py_ssize_t window) noexcept:
     return total * batch.n_kv_heads * batch.head_dim
 
 
-cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch,
-                         Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item) noexcept nogil:
-    """One row and one key head, with the query heads that share it."""
-    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
-    cdef Py_ssize_t column = kv_head * n_group * batch.head_dim
+cdef View view_of(Py_ssize_t layer, Rope rope, Batch batch, Py_ssize_t window,
+                  Py_ssize_t r) noexcept nogil:
+    """What a row sees."""
     cdef Py_ssize_t turn = batch.max_tokens + batch.sequence_of[r]
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     cdef View view
@@ -275,8 +292,49 @@ cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Ba
     view.n_sinks = s.n_sinks if view.first == s.start else 0    # the model's own window hides them
     view.cosines, view.sines = &rope.turns[0, turn, 0], &rope.turns[1, turn, 0]
     view.interleaved = rope.interleaved
+    return view
+
+
+cdef Py_ssize_t parts_of(Batch batch, Py_ssize_t window, Py_ssize_t r) noexcept nogil:
+    """In how many parts the kernels sum what a row sees."""
+    cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
+    cdef Py_ssize_t first = first_seen(batch, r, window)
+    return (batch.positions[r] // SPAN - first // SPAN + 1
+            + (s.n_sinks > 0 and first == s.start))
+
+
+cdef Py_ssize_t most_parts(Batch batch, Py_ssize_t window) noexcept nogil:
+    cdef Py_ssize_t r, most = 0
+    for r in range(batch.n_tokens):
+        most = max(most, parts_of(batch, window, r))
+    return most
+
+
+# An item is one row and one key head, with the query heads that share it.
+cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch,
+                         Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
+    cdef Py_ssize_t column = kv_head * n_group * batch.head_dim
+    cdef View view = view_of(layer, rope, batch, window, r)
     kernels.attention(out.data + r * out.n_cols + column, qkv.data + r * qkv.n_cols + column,
                       &view, kv_head, n_group)
+
+
+cdef void attention_part(Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch, Py_ssize_t n_group,
+                         Py_ssize_t window, Py_ssize_t item, Py_ssize_t part,
+                         float* found) noexcept nogil:
+    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
+    cdef const float* q = qkv.data + r * qkv.n_cols + kv_head * n_group * batch.head_dim
+    cdef View view = view_of(layer, rope, batch, window, r)
+    if part < parts_of(batch, window, r):
+        kernels.attention_part(found, q, &view, part, kv_head, n_group)
+
+
+cdef void merge_parts(Matrix out, Batch batch, Py_ssize_t n_group, Py_ssize_t window,
+                      Py_ssize_t item, const float* found) noexcept nogil:
+    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
+    cdef float* into = out.data + r * out.n_cols + kv_head * n_group * batch.head_dim
+    kernels.attention_merge(into, found, parts_of(batch, window, r), n_group, batch.head_dim)
 
 
 def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):

@@ -46,7 +46,8 @@ def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, lay
     while begin < len(qkv):
         part = qkv[begin : begin + cache.chunk(min(chunk, len(qkv) - begin))]
         batch = arrays.Batch(chunk, 1, n_threads).set([(cache, len(part))])
-        rows = matrix(part.copy())
+        batch.found = guarded(np.zeros(ops.found_floats(n_heads, cache.head_dim), np.float32))
+        rows = matrix(part)
         ops.turn(rope, batch)
         ops.store_kv(rows, layer, batch)
         ops.attention(out, rows, layer, rope, batch, window=window)
@@ -149,6 +150,35 @@ def test_chunks_and_threads_change_no_bit(isa, dtype):
         cache = cache_of(700, head_dim=32, dtype=dtype)
         found.add(attend(cache, qkv, 2, window, n_threads, chunk).tobytes())
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
+    """Three spans, and the sinks; also where there is no room for what the threads find."""
+    n, n_heads, head_dim, found = 1500, 12, 128, set()
+    qkv = rng(5).standard_normal((n, 18 * head_dim)).astype(np.float32)
+    whole = cache_of(1400 if sinks else n, head_dim=head_dim, n_kv_heads=3, dtype=dtype)
+    whole.sinks = sinks
+    attend(whole, qkv[:-4], n_heads, n_threads=2)
+    batch, out = arrays.Batch(4, 1), matrix(np.zeros((4, n_heads * head_dim)))
+    rope = rope_of(head_dim)
+    for n_threads, n_found in ((1, 33), (2, 33), (5, 33), (2, 0)):
+        cache, batch.n_threads = whole.fork(), n_threads
+        batch.found = np.zeros(n_found * n_heads * (head_dim + 2), np.float32)
+        for chunk in (1, 2, 1):
+            batch.set([(cache, chunk)])
+            part = matrix(qkv[cache.length : cache.length + chunk])
+            ops.turn(rope, batch)
+            ops.store_kv(part, 0, batch)
+            ops.attention(out, part, 0, rope, batch)
+            cache.advance(chunk)
+        found.add(out.array().tobytes())
+    assert len(found) == 1
+    if not sinks:
+        k, v = held(cache, 0, n)
+        want = reference.attention(qkv[-1, : n_heads * head_dim].reshape(n_heads, -1), k, v)
+        np.testing.assert_allclose(out.array()[0], want.reshape(-1), atol=3e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,8 @@
 cdef enum:
     I8 = 24                             # ggml's number, beside F32 and F16 of rows.pxi
     GROUP = 4                           # query heads that share one pass over keys and values
+    SPAN = 4                            # pages that are summed apart, and may be by another thread
+    MAX_HEAD_DIM = 1024
 
 
 cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
@@ -291,38 +293,117 @@ cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
     return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
 
 
-cdef void attend(Heads* heads, const View* view) noexcept nogil:
-    """Tiles are pages by absolute position, so that the order of additions depends on first and
-    last alone, not on chunks of prefill or forks. Sinks come last, with the queries turned back."""
-    cdef Py_ssize_t tile, low, high, g, d
+cdef inline Py_ssize_t n_spans(const View* view) noexcept nogil:
+    return view.last // (SPAN * PAGE) - view.first // (SPAN * PAGE) + 1
+
+
+cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) noexcept nogil:
+    """A part: the positions of a span, or behind the last one the sinks.
+
+    Tiles are pages by absolute position, spans SPAN of them, so that the order of additions depends
+    on first and last alone, not on threads, chunks of prefill or forks. alone: nobody goes on with
+    the next span, whose pages would be asked for.
+    """
+    cdef float turned[GROUP * MAX_HEAD_DIM]
+    cdef Py_ssize_t tile, low, high, end, g
+    cdef Py_ssize_t begin = (view.first // (SPAN * PAGE) + part) * SPAN
+    cdef Py_ssize_t last = min(begin + SPAN - 1, view.last // PAGE)
+    cdef float* q = heads.q
     cdef char* page
     cdef char* ahead
     for g in range(heads.n):
         heads.largest[g] = -INFINITY
         heads.total[g] = 0
     memset(heads.out, 0, heads.n * view.head_dim * sizeof(float))
-    ahead = page_of(view, view.first // PAGE)
-    for tile in range(view.first // PAGE, view.last // PAGE + 1):
-        page, ahead = ahead, page_of(view, min(tile + 1, view.last // PAGE))
+    if part == n_spans(view):
+        memcpy(turned, q, heads.n * view.head_dim * sizeof(float))
+        for g in range(heads.n):
+            rope(turned + g * view.head_dim, view.cosines, view.sines, view.interleaved,
+                 view.head_dim)
+        heads.q = turned
+        attend_page(heads, view, view.pages[0], view.pages[0], 0, view.n_sinks)
+        heads.q = q
+        return
+    begin = max(begin, view.first // PAGE)
+    end = last if alone else view.last // PAGE
+    ahead = page_of(view, begin)
+    for tile in range(begin, last + 1):
+        page, ahead = ahead, page_of(view, min(tile + 1, end))
         low = max(view.first - tile * PAGE, <Py_ssize_t>0)
         high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
         attend_page(heads, view, page, ahead, low, high)
-    if view.n_sinks:
-        for g in range(heads.n):
-            rope(heads.q + g * view.head_dim, view.cosines, view.sines, view.interleaved,
-                 view.head_dim)
-        attend_page(heads, view, view.pages[0], view.pages[0], 0, view.n_sinks)
+
+
+cdef void merge(Heads* heads, const Heads* part, Py_ssize_t head_dim) noexcept nogil:
+    """Add what a part has found to what those before it have."""
+    cdef float factors[LANES]
+    cdef float top, before, new
+    cdef Py_ssize_t g, d
     for g in range(heads.n):
-        for d in range(view.head_dim):
-            heads.out[g * view.head_dim + d] /= heads.total[g]
+        top = max(heads.largest[g], part.largest[g])
+        f32_store(factors, f32_exp(f32_set1(heads.largest[g] - top)))
+        before = factors[0]
+        f32_store(factors, f32_exp(f32_set1(part.largest[g] - top)))
+        new = factors[0]
+        heads.largest[g] = top
+        heads.total[g] = heads.total[g] * before + part.total[g] * new
+        for d in range(g * head_dim, (g + 1) * head_dim):
+            heads.out[d] = heads.out[d] * before + part.out[d] * new
 
 
-cdef void attention(float* out, float* q, const View* view, Py_ssize_t kv_head,
+cdef inline void divide(Heads* heads, Py_ssize_t head_dim) noexcept nogil:
+    cdef Py_ssize_t g, d
+    for g in range(heads.n):
+        for d in range(g * head_dim, (g + 1) * head_dim):
+            heads.out[d] /= heads.total[g]
+
+
+cdef void attention(float* out, const float* q, const View* view, Py_ssize_t kv_head,
                     Py_ssize_t n_group) noexcept nogil:
+    cdef float sums[GROUP * MAX_HEAD_DIM]
+    cdef Heads heads, new
+    cdef Py_ssize_t g, part
+    for g in range(0, n_group, 4):
+        heads.out, heads.q = out + g * view.head_dim, <float*>q + g * view.head_dim
+        heads.n, heads.kv_head = min(<Py_ssize_t>GROUP, n_group - g), kv_head
+        new.out, new.q, new.n, new.kv_head = sums, heads.q, heads.n, kv_head
+        attend(&heads, view, 0, False)
+        for part in range(1, n_spans(view) + (view.n_sinks > 0)):
+            attend(&new, view, part, False)
+            merge(&heads, &new, view.head_dim)
+        divide(&heads, view.head_dim)
+
+
+cdef void attention_part(float* found, const float* q, const View* view, Py_ssize_t part,
+                         Py_ssize_t kv_head, Py_ssize_t n_group) noexcept nogil:
+    cdef float* state = found + n_group * view.head_dim
     cdef Heads heads
     cdef Py_ssize_t g
-    heads.kv_head = kv_head
     for g in range(0, n_group, 4):
-        heads.out, heads.q = out + g * view.head_dim, q + g * view.head_dim
-        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
-        attend(&heads, view)
+        heads.out, heads.q = found + g * view.head_dim, <float*>q + g * view.head_dim
+        heads.n, heads.kv_head = min(<Py_ssize_t>GROUP, n_group - g), kv_head
+        attend(&heads, view, part, True)
+        memcpy(state + g, heads.largest, heads.n * sizeof(float))
+        memcpy(state + n_group + g, heads.total, heads.n * sizeof(float))
+
+
+cdef void attention_merge(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
+                          Py_ssize_t head_dim) noexcept nogil:
+    cdef Heads heads, new
+    cdef const float* state
+    cdef Py_ssize_t g, part
+    for g in range(0, n_group, 4):
+        heads.out, heads.n = out + g * head_dim, min(<Py_ssize_t>GROUP, n_group - g)
+        new.n = heads.n
+        for part in range(n_parts):
+            new.out = <float*>found + part * n_group * (head_dim + 2) + g * head_dim
+            state = found + part * n_group * (head_dim + 2) + n_group * head_dim + g
+            memcpy(new.largest, state, new.n * sizeof(float))
+            memcpy(new.total, state + n_group, new.n * sizeof(float))
+            if part:
+                merge(&heads, &new, head_dim)
+                continue
+            memcpy(heads.out, new.out, new.n * head_dim * sizeof(float))
+            memcpy(heads.largest, new.largest, new.n * sizeof(float))
+            memcpy(heads.total, new.total, new.n * sizeof(float))
+        divide(&heads, head_dim)

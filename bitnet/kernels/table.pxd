@@ -35,9 +35,8 @@ cdef struct Kernels:
     # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
-    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees; turns q where there
-    # are sinks
-    void (*attention)(float* out, float* q, const View* view, Py_ssize_t kv_head,
+    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees; head_dim up to 1024
+    void (*attention)(float* out, const float* q, const View* view, Py_ssize_t kv_head,
                       Py_ssize_t n_group) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
@@ -55,6 +54,12 @@ cdef struct Kernels:
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
     void (*turns)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                   int is_rounded, Py_ssize_t n) noexcept nogil
+    # attention of one part of what q sees, and of all of them: the same bits as attention.
+    # found: (head_dim + 2) * n_group floats a part; parts: spans of 512 positions, then the sinks
+    void (*attention_part)(float* found, const float* q, const View* view, Py_ssize_t part,
+                           Py_ssize_t kv_head, Py_ssize_t n_group) noexcept nogil
+    void (*attention_merge)(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
+                            Py_ssize_t head_dim) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
