@@ -1,11 +1,14 @@
 # The arrays a graph works on, bound once: pointers, sizes, references that keep memory alive.
-from libc.stdint cimport int8_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 cdef enum:
     CHUNK = 64                          # rows a thread takes at a time
     BLOCK = 128                         # columns of a ternary block
     BLOCK_BYTES = 32
     MAX_PARTS = 4
+    SCREEN_BEST = 1024                  # logits that a row of a step may want
+    SCREEN_TOKENS = 32                  # rows of a step that a head is screened for
+    SCREEN_COLS = 8192                  # of a row at most: the kernels' sums hold no more
 
 cdef struct Part:                       # one matrix of a stack
     const uint8_t* codes                # (n_rows, n_blocks * BLOCK_BYTES) packed I2_S
@@ -53,6 +56,14 @@ cdef class Rope:
     cdef float[:, :, ::1] turns         # cosines, sines: (2, rows and then sequences, head_dim / 2)
     cdef Py_ssize_t n_trained
     cdef bint interleaved
+
+cdef class Screen:
+    cdef const int8_t[:, ::1] codes     # (n_rows, n_cols)
+    cdef const float[:, ::1] bounds     # (n_rows, 3): scale, norm of the rounding error, of the rest
+    cdef int16_t[:, ::1] inputs         # (SCREEN_TOKENS, 2 * n_cols), as kernels read them
+    cdef double[:, ::1] best            # (SCREEN_TOKENS, chunks): greatest lower bound of a chunk
+    cdef int32_t[::1] survivors         # room for the ids of those that are rescored
+    cdef readonly Py_ssize_t n_rows, n_cols
 
 cdef class Batch:
     cdef int32_t[::1] positions         # of each row

@@ -5,7 +5,7 @@ tokens, of which sequences, at which positions, with how many threads) is one Ba
 """
 import numpy as np
 
-from libc.stdint cimport int8_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 from .cache cimport KVCache
 
@@ -14,6 +14,7 @@ ROW_TYPES = {                           # ggml's number, weights and bytes of a 
     "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24),
     "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "IQ4_NL": (20, 32, 18),
 }
+SCREEN_LIMITS = SCREEN_BEST, SCREEN_TOKENS, SCREEN_COLS     # best logits, rows of a step, columns
 MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
 
 
@@ -123,6 +124,32 @@ cdef class Rope:
                              f"not 2 x rows x {frequencies.shape[0]} frequencies")
         self.frequencies, self.turns = frequencies, turns
         self.interleaved, self.n_trained = interleaved, n_trained
+
+
+cdef class Screen:
+    """An int8 copy of a head's rows with bounds of its error, and what screening works in.
+
+    codes: int8 (n_rows, n_cols), within +-127; bounds: float32 (n_rows, 3), see screen.pxi.
+    array: f(shape, dtype), where work arrays come from.
+    """
+
+    def __init__(self, const int8_t[:, ::1] codes not None, const float[:, ::1] bounds not None,
+                 array=np.empty):
+        cdef Py_ssize_t n_rows = codes.shape[0], n_cols = codes.shape[1]
+        if not 0 < n_cols <= SCREEN_COLS or not n_rows or (
+                (bounds.shape[0], bounds.shape[1]) != (n_rows, 3)):
+            raise ValueError(f"codes are {n_rows} x {n_cols} (at most {SCREEN_COLS}), "
+                             f"bounds {bounds.shape[0]} x {bounds.shape[1]}")
+        self.codes, self.bounds, self.n_rows, self.n_cols = codes, bounds, n_rows, n_cols
+        self.inputs, self.best, self.survivors = [
+            array(shape, dtype) for shape, dtype in screen_work(n_rows, n_cols)]
+
+
+def screen_work(Py_ssize_t n_rows, Py_ssize_t n_cols):
+    """[(shape, dtype)] of the work arrays of a Screen."""
+    n_chunks = (n_rows + CHUNK - 1) // CHUNK
+    return [((SCREEN_TOKENS, 2 * n_cols), np.int16), ((SCREEN_TOKENS, n_chunks), np.float64),
+            ((n_rows // 4 + 1,), np.int32)]
 
 
 cdef class Batch:

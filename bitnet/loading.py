@@ -86,7 +86,7 @@ def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, pre
         tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
         _return_free_heap()
         after = report.usage().anonymous
-        files = weights.of_source(source, pool=pool)
+        files = weights.of_source(source, pool=pool, n_threads=n_threads)
         if mapping == "lock":
             files.lock()
         elif mapping == "copy":

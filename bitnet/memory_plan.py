@@ -8,11 +8,15 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from . import cpu, ops, sidecar
+import numpy as np
+
+from . import cpu, head, ops, sidecar
+from .arrays import screen_work
 from .cache import DTYPES, KVCache
 from .families import FAMILIES
 from .formats.packing import padded
 from .memory import Pool, format_bytes
+from .weights import head_rows
 
 PAGE = 128  # positions in a page of the KV cache
 HUGE_PAGE = 2 << 20  # bytes
@@ -94,6 +98,11 @@ class Planner:
         self._headers = sum(len(file.data) for file in source.files)
         self._headers -= sum(len(t.data) for f in source.files for t in f.tensors.values())
         self._has_cache = sidecar.cache_folder() is not None
+        rows = head_rows(source)
+        shape = rows.n_rows, rows.n_cols
+        self._is_screened = self._has_cache and head.is_worth_it(rows.type, shape)
+        if self._is_screened:
+            self._derived += _array(*shape, item=1) + _array(shape[0], 3)
 
     def needs(self, settings):
         """[Need] with every slot full."""
@@ -101,7 +110,7 @@ class Planner:
         mapped = self._in_place + self._derived - weights + self._headers
         needs = plan(
             self.config, context=s.context, kv_dtype=s.kv_dtype, slots=s.slots, threads=s.threads,
-            n_tokens=self.n_tokens, weights=weights,
+            n_tokens=self.n_tokens, weights=weights, is_screened=self._is_screened,
         )  # fmt: skip
         return [
             *needs,
@@ -167,21 +176,23 @@ class Planner:
         return kv_bytes(self.config, settings.context, settings.kv_dtype)
 
 
-def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, weights=0):
+def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, weights=0,
+         is_screened=False):  # fmt: skip
     """[Need] of a model that is loaded and in use, every slot full, without its mapped files.
 
     config: ModelConfig. context: positions a sequence may have. kv_dtype: of cached keys and
     values. slots: sequences at once. threads: of every operation. n_tokens: entries of the
     tokenizer, None for vocab_size. weights: bytes of tensors kept in the pool, where there is no
-    cache folder or they are copied.
+    cache folder or they are copied. is_screened: whether the head is, see head.py.
     """
     pages, layers = -(-context // PAGE), config.num_hidden_layers
     n_tokens = config.vocab_size if n_tokens is None else n_tokens
+    scratch = _scratch(config, MAX_BATCH) + _workspace(config, threads)
+    scratch += _screening(config) if is_screened else 0
     needs = [
         Need("kv", slots * kv_bytes(config, context, kv_dtype),
              f"keys and values: {slots} x {pages} pages of {PAGE} positions in {layers} layers"),
-        Need("scratch", _scratch(config, MAX_BATCH) + _workspace(config, threads),
-             f"{MAX_BATCH} rows of a forward pass"),
+        Need("scratch", scratch, f"{MAX_BATCH} rows of a forward pass"),
         Need("rope", _rope(config, slots), "cosines and sines of a forward pass"),
         Need("norms", _norms(config), "copies in float32"),
         Need("logits", _array(slots, config.vocab_size), f"{slots} x {config.vocab_size:,}"),
@@ -256,6 +267,12 @@ def _workspace(config, threads):
     """What threads work in: o_proj has hidden_size rows, gate_proj intermediate_size."""
     n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
     return _array(threads, n_bytes, item=1)
+
+
+def _screening(config):
+    """What a Screen works in."""
+    work = screen_work(config.vocab_size, config.hidden_size)
+    return sum(_array(*shape, item=np.dtype(dtype).itemsize) for shape, dtype in work)
 
 
 def _rope(config, slots):

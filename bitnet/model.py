@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from . import mapping, ops
-from .arrays import Batch, Codes, Linear, Matrix, Norm, Rope, Rows
+from .arrays import Batch, Codes, Linear, Matrix, Norm, Rope, Rows, Screen
 from .cache import KVCache
 from .families import FAMILIES
 from .formats import FormatError
+from .head import MOST_ROWS
 from .memory import PoolExhausted
 from .rope import inverse_frequencies
 
@@ -67,7 +68,8 @@ class Transformer:
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
-        self._mapped = [*([] for _ in self._linears), [weights.rows("lm_head").data]]
+        self.screen = self._screen(weights)
+        self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
         block = FAMILIES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
         self.prefetch = False  # whether the first pass asks for pages a layer ahead
@@ -87,6 +89,15 @@ class Transformer:
     def _rows(self, weights, name):
         rows = weights.rows(name)
         return Rows(rows.data, rows.type, rows.n_cols)
+
+    def _screen(self, weights):
+        """The bound screen of the head, None where it is too small for one."""
+        if weights.screen is None:
+            return None
+        return Screen(*weights.screen, lambda shape, dtype: self.pool.array(shape, dtype, "scratch"))
+
+    def _head_data(self, weights):
+        return weights.screen[0] if weights.screen else weights.rows("lm_head").data
 
     def bind_norm(self, weights, name, scale=1.0):
         values = weights.vector(name)
@@ -164,21 +175,22 @@ class Transformer:
             dtype=dtype,
         )
 
-    def forward(self, token_ids, sequences, *, logits="last", after_layer=None):
+    def forward(self, token_ids, sequences, *, logits="last", wanted=None, after_layer=None):
         """Run a ragged batch and append it to the sequences' caches.
 
         token_ids: int32 (n,), the new tokens of all sequences, one sequence after the other.
         sequences: list of (KVCache, n_tokens). logits: "last" gives float32 (n_sequences, vocab),
         "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
         how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
-        and valid until the next call. after_layer(i, hidden) is called behind each layer with
-        float32 (n, hidden), to look at.
+        and valid until the next call. wanted: None, or a head.Wanted for each row of logits: others
+        may be ops.screened, the least float32. after_layer(i, hidden) is called behind each layer
+        with float32 (n, hidden), to look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
-        wanted = wanted_rows(sequences, logits)
+        rows = wanted_rows(sequences, logits)
         batch, s = self._set_batch(sequences), self.scratch
         for rope in self._ropes.values():
             ops.turn(rope, batch)
@@ -192,7 +204,7 @@ class Transformer:
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
         self._unchecked = self._mapped = None
-        out = self._head(s, wanted, logits == "hidden")
+        out = self._head(s, rows, logits == "hidden", wanted)
         self._check_maps()
         for cache, n_tokens in sequences:
             cache.advance(n_tokens)
@@ -207,17 +219,19 @@ class Transformer:
                 if self.make_room is None or not self.make_room():
                     raise
 
-    def _head(self, s, wanted, is_hidden):
+    def _head(self, s, rows, is_hidden, wanted):
         """The final norm and the float head, over the rows that are wanted."""
-        if not wanted:
+        if not rows:
             return None
-        n, batch = len(wanted), self.head_batch.rows_only(len(wanted))
-        ops.pick(s.normed, s.hidden, wanted)                                # (n, hidden)
+        n, batch = len(rows), self.head_batch.rows_only(len(rows))
+        ops.pick(s.normed, s.hidden, rows)                                  # (n, hidden)
         ops.rms_norm(s.normed, self.norm, s.normed, batch)
         out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
             out = self._matrix(n, self.vocab_size, "logits")
-        if not is_hidden:
+        if wanted and self.screen and n <= MOST_ROWS and not is_hidden:
+            ops.screen(out, self.lm_head, self.screen, s.normed, batch, wanted)
+        elif not is_hidden:
             ops.head(out, self.lm_head, s.normed, batch)
         view = out.array()[:n]                                              # (n, vocab)
         view.flags.writeable = False

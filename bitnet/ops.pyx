@@ -9,11 +9,13 @@ import time
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
+from libc.math cimport INFINITY, fabs, nextafterf, sqrt
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from .arrays cimport (
-    BLOCK, BLOCK_BYTES, CHUNK, Batch, Codes, Linear, Matrix, Norm, Part, Rope, Rows, Sequence,
+    BLOCK, BLOCK_BYTES, CHUNK, SCREEN_BEST, SCREEN_COLS, SCREEN_TOKENS, Batch, Codes, Linear,
+    Matrix, Norm, Part, Rope, Rows, Screen, Sequence,
 )
 from .cache cimport PAGE, KVCache, slot_of
 from .dispatch cimport kernels
@@ -385,13 +387,13 @@ def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch
                          f"x {x.n_rows} x {x.n_cols}, {n} wanted")
     if team == 1:
         for c in range(n_chunks):
-            head_chunk(out, rows, x, n, c)
+            head_chunk(out, rows, x, 0, n, c)
         return
     for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
-        head_chunk(out, rows, x, n, c)
+        head_chunk(out, rows, x, 0, n, c)
 
 
-cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t n_tokens,
+cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py_ssize_t n_tokens,
                      Py_ssize_t chunk) noexcept nogil:
     """Four tokens at a time; where there are fewer, the last of them again."""
     cdef Py_ssize_t first = chunk * CHUNK
@@ -399,8 +401,8 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t n_tokens,
     cdef Py_ssize_t t, begin, n
     cdef float* outs[4]
     cdef const float* xs[4]
-    for begin in range(0, n_tokens, 4):
-        n = min(<Py_ssize_t>4, n_tokens - begin)
+    for begin in range(first_token, first_token + n_tokens, 4):
+        n = min(<Py_ssize_t>4, first_token + n_tokens - begin)
         for t in range(4):
             outs[t] = out.data + (begin + min(t, n - 1)) * out.n_cols + first
             xs[t] = x.data + (begin + min(t, n - 1)) * x.n_cols
@@ -410,6 +412,9 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t n_tokens,
         else:
             kernels.rows_dot_4(outs, &rows.data[first, 0], xs, rows.type, rows.data.shape[1],
                                n_rows, rows.n_cols)
+
+
+include "screen.pxi"
 
 
 def exp(const float[::1] x not None):

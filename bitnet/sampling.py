@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from . import ops
+from .head import MOST_BEST, Wanted
 
 SEEDS = 1 << 64
 COLDEST = 1e-4  # below, the quotient of two logits' difference would overflow float32; taken as 0
@@ -118,6 +119,23 @@ class Sampler:
             ids = best(logits, self.top_k)
             return int(ids[self.choose(logits[ids], position)])
         return self.choose(logits, position, ordered=False)
+
+    def wanted(self, ids=()):
+        """Of which logits the choice depends, a head.Wanted; None for all of them.
+
+        ids: distinct, whose logits penalties change. Each may put one of the best behind another.
+        """
+        if not self.adjusts and self.top_k:
+            return Wanted(self.top_k) if self.top_k <= MOST_BEST else None
+        if self.top_k:
+            ids = np.union1d(self._bias_ids, np.fromiter(ids, np.intp, len(ids)))
+            n = self.top_k + len(ids)
+            return Wanted(n, 0.0, ids.astype(np.int32)) if n <= MOST_BEST else None
+        if self.adjusts or self._top_p < 1 or not self._min_p:
+            return None
+        # rounding moves a quotient and its exp by less than 1e-6 of them
+        margin = 1e-5 - (1 + 1e-5) * math.log(self._min_p)
+        return Wanted(1, float(self._temperature) * margin)
 
     def adjust(self, logits, seen, counts=None, allowed=None):
         """A copy of the logits with penalties and biases, -inf where nothing is allowed."""

@@ -1,7 +1,7 @@
 """Weights the kernels cannot read in place: repacked once into a GGUF sidecar in the cache folder.
 
-A sidecar holds only what is derived, ternary tensors in I2_S with padded rows, and is mapped from
-then on; embeddings and norms stay mapped from the source.
+A sidecar holds only what is derived, ternary tensors in I2_S with padded rows and the screen of a
+large head, and is mapped from then on; embeddings, heads and norms stay mapped from the source.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import head
 from .formats import FormatError, gguf
 from .formats.packing import BLOCK, I2_S_TAIL, pack_i2_s, padded
 
@@ -26,30 +27,33 @@ except ImportError:  # Windows: two loaders then do the work twice, each in its 
 
 log = logging.getLogger("bitnet")
 
-VERSION = 2  # of the sidecar's content; a new one makes old files stale
+VERSION = 3  # of the sidecar's content; a new one makes old files stale
 ROW_SCALES = ".row_scales"
 SUFFIX = ".sidecar.gguf"
 FREE_MARGIN = 64 << 20  # bytes of disk left to others
 _OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
 
 
-def realise(derived, source, cache=None, pool=None):
+def realise(derived, source, cache=None, pool=None, rows=None, n_threads=1):
     """Make the tensors of {name: source.TernarySource}, or map them as they were made before.
 
     source: the source.Source of the model, which has one sidecar for each layout of its tensors.
     cache: the folder, None for the default, False for none. Without a usable one a warning is
         logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
-    Returns ({name: (codes uint8 (n_rows, padded // 4), float32 scales)}, mapped GGUFFile or None).
+    rows: of a head to be screened, or None; n_threads: to do that with.
+    Returns ({name: (codes uint8 (n_rows, padded // 4), float32 scales)}, mapped GGUFFile or None,
+    (codes, bounds) of the screen or None: it is not made in memory, as results are the same).
     Raises FormatError for an illegal weight in a source, PoolExhausted if they do not fit the pool.
     """
     folder = cache_folder() if cache is None else cache
     if folder:
         try:
-            file = _sidecar(derived, source, Path(folder))
-            return {name: _from_sidecar(file, name, d) for name, d in derived.items()}, file
+            file = _sidecar(derived, source, Path(folder), rows, n_threads)
+            made = {name: _from_sidecar(file, name, d) for name, d in derived.items()}
+            return made, file, _screen(file, rows) if rows else None
         except OSError as error:
             log.warning("no sidecar, the derived weights go to memory: %s", error)
-    return {name: _in_memory(d, pool) for name, d in derived.items()}, None
+    return {name: _in_memory(d, pool) for name, d in derived.items()}, None, None
 
 
 def i2_s_rows(tensor, n_rows):
@@ -67,6 +71,12 @@ def _from_sidecar(file, name, derived):
     return codes, scales
 
 
+def _screen(file, rows):
+    codes, bounds = (file.tensors[name].data for name in head.NAMES)
+    shape = rows.n_rows, rows.n_cols
+    return codes.view(np.int8).reshape(shape), bounds.view("<f4").reshape(-1, 3)
+
+
 def _in_memory(derived, pool):
     shape = derived.n_rows, padded(derived.n_cols) // 4
     codes = np.empty(shape, np.uint8) if pool is None else pool.array(shape, np.uint8, "weights")
@@ -81,7 +91,7 @@ def _in_memory(derived, pool):
 # the file -----------------------------------------------------------------------------------------
 
 
-def _sidecar(derived, source, folder):
+def _sidecar(derived, source, folder, rows, n_threads):
     """The sidecar, opened; built first if missing, stale or damaged. OSError if it cannot be."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     model = _identity(source.path)
@@ -89,15 +99,15 @@ def _sidecar(derived, source, folder):
     slug = re.sub(r"[^\w.-]", "_", model.name.removesuffix(".gguf"), flags=re.ASCII)[:64]
     path = folder / f"{slug.lstrip('.')}-{digest[:16]}{SUFFIX}"
     key = _fingerprint(source)
-    if file := _opened(path, key, derived):
+    if file := _opened(path, key, derived, rows):
         return file
     with _locked(path):
-        if file := _opened(path, key, derived):  # another loader was first
+        if file := _opened(path, key, derived, rows):  # another loader was first
             return file
         for left_behind in folder.glob(f".{path.name}.*.tmp"):  # by a loader that was killed
             left_behind.unlink()
-        _build(path, key, derived, model)
-        if file := _opened(path, key, derived):
+        _build(path, key, derived, model, rows, n_threads)
+        if file := _opened(path, key, derived, rows):
             return file
     raise OSError(errno.EIO, "the sidecar just written cannot be read", str(path))
 
@@ -116,7 +126,7 @@ def _fingerprint(source):
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _opened(path, key, derived):
+def _opened(path, key, derived, rows):
     """The sidecar if it is there, whole and of this source; else None."""
     try:
         file = gguf.GGUFFile(path)
@@ -129,26 +139,30 @@ def _opened(path, key, derived):
         log.info("%s: stale, rebuilding", path)
         return None
     found = {name: (tensor.type, tensor.shape) for name, tensor in file.tensors.items()}
-    if found != {name: (type_name, shape) for name, shape, type_name in _table(derived)}:
+    if found != {name: (type_name, shape) for name, shape, type_name in _table(derived, rows)}:
         log.warning("rebuilding a damaged sidecar: %s", path)
         return None
     scales = [_from_sidecar(file, name, d)[1] for name, d in derived.items()]
-    if not all((s > 0).all() and np.isfinite(s).all() for s in scales):
+    sound = all((s > 0).all() and np.isfinite(s).all() for s in scales)
+    if not sound or rows and not head.is_sound(_screen(file, rows)[1]):
         log.warning("rebuilding a damaged sidecar: %s", path)
         return None
     return file
 
 
-def _table(derived):
+def _table(derived, rows):
     """(name, shape, type) of every tensor of the sidecar: rows are padded to whole blocks."""
     for name, d in derived.items():
         yield name, (d.n_rows, padded(d.n_cols)), "I2_S"
         if d.may_differ:
             yield name + ROW_SCALES, (d.n_rows,), "F32"
+    if rows:
+        yield from head.table((rows.n_rows, rows.n_cols))
 
 
-def _build(path, key, derived, model):
-    needed = sum(gguf.n_bytes_of(t, shape) for _, shape, t in _table(derived)) + FREE_MARGIN
+def _build(path, key, derived, model, rows, n_threads):
+    table = _table(derived, rows)
+    needed = sum(gguf.n_bytes_of(t, shape) for _, shape, t in table) + FREE_MARGIN
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(path.parent))
@@ -159,7 +173,7 @@ def _build(path, key, derived, model):
         "sidecar.source": os.fsencode(model).decode("utf-8", "replace"),
         "sidecar.key": key,
     }
-    gguf.write(path, metadata, _tensors(derived))
+    gguf.write(path, metadata, _tensors(derived) + (_screen_tensors(rows, n_threads) if rows else []))
 
 
 def _tensors(derived):
@@ -171,6 +185,13 @@ def _tensors(derived):
         if d.may_differ:
             tensors.append((name + ROW_SCALES, (d.n_rows,), "F32", scales))
     return tensors
+
+
+def _screen_tensors(rows, n_threads):
+    bounds = np.empty((rows.n_rows, 3), np.float32)
+    data = head.derive(rows, bounds, n_threads), bounds
+    shape = rows.n_rows, rows.n_cols
+    return [(*entry, part) for entry, part in zip(head.table(shape), data, strict=True)]
 
 
 def i2_s_chunks(derived, row_scales=None):

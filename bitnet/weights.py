@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import mapping, sidecar
+from . import head, mapping, sidecar
 from .formats import check_map
 from .formats.floats import dequantize
 from .source import scan
@@ -51,10 +51,12 @@ class Weights:
     """The tensors of one model, mapped. Made by open().
 
     path: of the file or folder. config: ModelConfig. source: the source.Source it comes from.
+    screen: (codes int8 (n_rows, n_cols), bounds float32 (n_rows, 3)) of the head, or None, see head.
     """
 
-    def __init__(self, source, ternary, files):
+    def __init__(self, source, ternary, files, screen=None):
         self.path, self.config, self.source = source.path, source.config, source
+        self.screen = screen
         self._ternary, self._files, self._fingerprint = ternary, files, None
         self._is_copied = False  # nothing is read from the maps any more
 
@@ -68,11 +70,9 @@ class Weights:
 
     def rows(self, name):
         """embed_tokens or lm_head, which is the embedding where they are tied."""
-        if name == "lm_head" and self.config.tie_word_embeddings:
-            name = "embed_tokens"
-        tensor = self.source.floats[name]
-        n_rows, n_cols = tensor.shape
-        return Rows(tensor.type, tensor.data.reshape(n_rows, -1), n_rows, n_cols, tensor.where)
+        if name == "lm_head":
+            return head_rows(self.source)
+        return _rows(self.source.floats[name])
 
     def vector(self, name):
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
@@ -115,6 +115,9 @@ class Weights:
 
         for name, t in self._ternary.items():
             self._ternary[name] = replace(t, codes=copied(t.codes))
+        if self.screen:
+            codes, bounds = (copied(part.view(np.uint8)) for part in self.screen)
+            self.screen = codes.view(np.int8), bounds.view(np.float32)
         for name, tensor in self.source.floats.items():
             if len(tensor.shape) == 2:
                 self.source.floats[name] = replace(tensor, data=copied(tensor.data))
@@ -128,7 +131,7 @@ class Weights:
 
     def close(self):
         """Drop the maps; a file stays mapped while arrays handed out of it are alive."""
-        self._ternary, self._files = {}, []
+        self._ternary, self._files, self.screen = {}, [], None
         self.source.ternary, self.source.floats, self.source.files = {}, {}, []
 
     def __enter__(self):
@@ -147,11 +150,12 @@ def open(path, *, cache=None, pool=None, layout="128x32"):
     return of_source(scan(path, layout=layout), cache=cache, pool=pool)
 
 
-def of_source(source, *, cache=None, pool=None):
+def of_source(source, *, cache=None, pool=None, n_threads=1):
     """The Weights of a source.Source, which they take over.
 
     cache: the folder for repacked weights, None for the default (see sidecar.cache_folder), False
     to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in NumPy's.
+    n_threads: to make the screen of a head with.
     """
     ternary, derived = {}, {}
     for name, t in source.ternary.items():
@@ -159,11 +163,23 @@ def of_source(source, *, cache=None, pool=None):
             derived[name] = t
         else:
             ternary[name] = Ternary(t.in_place, t.scales(), t.n_rows, t.n_cols, t.tensor.where)
-    files = list(source.files)
-    if derived:
-        made, file = sidecar.realise(derived, source, cache, pool)
+    files, screen, rows = list(source.files), None, head_rows(source)
+    if not head.is_worth_it(rows.type, (rows.n_rows, rows.n_cols)):
+        rows = None
+    if derived or rows:
+        made, file, screen = sidecar.realise(derived, source, cache, pool, rows, n_threads)
         for name, (codes, scales) in made.items():
             t = derived[name]
             ternary[name] = Ternary(codes, scales, t.n_rows, t.n_cols, t.tensor.where)
         files += [file] if file else []
-    return Weights(source, ternary, files)
+    return Weights(source, ternary, files, screen)
+
+
+def head_rows(source):
+    """The Rows of the output matrix of a Source: the embedding's where they are tied."""
+    return _rows(source.floats["embed_tokens" if source.config.tie_word_embeddings else "lm_head"])
+
+
+def _rows(tensor):
+    n_rows, n_cols = tensor.shape
+    return Rows(tensor.type, tensor.data.reshape(n_rows, -1), n_rows, n_cols, tensor.where)

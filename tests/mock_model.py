@@ -77,7 +77,7 @@ class MockTransformer:
     def reserve_logits(self, n_rows):
         assert n_rows >= 1
 
-    def forward(self, token_ids, sequences, *, logits="last"):
+    def forward(self, token_ids, sequences, *, logits="last", wanted=None):
         assert token_ids.dtype == np.int32
         assert sum(n for _, n in sequences) == len(token_ids) <= self.max_batch
         assert len({id(cache) for cache, _ in sequences}) == len(sequences)

@@ -85,7 +85,7 @@ def test_logits_are_asked_for_only_when_a_prompt_is_complete():
     asked = []
 
     class Transformer(MockTransformer):
-        def forward(self, token_ids, sequences, *, logits="last"):
+        def forward(self, token_ids, sequences, *, logits="last", wanted=None):
             asked.append(logits)
             return super().forward(token_ids, sequences, logits=logits)
 

@@ -26,15 +26,15 @@ ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
 TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 36: "I2_S",
-    42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 24: "I8", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
+    36: "I2_S", 42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
 }  # fmt: skip
 TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
 
 # Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
 _UNREAD = {
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
-    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
     28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
     40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
@@ -48,7 +48,7 @@ def n_bytes_of(type_name, shape):
     n_rows, n_cols = math.prod(shape[:-1]), shape[-1]
     if type_name in LAYOUTS:
         return n_bytes(type_name, n_rows, n_cols)
-    block, block_bytes = BLOCKS[type_name]
+    block, block_bytes = (1, 1) if type_name == "I8" else BLOCKS[type_name]
     if n_cols % block:
         raise ValueError(f"{type_name} needs a multiple of {block}")
     return n_rows * n_cols // block * block_bytes

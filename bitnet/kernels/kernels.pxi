@@ -15,6 +15,10 @@ from .simd cimport (
 )
 from .table cimport Kernels, View
 
+cdef extern from "screen.h" nogil:
+    void screen_dot(int64_t* out, const int8_t* rows, const int16_t* x, Py_ssize_t n_rows,
+                    Py_ssize_t n) noexcept
+
 cdef enum:
     LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
     BLOCK_BYTES = 32                # 128 ternary codes
@@ -221,8 +225,8 @@ cdef Kernels table = Kernels(
     ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate,
     silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
-    decode_row=decode_row, exp=exp, read=read, turns=turns,
-    attention_part=attention_part, attention_merge=attention_merge, ternary_lookup=ternary_lookup)
+    decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
+    attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup)
 if not LOOKUP:
     table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

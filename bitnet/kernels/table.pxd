@@ -4,7 +4,7 @@ Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or r
 Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
 give the same bits on every instruction set; integer kernels are exact.
 """
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef struct View:                       # what a query sees of its sequence: sinks and first..last
     char** pages                        # of its layer; cache.pxd says which position lies where
@@ -60,6 +60,10 @@ cdef struct Kernels:
                            Py_ssize_t kv_head, Py_ssize_t n_group) noexcept nogil
     void (*attention_merge)(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
                             Py_ssize_t head_dim) noexcept nogil
+    # out[r] = codes of row r times those of x, exact; n <= 8192, rows n bytes apart; x: codes of
+    # at most 127 * 128 (n), behind them their planes, c = 128 high + low: high (n), low (n), int8
+    void (*screen_dot)(int64_t* out, const int8_t* rows, const int16_t* x, Py_ssize_t n_rows,
+                       Py_ssize_t n) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,

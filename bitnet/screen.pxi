@@ -1,0 +1,262 @@
+# The screen of a head: an int8 copy of its rows tells which few can be among the best, and those
+# are computed from the rows themselves. The result is that of the full head, bit for bit.
+#
+# A row w (float32, exact from F16, BF16 or F32) is s q + d, q its int8 codes: bounds hold the scale
+# s, E >= |d| and N >= |s q| (Euclidean norms). The input x is t c + g, c its codes, X >= |x| and
+# G >= |g|. By Cauchy-Schwarz
+#     |w x - s t (q c)| = |s q g + d x| <= N G + E X,
+# and q c is an exact integer. What the kernels compute for w x, 16 sums of m products and a tree,
+# each product and addition rounded once (u = 2^-24), is off by at most
+#     gamma |w| |x| <= gamma (N + E) X,   gamma = m' u / (1 - m' u),   m' = n / 16 + 24,
+# (Higham 2002, lemma 3.1) and where numbers become subnormal or a CPU takes them for 0, by 2^-126
+# a product and addition. Together:
+#     |logit - estimate| <= E (1 + gamma) X + N (G + gamma X) + n 2^-124.
+# Norms are rounded up, and E's and N's factors multiplied by 1 + 1e-6: gamma is at least 1.4e-6, so
+# that is more than 1e-12 N X, and what float64 rounds in an estimate and its bounds 1e-15 of it.
+# A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
+# overflow, it has no bounds and is always computed. So what is not finite in the full head is there.
+#
+# Let L be the k-th greatest lower bound. The k-th greatest logit is at least L, so each of the k
+# best, and each equal to the k-th, has an upper bound of at least L: all of them are computed.
+
+cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
+screened = float(SCREENED)
+
+cdef struct Bound:                      # of one input: |logit - estimate| <= E error + N rest + least
+    double step                         # t
+    double norm                         # X
+    double error
+    double rest
+    double least
+
+
+def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix x not None,
+           Batch batch not None, list wanted not None):
+    """Logits out[i] of those that can be among the best, as head gives them; else ``screened``.
+
+    wanted: (n, margin, ids) for each row of x: its n best logits, and those equal to the least of
+    them, less margin (>= 0), are wanted, and those of ids. Where more than a quarter of the rows
+    may be that, or the input is not finite, all of them are there.
+    Returns how many logits of each row are there.
+    """
+    cdef Py_ssize_t c, t, n, n_tokens = batch.n_tokens
+    cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
+    cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n_tokens // 16)
+    cdef Bound bounds[SCREEN_TOKENS]
+    cdef double threshold, margin
+    cdef const int32_t[::1] ids
+    if (n_tokens > min(out.n_rows, x.n_rows, SCREEN_TOKENS) or out.n_cols != rows.n_rows
+            or x.n_cols != rows.n_cols or copy.n_rows != rows.n_rows or copy.n_cols != rows.n_cols
+            or len(wanted) != n_tokens):
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
+                         f"x {x.n_rows} x {x.n_cols}, {n_tokens} wanted, {len(wanted)} said how")
+    for t in range(n_tokens):
+        bounds[t] = screen_input(&copy.inputs[t, 0], x.data + t * x.n_cols, x.n_cols)
+    if team == 1:
+        for c in range(n_chunks):
+            screen_chunk(out, copy, bounds, n_tokens, c)
+    else:
+        for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
+            screen_chunk(out, copy, bounds, n_tokens, c)
+    counts = []
+    for t in range(n_tokens):
+        n, margin, ids = wanted[t]
+        if not (1 <= n <= SCREEN_BEST and margin >= 0):
+            raise ValueError(f"wanted: {n} best, limit {SCREEN_BEST}, margin {margin}")
+        threshold = lower_bound(out, copy, bounds, t, n) - margin
+        n = keep(out, copy, t, threshold, ids)
+        if n >= 0:
+            rescore(out, rows, copy, x, t, n, batch.n_threads)
+        else:
+            n = rows.n_rows
+            for c in prange(n_chunks, nogil=True, schedule="guided",
+                            num_threads=threads_for(batch.n_threads, n * rows.n_cols // 8)):
+                head_chunk(out, rows, x, t, 1, c)
+        counts.append(n)
+    return counts
+
+
+cdef Bound screen_input(int16_t* codes, const float* x, Py_ssize_t n) noexcept nogil:
+    """Codes of an input, their planes behind them, and its bounds; norm is inf or NaN if x is."""
+    cdef int8_t* high = <int8_t*>(codes + n)
+    cdef double step, residual, squares = 0, residuals = 0, gamma = (n // 16 + 24) * 2.0**-24
+    cdef float largest = 0
+    cdef Py_ssize_t j
+    cdef Bound b
+    for j in range(n):
+        squares += <double>x[j] * x[j]
+        largest = max(largest, <float>fabs(x[j]))
+    step = largest / 16256.0            # 127 * 128
+    if not squares < 1e60 or largest < 2.0**-100:
+        step = 0
+    for j in range(n):
+        residual = x[j] / step if step else 0.0
+        codes[j] = <int16_t>(residual + (0.5 if residual >= 0 else -0.5))
+        residual = x[j] - step * codes[j]
+        residuals += residual * residual
+        high[j] = <int8_t>((codes[j] + 64) >> 7)
+        high[n + j] = <int8_t>(codes[j] - 128 * high[j])
+    gamma = gamma / (1 - gamma)
+    b.step, b.norm = step, sqrt(squares) * (1 + 1e-6)
+    residual = sqrt(residuals) * (1 + 1e-6)
+    b.error = b.norm * (1 + gamma) * (1 + 1e-6)
+    b.rest = (residual + gamma * b.norm) * (1 + 1e-6)
+    b.least = n * 2.0**-124
+    return b
+
+
+cdef inline double radius(const float* row, const Bound* b) noexcept nogil:
+    """How far a logit may be from its estimate; inf where it could overflow."""
+    if not (<double>row[1] + row[2]) * b.norm < 1e38:           # NaN and inf too
+        return INFINITY
+    return row[1] * b.error + row[2] * b.rest + b.least
+
+
+cdef inline double lower_of(float upper, double around) noexcept nogil:
+    """The lower bound that belongs to an upper one, which was rounded up to float32."""
+    return upper - 2 * around - 2.0**-23 * fabs(upper) if around < INFINITY else -INFINITY
+
+
+cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t n_tokens,
+                       Py_ssize_t chunk) noexcept nogil:
+    """Upper bounds of a chunk's logits into out, and the greatest of their lower bounds."""
+    cdef Py_ssize_t t, r, first = chunk * CHUNK
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, copy.n_rows - first)
+    cdef int64_t dots[CHUNK]
+    cdef const float* row
+    cdef float* upper
+    cdef double around, exact, best
+    for t in range(n_tokens):
+        kernels.screen_dot(dots, &copy.codes[first, 0], &copy.inputs[t, 0], n_rows, copy.n_cols)
+        upper = out.data + t * out.n_cols + first
+        best = -INFINITY
+        for r in range(n_rows):
+            row = &copy.bounds[first + r, 0]
+            around = radius(row, &bounds[t])
+            exact = row[0] * bounds[t].step * <double>dots[r] + around
+            upper[r] = <float>exact
+            if upper[r] < exact:
+                upper[r] = nextafterf(upper[r], INFINITY)
+            best = max(best, lower_of(upper[r], around))
+        copy.best[t, chunk] = best
+
+
+cdef double lower_bound(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t token,
+                        Py_ssize_t n) noexcept nogil:
+    """The n-th greatest lower bound of a row's logits, -inf where there are fewer."""
+    cdef double heap[SCREEN_BEST]       # the least of the n greatest comes first
+    cdef double value
+    cdef Py_ssize_t c, r, i
+    for i in range(n):
+        heap[i] = -INFINITY
+    for c in range(copy.best.shape[1]):
+        if copy.best[token, c] <= heap[0]:
+            continue
+        for r in range(c * CHUNK, min((c + 1) * CHUNK, copy.n_rows)):
+            value = lower_of(out.data[token * out.n_cols + r],
+                             radius(&copy.bounds[r, 0], &bounds[token]))
+            if value > heap[0]:
+                sift(heap, n, value)
+    return heap[0]
+
+
+cdef inline void sift(double* heap, Py_ssize_t n, double value) noexcept nogil:
+    """Put a value in the place of the least of a heap."""
+    cdef Py_ssize_t i = 0, child = 1
+    while child < n:
+        if child + 1 < n and heap[child + 1] < heap[child]:
+            child += 1
+        if value <= heap[child]:
+            break
+        heap[i] = heap[child]
+        i, child = child, 2 * child + 1
+    heap[i] = value
+
+
+cdef Py_ssize_t keep(Matrix out, Screen copy, Py_ssize_t token, double threshold,
+                     const int32_t[::1] ids) except? -2:
+    """The rows to compute, into copy.survivors: their number, -1 where there are too many.
+
+    Those whose upper bounds reach the threshold, and those of ids; the others become SCREENED.
+    """
+    cdef Py_ssize_t r, i, n = 0, most = copy.survivors.shape[0]
+    cdef float* upper = out.data + token * out.n_cols
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < copy.n_rows:
+            raise ValueError(f"token id {ids[i]} is not in 0..{copy.n_rows - 1}")
+        upper[ids[i]] = INFINITY
+    for r in range(copy.n_rows):
+        if not upper[r] >= threshold:
+            upper[r] = SCREENED
+        elif n == most:
+            return -1
+        else:
+            copy.survivors[n] = <int32_t>r
+            n += 1
+    return n
+
+
+cdef int rescore(Matrix out, Rows rows, Screen copy, Matrix x, Py_ssize_t token, Py_ssize_t n,
+                 int n_threads) except -1:
+    """Logits of the survivors from the rows themselves."""
+    cdef Py_ssize_t i, r
+    cdef int team = threads_for(n_threads, n * rows.n_cols // 8)
+    if team == 1:
+        for i in range(n):
+            rescore_row(out, rows, x, token, copy.survivors[i])
+        return 0
+    for i in prange(n, nogil=True, schedule="static", num_threads=team):
+        rescore_row(out, rows, x, token, copy.survivors[i])
+    return 0
+
+
+cdef void rescore_row(Matrix out, Rows rows, Matrix x, Py_ssize_t token,
+                      Py_ssize_t r) noexcept nogil:
+    kernels.rows_dot(out.data + token * out.n_cols + r, &rows.data[r, 0],
+                     x.data + token * x.n_cols, rows.type, rows.data.shape[1], 1, rows.n_cols)
+
+
+def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, Rows rows not None,
+                  Py_ssize_t first=0, int n_threads=1):
+    """Codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen takes."""
+    cdef Py_ssize_t r, n = codes.shape[0]
+    if (first < 0 or n > rows.n_rows - first or codes.shape[1] != rows.n_cols
+            or rows.n_cols > SCREEN_COLS or (bounds.shape[0], bounds.shape[1]) != (n, 3)):
+        raise ValueError(f"codes are {n} x {codes.shape[1]}, bounds {bounds.shape[0]} x "
+                         f"{bounds.shape[1]}, rows {rows.n_rows} x {rows.n_cols} from {first}")
+    for r in prange(n, nogil=True, schedule="static", num_threads=1 if forked else n_threads):
+        derive_row(&codes[r, 0], &bounds[r, 0], rows, first + r)
+
+
+cdef void derive_row(int8_t* codes, float* bounds, Rows rows, Py_ssize_t row) noexcept nogil:
+    cdef float w[SCREEN_COLS]
+    cdef float scale, largest = 0, factor
+    cdef double difference, rest = 0
+    cdef double residuals[4]
+    cdef int64_t squares = 0
+    cdef Py_ssize_t j, i, n = rows.n_cols
+    kernels.decode_row(w, &rows.data[row, 0], rows.type, n)
+    for j in range(n):
+        largest = max(largest, <float>fabs(w[j]))
+        rest += w[j] - w[j]             # NaN if one is not finite
+    scale = largest / <float>127.0
+    if rest != 0 or largest < <float>2.0**-100:     # or NaN: the row is all rounding error
+        scale = 0
+    factor = <float>1.0 / scale if scale else 0
+    for i in range(4):
+        residuals[i] = 0
+    for j in range(n):
+        difference = w[j] * factor if scale else 0.0
+        codes[j] = <int8_t>(difference + (0.5 if difference >= 0 else -0.5))
+        squares += codes[j] * codes[j]
+        difference = w[j] - <double>scale * codes[j]
+        residuals[j & 3] += difference * difference
+    bounds[0] = scale
+    bounds[1] = rounded_up(sqrt(residuals[0] + residuals[1] + residuals[2] + residuals[3]))
+    bounds[2] = rounded_up(scale * sqrt(<double>squares))
+    if rest != 0:
+        bounds[1] = INFINITY
+
+
+cdef inline float rounded_up(double x) noexcept nogil:
+    return nextafterf(<float>(x * (1 + 1e-6)), INFINITY) if x else <float>0.0

@@ -1,0 +1,266 @@
+"""The screen of a head: what it lets through is what the full head gives, bit for bit, and nothing
+that is among the best is missing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bitnet
+from bitnet import arrays, cpu, dispatch, head, ops, sidecar, weights
+from bitnet.head import Wanted
+
+NONE = np.empty(0, np.int32)
+
+
+@pytest.fixture(params=cpu.supported())
+def isa(request):
+    yield dispatch.use(request.param)
+    dispatch.use()
+
+
+def bound(type, values):
+    """(Rows, Screen) of float32 values (n_rows, n_cols), as a type keeps them."""
+    data = np.ascontiguousarray(values, np.float32)
+    if type == "BF16":
+        data = (data.view(np.uint32) >> 16).astype(np.uint16)
+    data = data.astype(np.float16) if type == "F16" else data
+    data = data.view(np.uint8)
+    rows = weights.Rows(type, data, *values.shape, "")
+    limits = np.empty((len(data), 3), np.float32)
+    codes = np.concatenate([part.copy() for part in head.derive(rows, limits)])
+    return arrays.Rows(data, type, values.shape[1]), arrays.Screen(codes, limits)
+
+
+def both(table, screen, x, wanted, n_threads=1):
+    """(logits of the full head, of the screened one, numbers of those that are there)."""
+    x = arrays.Matrix(np.atleast_2d(np.asarray(x, np.float32)))
+    batch = arrays.Batch(x.n_rows, 1, n_threads).rows_only(x.n_rows)
+    full, part = (arrays.Matrix(np.zeros((x.n_rows, table.n_rows), np.float32)) for _ in "ab")
+    ops.head(full, table, x, batch)
+    counts = ops.screen(part, table, screen, x, batch, wanted)
+    return full.array(), part.array(), counts
+
+
+def check(full, part, wanted):
+    """Everything wanted is there, and everything that is there is right."""
+    there = part.view(np.uint32) != np.float32(ops.screened).view(np.uint32)
+    assert part[there].tobytes() == full[there].tobytes()
+    n, margin, ids = wanted
+    assert there[ids].all()
+    assert there[~np.isfinite(full)].all()
+    finite = np.sort(full[np.isfinite(full)])[::-1]
+    if len(finite):
+        least = finite[min(n, len(finite)) - 1] - margin
+        assert there[full >= least].all()
+    if not np.isnan(full).any():
+        assert full.argmax() == part.argmax()
+
+
+def random_rows(n_rows, n_cols, seed=0):
+    return np.random.default_rng((n_rows, n_cols, seed)).standard_normal((n_rows, n_cols))
+
+
+@pytest.mark.parametrize("type", head.TYPES)
+@pytest.mark.parametrize("n_cols", [1, 7, 16, 63, 64, 100, 640, 2565])
+def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
+    table, screen = bound(type, random_rows(1000, n_cols))
+    x = random_rows(5, n_cols, 1)
+    wanted = [
+        Wanted(1), Wanted(7), Wanted(1, 2.5), Wanted(1, 0.0, np.array([3, 999, 3], np.int32)),
+        Wanted(1000),
+    ]  # fmt: skip
+    full, part, counts = both(table, screen, x, wanted, n_threads=2)
+    for i in range(5):
+        check(full[i], part[i], wanted[i])
+    assert counts[4] == 1000
+    if n_cols >= 64:
+        assert max(counts[:1]) < 100
+
+
+def test_every_instruction_set_lets_the_same_through():
+    table, screen = bound("F16", random_rows(700, 321))
+    parts = []
+    for name in cpu.supported():
+        dispatch.use(name)
+        parts.append(both(table, screen, random_rows(2, 321, 5), [Wanted(3)] * 2)[1].tobytes())
+    dispatch.use()
+    assert len(set(parts)) == 1
+
+
+def test_codes_at_their_limits(isa):
+    """The largest sums: they fit the kernels' integers at the greatest width."""
+    n = arrays.SCREEN_LIMITS[2]
+    rows = np.zeros((9, n), np.float32)
+    rows[0], rows[1], rows[2], rows[2, ::2] = 1, -1, 1, -1
+    table, screen = bound("F32", rows)
+    for x in (rows[0], -rows[0], rows[2]):
+        full, part, counts = both(table, screen, x, [Wanted(1)])
+        check(full[0], part[0], Wanted(1))
+        assert counts == [1]
+
+
+def test_equal_rows_all_pass(isa):
+    rows = random_rows(300, 128)
+    rows[[5, 100, 299]] = rows[5]
+    table, screen = bound("F16", rows)
+    full, part, _ = both(table, screen, rows[5], [Wanted(1)])
+    assert part[0].argmax() == 5
+    assert (part[0] == full[0, 5]).sum() == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_rows_that_are_not_finite_pass(isa, value):
+    rows = random_rows(300, 128)
+    rows[7, 3], rows[250] = value, value
+    table, screen = bound("F32", rows)
+    full, part, counts = both(table, screen, random_rows(1, 128, 2), [Wanted(2)])
+    check(full[0], part[0], Wanted(2))
+    assert part[0].view(np.uint32)[[7, 250]].tolist() == full[0].view(np.uint32)[[7, 250]].tolist()
+    assert counts[0] < 75
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38, 0, 1e-40])
+def test_inputs_without_bounds_take_the_full_head(isa, value):
+    table, screen = bound("F16", random_rows(300, 128))
+    x = np.zeros((1, 128), np.float32)
+    x[0, 5] = value
+    full, part, counts = both(table, screen, x, [Wanted(1)])
+    assert counts == [300]
+    assert part.tobytes() == full.tobytes()
+
+
+magnitudes = st.sampled_from([0, 1e-45, 1e-38, 1e-30, 1e-10, 0.01, 1, 3, 1e4, 1e18, 1e30, 3e38])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_nothing_is_lost(data):
+    """Rows and inputs of any size, some of them close to one another."""
+    n_rows, n_cols = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 140))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    rows = rng.standard_normal((n_rows, n_cols)) * data.draw(magnitudes)
+    if data.draw(st.booleans()):
+        rows *= 10.0 ** rng.integers(-20, 3, (n_rows, 1))
+    if data.draw(st.booleans()):  # copies that differ in the last bits
+        rows[:] = rows[:1] * (1 + rng.integers(-3, 4, rows.shape) * 2.0**-11)
+    x = rng.standard_normal(n_cols) * data.draw(magnitudes)
+    if data.draw(st.booleans()):
+        x[data.draw(st.integers(0, n_cols - 1))] *= 1000
+    if data.draw(st.booleans()):
+        rows[:, ::2], x[1::2] = rows[:, ::2].round(), 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        table, screen = bound(data.draw(st.sampled_from(head.TYPES)), rows.astype(np.float32))
+        ids = rng.integers(0, n_rows, data.draw(st.integers(0, 3))).astype(np.int32)
+        n, margin = data.draw(st.integers(1, n_rows)), data.draw(st.sampled_from([0, 0.1, 30]))
+        full, part, _ = both(table, screen, x.astype(np.float32), [Wanted(n, margin, ids)])
+    check(full[0], part[0], Wanted(n, margin, ids))
+
+
+def test_arguments_out_of_range():
+    table, screen = bound("F16", random_rows(30, 32))
+    for wanted in (Wanted(0), Wanted(2000), Wanted(1, -1.0), Wanted(1, np.nan)):
+        with pytest.raises(ValueError, match="best, limit 1024"):
+            both(table, screen, np.ones(32), [wanted])
+    with pytest.raises(ValueError, match="token id 30"):
+        both(table, screen, np.ones(32), [Wanted(1, 0.0, np.array([30], np.int32))])
+    with pytest.raises(ValueError, match="1 wanted, 2 said how"):
+        both(table, screen, np.ones(32), [Wanted(1)] * 2)
+
+
+# a model with one -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Every head is screened, and kept in a cache of this test."""
+    monkeypatch.setattr(head, "LEAST", 1)
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
+    return tmp_path
+
+
+REQUESTS = [
+    {"temperature": 0},
+    {"temperature": 0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"temperature": 0, "logit_bias": {7: 4.0, 300: 8.0, 11: -float("inf")}},
+    {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 3},
+    {"temperature": 1.5, "top_k": 3, "frequency_penalty": 1.0, "seed": 4},
+    {"temperature": 1.2, "min_p": 0.05, "seed": 5},
+    {"temperature": 0.8, "top_p": 0.8, "seed": 6},
+    {"temperature": 0, "speculative": "ngram", "repetition_penalty": 1.1},
+]
+
+
+def texts(model, options):
+    given = ["It was the best of", "And he said unto them", "Once upon a time"]
+    found = model.generate(given, max_tokens=24, **options)
+    return [completion.token_ids for completion in found]
+
+
+@pytest.mark.parametrize("options", REQUESTS, ids=lambda options: "-".join(options))
+def test_text_is_the_same_with_and_without(folder, monkeypatch, options):
+    with bitnet.load(slots=3, prefix_cache=False) as model:
+        screened = texts(model, options)
+        assert model._engine.transformer.screen is not None
+    monkeypatch.setattr(head, "LEAST", 1 << 62)
+    with bitnet.load(slots=3, prefix_cache=False) as model:
+        assert model._engine.transformer.screen is None
+        assert texts(model, options) == screened
+
+
+def test_evaluation_has_all_logits(folder):
+    with bitnet.load() as model:
+        ids = model.tokenizer.encode("It was the best of")
+        assert (model.logits(ids) > ops.screened).all()
+        with model.session() as session:
+            assert (session.feed(ids) > ops.screened).all()
+
+
+def test_it_is_made_once_and_mapped(folder):
+    with bitnet.load() as model:
+        assert model._engine.transformer.screen is not None
+        mapped = [str(path) for path, _, _ in model._weights.mappings()]
+    ((path, _, _),) = sidecar.cache_list(folder)
+    assert str(path) in mapped
+    before = path.stat().st_mtime_ns
+    with bitnet.load():
+        assert path.stat().st_mtime_ns == before
+
+
+def test_without_a_cache_there_is_none(folder, monkeypatch):
+    monkeypatch.setenv("BITNET_CACHE", "off")
+    with bitnet.load() as model:
+        assert model._engine.transformer.screen is None
+
+
+def test_a_copy_goes_to_the_pool(folder):
+    with bitnet.load(mapping="copy") as model:
+        assert all(part.flags.writeable for part in model._weights.screen)
+        assert model.generate("And", max_tokens=3).token_ids
+
+
+def test_a_damaged_one_is_made_again(folder, caplog):
+    bitnet.load().close()
+    ((path, _, _),) = sidecar.cache_list(folder)
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()    # the last bound
+    path.write_bytes(data)
+    with bitnet.load() as model:
+        assert head.is_sound(model._weights.screen[1])
+    assert "rebuilding a damaged sidecar" in caplog.text
+
+
+def test_the_plan_counts_it(folder):
+    from bitnet import memory_plan
+    from bitnet.loading import BUNDLED_MODEL
+    from bitnet.source import scan
+
+    for mapping in ("map", "copy"):
+        plan = memory_plan.Planner(scan(BUNDLED_MODEL))
+        chosen = memory_plan.Settings(256, "f16", 1, 1, mapping)
+        needs = {need.purpose: need.nbytes for need in plan.needs(chosen)}
+        with bitnet.load(context=256, threads=1, mapping=mapping) as model:
+            held = model._pool.stats().by_purpose
+            assert held["scratch"][0] == needs["scratch"]
+            if mapping == "copy":
+                assert held["weights"][0] == needs["weights"]
