@@ -5,7 +5,7 @@ tokens, of which sequences, at which positions, with how many threads) is one Ba
 """
 import numpy as np
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, uint8_t
 
 from .cache cimport KVCache
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from . import head
 from .cache import ContextFull, check_window
 from .generation import Completion
 from .pace import SHARED_ROWS, Pace, in_halves, in_order
@@ -95,10 +96,7 @@ class Request:
         """Of which logits the next tokens depend, a head.Wanted; None for all of them."""
         if self.n_logprobs is not None or self.constraint is not None:
             return None
-        changed = self._seen.keys() | self._counts.keys()
-        if self.sampler.adjusts:
-            changed.update(self.draft)
-        return self.sampler.wanted(changed)
+        return self.sampler.wanted({*self._seen, *self._counts, *self.draft})
 
     def advance(self, logits):
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.
@@ -187,14 +185,6 @@ class Request:
             drafted_tokens=self.drafts.drafted if self.drafts else 0,
             accepted_tokens=self.drafts.accepted if self.drafts else 0,
         )
-
-
-def _wanted(batch, n_rows):
-    """A head.Wanted for each row of logits; None where one of them needs all."""
-    each = [(r.wanted(), n) for (r, _), n in zip(batch, n_rows, strict=True) if n]
-    if any(wanted is None for wanted, _ in each):
-        return None
-    return [wanted for wanted, n in each for _ in range(n)]
 
 
 def _rate(n, seconds):
@@ -461,9 +451,9 @@ class Engine:
         sequences = [(request.cache, n) for request, n in batch]
         lengths = [cache.length for cache, _ in sequences]
         try:
-            return self.transformer.forward(
-                self._token_ids[:n_rows], sequences, logits=logits, wanted=_wanted(batch, logits)
-            )
+            wanted = head.for_rows((r.wanted(), n) for (r, _), n in zip(batch, logits, strict=True))
+            ids = self._token_ids[:n_rows]
+            return self.transformer.forward(ids, sequences, logits=logits, wanted=wanted)
         except BaseException:
             for (cache, _), length in zip(sequences, lengths, strict=True):
                 cache.trim(length)

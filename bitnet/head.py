@@ -26,6 +26,14 @@ class Wanted(NamedTuple):
     ids: np.ndarray = np.empty(0, np.int32)
 
 
+def for_rows(parts):
+    """The Wanted of each row, from (Wanted or None, rows) of each sequence; None if one is."""
+    parts = [(wanted, n) for wanted, n in parts if n]
+    if any(wanted is None for wanted, _ in parts):
+        return None
+    return [wanted for wanted, n in parts for _ in range(n)]
+
+
 def is_worth_it(type_name, shape):
     """Whether a head of this type and shape (n_rows, n_cols) is screened."""
     n_rows, n_cols = shape

@@ -94,7 +94,8 @@ class Transformer:
         """The bound screen of the head, None where it is too small for one."""
         if weights.screen is None:
             return None
-        return Screen(*weights.screen, lambda shape, dtype: self.pool.array(shape, dtype, "scratch"))
+        take = self.pool.array
+        return Screen(*weights.screen, lambda shape, dtype: take(shape, dtype, "scratch"))
 
     def _head_data(self, weights):
         return weights.screen[0] if weights.screen else weights.rows("lm_head").data

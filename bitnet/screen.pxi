@@ -14,7 +14,7 @@
 # Norms are rounded up, and E's and N's factors multiplied by 1 + 1e-6: gamma is at least 1.4e-6, so
 # that is more than 1e-12 N X, and what float64 rounds in an estimate and its bounds 1e-15 of it.
 # A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
-# overflow, it has no bounds and is always computed. So what is not finite in the full head is there.
+# overflow, it has no bounds and is always computed: what is not finite in the full head is there.
 #
 # Let L be the k-th greatest lower bound. The k-th greatest logit is at least L, so each of the k
 # best, and each equal to the k-th, has an upper bound of at least L: all of them are computed.
@@ -22,7 +22,7 @@
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
 
-cdef struct Bound:                      # of one input: |logit - estimate| <= E error + N rest + least
+cdef struct Bound:          # of one input: |logit - estimate| <= E error + N rest + least
     double step                         # t
     double norm                         # X
     double error

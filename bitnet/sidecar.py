@@ -144,7 +144,7 @@ def _opened(path, key, derived, rows):
         return None
     scales = [_from_sidecar(file, name, d)[1] for name, d in derived.items()]
     sound = all((s > 0).all() and np.isfinite(s).all() for s in scales)
-    if not sound or rows and not head.is_sound(_screen(file, rows)[1]):
+    if not sound or (rows and not head.is_sound(_screen(file, rows)[1])):
         log.warning("rebuilding a damaged sidecar: %s", path)
         return None
     return file
@@ -173,7 +173,10 @@ def _build(path, key, derived, model, rows, n_threads):
         "sidecar.source": os.fsencode(model).decode("utf-8", "replace"),
         "sidecar.key": key,
     }
-    gguf.write(path, metadata, _tensors(derived) + (_screen_tensors(rows, n_threads) if rows else []))
+    tensors = _tensors(derived)
+    if rows:
+        tensors += _screen_tensors(rows, n_threads)
+    gguf.write(path, metadata, tensors)
 
 
 def _tensors(derived):

@@ -51,7 +51,7 @@ class Weights:
     """The tensors of one model, mapped. Made by open().
 
     path: of the file or folder. config: ModelConfig. source: the source.Source it comes from.
-    screen: (codes int8 (n_rows, n_cols), bounds float32 (n_rows, 3)) of the head, or None, see head.
+    screen: of the head, see head.py, or None: (codes int8 (n_rows, n_cols), float32 bounds).
     """
 
     def __init__(self, source, ternary, files, screen=None):

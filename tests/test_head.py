@@ -243,7 +243,7 @@ def test_a_damaged_one_is_made_again(folder, caplog):
     bitnet.load().close()
     ((path, _, _),) = sidecar.cache_list(folder)
     data = bytearray(path.read_bytes())
-    data[-4:] = np.float32(np.nan).tobytes()    # the last bound
+    data[-4:] = np.float32(np.nan).tobytes()  # the last bound
     path.write_bytes(data)
     with bitnet.load() as model:
         assert head.is_sound(model._weights.screen[1])
