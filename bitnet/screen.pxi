@@ -229,33 +229,45 @@ def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, 
 
 
 cdef void derive_row(int8_t* codes, float* bounds, Rows rows, Py_ssize_t row) noexcept nogil:
+    """Loops of one thing each, which compilers make vectors of."""
     cdef float w[SCREEN_COLS]
-    cdef float scale, largest = 0, factor
-    cdef double difference, rest = 0
+    cdef float q[SCREEN_COLS]
+    cdef const int32_t* bits = <const int32_t*>w
+    cdef int32_t magnitude, most = 0
+    cdef float scale, factor, largest
+    cdef double difference
     cdef double residuals[4]
+    cdef float middle = 12582912.0      # 1.5 * 2^23: added and taken away, it rounds to integers
     cdef int64_t squares = 0
-    cdef Py_ssize_t j, i, n = rows.n_cols
+    cdef Py_ssize_t i, j, n = rows.n_cols
     kernels.decode_row(w, &rows.data[row, 0], rows.type, n)
+    for j in range(n):                  # as integers: NaN is largest
+        magnitude = bits[j] & 0x7FFFFFFF
+        most = magnitude if magnitude > most else most
+    memcpy(&largest, &most, 4)
+    memset(codes, 0, n)
+    memset(bounds, 0, 3 * sizeof(float))
+    if most >= 0x7F800000:              # not finite: all of it is rounding error
+        bounds[1] = INFINITY
+        return
+    scale = largest / <float>127.0 if largest >= <float>2.0**-100 else <float>0.0
+    factor = <float>1.0 / scale if scale else <float>0.0
     for j in range(n):
-        largest = max(largest, <float>fabs(w[j]))
-        rest += w[j] - w[j]             # NaN if one is not finite
-    scale = largest / <float>127.0
-    if rest != 0 or largest < <float>2.0**-100:     # or NaN: the row is all rounding error
-        scale = 0
-    factor = <float>1.0 / scale if scale else 0
-    for i in range(4):
-        residuals[i] = 0
+        q[j] = (w[j] * factor + middle) - middle
     for j in range(n):
-        difference = w[j] * factor if scale else 0.0
-        codes[j] = <int8_t>(difference + (0.5 if difference >= 0 else -0.5))
+        codes[j] = <int8_t><int32_t>q[j]
         squares += codes[j] * codes[j]
-        difference = w[j] - <double>scale * codes[j]
-        residuals[j & 3] += difference * difference
+    memset(residuals, 0, sizeof(residuals))
+    for j in range(0, n - 3, 4):
+        for i in range(4):
+            difference = w[j + i] - <double>scale * q[j + i]
+            residuals[i] += difference * difference
+    for j in range(n - n % 4, n):
+        difference = w[j] - <double>scale * q[j]
+        residuals[0] += difference * difference
     bounds[0] = scale
     bounds[1] = rounded_up(sqrt(residuals[0] + residuals[1] + residuals[2] + residuals[3]))
     bounds[2] = rounded_up(scale * sqrt(<double>squares))
-    if rest != 0:
-        bounds[1] = INFINITY
 
 
 cdef inline float rounded_up(double x) noexcept nogil:

@@ -213,7 +213,10 @@ def test_evaluation_has_all_logits(folder):
         ids = model.tokenizer.encode("It was the best of")
         assert (model.logits(ids) > ops.screened).all()
         with model.session() as session:
-            assert (session.feed(ids) > ops.screened).all()
+            best = int(session.feed(ids).argmax())
+            assert (session.decode(best) > ops.screened).all()
+            session.trim(0)
+            assert session.best(ids) == best
 
 
 def test_it_is_made_once_and_mapped(folder):

@@ -68,15 +68,16 @@ def measure(model, n_prompt, n_tokens, n_rounds, progress=lambda text: None):
 def _seconds(session, prompt, n_tokens):
     """(prefill, decode) of one round; greedy, as the choice of a token is part of decoding."""
     start = time.perf_counter()
-    token = int(session.feed(prompt).argmax())
+    token = session.best(prompt)
     middle = time.perf_counter()
     for _ in range(n_tokens):
-        token = int(session.decode(token).argmax())
+        token = session.best([token])
     return middle - start, time.perf_counter() - middle
 
 
 def bytes_per_token(files):
-    """Bytes of weights that one decoded token reads: every linear layer and the head."""
+    """Bytes of weights that one decoded token reads: every linear layer, and the
+    head or the copy that it is screened by."""
     return sum(array.nbytes for array in _arrays(files))
 
 
@@ -97,7 +98,8 @@ def weight_runs(files):
 
 def _arrays(files):
     names = [name for name in files.config.tensor_shapes() if name.endswith("_proj")]
-    return [files.rows("lm_head").data, *(files.ternary(name).codes for name in names)]
+    head = files.screen[0].view(np.uint8) if files.screen else files.rows("lm_head").data
+    return [head, *(files.ternary(name).codes for name in names)]
 
 
 def _table(found):

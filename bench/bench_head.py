@@ -1,0 +1,99 @@
+"""The head of one token: all its rows, or an int8 copy that tells which few to compute (head.py).
+
+2B-4T's shape with independent random rows and inputs, where many rows are about as near as the
+best; and the bundled model's own hidden states.
+"""
+import numpy as np
+import pytest
+from bitnet.memory import Pool
+
+from bitnet import arrays, cpu, ops, weights
+from bitnet.head import Wanted, derive
+from bitnet.loading import BUNDLED_MODEL
+from bitnet.model import Transformer
+
+VOCAB, HIDDEN = 128256, 2560
+THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
+N_INPUTS = 64
+
+
+class Head:
+    """rows: weights.Rows. inputs: float32 (n, n_cols)."""
+
+    def __init__(self, rows, inputs):
+        self.source, self.inputs = rows, inputs
+        self.bounds = np.empty((rows.n_rows, 3), np.float32)
+        self.codes = np.empty((rows.n_rows, rows.n_cols), np.int8)
+        self.rows = arrays.Rows(rows.data, rows.type, rows.n_cols)
+        self.derive(max(THREADS))
+        self.screen = arrays.Screen(self.codes, self.bounds)
+        self.out = arrays.Matrix(np.zeros((1, rows.n_rows), np.float32))
+
+    def derive(self, n_threads):
+        first = 0
+        for codes in derive(self.source, self.bounds, n_threads):
+            self.codes[first : first + len(codes)] = codes
+            first += len(codes)
+
+    def survivors(self, wanted, n_threads=2):
+        """Of each input, how many logits are computed; the best is held against the full head."""
+        counts = []
+        for x in self.inputs:
+            x, batch = arrays.Matrix(x[None]), arrays.Batch(1, 1, n_threads).rows_only(1)
+            ops.head(self.out, self.rows, x, batch)
+            best = self.out.array().argmax()
+            counts += ops.screen(self.out, self.rows, self.screen, x, batch, [wanted])
+            assert self.out.array().argmax() == best
+        return counts
+
+
+@pytest.fixture(scope="module")
+def random_head():
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((VOCAB, HIDDEN), np.float32).astype(np.float16).view(np.uint8)
+    inputs = rng.standard_normal((N_INPUTS, HIDDEN), np.float32)
+    return Head(weights.Rows("F16", data, VOCAB, HIDDEN, ""), inputs)
+
+
+@pytest.fixture(scope="module")
+def bundled_head():
+    text = np.random.default_rng(1).integers(5, 300, 64).astype(np.int32)
+    with weights.open(BUNDLED_MODEL) as files:
+        model = Transformer(files, Pool(1 << 28), max_batch=N_INPUTS, context=N_INPUTS)
+        hidden = model.forward(text, [(model.new_cache(), N_INPUTS)], logits="hidden").copy()
+        return Head(files.rows("lm_head"), hidden)
+
+
+@pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
+@pytest.mark.parametrize("is_screened", [False, True], ids=["full", "screened"])
+def test_head(random_head, is_screened, n_threads, timed, figures):
+    h = random_head
+    x, batch = arrays.Matrix(h.inputs[:1]), arrays.Batch(1, 1, n_threads).rows_only(1)
+    data = h.codes.view(np.uint8) if is_screened else h.source.data
+
+    def run():
+        if is_screened:
+            return ops.screen(h.out, h.rows, h.screen, x, batch, [Wanted(1)])
+        return ops.head(h.out, h.rows, x, batch)
+
+    seconds, read = timed(run, lambda: ops.read_bandwidth(data.reshape(-1), n_threads), rounds=9)
+    extra = {"survivors": run()[0]} if is_screened else {}
+    n_bytes = data.nbytes + (h.bounds.nbytes if is_screened else 0)
+    figures(ms=seconds * 1e3, gb_s=n_bytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
+            share=read / seconds, mb_a_token=n_bytes / 1e6, **extra)
+
+
+@pytest.mark.parametrize("of", ["random", "bundled"])
+@pytest.mark.parametrize("wanted", [Wanted(1), Wanted(40), Wanted(1, 3.0)],
+                         ids=["greedy", "top_k=40", "min_p=0.05"])
+def test_survivors(request, of, wanted, benchmark, figures):
+    h = request.getfixturevalue(f"{of}_head")
+    counts = benchmark.pedantic(lambda: h.survivors(wanted), rounds=1)
+    figures(median=np.median(counts), greatest=max(counts), rows=h.source.n_rows,
+            share=np.mean(counts) / h.source.n_rows)
+
+
+@pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
+def test_derivation(random_head, n_threads, timed, figures):
+    """What the first load of such a model takes longer, without the disk."""
+    figures(seconds=timed(lambda: random_head.derive(n_threads), rounds=2))
