@@ -60,7 +60,7 @@ def test_decode(model, deep, prompt, depth, bounds, timed, figures, fits):
         deep.trim(depth)
         token = 0
         for _ in range(N_DECODED):
-            token = int(deep.decode(token).argmax())
+            token = deep.best([token])
 
     seconds, measured = timed(decode, bounds.measure)
     figures(**bounds.figures(measured, N_DECODED / seconds))

@@ -54,14 +54,12 @@ class Request:
         self.n_prompt = len(self.tokens)
         self.sampler, self.limits, self.text = sampler, limits, text
         self.n_logprobs, self.logprobs = n_logprobs, []
-        self.constraint = None
-        self.drafts = drafts
+        self.constraint, self.drafts = None, drafts
         self.draft = []  # tokens that the planned step tries behind the latest one
         self.cache = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.pieces = deque()
-        self.is_cancelled = False
-        self.completion = self.error = None
+        self.is_cancelled, self.completion, self.error = False, None, None
         self._all_pieces = []
         self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
         self._seen = dict.fromkeys(self.tokens) if sampler.penalises else {}
@@ -445,15 +443,15 @@ class Engine:
         for request, n in batch:
             request.start_clock()
             begin = request.cache.length
-            tokens = request.tokens[begin : begin + n] + request.draft
-            self._token_ids[n_rows : n_rows + n] = tokens
+            self._token_ids[n_rows : n_rows + n] = request.tokens[begin : begin + n] + request.draft
             n_rows += n
         sequences = [(request.cache, n) for request, n in batch]
         lengths = [cache.length for cache, _ in sequences]
         try:
-            wanted = head.for_rows((r.wanted(), n) for (r, _), n in zip(batch, logits, strict=True))
-            ids = self._token_ids[:n_rows]
-            return self.transformer.forward(ids, sequences, logits=logits, wanted=wanted)
+            parts = ((r.wanted(), n) for (r, _), n in zip(batch, logits, strict=True))
+            return self.transformer.forward(
+                self._token_ids[:n_rows], sequences, logits=logits, wanted=head.for_rows(parts)
+            )
         except BaseException:
             for (cache, _), length in zip(sequences, lengths, strict=True):
                 cache.trim(length)
@@ -478,10 +476,9 @@ class Engine:
         if request.cache is None:
             return
         if self._prefixes is not None and request.completion is not None:
-            self._keep(request)
-        else:
-            cache, request.cache = request.cache, None
-            cache.close()
+            return self._keep(request)
+        cache, request.cache = request.cache, None
+        cache.close()
 
     # ---------------------------------------------------------------------------------- cancelling
     def _drop_cancelled(self):

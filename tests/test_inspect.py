@@ -241,8 +241,11 @@ def shape_2b():
 class NoWeights:
     """weights.Weights of a configuration, all zeros: pages that nobody touches take no memory."""
 
-    def __init__(self, config):
-        self.config, self.shapes = config, config.tensor_shapes()
+    def __init__(self, config, is_screened):
+        self.config, self.shapes, self.screen = config, config.tensor_shapes(), None
+        if is_screened:
+            shape = self.shapes["embed_tokens"]
+            self.screen = np.zeros(shape, np.int8), np.zeros((shape[0], 3), np.float32)
 
     def rows(self, _):
         n_rows, n_cols = self.shapes["embed_tokens"]
@@ -261,12 +264,14 @@ class NoWeights:
         pass
 
 
-def test_the_plan_of_the_2b_shape():
+@pytest.mark.parametrize("is_screened", [False, True])
+def test_the_plan_of_the_2b_shape(is_screened):
     config, options = shape_2b(), {"context": 4096, "kv_dtype": "f16", "slots": 2}
     pool = Pool(1 << 30)
-    transformer = Transformer(NoWeights(config), pool, context=4096, max_sequences=2)
+    files = NoWeights(config, is_screened)
+    transformer = Transformer(files, pool, context=4096, max_sequences=2)
     found = pool_of(transformer, pool, **options)
-    assert foretold(config, **options) == found
+    assert foretold(config, is_screened=is_screened, **options) == found
     assert found["kv"] == 2 * 300 << 20
 
 
