@@ -12,15 +12,15 @@ SANITIZE = os.environ.get("BITNET_SANITIZE") == "1"     # gcc's address and unde
 ISA_FLAGS = {"generic": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS |= {
-        "avx2": ["-mavx2", "-mf16c"],
-        "avxvnni": ["-mavx2", "-mf16c", "-mavxvnni"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avxvnni": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mf16c"],
     }
 elif platform.machine() in ("aarch64", "arm64"):
     ISA_FLAGS |= {"neon": ["-DBITNET_NEON"],
                   "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"]}
 
-# No fused multiply-add: every instruction set must give the same bits.
+# No multiply-add is fused by the compiler: every instruction set must give the same bits.
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 OPENMP_LINK = ["-lomp"] if sys.platform == "darwin" else ["-fopenmp"]
@@ -36,7 +36,8 @@ DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHE
 
 
 SHARED = ["bitnet/kernels/" + name for name in (
-    "simd.h", "lookup.h", "screen.h", "kernels.pxi", "attention.pxi", "lookup.pxi", "rows.pxi")]
+    "simd.h", "lookup.h", "screen.h", "combine.h", "kernels.pxi", "attention.pxi", "lookup.pxi",
+    "rows.pxi")]
 
 
 def extension(name, flags=(), link=()):

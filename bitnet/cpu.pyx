@@ -19,7 +19,8 @@ cdef extern from *:
         unsigned a, b, c, d;
         return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
     }
-    #define HAS_AVX2 (__builtin_cpu_supports("avx2") && bitnet_has_f16c())
+    #define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") \\
+                      && bitnet_has_f16c())
     #define HAS_AVXVNNI (HAS_AVX2 && bitnet_has_avxvnni())
     #define HAS_AVX512 (HAS_AVX2 && __builtin_cpu_supports("avx512f") \\
                         && __builtin_cpu_supports("avx512bw") \\

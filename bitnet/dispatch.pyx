@@ -25,7 +25,7 @@ cdef enum:
     DIM = 40                            # no multiple of 16
 
 n_kernels = sizeof(Kernels) // sizeof(void*)    # in the table
-cdef uint32_t KNOWN_ANSWER = 0xa5c82755         # answer() of the plain C kernels
+cdef uint32_t KNOWN_ANSWER = 0xe6e7520d         # answer() of the plain C kernels
 
 
 def use(name=None):

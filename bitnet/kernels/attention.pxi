@@ -147,68 +147,57 @@ cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogi
 
 
 # ------------------------------------------------------------------------------------ attention
-cdef inline void combine_as(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                            const char* m, Py_ssize_t stride, int type, Py_ssize_t n_heads,
-                            Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
-    cdef f32x16 row, acc0, acc1, acc2, acc3
-    cdef Py_ssize_t g, i, lane
-    cdef float total
-    for lane in range(0, n_lanes - LANES + 1, 16):
-        if n_heads == GROUP:
-            acc0 = f32_load(out + lane)
-            acc1 = f32_load(out + out_stride + lane)
-            acc2 = f32_load(out + 2 * out_stride + lane)
-            acc3 = f32_load(out + 3 * out_stride + lane)
-            for i in range(n):
-                row = load_lanes(m, i * stride + lane, type)
-                acc0 = f32_add(acc0, f32_mul(f32_set1(a[i]), row))
-                acc1 = f32_add(acc1, f32_mul(f32_set1(a[a_stride + i]), row))
-                acc2 = f32_add(acc2, f32_mul(f32_set1(a[2 * a_stride + i]), row))
-                acc3 = f32_add(acc3, f32_mul(f32_set1(a[3 * a_stride + i]), row))
-            f32_store(out + lane, acc0)
-            f32_store(out + out_stride + lane, acc1)
-            f32_store(out + 2 * out_stride + lane, acc2)
-            f32_store(out + 3 * out_stride + lane, acc3)
-            continue
-        for g in range(n_heads):
-            acc0 = f32_load(out + g * out_stride + lane)
-            for i in range(n):
-                row = load_lanes(m, i * stride + lane, type)
-                acc0 = f32_add(acc0, f32_mul(f32_set1(a[g * a_stride + i]), row))
-            f32_store(out + g * out_stride + lane, acc0)
-    for lane in range(n_lanes - n_lanes % LANES, n_lanes):      # head_dim 100: the last 4 of a row
-        for g in range(n_heads):
-            total = out[g * out_stride + lane]
-            for i in range(n):
-                total += a[g * a_stride + i] * load_lane(m, i * stride + lane, type)
-            out[g * out_stride + lane] = total
+cdef inline void combine_one(float* out, const float* a, const char* m, Py_ssize_t stride,
+                             int type, Py_ssize_t n) noexcept nogil:
+    """combine for one head and 16 lanes."""
+    cdef f32x16 total = f32_load(out)
+    cdef Py_ssize_t i
+    for i in range(n):
+        total = f32_add(total, f32_mul(f32_set1(a[i]), load_lanes(m, i * stride, type)))
+    f32_store(out, total)
 
 
 cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                  const char* m, Py_ssize_t stride, int type, Py_ssize_t n_heads,
-                  Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
+                  const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
+                  Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
     """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
 
-    Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
-    and a row of m is read and converted once for four heads. A loop for each type: a choice
-    between three in the innermost one costs a tenth.
+    column: numbers of m from 16 lanes to the next 16. Scores (m the transposed keys) and weighted
+    values (m the values) alike: no horizontal sums, and a row of m is read and converted once for
+    four heads.
     """
-    if type == I8:
-        combine_as(out, out_stride, a, a_stride, m, stride, I8, n_heads, n, n_lanes)
-    elif type == F16:
-        combine_as(out, out_stride, a, a_stride, m, stride, F16, n_heads, n, n_lanes)
+    cdef Combine four = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
+    cdef Py_ssize_t g, i, at, v, n_vectors = n_lanes // LANES
+    cdef float total
+    if n_heads == GROUP:
+        four(out, out_stride, a, a_stride, m, stride, column, n, n_vectors)
     else:
-        combine_as(out, out_stride, a, a_stride, m, stride, F32, n_heads, n, n_lanes)
+        for v in range(n_vectors):
+            for g in range(n_heads):
+                combine_one(out + g * out_stride + v * LANES, a + g * a_stride,
+                            m + v * column * item_bytes(type), stride, type, n)
+    for v in range(n_vectors * LANES, n_lanes):                 # head_dim 100: the last 4 of a row
+        at = n_vectors * column + v % LANES
+        for g in range(n_heads):
+            total = out[g * out_stride + v]
+            for i in range(n):
+                total += a[g * a_stride + i] * load_lane(m, i * stride + at, type)
+            out[g * out_stride + v] = total
 
 
-cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t n_heads, Py_ssize_t low,
+cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t low,
                              Py_ssize_t high) noexcept nogil:
-    """x[g, j] *= scales[j] for the vectors that hold low..high of each head's PAGE numbers."""
-    cdef Py_ssize_t g, j
-    for g in range(n_heads):
-        for j in range(low - low % LANES, high, 16):
-            f32_store(x + g * PAGE + j,
-                      f32_mul(f32_load(x + g * PAGE + j), f32_load(scales + j)))
+    """x[j] *= scales[j] for the vectors that hold low..high."""
+    cdef Py_ssize_t j
+    for j in range(low - low % LANES, high, 16):
+        f32_store(x + j, f32_mul(f32_load(x + j), f32_load(scales + j)))
+
+
+cdef inline void shorten(float* x, Py_ssize_t n) noexcept nogil:
+    """Round x to what has exact products with the numbers of a page; whole vectors are there."""
+    cdef Py_ssize_t j
+    for j in range(0, n, 16):
+        f32_store(x + j, f32_shorten(f32_load(x + j)))
 
 
 cdef float softmax_tile(float* scores, float* largest, float* total, float scale, Py_ssize_t low,
@@ -263,29 +252,33 @@ cdef void attend_page(Heads* heads, const View* view, char* page, const char* ah
                       Py_ssize_t high) noexcept nogil:
     """Positions low..high - 1 of a page. ahead: the page to ask for meanwhile."""
     cdef float scores[GROUP * PAGE]
-    cdef Py_ssize_t g, d, j, D = view.head_dim, item = item_bytes(view.type)
+    cdef Py_ssize_t g, d, j, n, begin = low - low % LANES
+    cdef Py_ssize_t D = view.head_dim, item = item_bytes(view.type)
     cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
     cdef const char* keys = page + heads.kv_head * PAGE * D * item
     cdef const char* values = keys + view.n_kv_heads * PAGE * D * item
     cdef const float* scales = scales_of(page, heads.kv_head, view.n_kv_heads, D)
     ahead += heads.kv_head * PAGE * D * item
     memset(scores, 0, sizeof(scores))
-    for j in range(low - low % LANES, high, 16):
-        prefetch_bytes(ahead + j * D * item, LANES * D * item)
-        prefetch_bytes(ahead + (view.n_kv_heads * PAGE + j) * D * item, LANES * D * item)
-        combine(scores + j, PAGE, heads.q, D, keys + j * D * item, LANES, view.type, heads.n, D,
-                LANES)
-    if view.type == I8:
-        scale_lanes(scores, scales, heads.n, low, high)
+    for j in range(begin, high, 32):                            # two vectors: see COLUMNS
+        n = min(<Py_ssize_t>2, (high - j + LANES - 1) // LANES) * LANES
+        prefetch_bytes(ahead + j * D * item, n * D * item)
+        prefetch_bytes(ahead + (view.n_kv_heads * PAGE + j) * D * item, n * D * item)
+        combine(scores + j, PAGE, heads.q, D, keys + j * D * item, LANES, LANES * D, view.type,
+                heads.n, D, n)
     for g in range(heads.n):
+        if view.type == I8:
+            scale_lanes(scores + g * PAGE, scales, low, high)
         factor = softmax_tile(scores + g * PAGE, &heads.largest[g], &heads.total[g], scale, low,
                               high)
         for d in range(D):
             heads.out[g * D + d] *= factor
-    if view.type == I8:
-        scale_lanes(scores, scales + view.n_kv_heads * PAGE, heads.n, low, high)
-    combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, view.type, heads.n,
-            high - low, D)
+        if view.type == I8:
+            scale_lanes(scores + g * PAGE, scales + view.n_kv_heads * PAGE, low, high)
+        if view.type != F32:
+            shorten(scores + g * PAGE + begin, high - begin)
+    combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, LANES, view.type,
+            heads.n, high - low, D)
 
 
 cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
@@ -304,8 +297,8 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
     on first and last alone, not on threads, chunks of prefill or forks. alone: nobody goes on with
     the next span, whose pages would be asked for.
     """
-    cdef float turned[GROUP * MAX_HEAD_DIM]
-    cdef Py_ssize_t tile, low, high, end, g
+    cdef float query[GROUP * MAX_HEAD_DIM]
+    cdef Py_ssize_t tile, low, high, end, g, n = heads.n * view.head_dim
     cdef Py_ssize_t begin = (view.first // (SPAN * PAGE) + part) * SPAN
     cdef Py_ssize_t last = min(begin + SPAN - 1, view.last // PAGE)
     cdef float* q = heads.q
@@ -314,13 +307,16 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
     for g in range(heads.n):
         heads.largest[g] = -INFINITY
         heads.total[g] = 0
-    memset(heads.out, 0, heads.n * view.head_dim * sizeof(float))
+    memset(heads.out, 0, n * sizeof(float))
+    memcpy(query, q, n * sizeof(float))
     if part == n_spans(view):
-        memcpy(turned, q, heads.n * view.head_dim * sizeof(float))
         for g in range(heads.n):
-            rope(turned + g * view.head_dim, view.cosines, view.sines, view.interleaved,
+            rope(query + g * view.head_dim, view.cosines, view.sines, view.interleaved,
                  view.head_dim)
-        heads.q = turned
+    if view.type != F32:
+        shorten(query, n)
+    heads.q = query
+    if part == n_spans(view):
         attend_page(heads, view, view.pages[0], view.pages[0], 0, view.n_sinks)
         heads.q = q
         return
@@ -332,6 +328,7 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
         low = max(view.first - tile * PAGE, <Py_ssize_t>0)
         high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
         attend_page(heads, view, page, ahead, low, high)
+    heads.q = q
 
 
 cdef void merge(Heads* heads, const Heads* part, Py_ssize_t head_dim) noexcept nogil:

@@ -68,6 +68,9 @@ static inline void f32_store_f16(uint16_t *p, f32x16 a) {
 static inline f32x16 f32_add(f32x16 a, f32x16 b) { return (f32x16){_mm512_add_ps(a.v, b.v)}; }
 static inline f32x16 f32_sub(f32x16 a, f32x16 b) { return (f32x16){_mm512_sub_ps(a.v, b.v)}; }
 static inline f32x16 f32_mul(f32x16 a, f32x16 b) { return (f32x16){_mm512_mul_ps(a.v, b.v)}; }
+static inline f32x16 f32_add_exact(f32x16 c, f32x16 a, f32x16 b) {
+    return (f32x16){_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
 static inline f32x16 f32_div(f32x16 a, f32x16 b) { return (f32x16){_mm512_div_ps(a.v, b.v)}; }
 static inline f32x16 f32_max(f32x16 a, f32x16 b) { return (f32x16){_mm512_max_ps(a.v, b.v)}; }
 static inline f32x16 f32_min(f32x16 a, f32x16 b) { return (f32x16){_mm512_min_ps(a.v, b.v)}; }
@@ -174,6 +177,9 @@ static inline void f32_store_f16(uint16_t *p, f32x16 a) {
 F32_BOTH(f32_add, _mm256_add_ps)
 F32_BOTH(f32_sub, _mm256_sub_ps)
 F32_BOTH(f32_mul, _mm256_mul_ps)
+static inline f32x16 f32_add_exact(f32x16 c, f32x16 a, f32x16 b) {
+    return (f32x16){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
 F32_BOTH(f32_div, _mm256_div_ps)
 F32_BOTH(f32_max, _mm256_max_ps)
 F32_BOTH(f32_min, _mm256_min_ps)
@@ -292,6 +298,10 @@ static inline void f32_store_f16(uint16_t *p, f32x16 a) {
 F32_EACH(f32_add, vaddq_f32(a.v[i], b.v[i]))
 F32_EACH(f32_sub, vsubq_f32(a.v[i], b.v[i]))
 F32_EACH(f32_mul, vmulq_f32(a.v[i], b.v[i]))
+static inline f32x16 f32_add_exact(f32x16 c, f32x16 a, f32x16 b) {
+    EACH(i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+    return c;
+}
 F32_EACH(f32_div, vdivq_f32(a.v[i], b.v[i]))
 /* b where unordered, as x86 */
 F32_EACH(f32_max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
@@ -407,6 +417,10 @@ static inline void f32_store_f16(uint16_t *p, f32x16 a) { EACH(i) p[i] = f16_of_
 F32_EACH(f32_add, a.v[i] + b.v[i])
 F32_EACH(f32_sub, a.v[i] - b.v[i])
 F32_EACH(f32_mul, a.v[i] * b.v[i])
+static inline f32x16 f32_add_exact(f32x16 c, f32x16 a, f32x16 b) {
+    EACH(i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+}
 F32_EACH(f32_div, a.v[i] / b.v[i])
 F32_EACH(f32_max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])                /* b where unordered */
 F32_EACH(f32_min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
@@ -466,6 +480,13 @@ static inline f32x16 f32_exp(f32x16 x) {
     for (int i = 1; i < 6; i++) y = f32_add(f32_mul(y, r), f32_set1(poly[i]));
     y = f32_add(f32_add(f32_mul(y, f32_mul(r, r)), r), f32_set1(1.0f));
     return f32_zero_below(f32_mul(y, f32_pow2(shifted)), x, -87.33f);
+}
+
+/* x with 13 significant bits (Dekker 1971), 0 below 2^-60. Its product with a float16 or an int8 is
+ * then exact, so that f32_add_exact, c + a b, has one rounding, whether it is fused or not. */
+static inline f32x16 f32_shorten(f32x16 x) {
+    const f32x16 c = f32_mul(x, f32_set1(2049.0f));
+    return f32_zero_below(f32_sub(c, f32_sub(c, x)), f32_mul(x, x), 0x1p-120f);
 }
 
 #if !defined(BITNET_SCALAR)

@@ -20,6 +20,7 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_div(f32x16 a, f32x16 b) noexcept
     f32x16 f32_max(f32x16 a, f32x16 b) noexcept
     f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) noexcept
+    f32x16 f32_shorten(f32x16 x) noexcept
     f32x16 f32_exp(f32x16 a) noexcept
     float f32_sum(f32x16 a) noexcept
     void prefetch(const void* p) noexcept
