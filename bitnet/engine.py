@@ -94,7 +94,7 @@ class Request:
         """Of which logits the next tokens depend, a head.Wanted; None for all of them."""
         if self.n_logprobs is not None or self.constraint is not None:
             return None
-        return self.sampler.wanted({*self._seen, *self._counts, *self.draft})
+        return self.sampler.wanted([*(self._seen or self._counts), *self.draft])
 
     def advance(self, logits):
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.

@@ -417,10 +417,24 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py
 include "screen.pxi"
 
 
-def exp(const float[::1] x not None):
-    """e^x, float32: the same bits on every CPU, within 2 units in the last place."""
-    out = np.empty(x.shape[0], np.float32)
+def argmax(const float[::1] x not None):
+    """The index of the largest, the lowest of equal ones (NumPy's copies read-only arrays)."""
+    cdef Py_ssize_t i, best = 0
+    if x.shape[0] == 0:
+        raise ValueError("argmax of nothing")
+    for i in range(x.shape[0]):
+        if x[i] > x[best]:
+            best = i
+    return best
+
+
+def exp(const float[::1] x not None, out=None):
+    """e^x, float32: the same bits on every CPU, within 2 units in the last place. out may be x."""
+    if out is None:
+        out = np.empty(x.shape[0], np.float32)
     cdef float[::1] view = out
+    if view.shape[0] != x.shape[0]:
+        raise ValueError(f"out has {view.shape[0]} items, not {x.shape[0]}")
     if x.shape[0]:
         kernels.exp(&view[0], &x[0], x.shape[0])
     return out

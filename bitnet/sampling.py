@@ -32,7 +32,7 @@ _LIMITS = {
 }
 _MAX_BIASES = 4096
 _ROWS = 256
-_work = threading.local()  # a table of 1 MiB that malloc would map and clear for every token
+_local = threading.local()  # work arrays, which malloc would map and clear for every token
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Sampler:
         if self.adjusts or allowed is not None:
             logits = self.adjust(logits, seen, counts, allowed)
         if self.needs == "greedy":
-            return int(logits.argmax())
+            return ops.argmax(logits)
         if self.needs == "top_k":
             ids = best(logits, self.top_k)
             return int(ids[self.choose(logits[ids], position)])
@@ -123,7 +123,7 @@ class Sampler:
     def wanted(self, ids=()):
         """Of which logits the choice depends, a head.Wanted; None for all of them.
 
-        ids: distinct, whose logits penalties change. Each may put one of the best behind another.
+        ids: those whose logits penalties change. Each may put one of the best behind another.
         """
         if not self.adjusts and self.top_k:
             return Wanted(self.top_k) if self.top_k <= MOST_BEST else None
@@ -138,8 +138,13 @@ class Sampler:
         return Wanted(1, float(self._temperature) * margin)
 
     def adjust(self, logits, seen, counts=None, allowed=None):
-        """A copy of the logits with penalties and biases, -inf where nothing is allowed."""
-        logits = logits.copy()
+        """The logits with penalties and biases, -inf where nothing is allowed.
+
+        In a work array, which the next call in this thread writes again.
+        """
+        adjusted = _work("adjusted", len(logits), np.float32)
+        np.copyto(adjusted, logits)
+        logits = adjusted
         if self.penalises and len(seen):
             ids = np.asarray(seen)
             old = logits[ids]
@@ -150,7 +155,7 @@ class Sampler:
             logits[ids] -= self._presence + self._frequency * often
         logits[self._bias_ids] += self._biases
         if allowed is not None:
-            logits[~allowed] = -np.inf
+            np.copyto(logits, -np.inf, where=_mask(np.logical_not, allowed))
         if logits.max() == -np.inf:
             raise ValueError("logit_bias: it forbids every token that may come")
         return logits
@@ -158,15 +163,17 @@ class Sampler:
     def choose(self, logits, position, ordered=True):
         """An index into candidates' logits (n,). ordered: whether they come best first."""
         top = logits[0] if ordered else logits.max()
+        distances = _work("distances", len(logits), np.float32)
         with np.errstate(over="ignore"):  # of logits near the greatest float32
-            distances = (logits - top) / self._temperature
-        weights = ops.exp(distances)                                        # (n,), the best is 1
+            np.subtract(logits, top, out=distances)
+            np.divide(distances, self._temperature, out=distances)
+        weights = ops.exp(distances, _work("weights", len(logits), np.float32))  # the best is 1
         kept = None
         if self._top_p < 1:
             kept = self._nucleus(distances, weights, ordered)
             weights = weights[kept]
         if self._min_p:
-            weights[weights < self._min_p] = 0
+            np.copyto(weights, 0, where=_mask(np.less, weights, self._min_p))
         chosen = draw(weights, uniform(self.seed, position))
         return chosen if kept is None else int(kept[chosen])
 
@@ -174,7 +181,7 @@ class Sampler:
         """Indices of the most likely that together reach top_p, best first."""
         goal = self._top_p * total(weights)
         for nearest in (-np.inf,) if ordered else (-3, -5, -7, -10, -15, -np.inf):
-            ids = np.flatnonzero(distances >= nearest)
+            ids = np.flatnonzero(_mask(np.greater_equal, distances, np.float32(nearest)))
             if not ordered:
                 if weights[ids].sum() < 0.999 * goal:
                     continue  # sorting a whole vocabulary takes 20 ms: no more than needed
@@ -231,20 +238,25 @@ def _sums(weights):
     defined, but all lines at once: 3 times as fast for a vocabulary of 128k.
     """
     n_lines = -(-len(weights) // _ROWS)
-    lines = _line_table(n_lines)
-    flat = lines.reshape(-1)
+    flat = _work("lines", _ROWS * n_lines, np.float64)
+    lines = flat.reshape(_ROWS, n_lines)
     flat[: len(weights)], flat[len(weights) :] = weights, 0
     np.cumsum(lines, axis=0, out=lines)
     return np.cumsum(lines[-1]), lines
 
 
-def _line_table(n_lines):
-    if n_lines < 32:
-        return np.empty((_ROWS, n_lines))
-    table = getattr(_work, "table", None)
-    if table is None or table.shape[1] != n_lines:
-        table = _work.table = np.empty((_ROWS, n_lines))
-    return table
+def _work(name, n, dtype):
+    """An array (n,) of undefined contents, one for each name and thread."""
+    array = getattr(_local, name, None)
+    if array is None or len(array) < n:
+        array = np.empty(n, dtype)
+        setattr(_local, name, array)
+    return array[:n]
+
+
+def _mask(compare, *values):
+    """What a comparison gives, bool (n,), in the work array of masks."""
+    return compare(*values, out=_work("mask", len(values[0]), bool))
 
 
 def best(logits, n):
@@ -252,9 +264,11 @@ def best(logits, n):
     if n >= len(logits):
         return np.argsort(-logits, kind="stable")
     last = len(logits) - n
-    least = np.partition(logits, last)[last]
-    above = np.flatnonzero(logits > least)
-    level = np.flatnonzero(logits == least)[: n - len(above)]
+    parted = _work("distances", len(logits), np.float32)
+    np.copyto(parted, logits)
+    parted.partition(last)
+    above = np.flatnonzero(_mask(np.greater, logits, parted[last]))
+    level = np.flatnonzero(_mask(np.equal, logits, parted[last]))[: n - len(above)]
     ids = np.sort(np.concatenate((above, level)))
     return ids[np.argsort(-logits[ids], kind="stable")]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import state
+from . import ops, state
 from .engine import check_ids
 from .head import Wanted
 
@@ -55,7 +55,7 @@ class Session:
 
         Faster than that where the head is large. Errors as of feed.
         """
-        return int(self._feed(token_ids, [Wanted(1)]).argmax())
+        return ops.argmax(self._feed(token_ids, [Wanted(1)]))
 
     def _feed(self, token_ids, wanted):
         length, start = self._cache.length, self._cache.start
