@@ -1,25 +1,39 @@
 """A loaded model as users see it: generate, stream, chat, score, branch, account for memory."""
 
 import gc
+import math
+import os
+import time
 import weakref
 
 import numpy as np
 
 from . import cpu, embedding, scoring
 from .cache import ContextFull
-from .engine import Engine, Request, check_ids
+from .engine import Engine, Request
 from .formats import FormatError
-from .generation import Limits, TextAssembler
+from .generation import Limits, TextAssembler, check_ids
 from .model import Transformer
 from .sampling import Sampling, make_sampler
 from .session import Session
 from .speculation import make_drafts
+
+_models = weakref.WeakSet()  # those that are open
 
 
 def check_whole(name, value, greatest):
     """ValueError unless value is an int from 1 to greatest."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= greatest:
         raise ValueError(f"{name}: {value!r} (a whole number from 1 to {greatest})")
+
+
+def _after_fork():
+    for model in list(_models):
+        model._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Model:
@@ -45,6 +59,9 @@ class Model:
         )
         self._sessions = weakref.WeakSet()
         self._worker = None
+        self._most_threads = None  # where fewer are used when the machine grants no more
+        self._looked = -math.inf  # when that was looked at
+        _models.add(self)
 
     def __repr__(self):
         return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
@@ -170,6 +187,7 @@ class Model:
         if context_end not in ("error", "window"):
             raise ValueError(f"context_end: {context_end!r} (error or window)")
         engine = self._open_engine()
+        self._follow_machine()
         cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
         cache.sinks = Limits(context_end=context_end).n_sinks
         return Session(engine, cache, self._sessions, self._weights.fingerprint)
@@ -185,12 +203,36 @@ class Model:
 
     @property
     def threads(self):
-        """Threads of every operation; may be set."""
+        """Threads of every operation. May be set at any time; takes effect with the next step.
+
+        None: what environment or machine grant, as load asks them. Such a number is looked at again
+        at the beginning of a generation or session, once a second at most: where affinity or cgroup
+        quota have become smaller, fewer are used until they grow again.
+        """
         return self._open_engine().transformer.n_threads
 
     @threads.setter
     def threads(self, n):
-        self._open_engine().transformer.n_threads = cpu.threads(n)[0]
+        n, why = cpu.threads(n)
+        with self._open_engine().exclusive() as transformer:
+            transformer.n_threads = n
+        self._most_threads = None if why in cpu.ASKED else n
+
+    def _follow_machine(self):
+        """Use the threads that are ours now, if nobody said how many."""
+        now = time.monotonic()
+        if self._most_threads is None or now - self._looked < 1:
+            return
+        self._looked, n = now, min(self._most_threads, cpu.threads()[0])
+        if n != self.threads:
+            with self._open_engine().exclusive() as transformer:
+                transformer.n_threads = n
+
+    def _after_fork(self):
+        """In the child of a fork: threads that waited or worked for us are not there."""
+        self._worker = None
+        if self._engine is not None:
+            self._engine.after_fork()
 
     def memory(self):
         """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
@@ -301,6 +343,7 @@ class Model:
         sampler = make_sampler(sampling, config.vocab_size)
         request = Request(token_ids, sampler, limits, text, drafts=make_drafts(speculative))
         engine.check(request)
+        self._follow_machine()
         return request
 
 

@@ -15,25 +15,18 @@ import numpy as np
 
 from . import head
 from .cache import ContextFull, check_window
-from .generation import Completion
+from .generation import Completion, check_ids
 from .pace import SHARED_ROWS, Pace, in_halves, in_order
 from .prefixes import Prefixes
 from .sampling import best, log_probabilities
 
 PAGE_TOKENS = 128  # of a cache's page
+FORKED = "the model was in use in another thread when the process was forked: load it again"
 DRAFT_ROWS = 8  # of a step, for all sequences: 9 rows of a 2B model take as long as 3 steps of one
 
 
 class Cancelled(Exception):
     """The request was cancelled, or its model closed, before it was complete."""
-
-
-def check_ids(token_ids, vocab_size):
-    """ValueError unless these are at least one token id of the vocabulary."""
-    if not len(token_ids):
-        raise ValueError("tokens: none (at least one; the model has no begin token to add)")
-    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
-        raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
 
 
 class Request:
@@ -164,17 +157,15 @@ class Request:
             self._all_pieces.append(piece)
 
     def _complete(self, reason):
-        stop = None
         if self.text is not None:
             self._emit(self.text.finish())
-            stop = self.text.stopped
         started, first, latest = self._times
         generated = self.tokens[self.n_prompt :]
         self.completion = Completion(
             text="".join(self._all_pieces),
             token_ids=generated,
             finish_reason=reason,
-            stop=stop,
+            stop=self.text and self.text.stopped,
             seed=self.sampler.seed,
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
@@ -215,6 +206,7 @@ class Engine:
         self._token_ids = np.empty(transformer.max_batch, np.int32)
         self._lock = threading.RLock()
         self._depth = 0  # of exclusive, in the thread that holds the lock
+        self._why_closed = "the model is closed"
 
     def submit(self, request):
         """Queue a request. ValueError for a bad token id, ContextFull for a prompt too long."""
@@ -315,9 +307,16 @@ class Engine:
                 self._prefixes.clear()
             self.transformer = None
 
+    def after_fork(self):
+        """In the child of a fork: a step that another thread was running does not go on here."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._lock, self.transformer, self._why_closed = threading.RLock(), None, FORKED
+
     def _open(self):
         if self.transformer is None:
-            raise ValueError("the model is closed")
+            raise ValueError(self._why_closed)
         return self.transformer
 
     def _forget_done(self):

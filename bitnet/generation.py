@@ -6,6 +6,14 @@ SINKS = 4  # first tokens a window keeps in sight (Xiao et al. 2023: more gain n
 CONTEXT_ENDS = ("stop", "error", "window")
 
 
+def check_ids(token_ids, vocab_size):
+    """ValueError unless these are at least one token id of the vocabulary."""
+    if not len(token_ids):
+        raise ValueError("tokens: none (at least one; the model has no begin token to add)")
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
+
+
 @dataclass(frozen=True)
 class Completion:
     """What was generated.

@@ -71,7 +71,10 @@ def load(
     path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
-    return _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
+    model = _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
+    if threads is None:
+        model.threads = None  # what the machine grants, also later on
+    return model
 
 
 def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache):

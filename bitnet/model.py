@@ -154,7 +154,7 @@ class Transformer:
     def n_threads(self, n):
         n_rows = max(linear.fewest_rows for layer in self._linears for linear, _ in layer)
         n_bytes = ops.workspace_bytes(n_rows)
-        if n_bytes and self.batch.workspace.shape[0] != n:
+        if n_bytes and self.batch.workspace.shape[0] < n:
             self.batch.workspace = self.pool.array((n, n_bytes), np.uint8, "scratch")
         self.batch.n_threads = self.head_batch.n_threads = n
 

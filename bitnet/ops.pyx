@@ -26,12 +26,15 @@ log = logging.getLogger("bitnet")
 cdef extern from *:
     """
     #ifdef _OPENMP
+    #include <omp.h>
     #define BITNET_OPENMP 1
     #else
     #define BITNET_OPENMP 0
+    #define omp_get_max_threads() 1
     #endif
     """
     bint BITNET_OPENMP
+    int omp_get_max_threads() noexcept nogil
 
 openmp = BITNET_OPENMP                  # False: built without, everything runs on one thread
 
@@ -44,6 +47,7 @@ cdef enum:
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
 cdef int forked = 0                     # set in the child of a fork
+cdef int n_offered = omp_get_max_threads()  # less later: somebody limits us, as threadpoolctl does
 
 
 def _after_fork():
@@ -61,7 +65,10 @@ cdef inline int threads_for(int n_threads, Py_ssize_t nanoseconds) noexcept nogi
 
     An empty region of two threads costs 8 us, and 200 us where another process has the core.
     """
-    return 1 if forked or nanoseconds < WORTH else n_threads
+    cdef int n_allowed = omp_get_max_threads()
+    if forked or nanoseconds < WORTH:
+        return 1
+    return min(n_threads, n_allowed) if n_allowed < n_offered else n_threads
 
 
 cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t want,
@@ -420,11 +427,12 @@ include "screen.pxi"
 def argmax(const float[::1] x not None):
     """The index of the largest, the lowest of equal ones (NumPy's copies read-only arrays)."""
     cdef Py_ssize_t i, best = 0
+    cdef float most = -INFINITY
     if x.shape[0] == 0:
         raise ValueError("argmax of nothing")
     for i in range(x.shape[0]):
-        if x[i] > x[best]:
-            best = i
+        if x[i] > most:
+            best, most = i, x[i]
     return best
 
 

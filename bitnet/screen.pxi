@@ -220,11 +220,12 @@ def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, 
                   Py_ssize_t first=0, int n_threads=1):
     """Codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen takes."""
     cdef Py_ssize_t r, n = codes.shape[0]
+    cdef int team = threads_for(n_threads, n * rows.n_cols)
     if (first < 0 or n > rows.n_rows - first or codes.shape[1] != rows.n_cols
             or rows.n_cols > SCREEN_COLS or (bounds.shape[0], bounds.shape[1]) != (n, 3)):
         raise ValueError(f"codes are {n} x {codes.shape[1]}, bounds {bounds.shape[0]} x "
                          f"{bounds.shape[1]}, rows {rows.n_rows} x {rows.n_cols} from {first}")
-    for r in prange(n, nogil=True, schedule="static", num_threads=1 if forked else n_threads):
+    for r in prange(n, nogil=True, schedule="static", num_threads=team):
         derive_row(&codes[r, 0], &bounds[r, 0], rows, first + r)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import ops, state
-from .engine import check_ids
+from .generation import check_ids
 from .head import Wanted
 
 
