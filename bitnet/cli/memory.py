@@ -82,6 +82,8 @@ def _fill(model, slots, n_tokens):
     n_prompt = max(1, n_tokens - GENERATED)
     prompts = [[i % model.config.vocab_size] * n_prompt for i in range(slots)]
     if model.config.pooling is None:  # finished sequences are kept, so the slots stay full
+        # a token drawn from all reads a large head itself, the likeliest one its screen
+        model.generate(prompts[0][:1], max_tokens=1, temperature=1, top_k=0, top_p=1, seed=0)
         return model.generate(prompts, max_tokens=max(1, n_tokens - n_prompt), temperature=0)
     sessions = [model.session() for _ in prompts]
     for session, prompt in zip(sessions, prompts, strict=True):
