@@ -115,7 +115,7 @@ def test_decode(model, peer, timed, figures):
         def decode():
             session.trim(N_CONTEXT)
             for token in range(1, N_DECODED + 1):
-                session.decode(token)
+                session.best([token])
 
         def reference():
             return np.array([peer.decode(N_DECODED), *bounds.measure()])

@@ -129,15 +129,6 @@ cdef inline float store_i8(int8_t* out, const float* x, Py_ssize_t step,
     return biggest / <float>127.0 if largest < 0x7F800000 else <float>NAN
 
 
-cdef inline f32x16 load_lanes(const char* m, Py_ssize_t i, int type) noexcept nogil:
-    """Sixteen numbers of a page, from the i-th on, as they are before a scale."""
-    if type == F16:
-        return f32_load_f16(<const uint16_t*>m + i)
-    if type == I8:
-        return f32_load_i8(<const int8_t*>m + i)
-    return f32_load(<const float*>m + i)
-
-
 cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogil:
     if type == F16:
         return f32_of_f16((<const uint16_t*>m)[i])
@@ -147,42 +138,27 @@ cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogi
 
 
 # ------------------------------------------------------------------------------------ attention
-cdef inline void combine_one(float* out, const float* a, const char* m, Py_ssize_t stride,
-                             int type, Py_ssize_t n) noexcept nogil:
-    """combine for one head and 16 lanes."""
-    cdef f32x16 total = f32_load(out)
-    cdef Py_ssize_t i
-    for i in range(n):
-        total = f32_add(total, f32_mul(f32_set1(a[i]), load_lanes(m, i * stride, type)))
-    f32_store(out, total)
-
-
 cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                   const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
-                  Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes) noexcept nogil:
+                  Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes,
+                  const char* ahead) noexcept nogil:
     """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
 
-    column: numbers of m from 16 lanes to the next 16. Scores (m the transposed keys) and weighted
-    values (m the values) alike: no horizontal sums, and a row of m is read and converted once for
-    four heads.
+    column: numbers of m from 16 lanes to the next 16. ahead: n * n_lanes numbers to ask for.
+    Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
+    and a row of m is read and converted once for all heads.
     """
-    cdef Combine four = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
-    cdef Py_ssize_t g, i, at, v, n_vectors = n_lanes // LANES
+    cdef Combine whole = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
+    cdef Py_ssize_t g, i, at, lane, n_vectors = n_lanes // LANES
     cdef float total
-    if n_heads == GROUP:
-        four(out, out_stride, a, a_stride, m, stride, column, n, n_vectors)
-    else:
-        for v in range(n_vectors):
-            for g in range(n_heads):
-                combine_one(out + g * out_stride + v * LANES, a + g * a_stride,
-                            m + v * column * item_bytes(type), stride, type, n)
-    for v in range(n_vectors * LANES, n_lanes):                 # head_dim 100: the last 4 of a row
-        at = n_vectors * column + v % LANES
+    whole(out, out_stride, a, a_stride, m, stride, column, n_heads, n, n_vectors, ahead)
+    for lane in range(n_vectors * LANES, n_lanes):              # head_dim 100: the last 4 of a row
+        at = n_vectors * column + lane % LANES
         for g in range(n_heads):
-            total = out[g * out_stride + v]
+            total = out[g * out_stride + lane]
             for i in range(n):
                 total += a[g * a_stride + i] * load_lane(m, i * stride + at, type)
-            out[g * out_stride + v] = total
+            out[g * out_stride + lane] = total
 
 
 cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t low,
@@ -242,30 +218,19 @@ cdef struct Heads:                      # up to GROUP query heads on their way t
     float[GROUP] total                  # of the weights so far
 
 
-cdef inline void prefetch_bytes(const char* p, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(0, n, 64):
-        prefetch(p + i)
-
-
 cdef void attend_page(Heads* heads, const View* view, char* page, const char* ahead, Py_ssize_t low,
                       Py_ssize_t high) noexcept nogil:
-    """Positions low..high - 1 of a page. ahead: the page to ask for meanwhile."""
+    """Positions low..high - 1 of a page. ahead: the keys to ask for meanwhile, and their values."""
     cdef float scores[GROUP * PAGE]
-    cdef Py_ssize_t g, d, j, n, begin = low - low % LANES
+    cdef Py_ssize_t g, d, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef Py_ssize_t D = view.head_dim, item = item_bytes(view.type)
     cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
     cdef const char* keys = page + heads.kv_head * PAGE * D * item
     cdef const char* values = keys + view.n_kv_heads * PAGE * D * item
     cdef const float* scales = scales_of(page, heads.kv_head, view.n_kv_heads, D)
-    ahead += heads.kv_head * PAGE * D * item
     memset(scores, 0, sizeof(scores))
-    for j in range(begin, high, 32):                            # two vectors: see COLUMNS
-        n = min(<Py_ssize_t>2, (high - j + LANES - 1) // LANES) * LANES
-        prefetch_bytes(ahead + j * D * item, n * D * item)
-        prefetch_bytes(ahead + (view.n_kv_heads * PAGE + j) * D * item, n * D * item)
-        combine(scores + j, PAGE, heads.q, D, keys + j * D * item, LANES, LANES * D, view.type,
-                heads.n, D, n)
+    combine(scores + begin, PAGE, heads.q, D, keys + begin * D * item, LANES, LANES * D, view.type,
+            heads.n, D, end - begin, ahead)
     for g in range(heads.n):
         if view.type == I8:
             scale_lanes(scores + g * PAGE, scales, low, high)
@@ -278,12 +243,16 @@ cdef void attend_page(Heads* heads, const View* view, char* page, const char* ah
         if view.type != F32:
             shorten(scores + g * PAGE + begin, high - begin)
     combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, LANES, view.type,
-            heads.n, high - low, D)
+            heads.n, high - low, D, ahead + view.n_kv_heads * PAGE * D * item)
 
 
 cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
     cdef Py_ssize_t n = view.n_pages
     return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
+
+
+cdef inline char* keys_of(const View* view, Py_ssize_t page, Py_ssize_t kv_head) noexcept nogil:
+    return page_of(view, page) + kv_head * PAGE * view.head_dim * item_bytes(view.type)
 
 
 cdef inline Py_ssize_t n_spans(const View* view) noexcept nogil:
@@ -295,10 +264,10 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
 
     Tiles are pages by absolute position, spans SPAN of them, so that the order of additions depends
     on first and last alone, not on threads, chunks of prefill or forks. alone: nobody goes on with
-    the next span, whose pages would be asked for.
+    the next span, or behind the last one with the next head, whose keys would be asked for.
     """
     cdef float query[GROUP * MAX_HEAD_DIM]
-    cdef Py_ssize_t tile, low, high, end, g, n = heads.n * view.head_dim
+    cdef Py_ssize_t tile, low, high, g, n = heads.n * view.head_dim
     cdef Py_ssize_t begin = (view.first // (SPAN * PAGE) + part) * SPAN
     cdef Py_ssize_t last = min(begin + SPAN - 1, view.last // PAGE)
     cdef float* q = heads.q
@@ -321,10 +290,14 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
         heads.q = q
         return
     begin = max(begin, view.first // PAGE)
-    end = last if alone else view.last // PAGE
-    ahead = page_of(view, begin)
     for tile in range(begin, last + 1):
-        page, ahead = ahead, page_of(view, min(tile + 1, end))
+        page = page_of(view, tile)
+        if tile < (last if alone else view.last // PAGE):
+            ahead = keys_of(view, tile + 1, heads.kv_head)
+        elif alone or heads.kv_head + 1 == view.n_kv_heads:
+            ahead = page
+        else:
+            ahead = keys_of(view, view.first // PAGE, heads.kv_head + 1)
         low = max(view.first - tile * PAGE, <Py_ssize_t>0)
         high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
         attend_page(heads, view, page, ahead, low, high)

@@ -1,53 +1,74 @@
-/* The inner loops of attention: weighted sums of rows, for four heads that share them. */
+/* The inner loops of attention: weighted sums of rows, for one to four heads that share them. */
 #ifndef BITNET_COMBINE_H
 #define BITNET_COMBINE_H
 #include "simd.h"
 
 #if defined(__AVX512VNNI__)
-#define COLUMNS 2       /* vectors of lanes at once: there are registers to hide a sum's latency */
+enum { COMBINE_SUMS = 8 };      /* vectors at once: there are registers to hide their latency */
 #else
-#define COLUMNS 1
+enum { COMBINE_SUMS = 4 };
 #endif
 
 static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     return f32_add(c, f32_mul(a, b));
 }
 
-#define COMBINE_COLUMNS(NAME, TYPE, LOAD, ADD, C)                                                 \
+/* G heads, C vectors of lanes. One row of m after the other is added to all sums; meanwhile as many
+ * bytes are asked for as are read: in bursts they would wait for each other. */
+#define COMBINE_SOME(NAME, TYPE, LOAD, ADD, G, C)                                                 \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
-                            const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n) {     \
-        f32x16 sums[C][4];                                                                        \
-        UNROLL for (int c = 0; c < C; c++)                                                        \
-            UNROLL for (int g = 0; g < 4; g++)                                                    \
+                            const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \
+                            const char *ahead) {                                                  \
+        enum { STEP = 16 * (C) * sizeof(TYPE) };                                                  \
+        f32x16 sums[C][G];                                                                        \
+        UNROLL for (int c = 0; c < (C); c++)                                                      \
+            UNROLL for (int g = 0; g < (G); g++)                                                  \
                 sums[c][g] = f32_load(out + g * out_stride + 16 * c);                             \
         for (ptrdiff_t i = 0; i < n; i++) {                                                       \
             f32x16 rows[C];                                                                       \
-            UNROLL for (int c = 0; c < C; c++) rows[c] = LOAD(m + i * stride + c * column);       \
-            UNROLL for (int g = 0; g < 4; g++) {                                                  \
+            UNROLL for (int b = 0; b < STEP; b += 64)                                             \
+                if (STEP >= 64 || i * STEP % 64 == 0) prefetch(ahead + i * STEP + b);             \
+            UNROLL for (int c = 0; c < (C); c++) rows[c] = LOAD(m + i * stride + c * column);     \
+            UNROLL for (int g = 0; g < (G); g++) {                                                \
                 const f32x16 x = f32_set1(a[g * a_stride + i]);                                   \
-                UNROLL for (int c = 0; c < C; c++) sums[c][g] = ADD(sums[c][g], x, rows[c]);      \
+                UNROLL for (int c = 0; c < (C); c++) sums[c][g] = ADD(sums[c][g], x, rows[c]);    \
             }                                                                                     \
         }                                                                                         \
-        UNROLL for (int c = 0; c < C; c++)                                                        \
-            UNROLL for (int g = 0; g < 4; g++)                                                    \
+        UNROLL for (int c = 0; c < (C); c++)                                                      \
+            UNROLL for (int g = 0; g < (G); g++)                                                  \
                 f32_store(out + g * out_stride + 16 * c, sums[c][g]);                             \
     }
 
-/* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < 4, n_vectors of 16 lanes, each
- * a column of m behind the one before. Float32 is rounded twice a product, the other types once:
- * with f32_shorten's numbers theirs are exact. */
-#define COMBINE(NAME, TYPE, LOAD, ADD)                                                            \
-    COMBINE_COLUMNS(NAME##_wide, TYPE, LOAD, ADD, COLUMNS)                                        \
-    COMBINE_COLUMNS(NAME##_last, TYPE, LOAD, ADD, 1)                                              \
+#define COMBINE_HEADS(NAME, TYPE, LOAD, ADD, G)                                                   \
+    COMBINE_SOME(NAME##_wide, TYPE, LOAD, ADD, G, COMBINE_SUMS / (G))                             \
+    COMBINE_SOME(NAME##_last, TYPE, LOAD, ADD, G, 1)                                              \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
-                            const void *matrix, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,  \
-                            ptrdiff_t n_vectors) {                                                \
-        const TYPE *m = (const TYPE *)matrix;                                                     \
+                            const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \
+                            ptrdiff_t n_vectors, const TYPE *ahead) {                             \
+        enum { WIDE = COMBINE_SUMS / (G) };                                                       \
         ptrdiff_t v = 0;                                                                          \
-        for (; v + COLUMNS <= n_vectors; v += COLUMNS)                                            \
-            NAME##_wide(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n);\
+        for (; v + WIDE <= n_vectors; v += WIDE)                                                  \
+            NAME##_wide(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n, \
+                        (const char *)(ahead + 16 * v * n));                                      \
         for (; v < n_vectors; v++)                                                                \
-            NAME##_last(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n);\
+            NAME##_last(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n, \
+                        (const char *)(ahead + 16 * v * n));                                      \
+    }
+
+/* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < n_heads <= 4, n_vectors of 16
+ * lanes, each a column of m behind the one before. Float32 is rounded twice a product, the other
+ * types once: with f32_shorten's numbers theirs are exact. */
+#define COMBINE(NAME, TYPE, LOAD, ADD)                                                            \
+    COMBINE_HEADS(NAME##_1, TYPE, LOAD, ADD, 1)                                                   \
+    COMBINE_HEADS(NAME##_2, TYPE, LOAD, ADD, 2)                                                   \
+    COMBINE_HEADS(NAME##_3, TYPE, LOAD, ADD, 3)                                                   \
+    COMBINE_HEADS(NAME##_4, TYPE, LOAD, ADD, 4)                                                   \
+    static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
+                            const void *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n_heads, \
+                            ptrdiff_t n, ptrdiff_t n_vectors, const void *ahead) {                \
+        (n_heads == 1 ? NAME##_1 : n_heads == 2 ? NAME##_2 : n_heads == 3 ? NAME##_3 : NAME##_4)( \
+            out, out_stride, a, a_stride, (const TYPE *)m, stride, column, n, n_vectors,          \
+            (const TYPE *)ahead);                                                                 \
     }
 
 COMBINE(combine_f32, float, f32_load, f32_add_product)

@@ -16,8 +16,8 @@ from .simd cimport (
 from .table cimport Kernels, View
 
 ctypedef void (*Combine)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                         const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n,
-                         Py_ssize_t n_vectors) noexcept nogil
+                         const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
+                         Py_ssize_t n, Py_ssize_t n_vectors, const void* ahead) noexcept nogil
 
 cdef extern from "combine.h" nogil:
     Combine combine_f32, combine_f16, combine_i8
