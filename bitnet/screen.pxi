@@ -113,8 +113,10 @@ cdef inline double radius(const float* row, const Bound* b) noexcept nogil:
 
 
 cdef inline double lower_of(float upper, double around) noexcept nogil:
-    """The lower bound that belongs to an upper one, which was rounded up to float32."""
-    return upper - 2 * around - 2.0**-23 * fabs(upper) if around < INFINITY else -INFINITY
+    """The lower bound that belongs to an upper one as screen_chunk rounds it."""
+    if not around < INFINITY:
+        return -INFINITY
+    return upper - 2 * around - 2.0**-22 * fabs(upper) - 2.0**-125
 
 
 cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t n_tokens,
@@ -134,9 +136,7 @@ cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t 
             row = &copy.bounds[first + r, 0]
             around = radius(row, &bounds[t])
             exact = row[0] * bounds[t].step * <double>dots[r] + around
-            upper[r] = <float>exact
-            if upper[r] < exact:
-                upper[r] = nextafterf(upper[r], INFINITY)
+            upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)     # rounds by half that
             best = max(best, lower_of(upper[r], around))
         copy.best[t, chunk] = best
 
