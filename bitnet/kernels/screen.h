@@ -8,7 +8,7 @@
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 /* dpbusd wants one operand unsigned: a code with its top bit turned is 128 more. Registers of 32
- * bytes on AVX-512 too: with 64 the loads come in bursts, and 328 MB take 12.6 ms instead of 9.8. */
+ * bytes on AVX-512 too: with 64, loads come in bursts, and 328 MB take 12.6 ms instead of 9.8. */
 #if defined(__AVX512VNNI__)
 #define SCREEN_DOT _mm256_dpbusd_epi32
 #else
