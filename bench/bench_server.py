@@ -1,46 +1,116 @@
-"""Time to first token and between tokens at 1, 4 and 16 clients of a real server process.
+"""What clients of a real server process meet: tokens a second, and the times until they come.
 
 python bench/bench_server.py [MODEL] [--clients 1 4 16] [--prompt-tokens 64] [--max-tokens 64]
+python bench/bench_server.py --peer 'COMMAND --port {port}': another OpenAI-compatible server, which
+is started and ended; or --peer http://HOST:PORT for one that runs. It gets words of three letters,
+each of them one token of the vocabulary of synthetic.py.
 python bench/bench_server.py --soak 600: mixed load at twice the capacity, and what grew.
 """
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
 import random
+import shlex
+import socket
 import statistics
+import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import bitnet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from server_load import soak
 from server_process import ServerProcess
 
+LETTERS = "etaoinshrdlcumwfgypbvkjxqz"
 
-def stream(server, prompt, max_tokens):
-    """(seconds to the first token, [seconds between tokens], tokens) of one request."""
+
+class Peer:
+    """Another server; a context manager that ends what it started."""
+
+    def __init__(self, command_or_url):
+        self._process = None
+        if command_or_url.startswith("http://"):
+            address = urlsplit(command_or_url)
+            self._host, self._port = address.hostname, address.port or 80
+            return
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._host, self._port = free.getsockname()
+        command = shlex.split(command_or_url.replace("{port}", str(self._port)))
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended with status {self._process.returncode}")
+            time.sleep(0.1)
+
+    def _answers(self):
+        try:
+            with self.connection() as one:
+                one.request("GET", "/v1/models")
+                return one.getresponse().status == 200
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def connection(self):
+        with contextlib.closing(http.client.HTTPConnection(self._host, self._port, 600)) as one:
+            yield one
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def prompts(args, n_tokens, n, seed=1):
+    """Prompts of random tokens, so that none begins like another; for a peer of words."""
+    draw = random.Random(seed)
+    if args.peer:
+        return ["".join(" " + "".join(draw.choices(LETTERS, k=3)) for _ in range(n_tokens))
+                for _ in range(n)]  # fmt: skip
+    return [[draw.randrange(300, args.vocab_size) for _ in range(n_tokens)] for _ in range(n)]
+
+
+def stream(server, prompt, max_tokens, on_token=None):
+    """([seconds after the start at which chunks came], tokens) of one request.
+
+    on_token: called with the tokens of each chunk; a stream to count has logprobs (not of a peer).
+    """
     body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0.8,
-            "seed": 1, "logprobs": 0}  # fmt: skip
+            "seed": 1, "stream_options": {"include_usage": True}}  # fmt: skip
+    if on_token and not isinstance(server, Peer):
+        body["logprobs"] = 0
+    times, n = [], 0
     with server.connection() as one:
         start = time.perf_counter()
-        one.request("POST", "/v1/completions", json.dumps(body))
+        one.request("POST", "/v1/completions", json.dumps(body),
+                    {"content-type": "application/json"})  # fmt: skip
         response = one.getresponse()
-        assert response.status == 200, response.read()
-        times, n = [], 0
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {response.read(300)}")
         for line in response:
-            if line.startswith(b"data: {"):
-                probs = json.loads(line[6:])["choices"][0]["logprobs"]
-                n += len(probs["tokens"]) if probs else 0
-                times.append(time.perf_counter())
-    return times[0] - start, [b - a for a, b in itertools.pairwise(times)], n
-
-
-def prompts(vocab_size, n_tokens, n):
-    """Prompts of random tokens, so that none begins like another."""
-    draw = random.Random(1)
-    return [[draw.randrange(300, vocab_size) for _ in range(n_tokens)] for _ in range(n)]
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if chunk.get("usage"):
+                n = chunk["usage"]["completion_tokens"]
+            if chunk["choices"]:
+                times.append(time.perf_counter() - start)
+                probs = chunk["choices"][0].get("logprobs")
+                if on_token:
+                    on_token(len(probs["tokens"]) if probs else 1)
+    return times, n or len(times)
 
 
 def quantiles(values):
@@ -49,58 +119,104 @@ def quantiles(values):
     return f"{1000 * statistics.median(values):9.2f} {1000 * cuts[18]:9.2f}"
 
 
-def measure(server, n_clients, args):
-    """Print the line of a table for n_clients that each send args.rounds requests in turn."""
-    every = prompts(args.vocab_size, args.prompt_tokens, n_clients * args.rounds)
+def table(server, args):
+    """Times and tokens/s at every number of clients that send args.rounds requests in turn."""
+    print("        first token, ms        between tokens, ms")
+    print("clients    median      95 %      median      95 %   tokens/s   of one's")
+    alone = None
+    for n_clients in args.clients:
+        every = prompts(args, args.prompt_tokens, n_clients * args.rounds, n_clients)
+
+        def client(i, every=every):
+            own = every[i * args.rounds : (i + 1) * args.rounds]
+            return [stream(server, prompt, args.max_tokens) for prompt in own]
+
+        start = time.perf_counter()
+        with ThreadPoolExecutor(n_clients) as pool:
+            results = [r for of_one in pool.map(client, range(n_clients)) for r in of_one]
+        rate = sum(n for _, n in results) / (time.perf_counter() - start)
+        alone = alone or rate
+        first = quantiles([times[0] for times, _ in results])
+        between = quantiles([b - a for times, _ in results for a, b in itertools.pairwise(times)])
+        print(f"{n_clients:7} {first}   {between} {rate:10.1f}  {rate / alone:10.2f}", flush=True)
+
+
+def overhead(server, args):
+    """Microseconds a token costs over HTTP beyond what it costs in a process without a server."""
+    (prompt,) = prompts(args, args.prompt_tokens, 1, 77)
+    here, there = [], []
+    with bitnet.load(*args.model, threads=args.threads) as model:
+        for _ in range(1 + 5):
+            found = model.generate(prompt, max_tokens=args.max_tokens, temperature=0.8, seed=1)
+            here.append(1 / found.generation_tps)
+            times, n = stream(server, prompt, args.max_tokens)
+            there.append((times[-1] - times[0]) / (n - 1))
+    here, there = (statistics.median(seconds[1:]) for seconds in (here, there))
+    print(f"a token in this process {1e6 * here:.0f} us, over HTTP {1e6 * there:.0f} us")
+
+
+def prefix(server, args):
+    """Time to first token of a prompt, and of the same again with an end of its own."""
+    whole = prompts(args, args.long_tokens, 3, 55)
+    first = [stream(server, prompt, 1)[0][0] for prompt in whole]
+    again = [stream(server, prompt[:-8] + prompt[-4:], 1)[0][0] for prompt in whole]
+    first, again = (1000 * statistics.median(times) for times in (first, again))
+    print(
+        f"first token of a prompt of {args.long_tokens}: {first:.1f} ms, "
+        f"of one that begins like it {again:.1f}"
+    )
+
+
+def beside(server, args, n_streams=4):
+    """What streams keep of their speed while a long prompt is read."""
+    count, is_over, lock = 0, threading.Event(), threading.Lock()
+
+    def add(n):
+        nonlocal count
+        with lock:
+            count += n
 
     def client(i):
-        own = every[i * args.rounds : (i + 1) * args.rounds]
-        return [stream(server, prompt, args.max_tokens) for prompt in own]
+        for prompt in itertools.cycle(prompts(args, 8, 3, 900 + i)):
+            if is_over.is_set():
+                return
+            stream(server, prompt, args.stream_tokens, add)
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(n_clients) as pool:
-        results = [r for of_one in pool.map(client, range(n_clients)) for r in of_one]
-    seconds = time.perf_counter() - start
-    first = quantiles([r[0] for r in results])
-    between = quantiles([gap for r in results for gap in r[1]])
-    rate = sum(r[2] for r in results) / seconds
-    print(f"{n_clients:7} {first}   {between} {rate:10.1f}", flush=True)
+    def window(during):
+        before, start = count, time.perf_counter()
+        during()
+        return (count - before) / (time.perf_counter() - start)
 
+    long = prompts(args, args.long_tokens, args.rounds * 8, 33)
+    with ThreadPoolExecutor(n_streams) as pool:
+        running = [pool.submit(client, i) for i in range(n_streams)]
+        time.sleep(args.window / 2)  # their prompts are read
+        alone = window(lambda: time.sleep(args.window))
+        end = time.perf_counter() + args.window
 
-def soak(server, seconds):
-    """Everything at twice the capacity; the statuses seen, and what grew after the first tenth."""
-    end, statuses = time.monotonic() + seconds, {}
+        def read():
+            for prompt in long:
+                waits.append(stream(server, prompt, 1)[0][0])
+                if time.perf_counter() > end:
+                    return
 
-    def client(i):
-        draw = random.Random(i)
-        while time.monotonic() < end:
-            prompt = "word " * draw.randrange(1, 300)
-            fields = {"prompt": prompt, "max_tokens": draw.randrange(1, 100), "n": 1 + i % 2}
-            if draw.random() < 0.2:
-                try:
-                    server.start_stream(max_tokens=200).close()
-                    status = "left"
-                except AssertionError:
-                    status = "refused"
-            else:
-                try:
-                    status = server.post("/v1/completions", fields).status
-                except (OSError, http.client.HTTPException) as error:
-                    status = type(error).__name__
-            statuses[status] = statuses.get(status, 0) + 1
-            time.sleep(0.05 * (status in (429, "refused")))
-
-    with ThreadPoolExecutor(24) as pool:
-        running = [pool.submit(client, i) for i in range(24)]
-        time.sleep(seconds / 10)
-        before = server.rss()
+        waits = []
+        share = window(read) / alone
+        is_over.set()
         for one in running:
             one.result()
-    idle = server.wait_until_idle()
-    grown = server.rss() - before
-    pool = idle["bitnet_pool_reserved_bytes"]
-    print(f"{seconds:g} s: {statuses}")
-    print(f"RSS grew by {grown >> 10} KiB to {server.rss() >> 10}, the pool has {pool / 1024:.0f}")
+    print(
+        f"{n_streams} streams: {alone:.1f} tokens/s, {100 * share:.0f} % of it while prompts of "
+        f"{args.long_tokens} are read (each in {statistics.median(waits):.2f} s)"
+    )
+
+
+def run_soak(server, seconds):
+    found = soak(server, seconds, min(60, seconds / 10))
+    print("outcomes:", ", ".join(f"{n} x {what}" for what, n in found.outcomes.most_common()))
+    for second, rss, pool in found.marks:
+        print(f"{second:6.0f} s  RSS {rss >> 10:7} KiB  pool {pool >> 10:7} KiB")
+    print(f"idle      RSS {server.rss() >> 10:7} KiB")
 
 
 def main():
@@ -109,21 +225,29 @@ def main():
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--long-tokens", type=int, default=400, help="of a long prompt")
+    parser.add_argument("--stream-tokens", type=int, default=64, help="of streams beside it")
+    parser.add_argument("--window", type=float, default=2, help="seconds to watch them")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=["table", "overhead", "prefix", "beside"])
+    parser.add_argument("--peer", metavar="COMMAND|URL")
     parser.add_argument("--soak", type=float, metavar="SECONDS")
     parser.add_argument("--vocab-size", type=int, default=2000, help="prompts are drawn from it")
     args = parser.parse_args()
     load = [*args.model, "--threads", args.threads]
     if args.soak:
         with ServerProcess(*load, "--slots", 4, "--queue", 8) as server:
-            return soak(server, args.soak)
-    with ServerProcess(*load, "--slots", 16) as server:
-        stream(server, [301, 302], 2)  # pages of the file are read
-        print("        first token, ms        between tokens, ms\n"
-              "clients    median      95 %      median      95 %   tokens/s")  # fmt: skip
-        for n_clients in args.clients:
-            measure(server, n_clients, args)
+            return run_soak(server, args.soak)
+    parts = {"table": table, "overhead": overhead, "prefix": prefix, "beside": beside}
+    if args.peer:
+        del parts["overhead"]
+    with Peer(args.peer) if args.peer else ServerProcess(*load, "--slots", 16) as server:
+        stream(server, *prompts(args, 2, 1), 2)  # pages of the file are read
+        for name, part in parts.items():
+            if name in args.only:
+                part(server, args)
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -103,15 +103,20 @@ class ServerProcess:
         one.sendall(data)
         return one
 
-    def start_stream(self, **fields):
-        """A socket on which a chat's stream has begun."""
+    def open_stream(self, **fields):
+        """A socket to which the answer to a chat's stream comes, and its status."""
         content = {"messages": USER, "stream": True, "logit_bias": NO_END} | fields
         body = json.dumps(content).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
         )
         one = self.send(head.encode() + b"\r\n\r\n" + body)
-        assert one.recv(12) == b"HTTP/1.1 200"
+        return one, int(one.recv(12).removeprefix(b"HTTP/1.1 "))
+
+    def start_stream(self, **fields):
+        """A socket on which a chat's stream has begun."""
+        one, status = self.open_stream(**fields)
+        assert status == 200
         return one
 
     def metrics(self):
