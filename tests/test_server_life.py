@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +16,7 @@ from server_process import NO_END, USER, ServerProcess
 from test_engine import plain, request
 
 from bitnet import Cancelled
+from bitnet.loading import BUNDLED_MODEL
 from bitnet.server.errors import ApiError
 from bitnet.server.worker import Worker
 
@@ -118,6 +121,45 @@ def test_without_its_thread_nothing_is_taken(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- a process
+def test_it_is_ready_before_the_weights_are_read(tmp_path):
+    """They are mapped, and come with the first request."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(BUNDLED_MODEL.read_bytes())
+    os.sync()
+    with open(path) as file:  # out of the page cache
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with ServerProcess(path) as server:
+        assert server.get("/ready").status == 200
+        before = resident(server, path)
+        assert server.chat().status == 200
+        assert before < 0.5 * path.stat().st_size < resident(server, path)
+
+
+def resident(server, path):
+    """Bytes of a file that are mapped into a server and in memory."""
+    with open(f"/proc/{server.process.pid}/smaps") as file:
+        parts = re.split(r"^(?=[0-9a-f]+-)", file.read(), flags=re.M)
+    own = [part for part in parts if str(path) in part]
+    return sum(1024 * int(re.search(r"^Rss: +(\d+)", part, re.M)[1]) for part in own)
+
+
+@pytest.mark.parametrize("fields", [
+    {"prompt": [[3 + i, *range(500)] for i in range(16)], "max_tokens": 5},  # in the prompts
+    {"prompt": "x", "n": 16, "max_tokens": 500, "logit_bias": NO_END},  # in the text
+])  # fmt: skip
+def test_a_client_that_leaves_gives_its_memory_back(fields):
+    body = json.dumps(fields)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    kv = 'bitnet_pool_bytes{purpose="kv"}'
+    with ServerProcess("--slots", 16) as server:
+        assert server.metrics().get(kv, 0) == 0
+        with server.send(f"{head}\r\n{body}".encode()):
+            while not server.metrics().get(kv, 0):
+                assert server.metrics()['bitnet_tokens_total{kind="generated"}'] == 0
+        idle = server.wait_until_idle()
+        assert idle.get(kv, 0) == 0 and idle["bitnet_cancelled_total"] == 1
+
+
 def test_sigterm_drains():
     with ServerProcess("--slots", 4) as server:
         stream = server.start_stream(n=8, max_tokens=480)
