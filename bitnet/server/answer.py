@@ -3,8 +3,6 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-import msgspec
-
 from ..engine import Cancelled
 from .errors import ApiError, of_exception
 from .guard import ClientGone
@@ -50,18 +48,18 @@ class Answer:
         return respond
 
     async def _lines(self, chunks, has_usage):
-        empty = {"usage": None} if has_usage else {}
+        empty, line = {"usage": None} if has_usage else {}, self._reply.line
         try:
-            yield b"".join(_line(chunk | empty) for chunk in chunks)
+            yield b"".join(line(chunk | empty) for chunk in chunks)
             while (events := await self._generation.take(PING_SECONDS)) is not None:
-                lines = [_line(chunk | empty) for chunk in self._chunks(events)]
+                lines = [line(chunk | empty) for chunk in self._chunks(events)]
                 yield b"".join(lines) or b": ping\n\n"
             closing = self._closing()
-            if has_usage:
-                yield _line(closing)
+            if has_usage or self._reply.closes:
+                yield line(closing)
         except ApiError as error:
-            yield _line(error.body())
-        yield b"data: [DONE]\n\n"
+            yield self._reply.failure(error)
+        yield self._reply.end
 
     def _opening(self):
         return self._reply.opening(len(self._generation.requests))
@@ -74,7 +72,7 @@ class Answer:
                 raise of_exception(event.error) or event.error
             if event.completion is not None:
                 self._completions[event.index] = event.completion
-            yield self._reply.chunk(event)
+            yield from self._reply.chunks(event)
 
     def _closing(self):
         completions = [self._completions[index] for index in sorted(self._completions)]
@@ -95,10 +93,6 @@ class Answer:
             self._generation.cancel()
             self._metrics.cancelled += 1
             raise
-
-
-def _line(content):
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from .grammar import Grammars
 from .guard import ClientGone, Guard
 from .metrics import Metrics
 from .replies import ChatReply, TextReply
+from .responses import ResponseReply
 
 SEEDS = 1 << 64
 
@@ -48,6 +49,7 @@ class Application:
             "/v1/models/{name:path}": ("GET", self.models),
             "/v1/chat/completions": ("POST", self.chat),
             "/v1/completions": ("POST", self.complete),
+            "/v1/responses": ("POST", self.respond),
             "/v1/embeddings": ("POST", self.embed),
         }
         routes = [Route(path, end, methods=[m]) for path, (m, end) in endpoints.items()]
@@ -178,8 +180,8 @@ class Application:
         def prompts():
             yield self._model._chat_ids(_plain(wanted.messages))
 
-        n = wanted.n or 1
-        return await self._generate(request, wanted, prompts, n, most, n_logprobs, ChatReply)
+        n, reply = wanted.n or 1, ChatReply(self.model_name, self._spell, n_logprobs is not None)
+        return await self._generate(request, wanted, prompts, n, most, n_logprobs, reply)
 
     async def complete(self, request):
         wanted = await self._parse(request, schema.TextRequest)
@@ -190,9 +192,20 @@ class Application:
                 yield self._model._ids(prompt)
 
         n, most = len(given) * (wanted.n or 1), wanted.max_tokens or 16
-        return await self._generate(request, wanted, prompts, n, most, wanted.logprobs, TextReply)
+        reply = TextReply(self.model_name, self._spell, wanted.logprobs is not None)
+        return await self._generate(request, wanted, prompts, n, most, wanted.logprobs, reply)
 
-    async def _generate(self, request, wanted, prompts, n, most, n_logprobs, kind):
+    async def respond(self, request):
+        wanted = await self._parse(request, schema.ResponsesRequest)
+        most = wanted.max_output_tokens or self._model.context
+
+        def prompts():
+            yield self._model._chat_ids(list(wanted.messages()))
+
+        reply = ResponseReply(wanted, self.model_name)
+        return await self._generate(request, wanted, prompts, 1, most, None, reply)
+
+    async def _generate(self, request, wanted, prompts, n, most, n_logprobs, reply):
         """The answer to a request for n sequences."""
         if n > self._worker.capacity:
             message = f"n: {n} sequences (at most {self._worker.capacity} may run or wait)"
@@ -201,7 +214,6 @@ class Application:
             requests = await self._read(self._requests, wanted, prompts, most, n_logprobs)
             generation = self._worker.start(requests)
             reservation.n = 0  # each sequence gives its own back when it ends
-        reply = kind(self.model_name, self._spell, n_logprobs is not None)
         answer = Answer(request, generation, reply, self.metrics)
         if not wanted.stream:
             return JSON(await answer.whole())
@@ -221,7 +233,9 @@ class Application:
             options["top_k"] = 0
         made = []
         schema = getattr(getattr(wanted, "response_format", None), "schema", None)
-        constraint = None if schema is None else self._grammars.compile(schema)
+        constraint = None
+        if schema is not None:
+            constraint = self._grammars.compile(schema, wanted.format_field)
         for index, ids in enumerate(prompts()):
             for choice in range(wanted.n or 1):
                 one = {**options, "seed": (seed + choice) % SEEDS}

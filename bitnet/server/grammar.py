@@ -9,7 +9,6 @@ import numpy as np
 from .errors import ApiError
 
 EXTRA = "pip install 'bitnet-engine[grammar]'"
-FIELD = "response_format"
 MAX_SCHEMA_BYTES = 64 << 10
 # No free white space, which a model could write for ever; the last one wins over the schema's own.
 _STYLE = {
@@ -30,34 +29,37 @@ class Grammars:
     def __init__(self, model):
         self._model, self._tokenizer = model, None
 
-    def compile(self, schema):
-        """A function that makes a Constraint for each choice. ApiError for a schema it cannot."""
+    def compile(self, schema, field):
+        """A function that makes a Constraint for each choice. ApiError for a schema it cannot.
+
+        field: of the request, which errors name.
+        """
         try:
             import llguidance
         except ImportError:
-            raise ApiError(400, f"{FIELD}: the server lacks {EXTRA}", param=FIELD) from None
+            raise ApiError(400, f"{field}: the server lacks {EXTRA}", param=field) from None
         if self._tokenizer is None:
-            self._tokenizer = _tokenizer(self._model)
+            self._tokenizer = _tokenizer(self._model, field)
         text = msgspec.json.encode(schema).decode()
         if len(text) > MAX_SCHEMA_BYTES:
-            message = f"{FIELD}: a schema of {len(text)} characters (at most {MAX_SCHEMA_BYTES})"
-            raise ApiError(400, message, param=FIELD)
+            message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_BYTES})"
+            raise ApiError(400, message, param=field)
         limits = llguidance.LLParserLimits(**_LIMITS)
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_STYLE)
         except ValueError as error:
-            raise ApiError(400, f"{FIELD}: {error}", param=FIELD) from None
+            raise ApiError(400, f"{field}: {error}", param=field) from None
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise ApiError(400, f"{FIELD}: {matcher.get_error()}", param=FIELD)
-        return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size)
+            raise ApiError(400, f"{field}: {matcher.get_error()}", param=field)
+        return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size, field)
 
 
 class Constraint:
     """Where one sequence is in its grammar."""
 
-    def __init__(self, matcher, vocab_size):
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher, vocab_size, field):
+        self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
         self._bits = np.zeros(-(-vocab_size // 32), np.int32)
 
     def allowed(self):
@@ -74,7 +76,7 @@ class Constraint:
 
     def _check(self):
         if self._matcher.is_error():
-            raise ValueError(f"{FIELD}: {self._matcher.get_error()}")
+            raise ValueError(f"{self._field}: {self._matcher.get_error()}")
 
 
 class _Words:
@@ -98,15 +100,15 @@ class _Words:
         return self._encode(text, add_bos=False)
 
 
-def _tokenizer(model):
+def _tokenizer(model, field):
     import llguidance
 
+    ends = _end_tokens(model)
+    if not ends:
+        raise ApiError(400, f"{field}: the model has no end token", param=field)
     words, size = llguidance.TokenizerWrapper(_Words(model)), model.config.vocab_size
-    return llguidance.LLTokenizer(words, n_vocab=size, eos_token=_end_tokens(model))
+    return llguidance.LLTokenizer(words, n_vocab=size, eos_token=ends)
 
 
 def _end_tokens(model):
-    ids = sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})
-    if not ids:
-        raise ApiError(400, f"{FIELD}: the model has no end token", param=FIELD)
-    return ids
+    return sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})

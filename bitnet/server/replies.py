@@ -3,11 +3,15 @@
 import secrets
 import time
 
+import msgspec
+
 
 class ChatReply:
     """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for."""
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
+    closes = False  # whether a stream has the closing chunk, unless usage was asked for
+    end = b"data: [DONE]\n\n"
 
     def __init__(self, model_name, spell, has_logprobs):
         self._spell, self._has_logprobs = spell, has_logprobs
@@ -24,17 +28,23 @@ class ChatReply:
             delta = {"role": "assistant", "content": ""}
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
-    def chunk(self, event):
+    def chunks(self, event):
         """The chunk of one event with something to say."""
         reason = finish_reason(event.completion)
         choice = {"index": event.index, "delta": {}, "finish_reason": reason}
         if event.text or event.logprobs:
             choice["delta"]["content"] = event.text
-        return self._chunk(choice | self._logprobs(event))
+        yield self._chunk(choice | self._logprobs(event))
 
     def closing(self, usage):
         """The chunk behind all text, with what was used."""
         return self._chunk() | usage
+
+    def line(self, content):
+        return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+    def failure(self, error):
+        return self.line(error.body())
 
     def _chunk(self, *choices):
         return self.head | {"choices": list(choices)}
@@ -89,10 +99,10 @@ class TextReply(ChatReply):
     def opening(self, n):
         return iter(())
 
-    def chunk(self, event):
+    def chunks(self, event):
         reason = finish_reason(event.completion)
         choice = {"index": event.index, "text": event.text, "finish_reason": reason}
-        return self._chunk(choice | {"logprobs": None} | self._logprobs(event))
+        yield self._chunk(choice | {"logprobs": None} | self._logprobs(event))
 
     def _logprobs(self, event):
         entries = shown(event)

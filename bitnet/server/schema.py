@@ -4,7 +4,7 @@ Fields that change nothing are ignored, known ones that this server cannot honou
 their value asks for nothing, and unknown ones are refused.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -37,12 +37,14 @@ IGNORED = {
 }  # fmt: skip
 # and those that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
-    "audio": (), "best_of": (1,), "chat_template": (), "chat_template_kwargs": ({},),
-    "echo": (False,), "function_call": ("none", "auto"), "functions": ([],), "grammar": (),
-    "guided_json": (), "guided_regex": (), "json_schema": (), "modalities": (["text"],),
-    "parallel_tool_calls": (True, False), "reasoning_effort": (), "response_format":
-    ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
-    "verbosity": (), "web_search_options": (),
+    "audio": (), "background": (False,), "best_of": (1,), "chat_template": (),
+    "chat_template_kwargs": ({},), "conversation": (), "echo": (False,),
+    "function_call": ("none", "auto"), "functions": ([],), "grammar": (), "guided_json": (),
+    "guided_regex": (), "include": ([],), "json_schema": (), "max_tool_calls": (),
+    "modalities": (["text"],), "parallel_tool_calls": (True, False), "previous_response_id": (),
+    "reasoning": ({},), "reasoning_effort": (), "response_format": ({"type": "text"},),
+    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "top_logprobs": (0,),
+    "truncation": ("disabled",), "verbosity": (), "web_search_options": (),
 }  # fmt: skip
 
 
@@ -76,12 +78,10 @@ class StreamOptions(Struct):
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
 
 
-class Sampled(Struct, kw_only=True):
-    """What chat and text completions have in common."""
+class Settings(Struct, kw_only=True):
+    """What everything that generates has in common."""
 
     model: str | None = None
-    max_tokens: Count | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopText | Stops | None = None
@@ -94,6 +94,13 @@ class Sampled(Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Biases | None = None
+
+
+class Sampled(Settings, kw_only=True):
+    """What chat and text completions have in common."""
+
+    max_tokens: Count | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
 
 
 class TextPart(Struct, tag_field="type", tag="text"):
@@ -131,6 +138,8 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
+    format_field = "response_format"
+
 
 class TextRequest(Sampled):
     prompt: (
@@ -140,6 +149,66 @@ class TextRequest(Sampled):
         ]
     )
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class InputText(Struct, tag_field="type", tag="input_text"):
+    text: str
+
+
+class OutputText(Struct, tag_field="type", tag="output_text"):
+    text: str
+
+
+class InputMessage(Struct):
+    """Of /v1/responses. type: of what OpenAI has beside messages, nothing is supported."""
+
+    role: str
+    content: str | list[InputText | OutputText]
+    type: Literal["message"] = "message"
+
+    def as_dict(self):
+        """What a chat template takes; templates call a developer system."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class FlatSchemaFormat(JSONSchema, tag_field="type", tag="json_schema"):
+    pass
+
+
+class TextOptions(Struct):
+    """``text`` of /v1/responses."""
+
+    format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
+    verbosity: None = None
+
+    def shown(self):
+        """The format as a response tells it."""
+        return msgspec.to_builtins(self.format or TextFormat())
+
+
+class ResponsesRequest(Settings):
+    input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    text: TextOptions | None = None
+
+    n, format_field = 1, "text.format"
+
+    @property
+    def response_format(self):
+        return self.text and self.text.format
+
+    def messages(self):
+        """What a chat template takes."""
+        if self.instructions is not None:
+            yield {"role": "system", "content": self.instructions}
+        if isinstance(self.input, str):
+            yield {"role": "user", "content": self.input}
+        else:
+            yield from (message.as_dict() for message in self.input)
 
 
 class EmbeddingRequest(Struct):

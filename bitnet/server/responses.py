@@ -1,0 +1,117 @@
+"""A generation's events to the objects of /v1/responses: one message of text, nothing is stored."""
+
+import secrets
+import time
+
+import msgspec
+
+from .replies import finish_reason
+
+
+class ResponseReply:
+    """Events of one response. wanted: the schema.ResponsesRequest; its settings are told again."""
+
+    closes = True  # a stream ends with the whole response
+    end = b""
+
+    def __init__(self, wanted, model_name):
+        self._item_id = "msg_" + secrets.token_hex(12)
+        self._n_events = 0
+        self._text, self._reason = "", None
+        shown_format = {"type": "text"} if wanted.text is None else wanted.text.shown()
+        self._response = {
+            "id": "resp_" + secrets.token_hex(12),
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "instructions": wanted.instructions,
+            "max_output_tokens": wanted.max_output_tokens,
+            "metadata": {},
+            "model": model_name,
+            "output": [],
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": wanted.temperature,
+            "text": {"format": shown_format},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": wanted.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+    def opening(self, n):
+        """The events before any text."""
+        yield self._event("response.created", response=self._response)
+        yield self._event("response.in_progress", response=self._response)
+        yield self._item_event("response.output_item.added", item=self._item("in_progress"))
+        yield self._part_event("response.content_part.added", part=self._part())
+
+    def chunks(self, event):
+        """The events of one of the engine's."""
+        self._text += event.text
+        if event.text:
+            delta = {"delta": event.text, "logprobs": []}
+            yield self._part_event("response.output_text.delta", **delta)
+        if event.completion is not None:
+            self._reason = finish_reason(event.completion)
+            done = {"text": self._text, "logprobs": []}
+            yield self._part_event("response.output_text.done", **done)
+            yield self._part_event("response.content_part.done", part=self._part())
+            yield self._item_event("response.output_item.done", item=self._item(self._status))
+
+    def closing(self, used):
+        """The last event, with the whole response."""
+        n = used["usage"]
+        response = self._response | {
+            "status": self._status,
+            "output": [self._item(self._status)],
+            "timings": used["timings"],
+            "usage": {
+                "input_tokens": n["prompt_tokens"],
+                "input_tokens_details": n["prompt_tokens_details"],
+                "output_tokens": n["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": n["total_tokens"],
+            },
+        }
+        if self._status == "incomplete":
+            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        return self._event(f"response.{self._status}", response=response)
+
+    def fold(self, chunks):
+        """The whole response."""
+        return chunks[-1]["response"]
+
+    def line(self, content):
+        return b"event: %s\ndata: %s\n\n" % (content["type"].encode(), msgspec.json.encode(content))
+
+    def failure(self, error):
+        about = {"code": error.code, "message": error.message, "param": error.param}
+        return self.line(self._event("error", **about))
+
+    # ------------------------------------------------------------------------------------ the parts
+    @property
+    def _status(self):
+        return "completed" if self._reason == "stop" else "incomplete"
+
+    def _event(self, kind, **fields):
+        self._n_events += 1
+        return {"type": kind, "sequence_number": self._n_events - 1} | fields
+
+    def _item_event(self, kind, **fields):
+        return self._event(kind, output_index=0, **fields)
+
+    def _part_event(self, kind, **fields):
+        return self._item_event(kind, item_id=self._item_id, content_index=0, **fields)
+
+    def _part(self):
+        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+
+    def _item(self, status):
+        content = [] if status == "in_progress" else [self._part()]
+        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant",
+                "content": content}  # fmt: skip
