@@ -15,7 +15,6 @@ import ctypes
 import json
 import mmap
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 
 import bitnet
 from bitnet import weights
+from bitnet.head import Wanted
 
 MADV_PAGEOUT = 21
 PAGE = mmap.PAGESIZE
@@ -156,30 +156,35 @@ def read_cold(files):
     return time.perf_counter() - begin
 
 
-def less(path, shares=(1.0, 0.75, 0.5, 0.0), n_tokens=8):
+def less(path, shares=(1.0, 0.75, 0.5, 0.0), n_tokens=8, rounds=3):
     """Decode with a share of the layers kept in memory, the others read again for each token."""
     for file in files_of(path):
         evict(file)  # pages as they were written, in large pieces, cannot be paged out one by one
     with bitnet.load(path, prefix_cache=False) as model:
-        yield from less_of(model._engine.transformer, shares, n_tokens)
+        yield from less_of(model._engine.transformer, shares, n_tokens, rounds)
 
 
-def less_of(transformer, shares, n_tokens):
-    """weights: bytes a token reads. memory: of them at most in memory at once."""
+def less_of(transformer, shares, n_tokens, rounds):
+    """weights: bytes a token reads. memory: of them at most in memory at once. stayed: bytes let go
+    of that are there all the same. Medians over rounds, in which the shares take turns."""
     layers = list(transformer._mapped)  # forgotten after the first pass; the last is the head
-    sizes, plain = [sum(data.nbytes for data in layer) for layer in layers], None
-    for share in shares:
-        n_kept = round(share * len(layers))
-        figures = decode_with(transformer, layers, n_kept, n_tokens)
-        plain = plain or figures["tokens_s"]
-        memory = sum(sizes[:n_kept]) + max(sizes[n_kept:], default=0)
-        slowdown = plain / figures["tokens_s"]
-        yield {"weights": sum(sizes), "memory": memory, "slowdown": slowdown, **figures}
+    sizes = [sum(data.nbytes for data in layer) for layer in layers]
+    kept, seconds, stayed = [round(share * len(layers)) for share in shares], {}, {}
+    for _ in range(rounds):
+        for n in kept:
+            seconds.setdefault(n, []).extend(decode_with(transformer, layers, n, n_tokens))
+            stayed[n] = sum(cached_of(data) for layer in layers[n:] for data in layer)
+    for n in kept:
+        yield {
+            "weights": sum(sizes), "memory": sum(sizes[:n]) + max(sizes[n:], default=0),
+            "stayed": stayed[n], "tokens_s": 1 / median(seconds[n]),
+            "slowdown": median(seconds[n]) / median(seconds[kept[0]]),
+        }  # fmt: skip
 
 
 def decode_with(transformer, layers, n_kept, n_tokens):
-    """tokens_s, page faults from disk of the last token, bytes let go of that stayed in memory."""
-    cache, times, faults = transformer.new_cache(), [], 0
+    """Seconds of each of n_tokens steps, after two to warm up."""
+    cache, seconds = transformer.new_cache(), []
 
     def let_go(i, _):
         for data in layers[i] if i >= n_kept else ():
@@ -187,17 +192,13 @@ def decode_with(transformer, layers, n_kept, n_tokens):
 
     try:
         for i in range(2 + n_tokens):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-            begin = time.perf_counter()
-            ids = np.full(1, i, np.int32)
-            transformer.forward(ids, [(cache, 1)], after_layer=let_go)
+            begin, ids = time.perf_counter(), np.full(1, i, np.int32)
+            transformer.forward(ids, [(cache, 1)], wanted=[Wanted(1)], after_layer=let_go)
             let_go(len(layers) - 1, None)
-            times.append(time.perf_counter() - begin)
-            faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
-        stayed = sum(cached_of(data) for layer in layers[n_kept:] for data in layer)
+            seconds.append(time.perf_counter() - begin)
     finally:
         cache.close()
-    return {"tokens_s": 1 / median(times[2:]), "major_faults": faults, "stayed": stayed}
+    return seconds[2:]
 
 
 def speed(path, policies=("map", "copy", "lock"), n_tokens=16, rounds=5):
