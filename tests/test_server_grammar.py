@@ -120,7 +120,7 @@ def test_without_the_extra():
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
         "from bitnet.server.grammar import Grammars\n"
-        "try: Grammars(None).compile({}, \"response_format\")\n"
+        "try: Grammars(None).of_schema({}, \"response_format\")\n"
         "except Exception as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -24,6 +24,7 @@ from .guard import ClientGone, Guard
 from .metrics import Metrics
 from .replies import ChatReply, TextReply
 from .responses import ResponseReply
+from .tools import Tools, history
 
 SEEDS = 1 << 64
 
@@ -122,7 +123,8 @@ class Application:
         tokenizer, limit = self._model.tokenizer, schema.MAX_TOKENS_LISTED
         if wanted.prompt is not msgspec.UNSET:
             return tokenizer.encode(wanted.prompt, add_bos=wanted.add_special_tokens, limit=limit)
-        return tokenizer.chat(_plain(wanted.messages), wanted.add_generation_prompt, limit=limit)
+        messages = history(wanted.messages)
+        return tokenizer.chat(messages, wanted.add_generation_prompt, limit=limit)
 
     async def detokenize(self, request):
         wanted = await self._parse(request, schema.DetokenizeRequest)
@@ -177,11 +179,16 @@ class Application:
         most = wanted.max_completion_tokens or wanted.max_tokens or self._model.context
         n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
 
-        def prompts():
-            yield self._model._chat_ids(_plain(wanted.messages))
+        tools = _tools(wanted)
 
-        n, reply = wanted.n or 1, ChatReply(self.model_name, self._spell, n_logprobs is not None)
-        return await self._generate(request, wanted, prompts, n, most, n_logprobs, reply)
+        def prompts():
+            messages = history(wanted.messages)
+            yield self._model._chat_ids(tools.tell(messages) if tools else messages)
+
+        may_call = tools is not None and tools.may_call
+        reply = ChatReply(self.model_name, self._spell, n_logprobs is not None, may_call)
+        n = wanted.n or 1
+        return await self._generate(request, wanted, prompts, n, most, n_logprobs, reply, tools)
 
     async def complete(self, request):
         wanted = await self._parse(request, schema.TextRequest)
@@ -205,13 +212,13 @@ class Application:
         reply = ResponseReply(wanted, self.model_name)
         return await self._generate(request, wanted, prompts, 1, most, None, reply)
 
-    async def _generate(self, request, wanted, prompts, n, most, n_logprobs, reply):
+    async def _generate(self, request, wanted, prompts, n, most, n_logprobs, reply, tools=None):
         """The answer to a request for n sequences."""
         if n > self._worker.capacity:
             message = f"n: {n} sequences (at most {self._worker.capacity} may run or wait)"
             raise ApiError(400, message, param="n")
         with self._reservation(n) as reservation:
-            requests = await self._read(self._requests, wanted, prompts, most, n_logprobs)
+            requests = await self._read(self._requests, wanted, prompts, most, n_logprobs, tools)
             generation = self._worker.start(requests)
             reservation.n = 0  # each sequence gives its own back when it ends
         answer = Answer(request, generation, reply, self.metrics)
@@ -220,7 +227,7 @@ class Application:
         has_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
         return await answer.stream(has_usage)
 
-    def _requests(self, wanted, prompts, most, n_logprobs):
+    def _requests(self, wanted, prompts, most, n_logprobs, tools):
         """Engine requests for every choice of every prompt; in the reader's thread."""
         seed = int.from_bytes(os.urandom(8), "little") if wanted.seed is None else wanted.seed
         options = {
@@ -234,8 +241,10 @@ class Application:
         made = []
         schema = getattr(getattr(wanted, "response_format", None), "schema", None)
         constraint = None
-        if schema is not None:
-            constraint = self._grammars.compile(schema, wanted.format_field)
+        if tools is not None and tools.may_call:
+            constraint = self._grammars.of_tools(tools, schema)
+        elif schema is not None:
+            constraint = self._grammars.of_schema(schema, wanted.format_field)
         for index, ids in enumerate(prompts()):
             for choice in range(wanted.n or 1):
                 one = {**options, "seed": (seed + choice) % SEEDS}
@@ -297,8 +306,17 @@ def _name_of(path):
     return path.name.removesuffix(".gguf")
 
 
-def _plain(messages):
-    return [message.as_dict(f"messages[{i}]") for i, message in enumerate(messages)]
+def _tools(wanted):
+    """The Tools of a chat request, None without."""
+    choice = wanted.tool_choice
+    if not isinstance(choice, str | None):
+        choice = choice.function.name
+    if not wanted.tools:
+        if choice in (None, "none", "auto"):
+            return None
+        raise ApiError(400, f"tool_choice: {choice!r} without tools", param="tool_choice")
+    functions = [tool.function for tool in wanted.tools]
+    return Tools(functions, choice or "auto", wanted.parallel_tool_calls is not False)
 
 
 def _groups(items, n):

@@ -1,6 +1,7 @@
-"""JSON that follows a schema: which tokens may come next. Needs the extra `grammar` (llguidance).
+"""JSON that follows a schema, calls of tools: which tokens may come next.
 
-Whatever goes wrong is an error: no text is generated without the constraint that was asked for.
+Needs the extra `grammar` (llguidance). Whatever goes wrong is an error: no text is generated
+without the constraint that was asked for.
 """
 
 import msgspec
@@ -11,7 +12,7 @@ from .errors import ApiError
 EXTRA = "pip install 'bitnet-engine[grammar]'"
 MAX_SCHEMA_BYTES = 64 << 10
 # No free white space, which a model could write for ever; the last one wins over the schema's own.
-_STYLE = {
+STYLE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
 }  # fmt: skip
 _LIMITS = {
@@ -29,30 +30,41 @@ class Grammars:
     def __init__(self, model):
         self._model, self._tokenizer = model, None
 
-    def compile(self, schema, field):
+    def of_schema(self, schema, field):
         """A function that makes a Constraint for each choice. ApiError for a schema it cannot.
 
         field: of the request, which errors name.
         """
+        text = msgspec.json.encode(schema).decode()
+        return self._compile("grammar_from_json_schema", text, field, overrides=STYLE)
+
+    def of_tools(self, tools, schema):
+        """The same for calls of a tools.Tools; schema: of another reply, None for any text."""
+        return self._compile("grammar_from_lark", tools.grammar(STYLE, schema), "tools")
+
+    def _compile(self, maker, text, field, **options):
         try:
             import llguidance
         except ImportError:
             raise ApiError(400, f"{field}: the server lacks {EXTRA}", param=field) from None
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._model, field)
-        text = msgspec.json.encode(schema).decode()
         if len(text) > MAX_SCHEMA_BYTES:
             message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_BYTES})"
             raise ApiError(400, message, param=field)
         limits = llguidance.LLParserLimits(**_LIMITS)
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_STYLE)
+            grammar = getattr(llguidance.LLMatcher, maker)(text, **options)
         except ValueError as error:
-            raise ApiError(400, f"{field}: {error}", param=field) from None
+            raise ApiError(400, f"{field}: {_first_line(error)}", param=field) from None
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise ApiError(400, f"{field}: {matcher.get_error()}", param=field)
+            raise ApiError(400, f"{field}: {_first_line(matcher.get_error())}", param=field)
         return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size, field)
+
+
+def _first_line(error):
+    return str(error).partition("\n")[0]  # then comes the grammar
 
 
 class Constraint:

@@ -5,16 +5,20 @@ import time
 
 import msgspec
 
+from .tools import Calls
+
 
 class ChatReply:
-    """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for."""
+    """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for. may_call: whether
+    a text may be calls of tools."""
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
     closes = False  # whether a stream has the closing chunk, unless usage was asked for
     end = b"data: [DONE]\n\n"
 
-    def __init__(self, model_name, spell, has_logprobs):
+    def __init__(self, model_name, spell, has_logprobs, may_call=False):
         self._spell, self._has_logprobs = spell, has_logprobs
+        self._calls = {} if may_call else None  # of each choice
         self.head = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,
@@ -29,11 +33,21 @@ class ChatReply:
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
     def chunks(self, event):
-        """The chunk of one event with something to say."""
+        """The chunks of one event with something to say."""
         reason = finish_reason(event.completion)
-        choice = {"index": event.index, "delta": {}, "finish_reason": reason}
-        if event.text or event.logprobs:
-            choice["delta"]["content"] = event.text
+        deltas = [{"content": event.text}] if event.text or event.logprobs else []
+        if self._calls is not None:
+            calls = self._calls.setdefault(event.index, Calls())
+            deltas = list(calls.push(event.text, reason is not None))
+            if reason == "stop" and calls.n_calls:
+                reason = "tool_calls"
+            if not deltas and reason is None and not event.logprobs:
+                return  # not known yet what it will be
+        *first, last = deltas or [{}]
+        for delta in first:
+            choice = {"index": event.index, "delta": delta, "finish_reason": None}
+            yield self._chunk(choice)
+        choice = {"index": event.index, "delta": last, "finish_reason": reason}
         yield self._chunk(choice | self._logprobs(event))
 
     def closing(self, usage):
@@ -78,12 +92,23 @@ class ChatReply:
         message = {"role": "assistant", "content": "", "refusal": None}
         choice.setdefault("index", part["index"])
         message = choice.setdefault("message", message)
-        message["content"] += part["delta"].get("content", "")
+        message["content"] = (message["content"] or "") + part["delta"].get("content", "")
+        for call in part["delta"].get("tool_calls", ()):
+            calls = message.setdefault("tool_calls", [])
+            if "id" in call:
+                calls.append({key: call[key] for key in ("id", "type", "function")})
+            else:
+                function = calls[call["index"]]["function"]
+                calls[-1]["function"] = function | {
+                    "arguments": function["arguments"] + call["function"]["arguments"]
+                }
         choice.setdefault("logprobs", None)
         if part.get("logprobs"):
             choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
             choice["logprobs"]["content"] += part["logprobs"]["content"]
         choice["finish_reason"] = part["finish_reason"]
+        if message.get("tool_calls") and not message["content"]:
+            message["content"] = None
 
 
 class TextReply(ChatReply):

@@ -17,6 +17,8 @@ MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16
 MAX_MESSAGES = 4096
 MAX_INPUTS = 256  # texts to embed
+MAX_TOOLS = 128
+MAX_DESCRIPTION = 4096  # characters
 MAX_TOKENS_LISTED = 1 << 17
 MAX_TOP_LOGPROBS = 20
 
@@ -107,24 +109,72 @@ class TextPart(Struct, tag_field="type", tag="text"):
     text: str
 
 
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Function(Struct):
+    name: FunctionName
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None  # always
+
+    @property
+    def schema(self):
+        """Of the arguments."""
+        return self.parameters or {"type": "object", "additionalProperties": False}
+
+    def about(self):
+        """What a model is told."""
+        return {"name": self.name, "description": self.description or "", "parameters": self.schema}
+
+
+class Tool(Struct, tag_field="type", tag="function"):
+    function: Function
+
+
+class FunctionOf(Struct):
+    name: FunctionName
+
+
+class NamedTool(Struct, tag_field="type", tag="function"):
+    function: FunctionOf
+
+
+class CalledFunction(Struct):
+    name: FunctionName
+    arguments: str  # JSON
+
+
+class ToolCall(Struct, tag_field="type", tag="function"):
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    function: CalledFunction
+
+
 class Message(Struct):
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
 
-    def as_dict(self, where):
-        """What a chat template takes."""
-        for field in ("tool_calls", "function_call"):
-            if getattr(self, field):
-                raise ApiError(400, f"{where}.{field}: not supported", param=f"{where}.{field}")
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        if content is None:
+    def text(self, where):
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        if self.content is None and not self.tool_calls:
             raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
-        message = {"role": self.role, "content": content}
+        return self.content or ""
+
+    def as_dict(self, where):
+        """What a chat template takes, without calls."""
+        if self.function_call:
+            field = f"{where}.function_call"
+            raise ApiError(400, f"{field}: not supported", param=field)
+        if self.tool_calls and self.role != "assistant":
+            field = f"{where}.tool_calls"
+            raise ApiError(400, f"{field}: of an assistant only", param=field)
+        message = {"role": self.role, "content": self.text(where)}
         return message if self.name is None else message | {"name": self.name}
 
 
@@ -137,6 +187,9 @@ class ChatRequest(Sampled):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     format_field = "response_format"
 

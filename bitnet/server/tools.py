@@ -1,0 +1,176 @@
+"""Function calls: how a model is told of tools, which grammar its calls follow, and their pieces.
+
+A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`, whatever the model; a
+constraint sees to it that nothing else begins with `<tool_call>` and that the arguments follow the
+function's schema.
+"""
+
+import json
+import re
+import secrets
+
+from .errors import ApiError
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+MOST_CALLS = 16  # of a reply
+ABOUT = (
+    "You can call functions. To call one, answer with nothing but\n"
+    f'{BEGIN}{{"name": NAME, "arguments": {{...}}}}{END}\n'
+    "once or several times. Results come in <tool_response>. The functions:\n"
+)
+_ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
+_HEAD = re.compile(r'<tool_call>\{"name": "([\w-]+)", "arguments": ')
+
+
+class Tools:
+    """Of one request. functions: [schema.Function]. choice: "none", "auto", "required" or a
+    function's name. parallel: whether a reply may have several calls."""
+
+    def __init__(self, functions, choice, parallel):
+        self._functions, self._choice, self._parallel = functions, choice, parallel
+        names = [function.name for function in functions]
+        for i, function in enumerate(functions):
+            where = f"tools[{i}].function"
+            if names.index(function.name) != i:
+                raise ApiError(400, f"{where}.name: {function.name} twice", param=f"{where}.name")
+            if function.schema.get("type") != "object":
+                where = f"{where}.parameters"
+                raise ApiError(400, f"{where}: its type must be object", param=where)
+        if choice not in ("none", "auto", "required", *names):
+            message = f"tool_choice: no function {choice!r} in tools"
+            raise ApiError(400, message, param="tool_choice")
+
+    @property
+    def may_call(self):
+        return self._choice != "none"
+
+    def tell(self, messages):
+        """The messages with what a model has to know in the first of them, a system message."""
+        told = ABOUT + "\n".join(json.dumps(f.about(), ensure_ascii=False) for f in self._functions)
+        messages = list(messages)
+        if messages and messages[0]["role"] in ("system", "developer"):
+            first = messages.pop(0)
+            told = f"{first['content']}\n\n{told}"
+            return [first | {"content": told}, *messages]
+        return [{"role": "system", "content": told}, *messages]
+
+    def grammar(self, style, schema=None):
+        """The grammar of a reply in llguidance's Lark.
+
+        style: how JSON is written, see grammar.py. schema: of a reply that is no call.
+        """
+        is_named = self._choice not in ("none", "auto", "required")
+        functions = [f for f in self._functions if not is_named or f.name == self._choice]
+        must_call = is_named or self._choice == "required"
+        most = MOST_CALLS if self._parallel and not is_named else 1
+        rules = [
+            "start: calls" if must_call else "start: text | calls",
+            f"calls: call{{1,{most}}}",
+            f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in range(len(functions)))}) "{END}"',
+        ]
+        for i, function in enumerate(functions):
+            head = json.dumps(f'{{"name": "{function.name}", "arguments": ')
+            rules += [f'f{i}: {head} a{i} "}}"', f"a{i}: {_json(function.schema, style)}"]
+        if not must_call and schema is None:
+            rules += ["text: TEXT", _ANY_TEXT]
+        elif not must_call:
+            rules.append(f"text: {_json(schema, style)}")
+        return "\n".join(rules)
+
+
+def _json(schema, style):
+    schema = {} if schema is True else schema
+    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+
+
+class Calls:
+    """The deltas of one choice: from its text, as it comes, content or calls."""
+
+    def __init__(self):
+        self._text, self._is_text = "", None  # what was not told yet; None: not known yet
+        self.n_calls = 0
+        self._depth = 0  # of braces in the arguments; 0: not in them
+        self._in_string = self._escaped = False
+
+    def push(self, text, is_last):
+        """Yield deltas: {"content": text} or {"tool_calls": [...]}."""
+        self._text += text
+        if self._is_text is None:
+            begins = self._text.startswith(BEGIN)
+            if not begins and BEGIN.startswith(self._text) and not is_last:
+                return
+            self._is_text = not begins
+        if self._is_text:
+            if self._text:
+                yield {"content": self._text}
+            self._text = ""
+            return
+        while True:
+            if not self._depth:
+                found = _HEAD.search(self._text)  # behind the end of the call before
+                if found is None or len(self._text) == found.end():
+                    return
+                self._text, self._depth = self._text[found.end() + 1 :], 1  # its brace is told here
+                self.n_calls += 1
+                function = {"name": found[1], "arguments": ""}
+                about = {"id": "call_" + secrets.token_hex(12), "type": "function"}
+                yield self._delta(about | {"function": function})
+                yield self._delta({"function": {"arguments": "{"}})
+            end = self._end_of_arguments()
+            told, self._text = self._text[:end], self._text[end:]
+            if told:
+                yield self._delta({"function": {"arguments": told}})
+            if self._depth:
+                return
+
+    def _delta(self, call):
+        return {"tool_calls": [{"index": self.n_calls - 1} | call]}
+
+    def _end_of_arguments(self):
+        """Where in the text the arguments end, or the text."""
+        for i, character in enumerate(self._text):
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._in_string = False
+            elif character == '"':
+                self._in_string = True
+            elif character in "{}":
+                self._depth += 1 if character == "{" else -1
+                if not self._depth:
+                    return i + 1
+        return len(self._text)
+
+
+def history(messages):
+    """Plain messages for a template from schema.Messages with calls and results in them.
+
+    Results that follow each other become one message of the user, as templates that want turns to
+    alternate take it. ApiError for a result without its call.
+    """
+    told, names, is_result = [], {}, False
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if message.role != "tool":
+            is_result = False
+            told.append(message.as_dict(where))
+            for call in message.tool_calls or ():
+                names[call.id] = call.function.name
+                content = json.dumps({"name": call.function.name}, ensure_ascii=False)[:-1]
+                arguments = f'{content}, "arguments": {call.function.arguments}}}'
+                told[-1]["content"] += f"{BEGIN}{arguments}{END}"
+            continue
+        if message.tool_call_id not in names:
+            message = f"{where}.tool_call_id: {message.tool_call_id!r} is of no call before it"
+            raise ApiError(400, message, param=f"{where}.tool_call_id")
+        result = {"name": names[message.tool_call_id], "content": message.text(where)}
+        text = f"<tool_response>{json.dumps(result, ensure_ascii=False)}</tool_response>"
+        if is_result:
+            told[-1]["content"] += "\n" + text
+        else:
+            told.append({"role": "user", "content": text})
+        is_result = True
+    return told
