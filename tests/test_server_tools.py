@@ -72,6 +72,15 @@ def test_the_function_that_is_named(completions):
         assert call.function.name == "now"
 
 
+def test_only_the_listed_arguments_are_written(completions):
+    listed = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    for seed in range(4):
+        tools = function(parameters=listed)
+        choice = ask(completions, seed, tools=tools, tool_choice="required").choices[0]
+        call = choice.message.tool_calls[0]
+        assert set(json.loads(call.function.arguments)) == {"a"}
+
+
 def test_a_call_that_is_cut_says_so(completions):
     choice = ask(completions, 1, tool_choice="required", max_tokens=40).choices[0]
     assert choice.finish_reason == "length"

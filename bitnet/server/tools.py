@@ -70,12 +70,18 @@ class Tools:
         ]
         for i, function in enumerate(functions):
             head = json.dumps(f'{{"name": "{function.name}", "arguments": ')
-            rules += [f'f{i}: {head} a{i} "}}"', f"a{i}: {_json(function.schema, style)}"]
+            rules += [f'f{i}: {head} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
         if not must_call and schema is None:
             rules += ["text: TEXT", _ANY_TEXT]
         elif not must_call:
             rules.append(f"text: {_json(schema, style)}")
         return "\n".join(rules)
+
+
+def _closed(schema):
+    """Where a schema only lists properties, no others are written: it is what its author means."""
+    is_list = schema.keys() <= {"type", "properties", "required", "title", "description"}
+    return schema | {"additionalProperties": False} if is_list else schema
 
 
 def _json(schema, style):
