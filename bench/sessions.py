@@ -37,6 +37,19 @@ def prefix(path, n_tokens, kv_dtype="f16", rounds=ROUNDS):
     return {"tokens": n_tokens, "fresh_s": median(fresh), "reused_s": median(reused)}
 
 
+def restart(path, n_tokens, rounds=ROUNDS):
+    """Seconds to the first token in a process's place that finds the prompt's prefix in a file."""
+    times, prompt = [], [1] * n_tokens
+    with tempfile.TemporaryDirectory() as folder:
+        with bitnet.load(path, prefix_folder=folder) as model:
+            model.generate(prompt, max_tokens=1, temperature=0)
+        for _ in range(rounds):
+            with bitnet.load(path, prefix_folder=folder) as model:
+                question = [*prompt, *range(QUESTION)]
+                times.append(seconds(model.generate, question, max_tokens=1, temperature=0))
+    return {"tokens": n_tokens, "from_file_s": median(times)}
+
+
 def saved(path, n_tokens, kv_dtype="f16", rounds=ROUNDS):
     """Seconds to read tokens, to save them, to restore them; and the bytes of the file."""
     read, save, restore = [], [], []
@@ -65,6 +78,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
     print(json.dumps(prefix(args.file, args.tokens, rounds=args.rounds)), flush=True)
+    print(json.dumps(restart(args.file, args.tokens, args.rounds)), flush=True)
     for kv_dtype in ("f16", "int8"):
         print(json.dumps(saved(args.file, args.tokens, kv_dtype, args.rounds)), flush=True)
 

@@ -14,6 +14,7 @@ from .engine import Engine, Request
 from .formats import FormatError
 from .generation import Limits, TextAssembler, check_ids
 from .model import Transformer
+from .prefix_files import PrefixFiles
 from .sampling import Sampling, make_sampler
 from .session import Session
 from .speculation import make_drafts
@@ -241,6 +242,16 @@ class Model:
         self._open_engine()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return report.measure(self._weights.mappings(), self._pool, self.measured, planned)
+
+    def keep_prefixes(self, folder, limit):
+        """Keep caches of finished sequences in files as well: see load's prefix_folder."""
+        engine, dtype = self._open_engine(), self._engine.kv_dtype
+        if engine.prefixes is None:
+            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
+        engine.prefixes.files = PrefixFiles(
+            folder, limit, self._weights.fingerprint(), dtype,
+            lambda: engine.transformer.new_cache(dtype=dtype),
+        )  # fmt: skip
 
     def close(self):
         """Cancel what runs and free everything now. May be repeated.

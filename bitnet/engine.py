@@ -199,7 +199,7 @@ class Engine:
         self.transformer, self.kv_dtype = transformer, kv_dtype
         self.is_fair = False
         self._pace = Pace()
-        self._prefixes = Prefixes() if prefix_cache else None
+        self.prefixes = Prefixes() if prefix_cache else None
         transformer.make_room = self._make_room
         self.slots = min(slots, transformer.max_batch)
         self._requests = []  # those not done, in order of arrival
@@ -303,8 +303,8 @@ class Engine:
             for request in tuple(self._requests):
                 request.is_cancelled = True
             self._drop_cancelled()
-            if self._prefixes is not None:
-                self._prefixes.clear()
+            if self.prefixes is not None:
+                self.prefixes.clear()
             self.transformer = None
 
     def after_fork(self):
@@ -358,28 +358,28 @@ class Engine:
 
     def _cache_for(self, request):
         """An empty cache, or a fork of one that holds the beginning of the prompt."""
-        if self._prefixes is not None:
+        if self.prefixes is not None:
             live = [
                 (r.tokens[: r.cache.length], r.cache)
                 for r in tuple(self._requests)
                 if r.cache is not None
             ]
-            cache, request.n_cached = self._prefixes.fork(request.tokens, live)
+            cache, request.n_cached = self.prefixes.fork(request.tokens, live)
             if cache is not None:
                 return cache
         return self.transformer.new_cache(dtype=self.kv_dtype)
 
     def _make_room(self):
         """Called where the pool is exhausted: whether something could be given back."""
-        return self._prefixes is not None and self._prefixes.drop_oldest()
+        return self.prefixes is not None and self.prefixes.drop_oldest()
 
     def _keep(self, request):
         """A finished request's cache becomes a prefix, within the memory of all slots."""
         cache, request.cache = request.cache, None
         limit = self.slots * cache.full_nbytes
-        self._prefixes.keep(request.tokens[: cache.length], cache)
+        self.prefixes.keep(request.tokens[: cache.length], cache)
         live = sum(r.cache.nbytes for r in tuple(self._requests) if r.cache is not None)
-        while self._prefixes.nbytes + live > limit and self._prefixes.drop_oldest():
+        while self.prefixes.nbytes + live > limit and self.prefixes.drop_oldest():
             pass
 
     def _plan(self):
@@ -474,7 +474,7 @@ class Engine:
     def _release(self, request):
         if request.cache is None:
             return
-        if self._prefixes is not None and request.completion is not None:
+        if self.prefixes is not None and request.completion is not None:
             return self._keep(request)
         cache, request.cache = request.cache, None
         cache.close()

@@ -40,6 +40,8 @@ def load(
     slots=1,
     layout="128x32",
     prefix_cache=True,
+    prefix_folder=None,
+    prefix_folder_limit="4GiB",
 ):
     """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
 
@@ -55,6 +57,8 @@ def load(
         do, "64x16" or "4row" (see docs/models.md).
     prefix_cache: keep the caches of finished sequences while the memory of all slots allows: a
         prompt that begins like one of them reads the rest only. Text is the same either way.
+    prefix_folder: a folder for those that memory has no room for, and for the next process with
+        this model; prefix_folder_limit: bytes of its files, those used longest ago are deleted.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
@@ -71,9 +75,16 @@ def load(
     path = BUNDLED_MODEL if path is None else hub.find(path)
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
+    folder_limit = parse_bytes("prefix_folder_limit", prefix_folder_limit)
     model = _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
     if threads is None:
         model.threads = None  # what the machine grants, also later on
+    if prefix_folder is not None:
+        try:
+            model.keep_prefixes(prefix_folder, folder_limit)
+        except BaseException:
+            model.close()
+            raise
     return model
 
 

@@ -6,16 +6,22 @@ with and without.
 
 import numpy as np
 
+from .state import common
+
 WORTH = (
     8  # tokens: forking copies a page of each layer, 2 ms in a 2B model, which reads 100 a second
 )
 
 
 class Prefixes:
-    """Kept caches with their tokens, the one used last at the end."""
+    """Kept caches with their tokens, the one used last at the end.
+
+    files (may be set): a PrefixFiles, which takes those that are dropped.
+    """
 
     def __init__(self):
         self._kept = []  # [(int array of tokens, cache)]
+        self.files = None
 
     def __len__(self):
         return len(self._kept)
@@ -55,6 +61,8 @@ class Prefixes:
             n = min(common(tokens, np.asarray(entry[0], np.int64)), len(tokens) - 1)
             if n > length and entry[1].start == 0:
                 best, length = entry, n
+        if self.files is not None and (found := self.files.load(tokens, length)):
+            return found
         if best is None:
             return None, 0
         for i, entry in enumerate(self._kept):
@@ -68,7 +76,10 @@ class Prefixes:
     def drop_oldest(self):
         """Close the one not used for longest; False if there is none."""
         if self._kept:
-            self._kept.pop(0)[1].close()
+            tokens, cache = self._kept.pop(0)
+            if self.files is not None:
+                self.files.save(tokens, cache)
+            cache.close()
             return True
         return False
 
@@ -76,10 +87,3 @@ class Prefixes:
         """Close all."""
         while self.drop_oldest():
             pass
-
-
-def common(a, b):
-    """How many tokens two sequences begin with alike."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

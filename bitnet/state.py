@@ -43,25 +43,14 @@ def load(path, cache, fingerprint):
     cache is too small, PoolExhausted if there is no memory. The cache is empty then.
     """
     file = gguf.GGUFFile(path)
-
-    def expect(key, value, limit):
-        found = file.metadata.get(key, "missing")
-        if not isinstance(found, str) or found != value:
-            raise FormatError(path, key, found, limit)
-
-    expect("general.architecture", ARCHITECTURE, "a file of Session.save")
-    expect("session.model", fingerprint, "the model it was saved with")
-    expect("session.dtype", cache.dtype, f"kv_dtype of this model, {cache.dtype}")
-    tokens = file.metadata.get("session.tokens")
-    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32 or not len(tokens):
-        raise FormatError(path, "session.tokens", type(tokens).__name__, "an array of token ids")
+    tokens = _tokens(file, cache.dtype, fingerprint)
     cache.reserve(len(tokens))
     try:
         pages = list(_pages(cache, len(tokens)))
         stored = [_page(file, cache, *page) for page in pages]
         if len(file.tensors) != len(pages):
             raise FormatError(path, "n_tensors", len(file.tensors), f"{len(pages)} pages")
-        expect("session.checksum", _checksum(tokens, stored), "of its tokens and pages")
+        _expect(file, "session.checksum", _checksum(tokens, stored), "of its tokens and pages")
         for page, data in zip(pages, stored, strict=True):
             cache.import_page(*page, data)
         cache.advance(len(tokens))
@@ -69,6 +58,35 @@ def load(path, cache, fingerprint):
         cache.reset()
         raise
     return tokens.tolist()
+
+
+def tokens_of(path, dtype, fingerprint):
+    """The token ids of a saved sequence, int32 (n,), its pages unread. FormatError as load."""
+    return _tokens(gguf.GGUFFile(path), dtype, fingerprint)
+
+
+def common(a, b):
+    """How many tokens two sequences begin with alike."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(different[0]) if len(different) else n
+
+
+def _tokens(file, dtype, fingerprint):
+    _expect(file, "general.architecture", ARCHITECTURE, "a file of Session.save")
+    _expect(file, "session.model", fingerprint, "the model it was saved with")
+    _expect(file, "session.dtype", dtype, f"kv_dtype of this model, {dtype}")
+    tokens = file.metadata.get("session.tokens")
+    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32 or not len(tokens):
+        found = type(tokens).__name__
+        raise FormatError(file.path, "session.tokens", found, "an array of token ids")
+    return tokens
+
+
+def _expect(file, key, value, limit):
+    found = file.metadata.get(key, "missing")
+    if not isinstance(found, str) or found != value:
+        raise FormatError(file.path, key, found, limit)
 
 
 def _pages(cache, length):

@@ -522,7 +522,7 @@ def test_names():
     load = inspect.signature(bitnet.load)
     assert str(load) == ("(path=None, *, threads=None, memory_limit=None, context=None, "
                          "kv_dtype='f16', mapping='map', slots=1, layout='128x32', "
-                         "prefix_cache=True)")
+                         "prefix_cache=True, prefix_folder=None, prefix_folder_limit='4GiB')")
     assert issubclass(FormatError, ValueError) and issubclass(PoolExhausted, MemoryError)
 
 

@@ -40,5 +40,6 @@ def test_what_bench_measures_of_sessions(tmp_path):
     sessions = bench("sessions")
     found = sessions.prefix(None, 200, rounds=2)
     assert found["reused_s"] > 0 and found["tokens"] == 200
+    assert sessions.restart(None, 200, rounds=1)["from_file_s"] > 0
     saved = sessions.saved(None, 200, "int8", rounds=1)
     assert saved["file_bytes"] > 2 * made.kv_bytes(bitnet.load().config, 128, "int8")

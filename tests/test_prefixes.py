@@ -59,7 +59,7 @@ def test_a_conversation_is_read_once():
         )
         text += bytes(done.token_ids).decode("latin-1")
         text = text.encode("ascii", "replace").decode() + f" turn {turn}: "
-    assert len(engine._prefixes) <= 5
+    assert len(engine.prefixes) <= 5
 
 
 def test_the_same_prompt_again_keeps_one_token_to_read():
@@ -67,7 +67,7 @@ def test_the_same_prompt_again_keeps_one_token_to_read():
     first, again = (complete(engine, SYSTEM)[0] for _ in range(2))
     assert again.token_ids == first.token_ids
     assert again.cached_tokens == again.prompt_tokens - 1
-    assert len(engine._prefixes) == 1
+    assert len(engine.prefixes) == 1
 
 
 def test_short_beginnings_are_not_worth_it():

@@ -25,6 +25,11 @@ def configure(parser):
                        metavar="N", help=f"0: a free one (default: {default.port})")
     group.add_argument("--slots", type=options.number(int, 1, 256), default=4, metavar="N",
                        help="sequences that run at once (default: 4)")
+    group.add_argument("--prefix-folder", metavar="FOLDER",
+                       help="keep what prompts begin with in files, for a restart and where "
+                            "memory has no room (default: in memory alone)")
+    group.add_argument("--prefix-folder-limit", type=options.size, default="4GiB", metavar="SIZE",
+                       help="bytes of those files at most (default: 4GiB)")
     group.add_argument("--queue", type=options.number(int, 0, 10000), default=default.queue,
                        metavar="N", help="sequences that may wait for a slot, "
                                          f"more are refused with 429 (default: {default.queue})")
@@ -53,5 +58,6 @@ def main(args):
     if chosen.model_name is None and args.words and not os.path.exists(args.words[0]):
         chosen = dataclasses.replace(chosen, model_name=args.words[0])  # a name of the hub
     keywords = options.load_keywords(args) | {"slots": args.slots}
+    keywords |= {name: getattr(args, name) for name in ("prefix_folder", "prefix_folder_limit")}
     serve(lambda: bitnet.load(*args.words, **keywords), chosen)
     return 0
