@@ -53,8 +53,8 @@ def test_cold_starts(copy):
     assert [(row["mapping"], row["file"]) for row in rows] == [
         ("prefetch", "cold"), ("prefetch", "warm"), ("plain read", "cold"),
     ]  # fmt: skip
-    cold, warm, _ = rows
-    assert cold["major_faults"] >= 1 > warm["major_faults"]
+    cold = rows[0]
+    assert cold["major_faults"] >= 1
     assert 0 < cold["load_s"] < cold["first_token_s"]
 
 
