@@ -1,9 +1,9 @@
 """What clients of a real server process meet: tokens a second, and the times until they come.
 
 python bench/bench_server.py [MODEL] [--clients 1 4 16] [--prompt-tokens 64] [--max-tokens 64]
-python bench/bench_server.py --peer 'COMMAND --port {port}': another OpenAI-compatible server, which
-is started and ended; or --peer http://HOST:PORT for one that runs. It gets words of three letters,
-each of them one token of the vocabulary of synthetic.py.
+python bench/bench_server.py MODEL --peer 'COMMAND --port {port}': another OpenAI-compatible server
+in turn with ours, part by part; --peer http://HOST:PORT for one that runs. Both get words of three
+letters, each of them one token of the vocabulary of synthetic.py.
 python bench/bench_server.py --soak 600: mixed load at twice the capacity, and what grew.
 """
 
@@ -45,7 +45,8 @@ class Peer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._host, self._port = free.getsockname()
         command = shlex.split(command_or_url.replace("{port}", str(self._port)))
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
         while not self._answers():
             if self._process.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended with status {self._process.returncode}")
@@ -74,7 +75,7 @@ class Peer:
 
 
 def prompts(args, n_tokens, n, seed=1):
-    """Prompts of random tokens, so that none begins like another; for a peer of words."""
+    """Prompts of random tokens, so that none begins like another; with a peer, of words."""
     draw = random.Random(seed)
     if args.peer:
         return ["".join(" " + "".join(draw.choices(LETTERS, k=3)) for _ in range(n_tokens))
@@ -120,15 +121,16 @@ def quantiles(values):
 
 
 def table(server, args):
-    """Times and tokens/s at every number of clients that send args.rounds requests in turn."""
+    """Times and tokens/s at every number of clients, who share args.requests, one each at least."""
     print("        first token, ms        between tokens, ms")
     print("clients    median      95 %      median      95 %   tokens/s   of one's")
     alone = None
     for n_clients in args.clients:
-        every = prompts(args, args.prompt_tokens, n_clients * args.rounds, n_clients)
+        n_each = max(1, args.requests // n_clients)
+        every = prompts(args, args.prompt_tokens, n_clients * n_each, n_clients)
 
-        def client(i, every=every):
-            own = every[i * args.rounds : (i + 1) * args.rounds]
+        def client(i, every=every, n=n_each):
+            own = every[i * n : (i + 1) * n]
             return [stream(server, prompt, args.max_tokens) for prompt in own]
 
         start = time.perf_counter()
@@ -157,9 +159,10 @@ def overhead(server, args):
 
 def prefix(server, args):
     """Time to first token of a prompt, and of the same again with an end of its own."""
-    whole = prompts(args, args.long_tokens, 3, 55)
-    first = [stream(server, prompt, 1)[0][0] for prompt in whole]
-    again = [stream(server, prompt[:-8] + prompt[-4:], 1)[0][0] for prompt in whole]
+    first, again = [], []
+    for prompt in prompts(args, args.long_tokens, 3, 55):
+        first.append(stream(server, prompt, 1)[0][0])
+        again.append(stream(server, prompt[:-8] + prompt[-4:], 1)[0][0])
     first, again = (1000 * statistics.median(times) for times in (first, again))
     print(
         f"first token of a prompt of {args.long_tokens}: {first:.1f} ms, "
@@ -173,21 +176,22 @@ def beside(server, args, n_streams=4):
 
     def add(n):
         nonlocal count
+        if is_over.is_set():
+            raise InterruptedError
         with lock:
             count += n
 
     def client(i):
-        for prompt in itertools.cycle(prompts(args, 8, 3, 900 + i)):
-            if is_over.is_set():
-                return
-            stream(server, prompt, args.stream_tokens, add)
+        with contextlib.suppress(InterruptedError):
+            for prompt in itertools.cycle(prompts(args, 8, 3, 900 + i)):
+                stream(server, prompt, args.stream_tokens, add)
 
     def window(during):
         before, start = count, time.perf_counter()
         during()
         return (count - before) / (time.perf_counter() - start)
 
-    long = prompts(args, args.long_tokens, args.rounds * 8, 33)
+    long = prompts(args, args.long_tokens, 64, 33)
     with ThreadPoolExecutor(n_streams) as pool:
         running = [pool.submit(client, i) for i in range(n_streams)]
         time.sleep(args.window / 2)  # their prompts are read
@@ -226,9 +230,9 @@ def main():
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--long-tokens", type=int, default=400, help="of a long prompt")
-    parser.add_argument("--stream-tokens", type=int, default=64, help="of streams beside it")
+    parser.add_argument("--stream-tokens", type=int, default=400, help="of streams beside it")
     parser.add_argument("--window", type=float, default=2, help="seconds to watch them")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=32, help="of each line of the table")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["table", "overhead", "prefix", "beside"])
     parser.add_argument("--peer", metavar="COMMAND|URL")
@@ -240,12 +244,17 @@ def main():
         with ServerProcess(*load, "--slots", 4, "--queue", 8) as server:
             return run_soak(server, args.soak)
     parts = {"table": table, "overhead": overhead, "prefix": prefix, "beside": beside}
-    if args.peer:
-        del parts["overhead"]
-    with Peer(args.peer) if args.peer else ServerProcess(*load, "--slots", 16) as server:
-        stream(server, *prompts(args, 2, 1), 2)  # pages of the file are read
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(ServerProcess(*load, "--slots", 16))]
+        if args.peer:
+            servers.append(stack.enter_context(Peer(args.peer)))
+            del parts["overhead"]
+        for server in servers:
+            stream(server, *prompts(args, 2, 1), 2)  # pages of the file are read
         for name, part in parts.items():
-            if name in args.only:
+            for server in servers if name in args.only else ():
+                if args.peer:
+                    print("peer:" if isinstance(server, Peer) else "bitnet:")
                 part(server, args)
                 sys.stdout.flush()
 

@@ -1,5 +1,6 @@
 """Attacks on a real server: prompts and templates that try to be more, models and schemas too."""
 
+import asyncio
 import hmac
 import itertools
 import json
@@ -15,6 +16,7 @@ from bitnet.formats import gguf
 from bitnet.loading import BUNDLED_MODEL
 from bitnet.server import guard
 from bitnet.server.options import Options
+from bitnet.server.run import _log_unhandled
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BEGIN, END, TURN = 2045, 2046, 2047  # the bundled model's special tokens
@@ -294,6 +296,18 @@ def test_nothing_leaks_between_requests(server):
     assert "xyzzy" not in json.dumps(again)
     for shown in (server.get("/metrics").body.decode(), server.log()):
         assert "xyzzy" not in shown and "plugh" not in shown
+
+
+def test_mistakes_are_logged_without_their_words(caplog):
+    """Of a task that nobody waits for, too: its message could quote a prompt."""
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(_log_unhandled)
+        asyncio.get_running_loop().call_soon(int, "xyzzy")
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert "ValueError at" in caplog.text and "xyzzy" not in caplog.text
 
 
 def test_the_server_is_well_after_all_of_it(server):

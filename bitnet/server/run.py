@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import Application
-from .log import log, set_up
+from .log import log, log_mistake, set_up
 from .worker import Worker
 
 MAX_CONNECTIONS = 512
@@ -102,6 +102,12 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
 
 
+def _log_unhandled(loop, context):
+    """asyncio's own handler would log the error's message, which could quote a request."""
+    if (error := context.get("exception")) is not None:
+        log_mistake(error)
+
+
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
@@ -110,6 +116,7 @@ class Server(uvicorn.Server):
         self._worker, self._model_name = worker, model_name
 
     async def startup(self, sockets=None):
+        asyncio.get_running_loop().set_exception_handler(_log_unhandled)
         self._worker.begin()
         await super().startup(sockets)
         host, port = sockets[0].getsockname()[:2]
