@@ -45,7 +45,7 @@ def ask(**fields):
     ({"messages": [{"role": "root", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-     "messages[0].tool_calls[0].type"),
+     "messages[0].tool_calls[0]"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, None),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
