@@ -191,27 +191,26 @@ def beside(server, args, n_streams=4):
         during()
         return (count - before) / (time.perf_counter() - start)
 
-    long = prompts(args, args.long_tokens, 64, 33)
+    long, waits, shares = iter(prompts(args, args.long_tokens, 2000, 33)), [], []
+
+    def read():
+        end = time.perf_counter() + args.window
+        while time.perf_counter() < end:
+            waits.append(stream(server, next(long), 1)[0][0])
+
     with ThreadPoolExecutor(n_streams) as pool:
         running = [pool.submit(client, i) for i in range(n_streams)]
-        time.sleep(args.window / 2)  # their prompts are read
-        alone = window(lambda: time.sleep(args.window))
-        end = time.perf_counter() + args.window
-
-        def read():
-            for prompt in long:
-                waits.append(stream(server, prompt, 1)[0][0])
-                if time.perf_counter() > end:
-                    return
-
-        waits = []
-        share = window(read) / alone
+        time.sleep(args.window)  # their prompts are read
+        for _ in range(5):
+            alone = window(lambda: time.sleep(args.window))
+            shares.append(window(read) / alone)
         is_over.set()
         for one in running:
             one.result()
     print(
-        f"{n_streams} streams: {alone:.1f} tokens/s, {100 * share:.0f} % of it while prompts of "
-        f"{args.long_tokens} are read (each in {statistics.median(waits):.2f} s)"
+        f"{n_streams} streams: {alone:.1f} tokens/s, {100 * statistics.median(shares):.0f} % of it "
+        f"({100 * min(shares):.0f}-{100 * max(shares):.0f}) while prompts of {args.long_tokens} "
+        f"are read (each in {statistics.median(waits):.2f} s)"
     )
 
 
