@@ -13,6 +13,7 @@ from bitnet.cache import PAGE
 import bitnet
 from bitnet import cpu, weights
 from bitnet.cli.bench import bytes_per_token
+from bitnet.head import Wanted
 
 DEPTHS = (128, 3968)  # and the context of 4096 has room for what is decoded
 N_DECODED = 4
@@ -35,34 +36,44 @@ def filled(transformer, dtype, depth):
     return cache
 
 
-@pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
-def test_decode_at_depth(synthetic_path, dtype, n_threads, timed, figures):
-    with bitnet.load(synthetic_path, threads=n_threads, kv_dtype=dtype) as model:
-        transformer = model._engine.transformer
-        shallow, deep = (filled(transformer, dtype, depth) for depth in DEPTHS)
-        token = np.zeros(1, np.int32)
+@pytest.fixture(params=THREADS, ids=lambda n: f"{n}t")
+def n_threads(request):
+    return request.param
 
-        def decode(cache):
-            length = cache.length
-            for _ in range(N_DECODED):
-                transformer.forward(token, [(cache, 1)])
-            cache.trim(length)
 
-        def reference():
-            begin = time.perf_counter()
-            decode(shallow)
-            return time.perf_counter() - begin
+@pytest.fixture(params=["f16", "int8"])
+def model(synthetic_path, n_threads, request):
+    with bitnet.load(synthetic_path, threads=n_threads, kv_dtype=request.param) as model:
+        yield model
 
-        decode(shallow)  # the first pass also looks for damaged weights
-        at_depth, at_once = timed(lambda: decode(deep), reference, rounds=7)
-        with weights.open(synthetic_path) as files:
-            used = bytes_per_token(files)
-        kv = [cache.nbytes for cache in (shallow, deep)]
-        figures(
-            tokens_s_128=N_DECODED / at_once,
-            tokens_s_3968=N_DECODED / at_depth,
-            kept=at_once / at_depth,
-            bound=(used + kv[0]) / (used + kv[1]),
-            kv_gb_s=(kv[1] - kv[0]) * N_DECODED / (at_depth - at_once) / 1e9,
-        )
+
+def test_decode_at_depth(model, synthetic_path, timed, figures):
+    transformer = model._engine.transformer
+    shallow, deep = (filled(transformer, model._engine.kv_dtype, depth) for depth in DEPTHS)
+    token = np.zeros(1, np.int32)
+
+    def decode(cache):
+        length = cache.length
+        for _ in range(N_DECODED):
+            transformer.forward(token, [(cache, 1)], wanted=[Wanted(1)])
+        cache.trim(length)
+
+    def reference():
+        begin = time.perf_counter()
+        decode(shallow)
+        return time.perf_counter() - begin
+
+    decode(shallow)  # the first pass also looks for damaged weights
+    at_depth, at_once = timed(lambda: decode(deep), reference, rounds=7)
+    with weights.open(synthetic_path) as files:
+        used = bytes_per_token(files)
+    kv = [cache.nbytes for cache in (shallow, deep)]
+    figures(
+        tokens_s_128=N_DECODED / at_once,
+        tokens_s_3968=N_DECODED / at_depth,
+        kept=at_once / at_depth,
+        bound=(used + kv[0]) / (used + kv[1]),
+        kv_gb_s=(kv[1] - kv[0]) * N_DECODED / (at_depth - at_once) / 1e9,
+    )
+    shallow.close()
+    deep.close()
