@@ -81,9 +81,12 @@ def test_only_the_listed_arguments_are_written(completions):
         assert set(json.loads(call.function.arguments)) == {"a"}
 
 
-def test_a_call_that_is_cut_says_so(completions):
-    choice = ask(completions, 1, tool_choice="required", max_tokens=40).choices[0]
-    assert choice.finish_reason == "length"
+@pytest.mark.parametrize(
+    "cut, reason", [({"max_tokens": 40}, "length"), ({"stop": "city"}, "stop")]
+)
+def test_a_call_that_is_cut_says_so(completions, cut, reason):
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    assert ask(completions, 1, tool_choice=named, **cut).choices[0].finish_reason == reason
 
 
 def test_text_and_calls_by_choice(completions):

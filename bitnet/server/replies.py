@@ -39,7 +39,7 @@ class ChatReply:
         if self._calls is not None:
             calls = self._calls.setdefault(event.index, Calls())
             deltas = list(calls.push(event.text, reason is not None))
-            if reason == "stop" and calls.n_calls:
+            if reason == "stop" and calls.are_whole:
                 reason = "tool_calls"
             if not deltas and reason is None and not event.logprobs:
                 return  # not known yet what it will be

@@ -98,6 +98,11 @@ class Calls:
         self._depth = 0  # of braces in the arguments; 0: not in them
         self._in_string = self._escaped = False
 
+    @property
+    def are_whole(self):
+        """Whether there are calls, and the last one has all of its arguments."""
+        return self.n_calls > 0 and not self._depth
+
     def push(self, text, is_last):
         """Yield deltas: {"content": text} or {"tool_calls": [...]}."""
         self._text += text
