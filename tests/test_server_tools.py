@@ -150,11 +150,15 @@ def of(**properties):
         ({"tools": of(a={"type": "array", "uniqueItems": True})}, "tools"),
         ({"tools": of(a={"$ref": "http://localhost/x"})}, "tools"),
         ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools"),
+        ({"tools": TOOLS, "response_format": {
+            "type": "json_schema", "json_schema": {"schema": False}}}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": TOOLS, "tool_choice": function(name="x")[0]}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a" * 129}]},
+         "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [
             {"id": "1", "type": "function", "function": NOW | {"arguments": "{}"}}]}]},
          "messages[0].tool_calls"),

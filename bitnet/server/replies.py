@@ -98,10 +98,9 @@ class ChatReply:
             if "id" in call:
                 calls.append({key: call[key] for key in ("id", "type", "function")})
             else:
-                function = calls[call["index"]]["function"]
-                calls[-1]["function"] = function | {
-                    "arguments": function["arguments"] + call["function"]["arguments"]
-                }
+                whole = calls[call["index"]]
+                arguments = whole["function"]["arguments"] + call["function"]["arguments"]
+                whole["function"] = whole["function"] | {"arguments": arguments}
         choice.setdefault("logprobs", None)
         if part.get("logprobs"):
             choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}

@@ -145,8 +145,11 @@ class CalledFunction(Struct):
     arguments: str  # JSON
 
 
+CallId = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
 class ToolCall(Struct, tag_field="type", tag="function"):
-    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    id: CallId
     function: CalledFunction
 
 
@@ -155,16 +158,14 @@ class Message(Struct):
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: CallId | None = None
     function_call: Any = None
 
     def text(self, where):
         """The content as one text."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
         if self.content is None and not self.tool_calls:
             raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
-        return self.content or ""
+        return _joined(self.content or "")
 
     def as_dict(self, where):
         """What a chat template takes, without calls."""
@@ -221,10 +222,8 @@ class InputMessage(Struct):
 
     def as_dict(self):
         """What a chat template takes; templates call a developer system."""
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": _joined(self.content)}
 
 
 class FlatSchemaFormat(JSONSchema, tag_field="type", tag="json_schema"):
@@ -287,6 +286,11 @@ class TokenizeRequest(Struct):
 class DetokenizeRequest(Struct):
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS_LISTED)]
     model: str | None = None
+
+
+def _joined(content):
+    """A message's content, a text or its parts, as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def parse(body, kind):

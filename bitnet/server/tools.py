@@ -19,7 +19,12 @@ ABOUT = (
     "once or several times. Results come in <tool_response>. The functions:\n"
 )
 _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
-_HEAD = re.compile(r'<tool_call>\{"name": "([\w-]+)", "arguments": ')
+_HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head writes
+
+
+def head(name):
+    """A call's JSON up to its arguments. Names need no escapes: schema.FunctionName."""
+    return f'{{"name": "{name}", "arguments": '
 
 
 class Tools:
@@ -69,8 +74,8 @@ class Tools:
             f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in range(len(functions)))}) "{END}"',
         ]
         for i, function in enumerate(functions):
-            head = json.dumps(f'{{"name": "{function.name}", "arguments": ')
-            rules += [f'f{i}: {head} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
+            begin = json.dumps(head(function.name))
+            rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
         if not must_call and schema is None:
             rules += ["text: TEXT", _ANY_TEXT]
         elif not must_call:
@@ -85,7 +90,8 @@ def _closed(schema):
 
 
 def _json(schema, style):
-    schema = {} if schema is True else schema
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
     return f"%json {json.dumps(schema | {'x-guidance': style})}"
 
 
@@ -170,13 +176,13 @@ def history(messages):
             told.append(message.as_dict(where))
             for call in message.tool_calls or ():
                 names[call.id] = call.function.name
-                content = json.dumps({"name": call.function.name}, ensure_ascii=False)[:-1]
-                arguments = f'{content}, "arguments": {call.function.arguments}}}'
-                told[-1]["content"] += f"{BEGIN}{arguments}{END}"
+                written = head(call.function.name) + call.function.arguments + "}"
+                told[-1]["content"] += f"{BEGIN}{written}{END}"
             continue
         if message.tool_call_id not in names:
-            message = f"{where}.tool_call_id: {message.tool_call_id!r} is of no call before it"
-            raise ApiError(400, message, param=f"{where}.tool_call_id")
+            field = f"{where}.tool_call_id"
+            text = f"{field}: {message.tool_call_id!r} is of no call before it"
+            raise ApiError(400, text, param=field)
         result = {"name": names[message.tool_call_id], "content": message.text(where)}
         text = f"<tool_response>{json.dumps(result, ensure_ascii=False)}</tool_response>"
         if is_result:
