@@ -36,3 +36,25 @@ def pytest_report_header():
 def cache_folder(tmp_path_factory):
     """Repacked weights go to a folder of this run, not to the user's cache."""
     os.environ["BITNET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_generate_tests(metafunc):
+    if "isa" in metafunc.fixturenames:
+        from bitnet import cpu
+        metafunc.parametrize("isa", cpu.supported(), indirect=True)
+
+
+@pytest.fixture
+def isa(request):
+    """Each instruction set that this CPU has, in use."""
+    from bitnet import dispatch
+    yield dispatch.use(request.param)
+    dispatch.use()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The bundled one."""
+    import bitnet
+    with bitnet.load() as one:
+        yield one

@@ -136,3 +136,10 @@ class ServerProcess:
         """Resident bytes of the process."""
         with open(f"/proc/{self.process.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def openai_client(server):
+    """OpenAI's own client of a server; skips where it is not installed."""
+    openai = pytest.importorskip("openai")
+    url = f"http://127.0.0.1:{server.port}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)

@@ -7,18 +7,12 @@ from bitnet.cache import KVCache
 from bitnet.memory import Pool
 from guard import guarded
 
-from bitnet import arrays, cpu, dispatch, ops
+from bitnet import arrays, ops
 from bitnet.rope import inverse_frequencies
 
 DTYPES = ["f32", "f16", "int8"]
 # From attention over what the pages hold, of the largest value: weights have 13 bits.
 BOUND = {"f32": 1e-6, "f16": 2.0**-14 + 1e-6, "int8": 2.0**-14 + 1e-6}
-
-
-@pytest.fixture(params=cpu.supported())
-def isa(request):
-    yield dispatch.use(request.param)
-    dispatch.use()
 
 
 def rng(*seed):

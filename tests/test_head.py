@@ -13,12 +13,6 @@ from bitnet.head import Wanted
 NONE = np.empty(0, np.int32)
 
 
-@pytest.fixture(params=cpu.supported())
-def isa(request):
-    yield dispatch.use(request.param)
-    dispatch.use()
-
-
 def bound(type, values):
     """(Rows, Screen) of float32 values (n_rows, n_cols), as a type keeps them."""
     data = np.ascontiguousarray(values, np.float32)

@@ -17,12 +17,6 @@ from bitnet import arrays, cpu, dispatch, ops
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
 
-@pytest.fixture(params=cpu.supported())
-def isa(request):
-    yield dispatch.use(request.param)
-    dispatch.use()
-
-
 def rng(*seed):
     return np.random.default_rng(seed)
 

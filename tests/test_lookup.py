@@ -5,13 +5,7 @@ import pytest
 import reference
 from guard import guarded
 
-from bitnet import arrays, cpu, dispatch, ops
-
-
-@pytest.fixture(params=cpu.supported())
-def isa(request):
-    yield dispatch.use(request.param)
-    dispatch.use()
+from bitnet import arrays, ops
 
 
 def linear(x, matrices, workspace, n_threads=1, add=False):

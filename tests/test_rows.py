@@ -12,12 +12,6 @@ IN_BLOCKS = [name for name, (n, _) in floats.BLOCKS.items() if n > 1]
 F16_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
-@pytest.fixture(params=cpu.supported())
-def isa(request):
-    yield dispatch.use(request.param)
-    dispatch.use()
-
-
 def rng(*seed):
     return np.random.default_rng(seed)
 

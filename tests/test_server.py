@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_process import NO_END, USER, ServerProcess
+from server_process import NO_END, USER, ServerProcess, openai_client
 
 import bitnet
 
@@ -21,16 +21,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def model():
-    with bitnet.load() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def client(server):
-    openai = pytest.importorskip("openai")
-    url = f"http://127.0.0.1:{server.port}/v1"
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    return openai_client(server)
 
 
 # ---------------------------------------------------------------------------------- OpenAI's client

@@ -12,20 +12,12 @@ import sys
 import pytest
 from server_process import NO_END, USER, ServerProcess
 
-import bitnet
-
 ASKED = USER[0]["content"]
 
 
 @pytest.fixture(scope="module")
 def server():
     with ServerProcess("--slots", 2) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def model():
-    with bitnet.load() as one:
         yield one
 
 

@@ -3,9 +3,7 @@
 import json
 
 import pytest
-from server_process import USER, ServerProcess
-
-import bitnet
+from server_process import USER, ServerProcess, openai_client
 
 ASKED = USER[0]["content"]
 SCHEMA = {
@@ -23,16 +21,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def model():
-    with bitnet.load() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def responses(server):
-    openai = pytest.importorskip("openai")
-    url = f"http://127.0.0.1:{server.port}/v1"
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0).responses
+    return openai_client(server).responses
 
 
 def options(seed, **more):

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from server_process import USER, ServerProcess
+from server_process import USER, ServerProcess, openai_client
 
 from bitnet.server.tools import Calls
 
@@ -32,9 +32,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def completions(server):
-    openai = pytest.importorskip("openai")
-    url = f"http://127.0.0.1:{server.port}/v1"
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0).chat.completions
+    return openai_client(server).chat.completions
 
 
 def ask(completions, seed, **more):
