@@ -1,8 +1,8 @@
 """Other engines on the same shape, each in turn with ours, round by round, in one run.
 
-llama.cpp by its Python package, where that is installed, on a TQ2_0 file written here. Any engine
-with a llama-bench program by LLAMA_BENCH (its path) and LLAMA_BENCH_MODEL (a file it reads; without
-it the I2_S file of these benchmarks).
+llama.cpp by its Python package, where that is installed, on a TQ2_0 file written here. Transformers
+in bfloat16, where that and torch are installed. Any engine with a llama-bench program by its path
+in LLAMA_BENCH, on the file LLAMA_BENCH_MODEL (without it the I2_S file of these benchmarks).
 """
 
 import json
@@ -54,6 +54,51 @@ class LlamaCpp:
         self._llama.close()
 
 
+class Transformers:
+    """Transformers in bfloat16, in this process. Its weights are dense, 4.8 GB: what it runs where
+    nothing has to be unpacked or made ternary on the way, which would only take longer."""
+
+    def __init__(self, n_threads):
+        import torch
+        import transformers
+
+        shape = synthetic.Shape()
+        config = transformers.BitNetConfig(
+            hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            vocab_size=shape.vocab, tie_word_embeddings=True,
+        )  # fmt: skip
+        torch.set_num_threads(n_threads)
+        self._torch, self._new_cache = torch, transformers.DynamicCache
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        self._model, self._cache = model.eval(), None
+        self.about = f"transformers {transformers.__version__}, torch {torch.__version__}, bfloat16"
+
+    def _feed(self, ids):
+        with self._torch.inference_mode():
+            ids = self._torch.tensor([ids])
+            self._model(input_ids=ids, past_key_values=self._cache, logits_to_keep=1)
+
+    def prefill(self, n_tokens):
+        self._cache = self._new_cache()
+        return seconds_of(lambda: self._feed([*range(1, n_tokens + 1)]))
+
+    def decode(self, n_tokens):
+        if self._cache is None or self._cache.get_seq_length() < N_CONTEXT:
+            self.prefill(N_CONTEXT)
+        if more := self._cache.get_seq_length() - N_CONTEXT:
+            self._cache.crop(-more)
+
+        def steps():
+            for token in range(1, n_tokens + 1):
+                self._feed([token])
+
+        return seconds_of(steps)
+
+    def close(self):
+        self._model = self._cache = None
+
+
 class LlamaBench:
     """A llama-bench program."""
 
@@ -90,11 +135,15 @@ def model(synthetic_path, request):
         yield model
 
 
-@pytest.fixture(scope="module", params=["llama-cpp-python", "llama-bench"])
+@pytest.fixture(scope="module", params=["llama-cpp-python", "transformers", "llama-bench"])
 def peer(model, request, synthetic_path):
     if request.param == "llama-cpp-python":
         pytest.importorskip("llama_cpp")
         peer = LlamaCpp(request.getfixturevalue("tq2_0_path"), model.threads)
+    elif request.param == "transformers":
+        pytest.importorskip("torch")
+        pytest.importorskip("transformers")
+        peer = Transformers(model.threads)
     else:
         if "LLAMA_BENCH" not in os.environ:
             pytest.skip("LLAMA_BENCH names no program")
