@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from . import head
 from .cache import ContextFull, check_window
 from .generation import Completion, check_ids
 from .pace import SHARED_ROWS, Pace, in_halves, in_order
@@ -83,11 +82,12 @@ class Request:
         most = min(most, rest - 1, self.cache.capacity - len(self.tokens))
         self.draft = self.drafts.propose(self.tokens, most) if most > 0 else []
 
-    def wanted(self):
-        """Of which logits the next tokens depend, a head.Wanted; None for all of them."""
+    def wanted(self, n):
+        """Of which logits each of the next n tokens depends, [head.Wanted or None]."""
         if self.n_logprobs is not None or self.constraint is not None:
-            return None
-        return self.sampler.wanted([*(self._seen or self._counts), *self.draft])
+            return [None] * n
+        ids = [*(self._seen or self._counts), *self.draft]
+        return [self.sampler.wanted(len(self.tokens) + i, ids) for i in range(n)]
 
     def advance(self, logits):
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.
@@ -447,9 +447,9 @@ class Engine:
         sequences = [(request.cache, n) for request, n in batch]
         lengths = [cache.length for cache, _ in sequences]
         try:
-            parts = ((r.wanted(), n) for (r, _), n in zip(batch, logits, strict=True))
+            rows = (w for (r, _), n in zip(batch, logits, strict=True) for w in r.wanted(n))
             return self.transformer.forward(
-                self._token_ids[:n_rows], sequences, logits=logits, wanted=head.for_rows(parts)
+                self._token_ids[:n_rows], sequences, logits=logits, wanted=rows
             )
         except BaseException:
             for (cache, _), length in zip(sequences, lengths, strict=True):

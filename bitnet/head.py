@@ -17,21 +17,38 @@ NAMES = ("lm_head.screen", "lm_head.screen_bounds")  # of the tensors in a sidec
 MOST_BEST, MOST_ROWS, MOST_COLS = SCREEN_LIMITS
 
 
+NO_IDS = np.empty(0, np.int32)
+
+
 class Wanted(NamedTuple):
     """Which logits of a row are wanted: the n best and those equal to the least of them, those
-    that are less than it by margin at most, and those of ids (int32)."""
+    that are less than it by margin at most, and those of ids (int32).
+
+    draw: None, or arguments of ops.sample behind the logits. Then it is those by which that draws
+    the same id as out of all, and with n > 1 (only without top_p and min_p) the n - 1 next ones.
+    """
 
     n: int
     margin: float = 0.0
-    ids: np.ndarray = np.empty(0, np.int32)
+    ids: np.ndarray = NO_IDS
+    draw: tuple | None = None
 
 
-def for_rows(parts):
-    """The Wanted of each row, from (Wanted or None, rows) of each sequence; None if one is."""
-    parts = [(wanted, n) for wanted, n in parts if n]
-    if any(wanted is None for wanted, _ in parts):
-        return None
-    return [wanted for wanted, n in parts for _ in range(n)]
+class Patience:
+    """When to do without the screen: once it was of no use twice in a row, for 1, 2, 4 ... 16 steps
+    after each further time."""
+
+    def __init__(self):
+        self._n_useless = self._n_left = 0
+
+    def is_over(self):
+        """Whether this step does without; to be asked once a step."""
+        self._n_left -= self._n_left > 0
+        return self._n_left > 0
+
+    def record(self, was_useful):
+        self._n_useless = 0 if was_useful else self._n_useless + 1
+        self._n_left = 1 + min(16, 2 ** (self._n_useless - 2)) if self._n_useless > 1 else 0
 
 
 def is_worth_it(type_name, shape):

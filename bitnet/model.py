@@ -14,7 +14,7 @@ from .arrays import Batch, Codes, Linear, Matrix, Norm, Rope, Rows, Screen
 from .cache import KVCache
 from .families import FAMILIES
 from .formats import FormatError
-from .head import MOST_ROWS
+from .head import MOST_ROWS, Patience
 from .memory import PoolExhausted
 from .rope import inverse_frequencies
 
@@ -68,7 +68,7 @@ class Transformer:
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
-        self.screen = self._screen(weights)
+        self.screen, self._patience = self._screen(weights), Patience()
         self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
         block = FAMILIES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
@@ -183,9 +183,10 @@ class Transformer:
         sequences: list of (KVCache, n_tokens). logits: "last" gives float32 (n_sequences, vocab),
         "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
         how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
-        and valid until the next call. wanted: None, or a head.Wanted for each row of logits: others
-        may be ops.screened, the least float32. after_layer(i, hidden) is called behind each layer
-        with float32 (n, hidden), to look at.
+        and valid until the next call. wanted: None, or an iterable, read where there is a screen,
+        of a head.Wanted for each row of logits, None for all: others may be ops.screened, the least
+        float32. after_layer(i, hidden) is called behind each layer with float32 (n, hidden), to
+        look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
@@ -230,13 +231,23 @@ class Transformer:
         out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
             out = self._matrix(n, self.vocab_size, "logits")
-        if wanted and self.screen and n <= MOST_ROWS and not is_hidden:
-            ops.screen(out, self.lm_head, self.screen, s.normed, batch, wanted)
-        elif not is_hidden:
+        if not is_hidden and not self._is_screened(out, s.normed, batch, wanted):
             ops.head(out, self.lm_head, s.normed, batch)
         view = out.array()[:n]                                              # (n, vocab)
         view.flags.writeable = False
         return view
+
+    def _is_screened(self, out, x, batch, wanted):
+        """Whether out has the logits that are wanted, by the screen."""
+        n = batch.n_tokens
+        if not (wanted is not None and self.screen and n <= MOST_ROWS) or self._patience.is_over():
+            return False
+        rows = list(wanted)
+        if None in rows:
+            return False
+        counts = ops.screen(out, self.lm_head, self.screen, x, batch, rows)
+        self._patience.record(2 * counts.count(self.vocab_size) <= n)
+        return True
 
     def _prefetch(self, layer):
         """Ask for the pages of a layer, or of the head behind the last one."""

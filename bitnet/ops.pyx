@@ -10,6 +10,7 @@ import numpy as np
 
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, fabs, nextafterf, sqrt
+from libc.math cimport exp as exp_of_double
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -421,6 +422,7 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py
                                n_rows, rows.n_cols)
 
 
+include "gumbel.pxi"
 include "screen.pxi"
 
 

@@ -1,8 +1,7 @@
 """From logits to a token: parameters, and a sampler made once from them. Knows no text.
 
-The same seed gives the same token on every CPU and in any batch: one random number for each
-position, out of a counter; our own exp; sums one after the other in float64; ties go to the lowest
-id.
+The same seed gives the same token on every CPU and in any batch: the random numbers of a position
+are out of a counter, exp and logarithm are our own, sums have one order, ties go to the lowest id.
 """
 
 import math
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from . import ops
-from .head import MOST_BEST, Wanted
+from .head import MOST_BEST, NO_IDS, Wanted
 
 SEEDS = 1 << 64
 COLDEST = 1e-4  # below, the quotient of two logits' difference would overflow float32; taken as 0
@@ -31,7 +30,6 @@ _LIMITS = {
     "seed": (0, SEEDS - 1, True),
 }
 _MAX_BIASES = 4096
-_ROWS = 256
 _local = threading.local()  # work arrays, which malloc would map and clear for every token
 
 
@@ -83,15 +81,14 @@ def _check(name, value, least, greatest, least_allowed):
 class Sampler:
     """Chooses tokens; made by make_sampler, has no state, and may be shared by sequences.
 
-    seed: the one in use. needs: what it must see of the logits: "greedy" (the best), "top_k" (the
-    top_k best, in order) or "full". adjusts: whether it changes logits before that. penalises,
-    counts: whether it wants to know which tokens the text has, and how often they were generated.
+    seed: the one in use. top_k: 1 if it takes the most likely token. adjusts: whether it changes
+    logits before that. penalises, counts: whether it wants to know which tokens the text has, and
+    how often they were generated.
     """
 
     def __init__(self, sampling, seed, bias):
         self.seed = seed
         self.top_k = 1 if sampling.temperature < COLDEST else sampling.top_k
-        self.needs = "greedy" if self.top_k == 1 else "top_k" if self.top_k else "full"
         self._penalty = np.float32(sampling.repetition_penalty)
         self.penalises = sampling.repetition_penalty != 1
         self._presence = np.float32(sampling.presence_penalty)
@@ -99,8 +96,8 @@ class Sampler:
         self.counts = bool(self._presence or self._frequency)
         self._bias_ids, self._biases = bias
         self.adjusts = self.penalises or self.counts or len(self._bias_ids) > 0
-        self._temperature = np.float32(sampling.temperature)
-        self._top_p, self._min_p = sampling.top_p, np.float32(sampling.min_p)
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._min_p = sampling.min_p
 
     def __call__(self, logits, position, seen=(), counts=None, allowed=None):
         """The token for a position, from float32 logits (vocab,), which are not changed.
@@ -113,29 +110,35 @@ class Sampler:
         check_finite(logits, position)
         if self.adjusts or allowed is not None:
             logits = self.adjust(logits, seen, counts, allowed)
-        if self.needs == "greedy":
+        if self.top_k == 1:
             return ops.argmax(logits)
-        if self.needs == "top_k":
-            ids = best(logits, self.top_k)
-            return int(ids[self.choose(logits[ids], position)])
-        return self.choose(logits, position, ordered=False)
+        ids = _possible(logits)
+        if self.top_k:
+            chosen = best(logits if ids is None else logits[ids], self.top_k)
+            ids = chosen.astype(np.int32) if ids is None else ids[chosen]
+        return ops.sample(logits, *self._draw(position), ids)
 
-    def wanted(self, ids=()):
+    def _draw(self, position):
+        """Arguments of ops.sample."""
+        return self.seed, position, self._temperature, self._top_p, self._min_p
+
+    def wanted(self, position, ids=()):
         """Of which logits the choice depends, a head.Wanted; None for all of them.
 
         ids: those whose logits penalties change. Each may put one of the best behind another.
         """
-        if not self.adjusts and self.top_k:
-            return Wanted(self.top_k) if self.top_k <= MOST_BEST else None
-        if self.top_k:
+        changed = NO_IDS
+        if self.adjusts:
             ids = np.union1d(self._bias_ids, np.fromiter(ids, np.intp, len(ids)))
-            n = self.top_k + len(ids)
-            return Wanted(n, 0.0, ids.astype(np.int32)) if n <= MOST_BEST else None
-        if self.adjusts or self._top_p < 1 or not self._min_p:
+            changed = ids.astype(np.int32)
+        n = (self.top_k or 1) + len(changed)
+        if n > MOST_BEST:
             return None
-        # rounding moves a quotient and its exp by less than 1e-6 of them
-        margin = 1e-5 - (1 + 1e-5) * math.log(self._min_p)
-        return Wanted(1, float(self._temperature) * margin)
+        if self.top_k:
+            return Wanted(n, 0.0, changed)
+        if self.adjusts and (self._top_p < 1 or self._min_p):
+            return None
+        return Wanted(n, 0.0, changed, self._draw(position))
 
     def adjust(self, logits, seen, counts=None, allowed=None):
         """The logits with penalties and biases, -inf where nothing is allowed.
@@ -160,37 +163,6 @@ class Sampler:
             raise ValueError("logit_bias: it forbids every token that may come")
         return logits
 
-    def choose(self, logits, position, ordered=True):
-        """An index into candidates' logits (n,). ordered: whether they come best first."""
-        top = logits[0] if ordered else logits.max()
-        distances = _work("distances", len(logits), np.float32)
-        with np.errstate(over="ignore"):  # of logits near the greatest float32
-            np.subtract(logits, top, out=distances)
-            np.divide(distances, self._temperature, out=distances)
-        weights = ops.exp(distances, _work("weights", len(logits), np.float32))  # the best is 1
-        kept = None
-        if self._top_p < 1:
-            kept = self._nucleus(distances, weights, ordered)
-            weights = weights[kept]
-        if self._min_p:
-            np.copyto(weights, 0, where=_mask(np.less, weights, self._min_p))
-        chosen = draw(weights, uniform(self.seed, position))
-        return chosen if kept is None else int(kept[chosen])
-
-    def _nucleus(self, distances, weights, ordered):
-        """Indices of the most likely that together reach top_p, best first."""
-        goal = self._top_p * total(weights)
-        for nearest in (-np.inf,) if ordered else (-3, -5, -7, -10, -15, -np.inf):
-            ids = np.flatnonzero(_mask(np.greater_equal, distances, np.float32(nearest)))
-            if not ordered:
-                if weights[ids].sum() < 0.999 * goal:
-                    continue  # sorting a whole vocabulary takes 20 ms: no more than needed
-                ids = ids[np.argsort(-distances[ids], kind="stable")]
-            sums = np.cumsum(weights[ids], dtype=np.float64)
-            if sums[-1] >= goal:
-                break
-        return ids[: int(np.searchsorted(sums, goal)) + 1]
-
 
 def make_sampler(sampling, vocab_size):
     """A Sampler from its parameters. A seed of None is drawn from the operating system.
@@ -208,43 +180,6 @@ def make_sampler(sampling, vocab_size):
     return Sampler(sampling, int(seed), (ids, biases))
 
 
-def uniform(seed, position):
-    """The random number in [0, 1) that belongs to a position, float64: a multiple of 2**-53."""
-    generator = np.random.Philox(key=seed, counter=position)
-    return (int(generator.random_raw()) >> 11) * 2.0**-53
-
-
-def draw(weights, number):
-    """The index that a number in [0, 1) falls on, each as wide as its weight (float32, >= 0)."""
-    sums, lines = _sums(weights)
-    target = number * sums[-1]
-    line = int(np.searchsorted(sums, target, side="right"))
-    inside = lines[:, line]
-    rest = target - (sums[line - 1] if line else 0.0)
-    # rest may be rounded up to the sum of the line: the last that adds to it is meant then
-    row = min(np.searchsorted(inside, rest, side="right"), np.searchsorted(inside, inside[-1]))
-    return int(row) * len(sums) + line
-
-
-def total(weights):
-    """The sum of weights, float32 (n,), in float64 and always in the same order."""
-    return _sums(weights)[0][-1]
-
-
-def _sums(weights):
-    """Sums up to each line's end, and within each line: float64 (n_lines,) and (_ROWS, n_lines).
-
-    Weight i is row i // n_lines of line i % n_lines. One sum after the other, as NumPy's cumsum is
-    defined, but all lines at once: 3 times as fast for a vocabulary of 128k.
-    """
-    n_lines = -(-len(weights) // _ROWS)
-    flat = _work("lines", _ROWS * n_lines, np.float64)
-    lines = flat.reshape(_ROWS, n_lines)
-    flat[: len(weights)], flat[len(weights) :] = weights, 0
-    np.cumsum(lines, axis=0, out=lines)
-    return np.cumsum(lines[-1]), lines
-
-
 def _work(name, n, dtype):
     """An array (n,) of undefined contents, one for each name and thread."""
     array = getattr(_local, name, None)
@@ -257,6 +192,13 @@ def _work(name, n, dtype):
 def _mask(compare, *values):
     """What a comparison gives, bool (n,), in the work array of masks."""
     return compare(*values, out=_work("mask", len(values[0]), bool))
+
+
+def _possible(logits):
+    """The ids (int32) of logits that are neither ops.screened nor -inf; None where many are."""
+    there = _mask(np.greater, logits, ops.screened)
+    few = 16 * np.count_nonzero(there) < len(there)
+    return np.flatnonzero(there).astype(np.int32) if few else None
 
 
 def best(logits, n):

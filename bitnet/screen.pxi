@@ -18,9 +18,35 @@
 #
 # Let L be the k-th greatest lower bound. The k-th greatest logit is at least L, so each of the k
 # best, and each equal to the k-th, has an upper bound of at least L: all of them are computed.
+#
+# A token drawn from all of them is the best one of logit / T + noise (gumbel.pxi): bounds of T
+# times the noise are added to those of the logits, and the rest is the same.
+#
+# With top_p a draw depends on the sum of all weights e^(logit / T) too. Rows whose upper bounds
+# reach a threshold are computed and weigh M; by their upper bounds the others weigh at most R. If
+# logits from the threshold on, all of which are there, weigh top_p (M + R) or more, then none of
+# the others is of the most likely that reach top_p. If moreover the same id is drawn whether the
+# sum is M or M + R, it is that of all rows: with the sum the most likely that reach top_p only
+# become more, and who wins among many and belongs to few wins among the few. Otherwise all rows
+# are computed.
+
+cdef enum:
+    TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
 
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
+
+cdef struct Aim:            # which logits of a row are wanted: head.Wanted
+    Py_ssize_t n
+    double margin
+    double noise                        # the temperature by which the noise counts, 0: not at all
+    double top_p                        # 1: no sum is needed
+    Draw draw                           # key, temperature and least
+
+cdef struct Tail:           # of a row: the logits that are not computed
+    double threshold                    # greater than each of them
+    double greatest                     # of all upper bounds
+    double weight                       # that they have at most, in units of e^(greatest / T)
 
 cdef struct Bound:          # of one input: |logit - estimate| <= E error + N rest + least
     double step                         # t
@@ -34,46 +60,132 @@ def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix
            Batch batch not None, list wanted not None):
     """Logits out[i] of those that can be among the best, as head gives them; else ``screened``.
 
-    wanted: (n, margin, ids) for each row of x: its n best logits, and those equal to the least of
-    them, less margin (>= 0), are wanted, and those of ids. Where more than a quarter of the rows
-    may be that, or the input is not finite, all of them are there.
+    wanted: a head.Wanted for each row of x. Where more than a quarter of the rows may be that, or
+    the input is not finite, or a draw cannot be settled, all of them are there.
     Returns how many logits of each row are there.
     """
     cdef Py_ssize_t c, t, n, n_tokens = batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
     cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n_tokens // 16)
     cdef Bound bounds[SCREEN_TOKENS]
-    cdef double threshold, margin
-    cdef const int32_t[::1] ids
+    cdef Aim aims[SCREEN_TOKENS]
     if (n_tokens > min(out.n_rows, x.n_rows, SCREEN_TOKENS) or out.n_cols != rows.n_rows
             or x.n_cols != rows.n_cols or copy.n_rows != rows.n_rows or copy.n_cols != rows.n_cols
             or len(wanted) != n_tokens):
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
                          f"x {x.n_rows} x {x.n_cols}, {n_tokens} wanted, {len(wanted)} said how")
     for t in range(n_tokens):
+        aims[t] = aim_of(wanted[t])
         bounds[t] = screen_input(&copy.inputs[t, 0], x.data + t * x.n_cols, x.n_cols)
     if team == 1:
         for c in range(n_chunks):
-            screen_chunk(out, copy, bounds, n_tokens, c)
+            screen_chunk(out, copy, bounds, aims, n_tokens, c)
     else:
         for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
-            screen_chunk(out, copy, bounds, n_tokens, c)
+            screen_chunk(out, copy, bounds, aims, n_tokens, c)
     counts = []
     for t in range(n_tokens):
-        n, margin, ids = wanted[t]
-        if not (1 <= n <= SCREEN_BEST and margin >= 0):
-            raise ValueError(f"wanted: {n} best, limit {SCREEN_BEST}, margin {margin}")
-        threshold = lower_bound(out, copy, bounds, t, n) - margin
-        n = keep(out, copy, t, threshold, ids)
-        if n >= 0:
-            rescore(out, rows, copy, x, t, n, batch.n_threads)
-        else:
+        n = screen_row(out, rows, copy, x, &bounds[t], &aims[t], t, wanted[t].ids, batch.n_threads)
+        if n < 0:
             n = rows.n_rows
             for c in prange(n_chunks, nogil=True, schedule="guided",
                             num_threads=threads_for(batch.n_threads, n * rows.n_cols // 8)):
                 head_chunk(out, rows, x, t, 1, c)
         counts.append(n)
     return counts
+
+
+cdef Aim aim_of(wanted) except *:
+    cdef Aim aim
+    memset(&aim, 0, sizeof(Aim))
+    aim.n, aim.margin, aim.top_p = wanted.n, wanted.margin, 1
+    if wanted.draw is not None:
+        seed, position, temperature, aim.top_p, min_p = wanted.draw
+        aim.draw = draw_of(seed, position, temperature, min_p)
+        if min_p:       # who is as likely as that competes; distances are off by 1e-14 of them
+            aim.margin = aim.draw.temperature * (1e-9 - (1 + 1e-9) * aim.draw.least)
+        elif aim.top_p >= 1:
+            aim.noise = temperature
+        if not (temperature > 0 and (aim.n == 1 or aim.noise)):
+            raise ValueError(f"wanted: {wanted}")
+    if not (1 <= aim.n <= SCREEN_BEST and aim.margin >= 0):
+        raise ValueError(f"wanted: {aim.n} best, limit {SCREEN_BEST}, margin {aim.margin}")
+    return aim
+
+
+cdef Py_ssize_t screen_row(Matrix out, Rows rows, Screen copy, Matrix x, const Bound* b, Aim* aim,
+                           Py_ssize_t token, const int32_t[::1] ids, int n_threads) except? -2:
+    """Logits in the place of bounds: how many are there, -1 if those are not enough."""
+    cdef float* logits = out.data + token * out.n_cols
+    cdef double best = lower_bound(out, copy, b, aim, token)
+    cdef Tail tail
+    cdef Py_ssize_t n
+    tail.threshold = best - aim.margin
+    if aim.top_p < 1:
+        tail = tail_of(logits, out.n_cols, aim, best)
+    n = keep(out, copy, token, tail.threshold, ids)
+    if n >= 0:
+        rescore(out, rows, copy, x, token, n, n_threads)
+        if aim.top_p < 1 and not is_settled(logits, copy, aim, &tail, n):
+            return -1
+    return n
+
+
+cdef Tail tail_of(const float* upper, Py_ssize_t n, const Aim* aim, double best) noexcept nogil:
+    """The least likely rows: a quarter of what top_p leaves out, if the others had lower weights
+    than their upper bounds by what half of the distance from best to the greatest is worth.
+
+    best: the greatest lower bound; a row whose logit may be greater is not among them.
+    """
+    cdef int32_t counts[TAIL_BINS]
+    cdef double weights[TAIL_BINS]
+    cdef double scale = 8 / aim.draw.temperature, total = 0, share
+    cdef Py_ssize_t r, i
+    cdef Tail tail
+    tail.greatest, tail.weight = -INFINITY, 0
+    for r in range(n):
+        if upper[r] < INFINITY:
+            tail.greatest = max(tail.greatest, <double>upper[r])
+    memset(counts, 0, sizeof(counts))
+    for r in range(n):
+        if upper[r] < INFINITY:         # others are computed in any case
+            counts[bin_of((tail.greatest - upper[r]) * scale)] += 1
+    for i in range(TAIL_BINS):
+        weights[i] = counts[i] * exp_of_double(-i / 8.0)
+        total += weights[i]
+    share = 0.25 * (1 - aim.top_p) * exp_of_double((best - tail.greatest) * scale / 16)
+    i = TAIL_BINS - 1
+    while i > bin_of((tail.greatest - best) * scale) and (
+            tail.weight + weights[i] <= share * total):
+        tail.weight += weights[i]
+        i -= 1
+    tail.threshold = -INFINITY          # the last bin has all that are further away
+    if i < TAIL_BINS - 1:
+        tail.threshold = tail.greatest - (i + 1) / scale
+        tail.threshold -= 1e-12 * (fabs(tail.threshold) + fabs(tail.greatest))  # a bin's edge
+    return tail
+
+
+cdef inline Py_ssize_t bin_of(double distance) noexcept nogil:
+    return <Py_ssize_t>distance if distance < TAIL_BINS else TAIL_BINS - 1
+
+
+cdef bint is_settled(const float* logits, Screen copy, Aim* aim, const Tail* tail,
+                     Py_ssize_t n) noexcept nogil:
+    """Whether what is drawn from the survivors is what would be drawn from all rows.
+
+    Sums in another order differ by less than 1e-9, float32 weights from what bins say by 1e-5.
+    """
+    cdef Draw d = aim.draw
+    cdef double rest
+    among(&d, logits, copy.n_rows, &copy.survivors[0], n)
+    if not -INFINITY < d.top < INFINITY:
+        return True
+    rest = (1 + 1e-4) * tail.weight * exp_of_double((tail.greatest - d.top) / d.temperature)
+    if mass(&d, tail.threshold, d.n_ids) < (
+            (1 + 1e-9) * aim.top_p * (mass(&d, -INFINITY, d.n_ids) + rest)):
+        return False
+    return drawn(&d, aim.top_p, rest, 1e-9) >= 0
 
 
 cdef Bound screen_input(int16_t* codes, const float* x, Py_ssize_t n) noexcept nogil:
@@ -119,15 +231,25 @@ cdef inline double lower_of(float upper, double around) noexcept nogil:
     return upper - 2 * around - 2.0**-22 * fabs(upper) - 2.0**-125
 
 
-cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t n_tokens,
-                       Py_ssize_t chunk) noexcept nogil:
+cdef inline double spread_of(const Aim* aim, Py_ssize_t r, double* upper) noexcept nogil:
+    """Add the noise's upper bound; how far it may be below."""
+    cdef const float* noise
+    if not aim.noise:
+        return 0
+    noise = noise_bounds(fraction(random_bits(aim.draw.key, r)))
+    upper[0] += aim.noise * (noise[0] + BOUND_ERROR)
+    return aim.noise * (noise[0] - noise[1] + 2 * BOUND_ERROR)
+
+
+cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* aims,
+                       Py_ssize_t n_tokens, Py_ssize_t chunk) noexcept nogil:
     """Upper bounds of a chunk's logits into out, and the greatest of their lower bounds."""
     cdef Py_ssize_t t, r, first = chunk * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, copy.n_rows - first)
     cdef int64_t dots[CHUNK]
     cdef const float* row
     cdef float* upper
-    cdef double around, exact, best
+    cdef double around, exact, spread, best
     for t in range(n_tokens):
         kernels.screen_dot(dots, &copy.codes[first, 0], &copy.inputs[t, 0], n_rows, copy.n_cols)
         upper = out.data + t * out.n_cols + first
@@ -136,27 +258,28 @@ cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t 
             row = &copy.bounds[first + r, 0]
             around = radius(row, &bounds[t])
             exact = row[0] * bounds[t].step * <double>dots[r] + around
+            spread = spread_of(&aims[t], first + r, &exact)
             upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)     # rounds by half that
-            best = max(best, lower_of(upper[r], around))
+            best = max(best, lower_of(upper[r], around) - spread)
         copy.best[t, chunk] = best
 
 
-cdef double lower_bound(Matrix out, Screen copy, const Bound* bounds, Py_ssize_t token,
-                        Py_ssize_t n) noexcept nogil:
+cdef double lower_bound(Matrix out, Screen copy, const Bound* b, const Aim* aim,
+                        Py_ssize_t token) noexcept nogil:
     """The n-th greatest lower bound of a row's logits, -inf where there are fewer."""
     cdef double heap[SCREEN_BEST]       # the least of the n greatest comes first
-    cdef double value
+    cdef double value, unused = 0
     cdef Py_ssize_t c, r, i
-    for i in range(n):
+    for i in range(aim.n):
         heap[i] = -INFINITY
     for c in range(copy.best.shape[1]):
         if copy.best[token, c] <= heap[0]:
             continue
         for r in range(c * CHUNK, min((c + 1) * CHUNK, copy.n_rows)):
             value = lower_of(out.data[token * out.n_cols + r],
-                             radius(&copy.bounds[r, 0], &bounds[token]))
+                             radius(&copy.bounds[r, 0], b)) - spread_of(aim, r, &unused)
             if value > heap[0]:
-                sift(heap, n, value)
+                sift(heap, aim.n, value)
     return heap[0]
 
 

@@ -40,7 +40,7 @@ def check(full, part, wanted):
     """Everything wanted is there, and everything that is there is right."""
     there = part.view(np.uint32) != np.float32(ops.screened).view(np.uint32)
     assert part[there].tobytes() == full[there].tobytes()
-    n, margin, ids = wanted
+    n, margin, ids, _ = wanted
     assert there[ids].all()
     assert there[~np.isfinite(full)].all()
     finite = np.sort(full[np.isfinite(full)])[::-1]
@@ -151,11 +151,115 @@ def test_nothing_is_lost(data):
     check(full[0], part[0], Wanted(n, margin, ids))
 
 
+def check_draws(table, screen, x, draws, n_threads=1):
+    """Each gives the same id as from the full head: how many logits that took."""
+    wanted = [Wanted(1, draw=draw) for draw in draws]
+    full, part, counts = both(table, screen, np.tile(x, (len(draws), 1)), wanted, n_threads)
+    for i, draw in enumerate(draws):
+        there = part[i].view(np.uint32) != np.float32(ops.screened).view(np.uint32)
+        assert there.sum() == counts[i]
+        assert part[i][there].tobytes() == full[i][there].tobytes()
+        if -np.inf < full[i].max() < np.inf:
+            assert ops.sample(part[i], *draw) == ops.sample(full[i], *draw)
+    return counts
+
+
+DRAWS = [
+    (temperature, top_p, min_p)
+    for temperature in (0.1, 0.7, 1.0, 2.0)
+    for top_p, min_p in ((1, 0), (0.9, 0), (0.5, 0), (0.99, 0), (1e-9, 0), (1, 0.05), (0.9, 0.1))
+]
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 4.0], ids=["flat", "between", "peaked"])
+def test_draws_are_those_of_the_full_head(isa, spread):
+    """28 draws from each of 20 rows, of which most are settled by a part of the logits."""
+    table, screen = bound("F16", random_rows(3000, 64) * spread / 8)
+    counts = {draw: [] for draw in DRAWS}
+    for position, x in enumerate(random_rows(20, 64, 3)):
+        found = check_draws(table, screen, x, [(5, position, *draw) for draw in DRAWS], 2)
+        for draw, count in zip(DRAWS, found, strict=True):
+            counts[draw].append(count)
+    plain = np.array([counts[t, 1, 0] for t in (0.7, 1.0, 2.0)])
+    assert plain.max() < 750
+    if spread > 1:
+        assert np.mean([counts[t, p, 0] for t in (0.7, 1.0) for p in (0.5, 0.9)]) < 1000
+
+
+def test_draws_with_ids_whose_logits_change(isa):
+    """As many more of the noisiest are there as ids could be moved behind others."""
+    table, screen = bound("F16", random_rows(2000, 64) / 8)
+    for position, x in enumerate(random_rows(30, 64, 4)):
+        ids = np.random.default_rng(position).integers(0, 2000, 5).astype(np.int32)
+        draw = (9, position, 1.0, 1.0, 0.0)
+        full, part, (count,) = both(table, screen, x, [Wanted(6, 0.0, ids, draw)])
+        assert count < 500
+        for change in (-100, 0, 5):
+            full[0, ids] += np.float32(change)
+            part[0, ids] += np.float32(change)
+            assert ops.sample(part[0], *draw) == ops.sample(full[0], *draw)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_no_draw_is_changed(data):
+    """Rows and inputs of any size, some of them close to one another, any parameters."""
+    n_rows, n_cols = data.draw(st.integers(1, 600)), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    rows = rng.standard_normal((n_rows, n_cols)) * data.draw(magnitudes)
+    if data.draw(st.booleans()):  # copies that differ in the last bits
+        rows[:] = rows[:1] * (1 + rng.integers(-3, 4, rows.shape) * 2.0**-11)
+    if data.draw(st.booleans()):  # a few that are far more likely than the rest
+        rows[:: data.draw(st.integers(1, 50))] *= 3
+    x = rng.standard_normal(n_cols) * data.draw(magnitudes)
+    draws = [
+        (
+            data.draw(st.integers(0, (1 << 64) - 1)),
+            data.draw(st.integers(0, 1 << 31)),
+            data.draw(st.sampled_from([1e-4, 0.3, 1.0, 3.0, 100.0])),
+            data.draw(st.sampled_from([1e-300, 0.1, 0.5, 0.9, 0.999, 1 - 2**-53, 1.0])),
+            data.draw(st.sampled_from([0, 0, 1e-300, 0.01, 1])),
+        )
+        for _ in range(8)
+    ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        table, screen = bound(data.draw(st.sampled_from(head.TYPES)), rows.astype(np.float32))
+        check_draws(table, screen, x.astype(np.float32), draws)
+
+
+def test_draws_from_rows_that_are_not_finite(isa):
+    rows = random_rows(300, 128)
+    rows[7, 3] = np.nan
+    table, screen = bound("F32", rows)
+    for draw in ((1, 2, 1.0, 1.0, 0.0), (1, 2, 1.0, 0.9, 0.0), (1, 2, 1.0, 1.0, 0.5)):
+        full, part, _ = both(table, screen, random_rows(1, 128, 2), [Wanted(1, draw=draw)])
+        assert np.isnan(part[0, 7])
+
+
+def test_patience_grows_with_every_step_of_no_use():
+    patience, skipped = head.Patience(), []
+    for _ in range(8):
+        patience.record(False)
+        skipped.append(0)
+        while patience.is_over():
+            skipped[-1] += 1
+    assert skipped == [0, 1, 2, 4, 8, 16, 16, 16]
+    patience.record(True)
+    assert not patience.is_over()
+    patience.record(False)
+    assert not patience.is_over()
+
+
 def test_arguments_out_of_range():
     table, screen = bound("F16", random_rows(30, 32))
     for wanted in (Wanted(0), Wanted(2000), Wanted(1, -1.0), Wanted(1, np.nan)):
         with pytest.raises(ValueError, match="best, limit 1024"):
             both(table, screen, np.ones(32), [wanted])
+    for draw in ((1, 0, 0.0, 1.0, 0.0), (1, 0, np.nan, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="^wanted: "):
+            both(table, screen, np.ones(32), [Wanted(1, draw=draw)])
+    with pytest.raises(ValueError, match="^wanted: "):
+        both(table, screen, np.ones(32), [Wanted(2, draw=(1, 0, 1.0, 0.9, 0.0))])
     with pytest.raises(ValueError, match="token id 30"):
         both(table, screen, np.ones(32), [Wanted(1, 0.0, np.array([30], np.int32))])
     with pytest.raises(ValueError, match="1 wanted, 2 said how"):
@@ -181,6 +285,10 @@ REQUESTS = [
     {"temperature": 1.5, "top_k": 3, "frequency_penalty": 1.0, "seed": 4},
     {"temperature": 1.2, "min_p": 0.05, "seed": 5},
     {"temperature": 0.8, "top_p": 0.8, "seed": 6},
+    {"temperature": 0.9, "top_p": 0.95, "min_p": 0.02, "seed": 8},
+    {"temperature": 1.0, "seed": 7},
+    {"temperature": 1.0, "repetition_penalty": 1.2, "seed": 9},
+    {"temperature": 0.9, "seed": 10, "speculative": "ngram"},
     {"temperature": 0, "speculative": "ngram", "repetition_penalty": 1.1},
 ]
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.sampling import COLDEST, Sampling, best, draw, make_sampler, total, uniform
+from bitnet import ops
+from bitnet.sampling import COLDEST, Sampling, best, make_sampler
 
 VOCAB = 1000
 
@@ -42,9 +43,6 @@ def test_greedy_takes_the_first_of_equals():
     assert sampler(7)(logits, 0) == 3
     assert sampler(7, temperature=COLDEST / 2)(logits, 0) == 3
     assert sampler(7, temperature=5, top_k=1)(logits, 0) == 3
-    assert sampler().needs == "greedy"
-    assert sampler(temperature=1, top_k=5).needs == "top_k"
-    assert sampler(temperature=1).needs == "full"
 
 
 @pytest.mark.parametrize("parameters", [
@@ -73,21 +71,68 @@ def test_top_p_over_a_vocabulary_that_is_not_sorted_whole():
     assert set(np.flatnonzero(drawn(choose, logits, 500))) <= set(expected)
 
 
-@pytest.mark.parametrize("n", [1, 255, 256, 257, 1000, 8200])
-def test_draws_follow_the_weights(n):
-    weights = np.ones(n, np.float32)
-    weights[1::2] = 0
-    assert total(weights) == pytest.approx(weights.sum(dtype=np.float64), rel=1e-12)
-    found = {draw(weights, number) for number in np.linspace(0, 1 - 2**-53, n + 2)}
-    assert found == set(range(0, n, 2))
-    assert draw(np.eye(1, n, n - 1, dtype=np.float32)[0], 1 - 2**-53) == n - 1
+def split_mix(start, i):
+    """Number i of SplitMix64 (Steele, Lea and Flood 2014, figure 16)."""
+    x = (start + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
+    return mixed(x)
 
 
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600),
-       st.floats(0, 1, exclude_max=True))
-def test_a_weight_of_zero_is_never_drawn(weights, number):
-    weights = np.array([*weights, 1], np.float32)
-    assert weights[draw(weights, number)] > 0
+def mixed(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def noise(seed, position, n):
+    """Gumbel noise of ids 0 to n - 1."""
+    key = split_mix(mixed(seed), position)
+    v = [((split_mix(key, i) >> 12) + 0.5) * 2.0**-52 for i in range(n)]
+    return np.array([-math.log(-math.log1p(-x)) for x in v])
+
+
+def test_split_mix_is_the_published_one():
+    """The first numbers of Java's SplittableRandom(1234567)."""
+    numbers = [split_mix(1234567, i) for i in range(3)]
+    assert numbers == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_p": 0.8}, {"top_p": 0.3, "min_p": 0.2}])
+def test_the_greatest_sum_of_logit_and_noise_wins(parameters):
+    for position, temperature in ((p, t) for p in range(60) for t in (0.2, 1.0, 30.0)):
+        logits = some_logits(position, n=400)
+        chances = allowed(logits, temperature, **parameters)
+        keys = logits / temperature + noise(77, position, 400)
+        expected = max(chances, key=lambda i: keys[i])  # noqa: B023
+        choose = sampler(400, temperature=temperature, seed=77, **parameters)
+        assert choose(logits, position) == expected
+
+
+def test_noise_at_both_ends_of_its_range():
+    """Ids with the least and greatest of 200,000 numbers win where they should."""
+    n = 200_000
+    g = noise(3, 0, n)
+    assert ops.sample(np.zeros(n, np.float32), 3, 0, 1.0) == g.argmax()
+    low, high = int(g.argmin()), int(g.argmax())
+    assert g[low] < -2.4 and g[high] > 10
+    for difference, winner in ((0.001, low), (-0.001, high)):
+        logits = np.full(n, -100, np.float32)
+        logits[low], logits[high] = g[high] - g[low] + difference, 0
+        assert ops.sample(logits, 3, 0, 1.0) == winner
+
+
+def test_ids_that_may_be_drawn():
+    logits = some_logits()
+    ids = np.array([700, 3, 41], np.int32)
+    drawn_of = {ops.sample(logits, 1, p, 5.0, ids=ids) for p in range(50)}
+    assert drawn_of == set(ids.tolist())
+    for bad in ([1000], [-1]):
+        with pytest.raises(ValueError, match=f"token id {bad[0]} is not in 0..999"):
+            ops.sample(logits, 1, 0, 1.0, ids=np.array(bad, np.int32))
+    for arguments in ((0.0,), (math.nan,), (1.0, 0.0), (1.0, 1.0, 1.5), (1.0, 1.0, 0.0, ids[:0])):
+        with pytest.raises(ValueError, match="temperature"):
+            ops.sample(logits, 1, 0, *arguments)
+    with pytest.raises(ValueError, match="the greatest logit is inf"):
+        ops.sample(np.array([0, np.inf], np.float32), 1, 0, 1.0)
 
 
 def test_the_same_seed_and_position_give_the_same_token():
@@ -100,12 +145,9 @@ def test_the_same_seed_and_position_give_the_same_token():
 
 
 def test_draws_that_must_never_change():
-    assert [uniform(7, p) for p in (0, 1, 4096)] == [
-        0.8720734548204873, 0.0828426870273763, 0.9103692901757624]
-    assert uniform(2**64 - 1, 2**31) == uniform(2**64 - 1, 2**31) < 1
     logits = (np.arange(1000) * 7919 % 1000).astype(np.float32) / 100
     tokens = [sampler(temperature=0.9, top_p=0.95, seed=11)(logits, p) for p in range(6)]
-    assert tokens == [25, 136, 963, 383, 533, 235]
+    assert tokens == [459, 741, 791, 963, 668, 915]
 
 
 def test_a_seed_is_drawn_where_none_is_given():
