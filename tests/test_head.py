@@ -232,7 +232,7 @@ def test_draws_from_rows_that_are_not_finite(isa):
     rows[7, 3] = np.nan
     table, screen = bound("F32", rows)
     for draw in ((1, 2, 1.0, 1.0, 0.0), (1, 2, 1.0, 0.9, 0.0), (1, 2, 1.0, 1.0, 0.5)):
-        full, part, _ = both(table, screen, random_rows(1, 128, 2), [Wanted(1, draw=draw)])
+        _, part, _ = both(table, screen, random_rows(1, 128, 2), [Wanted(1, draw=draw)])
         assert np.isnan(part[0, 7])
 
 
@@ -256,9 +256,9 @@ def test_arguments_out_of_range():
         with pytest.raises(ValueError, match="best, limit 1024"):
             both(table, screen, np.ones(32), [wanted])
     for draw in ((1, 0, 0.0, 1.0, 0.0), (1, 0, np.nan, 1.0, 0.0)):
-        with pytest.raises(ValueError, match="^wanted: "):
+        with pytest.raises(ValueError, match=r"^wanted: "):
             both(table, screen, np.ones(32), [Wanted(1, draw=draw)])
-    with pytest.raises(ValueError, match="^wanted: "):
+    with pytest.raises(ValueError, match=r"^wanted: "):
         both(table, screen, np.ones(32), [Wanted(2, draw=(1, 0, 1.0, 0.9, 0.0))])
     with pytest.raises(ValueError, match="token id 30"):
         both(table, screen, np.ones(32), [Wanted(1, 0.0, np.array([30], np.int32))])

@@ -102,7 +102,7 @@ def test_the_greatest_sum_of_logit_and_noise_wins(parameters):
         logits = some_logits(position, n=400)
         chances = allowed(logits, temperature, **parameters)
         keys = logits / temperature + noise(77, position, 400)
-        expected = max(chances, key=lambda i: keys[i])  # noqa: B023
+        expected = max(chances, key=lambda i: keys[i])
         choose = sampler(400, temperature=temperature, seed=77, **parameters)
         assert choose(logits, position) == expected
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,12 +17,14 @@ from .worker import Worker
 MAX_CONNECTIONS = 512
 MAX_HEADER_BYTES = 16 << 10
 KEEP_ALIVE_SECONDS = 15
+SWITCH_SECONDS = 5e-4  # the event loop waits so long for the engine; Python's 5 ms are 20 steps
 
 
 def run(load, options):
     """See serve."""
     with _bound(options) as listener, load() as model:
         set_up()
+        sys.setswitchinterval(SWITCH_SECONDS)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
