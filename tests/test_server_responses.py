@@ -47,8 +47,8 @@ def test_a_cut_response_is_incomplete(responses):
 
 
 def test_the_events_of_a_stream(responses):
-    whole = responses.create(input=ASKED, max_output_tokens=30, **options(4))
-    with responses.stream(input=ASKED, max_output_tokens=30, **options(4)) as stream:
+    whole = responses.create(input=ASKED, max_output_tokens=30, **options(3))
+    with responses.stream(input=ASKED, max_output_tokens=30, **options(3)) as stream:
         events = list(stream)
         final = stream.get_final_response()
     assert final.output_text == whole.output_text
