@@ -11,7 +11,8 @@ PACKAGE = ROOT / "bitnet"
 ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "linear",
          "gumbel", "screen", "ops", "waiting", "report", "formats", "families", "config", "head",
          "sidecar", "hub", "source", "weights", "chat", "vocabulary", "tokenizer",
-         "tokenizer_files", "targets", "convert", "rope", "model", "memory_plan", "sampling", "generation", "state",
+         "tokenizer_files", "targets", "convert", "rope", "model", "memory_plan", "sampling",
+         "generation", "state",
          "prefix_files", "prefixes", "pace", "speculation", "engine", "scoring", "embedding",
          "verify", "session", "api", "loading", "__init__", "server", "cli", "__main__"]
 
