@@ -127,11 +127,13 @@ cdef uint32_t screen_answer(const Kernels* k, uint32_t hashed, const int8_t* row
     cdef int16_t x[2 * (COLS - 5)]
     cdef int8_t* planes = <int8_t*>(x + COLS - 5)
     cdef int64_t dots[N_TOKENS]
+    cdef int64_t total = 0
     cdef Py_ssize_t i
     for i in range(COLS - 5):
         planes[i], planes[COLS - 5 + i] = rows[i], rows[i + 5] // 2
         x[i] = <int16_t>(128 * planes[i] + planes[COLS - 5 + i])
-    k.screen_dot(dots, rows, x, N_TOKENS, COLS - 5)
+        total += x[i]
+    k.screen_dot(dots, rows, x, total, N_TOKENS, COLS - 5)
     return mix(hashed, dots, sizeof(dots))
 
 
@@ -158,12 +160,12 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
         for i in range(5 * DIM):
             q[i] = x[700 + i] / 256                     # so that no weight is nearly 1
         k.rope(q, x + 100, x + 200, t == 1, DIM)
-        view = View(&pages[0], 5, types[t], 1, DIM, 3, 4 * 128 + 29, 2 if t else 0, x + 100,
+        view = View(&pages[0], 5, types[t], 1, DIM, 0, 3, 4 * 128 + 29, 2 if t else 0, x + 100,
                     x + 200, t == 1)
-        k.attention(y, q, &view, 0, 5)
+        k.attention(y, q, &view, NULL, 5)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
         for i in range(3 if t else 2):
-            k.attention_part(found + i * 5 * (DIM + 2), q, &view, i, 0, 5)
+            k.attention_part(found + i * 5 * (DIM + 2), q, &view, &view, i, 5)
         k.attention_merge(y, found, 3 if t else 2, 5, DIM)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
     return hashed

@@ -39,19 +39,26 @@ def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
                          f"{weights.n_rows} from column {column}")
     cdef Lookup lookup = lookup_of(weights, batch, team)
-    cdef Py_ssize_t begin = lookup.n_tokens
+    cdef Py_ssize_t n_done = lookup.n_tokens
+    cdef Arrivals arrivals
     if team == 1:
         for c in range(lookup.n_items):
             lookup_item(out, weights, x, batch, add, column, &lookup, c, 0)
-        for c in range(weights.n_chunks if begin < batch.n_tokens else 0):
-            linear_chunk(out, weights, x, begin, batch.n_tokens, add, column, c)
+        for c in range(weights.n_chunks if n_done < batch.n_tokens else 0):
+            linear_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
         return
-    for c in prange(lookup.n_items, nogil=True, schedule="dynamic", num_threads=team):
-        lookup_item(out, weights, x, batch, add, column, &lookup, c, threadid())
-    if begin == batch.n_tokens:
-        return
-    for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
-        linear_chunk(out, weights, x, begin, batch.n_tokens, add, column, c)
+    if n_done:
+        begin(&arrivals, team)
+        for c in prange(lookup.n_items, nogil=True, schedule="dynamic", num_threads=team):
+            lookup_item(out, weights, x, batch, add, column, &lookup, c, threadid())
+            arrive(&arrivals, threadid())
+        crowd.end(&arrivals, team)
+    if n_done < batch.n_tokens:
+        begin(&arrivals, team)
+        for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
+            linear_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
+            arrive(&arrivals, threadid())
+        crowd.end(&arrivals, team)
 
 
 cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:

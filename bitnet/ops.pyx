@@ -41,7 +41,7 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 
 cdef enum:
     READ_CHUNK = 1 << 18                # bytes
-    WORTH = 100000                      # ns of work on one core for which other threads are woken
+    WORTH = 20000                       # ns of work on one core for which other threads are woken
     SPAN = 512                          # positions that attention's kernels sum apart
     MAX_HEAD_DIM = 1024                 # of attention's kernels
 
@@ -61,15 +61,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-cdef inline int threads_for(int n_threads, Py_ssize_t nanoseconds) noexcept nogil:
-    """Threads for work that takes one core about so long.
+include "team.pxi"
 
-    An empty region of two threads costs 8 us, and 200 us where another process has the core.
+
+cdef inline int threads_for(int n_threads, Py_ssize_t work) noexcept nogil:
+    """Threads for work that takes one core about so many nanoseconds.
+
+    An empty region of two threads costs 1 us, 16 to 50 where one is to be woken.
     """
     cdef int n_allowed = omp_get_max_threads()
-    if forked or nanoseconds < WORTH:
+    if n_threads == 1 or forked or work < WORTH:
         return 1
-    return min(n_threads, n_allowed) if n_allowed < n_offered else n_threads
+    if n_allowed < n_offered:
+        n_threads = min(n_threads, n_allowed)
+    return crowd.size_at(n_threads, nanoseconds() if crowd.left_out else 0)
 
 
 cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t want,
@@ -259,21 +264,21 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
                          f"{batch.max_tokens} and {batch.max_sequences} x {batch.head_dim // 2}")
     if batch.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"head_dim is {batch.head_dim}, limit: {MAX_HEAD_DIM}")
-    team = threads_for(batch.n_threads, attention_work(batch, window) * group // 4)
+    team = threads_for(batch.n_threads, attention_work(batch, window) * group // 16)
     n_parts = most_parts(batch, window)
     if n_items % team and n_parts > 1 and n_items * n_parts * size <= batch.found.shape[0]:
         for i in prange(n_items * n_parts, nogil=True, schedule="dynamic", num_threads=team):
-            attention_part(qkv, layer, rope, batch, group, window, i // n_parts, i % n_parts,
+            attention_part(qkv, layer, rope, batch, group, window, n_parts, i, team,
                            &batch.found[i * size])
         for i in range(n_items):
             merge_parts(out, batch, group, window, i, &batch.found[i * n_parts * size])
         return
     if team == 1:
         for i in range(n_items):
-            attention_item(out, qkv, layer, rope, batch, group, window, i)
+            attention_item(out, qkv, layer, rope, batch, group, window, i, 1)
         return
     for i in prange(n_items, nogil=True, schedule="dynamic", num_threads=team):
-        attention_item(out, qkv, layer, rope, batch, group, window, i)
+        attention_item(out, qkv, layer, rope, batch, group, window, i, team)
 
 
 cdef Py_ssize_t first_seen(Batch batch, Py_ssize_t row, Py_ssize_t window) noexcept nogil:
@@ -291,13 +296,15 @@ cdef Py_ssize_t attention_work(Batch batch, Py_ssize_t window) noexcept:
 
 
 cdef View view_of(Py_ssize_t layer, Rope rope, Batch batch, Py_ssize_t window,
-                  Py_ssize_t r) noexcept nogil:
-    """What a row sees."""
+                  Py_ssize_t item) noexcept nogil:
+    """What an item sees."""
+    cdef Py_ssize_t r = item // batch.n_kv_heads
     cdef Py_ssize_t turn = batch.max_tokens + batch.sequence_of[r]
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     cdef View view
     view.pages, view.n_pages = s.pages + layer * s.n_pages, s.n_pages
     view.type, view.n_kv_heads, view.head_dim = batch.type, batch.n_kv_heads, batch.head_dim
+    view.kv_head = item % batch.n_kv_heads
     view.first, view.last = first_seen(batch, r, window), batch.positions[r]
     view.n_sinks = s.n_sinks if view.first == s.start else 0    # the model's own window hides them
     view.cosines, view.sines = &rope.turns[0, turn, 0], &rope.turns[1, turn, 0]
@@ -320,24 +327,40 @@ cdef Py_ssize_t most_parts(Batch batch, Py_ssize_t window) noexcept nogil:
     return most
 
 
-# An item is one row and one key head, with the query heads that share it.
+# An item is one row and one key head, with the query heads that share it. After each, a thread gets
+# about the one ``ahead`` further on, whose keys are asked for meanwhile.
 cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch,
-                         Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
-    cdef Py_ssize_t column = kv_head * n_group * batch.head_dim
-    cdef View view = view_of(layer, rope, batch, window, r)
+                         Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item,
+                         Py_ssize_t ahead) noexcept nogil:
+    cdef Py_ssize_t r = item // batch.n_kv_heads
+    cdef Py_ssize_t column = item % batch.n_kv_heads * n_group * batch.head_dim
+    cdef bint has_next = item + ahead < batch.n_tokens * batch.n_kv_heads
+    cdef View next, view = view_of(layer, rope, batch, window, item)
+    if has_next:
+        next = view_of(layer, rope, batch, window, item + ahead)
     kernels.attention(out.data + r * out.n_cols + column, qkv.data + r * qkv.n_cols + column,
-                      &view, kv_head, n_group)
+                      &view, &next if has_next else NULL, n_group)
 
 
 cdef void attention_part(Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch, Py_ssize_t n_group,
-                         Py_ssize_t window, Py_ssize_t item, Py_ssize_t part,
+                         Py_ssize_t window, Py_ssize_t n_parts, Py_ssize_t i, Py_ssize_t ahead,
                          float* found) noexcept nogil:
-    cdef Py_ssize_t r = item // batch.n_kv_heads, kv_head = item % batch.n_kv_heads
-    cdef const float* q = qkv.data + r * qkv.n_cols + kv_head * n_group * batch.head_dim
-    cdef View view = view_of(layer, rope, batch, window, r)
-    if part < parts_of(batch, window, r):
-        kernels.attention_part(found, q, &view, part, kv_head, n_group)
+    """Part i % n_parts of item i // n_parts."""
+    cdef Py_ssize_t r = i // n_parts // batch.n_kv_heads, part = i % n_parts, then = i + ahead
+    cdef Py_ssize_t column = i // n_parts % batch.n_kv_heads * n_group * batch.head_dim
+    cdef bint has_next = then < batch.n_tokens * batch.n_kv_heads * n_parts
+    cdef Py_ssize_t begin
+    cdef View next, view
+    if part >= parts_of(batch, window, r):
+        return
+    view = view_of(layer, rope, batch, window, i // n_parts)
+    if has_next:
+        next = view_of(layer, rope, batch, window, then // n_parts)
+        begin = (next.first // SPAN + then % n_parts) * SPAN
+        has_next = begin <= next.last                           # not the sinks
+        next.first, next.last = max(next.first, begin), min(next.last, begin + SPAN - 1)
+    kernels.attention_part(found, qkv.data + r * qkv.n_cols + column, &view,
+                           &next if has_next else NULL, part, n_group)
 
 
 cdef void merge_parts(Matrix out, Batch batch, Py_ssize_t n_group, Py_ssize_t window,

@@ -32,6 +32,8 @@
 
 cdef enum:
     TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
+    SCREEN_ROWS = 4                     # between which their bounds are computed: of 64 at a time,
+                                        # the memory would have nothing to do for as long
 
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
@@ -50,6 +52,7 @@ cdef struct Tail:           # of a row: the logits that are not computed
 
 cdef struct Bound:          # of one input: |logit - estimate| <= E error + N rest + least
     double step                         # t
+    int64_t sum                         # of the codes
     double norm                         # X
     double error
     double rest
@@ -201,9 +204,11 @@ cdef Bound screen_input(int16_t* codes, const float* x, Py_ssize_t n) noexcept n
     step = largest / 16256.0            # 127 * 128
     if not squares < 1e60 or largest < 2.0**-100:
         step = 0
+    b.sum = 0
     for j in range(n):
         residual = x[j] / step if step else 0.0
         codes[j] = <int16_t>(residual + (0.5 if residual >= 0 else -0.5))
+        b.sum += codes[j]
         residual = x[j] - step * codes[j]
         residuals += residual * residual
         high[j] = <int8_t>((codes[j] + 64) >> 7)
@@ -244,23 +249,24 @@ cdef inline double spread_of(const Aim* aim, Py_ssize_t r, double* upper) noexce
 cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* aims,
                        Py_ssize_t n_tokens, Py_ssize_t chunk) noexcept nogil:
     """Upper bounds of a chunk's logits into out, and the greatest of their lower bounds."""
-    cdef Py_ssize_t t, r, first = chunk * CHUNK
-    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, copy.n_rows - first)
-    cdef int64_t dots[CHUNK]
+    cdef Py_ssize_t t, r, begin, end = min((chunk + 1) * CHUNK, copy.n_rows)
+    cdef int64_t dots[SCREEN_ROWS]
     cdef const float* row
     cdef float* upper
     cdef double around, exact, spread, best
     for t in range(n_tokens):
-        kernels.screen_dot(dots, &copy.codes[first, 0], &copy.inputs[t, 0], n_rows, copy.n_cols)
-        upper = out.data + t * out.n_cols + first
+        upper = out.data + t * out.n_cols
         best = -INFINITY
-        for r in range(n_rows):
-            row = &copy.bounds[first + r, 0]
-            around = radius(row, &bounds[t])
-            exact = row[0] * bounds[t].step * <double>dots[r] + around
-            spread = spread_of(&aims[t], first + r, &exact)
-            upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)     # rounds by half that
-            best = max(best, lower_of(upper[r], around) - spread)
+        for begin in range(chunk * CHUNK, end, 4):
+            kernels.screen_dot(dots, &copy.codes[begin, 0], &copy.inputs[t, 0], bounds[t].sum,
+                               min(<Py_ssize_t>SCREEN_ROWS, end - begin), copy.n_cols)
+            for r in range(begin, min(begin + SCREEN_ROWS, end)):
+                row = &copy.bounds[r, 0]
+                around = radius(row, &bounds[t])
+                exact = row[0] * bounds[t].step * <double>dots[r - begin] + around
+                spread = spread_of(&aims[t], r, &exact)
+                upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)  # rounds by half it
+                best = max(best, lower_of(upper[r], around) - spread)
         copy.best[t, chunk] = best
 
 

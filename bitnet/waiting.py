@@ -14,7 +14,7 @@ OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are left alone.
 
 import os
 
-SPIN_COUNT = "300"  # some 10 us: the gap between two operations
+SPIN_COUNT = "3000"  # some 10 us: the gap between two operations
 
 
 def load_openmp():

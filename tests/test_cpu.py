@@ -123,5 +123,5 @@ def test_idle_threads_wait_a_little_and_the_environment_is_left_alone():
     seen, after = gomp_settings()
     if seen is None:
         pytest.skip("the OpenMP library is not libgomp")
-    assert (seen, after) == ("300", "None")
+    assert (seen, after) == ("3000", "None")
     assert gomp_settings(GOMP_SPINCOUNT="7") == ("7", "7")

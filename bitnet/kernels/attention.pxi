@@ -138,20 +138,83 @@ cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogi
 
 
 # ------------------------------------------------------------------------------------ attention
+cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
+    cdef Py_ssize_t n = view.n_pages
+    return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
+
+
+cdef inline char* keys_of(const View* view, Py_ssize_t page) noexcept nogil:
+    """Of its head; the values are n_kv_heads heads further on."""
+    return page_of(view, page) + view.kv_head * PAGE * view.head_dim * item_bytes(view.type)
+
+
+cdef struct Ahead:                      # keys and values that are worked on soon
+    const View* view                    # whose they are, NULL at the end
+    const View* next                    # and whose after these
+    Py_ssize_t tile, last               # pages
+    bint has_values                     # behind the keys
+    const char* at
+    Py_ssize_t n_bytes                  # there
+
+
+cdef void go_ahead(Ahead* ahead) noexcept nogil:
+    """To the values of a tile, the keys of the next one, or the first of the next view."""
+    cdef Py_ssize_t low, high, D
+    cdef const View* view
+    if ahead.has_values:
+        ahead.has_values = False
+        ahead.tile += 1
+        if ahead.tile > ahead.last:
+            ahead.view, ahead.next = ahead.next, NULL
+            if ahead.view is NULL:
+                return
+            ahead.tile = ahead.view.first // PAGE
+            ahead.last = ahead.view.last // PAGE
+    else:
+        ahead.has_values = True
+    view = ahead.view
+    D = view.head_dim * item_bytes(view.type)
+    low = max(view.first - ahead.tile * PAGE, <Py_ssize_t>0)
+    high = min(view.last - ahead.tile * PAGE + 1, <Py_ssize_t>PAGE)
+    if ahead.has_values:
+        ahead.at = keys_of(view, ahead.tile) + (view.n_kv_heads * PAGE + low) * D
+    else:
+        low -= low % LANES
+        high = (high + LANES - 1) // LANES * LANES
+        ahead.at = keys_of(view, ahead.tile) + low * D
+    ahead.n_bytes = (high - low) * D
+
+
+cdef inline const char* ask(Ahead* ahead, Py_ssize_t n_bytes) noexcept nogil:
+    """Where the next n_bytes are; less than 2 KiB left of keys or values come without asking."""
+    cdef const char* at
+    while ahead.n_bytes < 2048 and ahead.view is not NULL:
+        go_ahead(ahead)
+    at = ahead.at
+    if ahead.view is not NULL:
+        ahead.at += n_bytes
+        ahead.n_bytes -= n_bytes
+    return at
+
+
 cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                   const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
                   Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes,
-                  const char* ahead) noexcept nogil:
+                  Ahead* ahead) noexcept nogil:
     """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
 
-    column: numbers of m from 16 lanes to the next 16. ahead: n * n_lanes numbers to ask for.
+    column: numbers of m from 16 lanes to the next 16. As many bytes are asked for as are read.
     Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
     and a row of m is read and converted once for all heads.
     """
-    cdef Combine whole = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
-    cdef Py_ssize_t g, i, at, lane, n_vectors = n_lanes // LANES
+    cdef Combine some = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
+    cdef Py_ssize_t g, i, at, lane, v = 0, item = item_bytes(type), n_vectors = n_lanes // LANES
+    cdef Py_ssize_t wide = COMBINE_SUMS // n_heads
     cdef float total
-    whole(out, out_stride, a, a_stride, m, stride, column, n_heads, n, n_vectors, ahead)
+    while v < n_vectors:
+        some(out + v * LANES, out_stride, a, a_stride, m + v * column * item, stride, column,
+             n_heads, n, min(wide, n_vectors - v), ask(ahead, n * wide * LANES * item))
+        v += wide
     for lane in range(n_vectors * LANES, n_lanes):              # head_dim 100: the last 4 of a row
         at = n_vectors * column + lane % LANES
         for g in range(n_heads):
@@ -213,21 +276,20 @@ cdef struct Heads:                      # up to GROUP query heads on their way t
     float* out                          # (n, head_dim), sums of weighted values so far
     float* q                            # (n, head_dim)
     Py_ssize_t n
-    Py_ssize_t kv_head                  # the one they share
     float[GROUP] largest                # score so far
     float[GROUP] total                  # of the weights so far
 
 
-cdef void attend_page(Heads* heads, const View* view, char* page, const char* ahead, Py_ssize_t low,
-                      Py_ssize_t high) noexcept nogil:
-    """Positions low..high - 1 of a page. ahead: the keys to ask for meanwhile, and their values."""
+cdef void attend_page(Heads* heads, const View* view, Py_ssize_t tile, Py_ssize_t low,
+                      Py_ssize_t high, Ahead* ahead) noexcept nogil:
+    """Positions low..high - 1 of a page."""
     cdef float scores[GROUP * PAGE]
     cdef Py_ssize_t g, d, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef Py_ssize_t D = view.head_dim, item = item_bytes(view.type)
     cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
-    cdef const char* keys = page + heads.kv_head * PAGE * D * item
+    cdef const char* keys = keys_of(view, tile)
     cdef const char* values = keys + view.n_kv_heads * PAGE * D * item
-    cdef const float* scales = scales_of(page, heads.kv_head, view.n_kv_heads, D)
+    cdef const float* scales = scales_of(page_of(view, tile), view.kv_head, view.n_kv_heads, D)
     memset(scores, 0, sizeof(scores))
     combine(scores + begin, PAGE, heads.q, D, keys + begin * D * item, LANES, LANES * D, view.type,
             heads.n, D, end - begin, ahead)
@@ -243,36 +305,24 @@ cdef void attend_page(Heads* heads, const View* view, char* page, const char* ah
         if view.type != F32:
             shorten(scores + g * PAGE + begin, high - begin)
     combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, LANES, view.type,
-            heads.n, high - low, D, ahead + view.n_kv_heads * PAGE * D * item)
-
-
-cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
-    cdef Py_ssize_t n = view.n_pages
-    return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
-
-
-cdef inline char* keys_of(const View* view, Py_ssize_t page, Py_ssize_t kv_head) noexcept nogil:
-    return page_of(view, page) + kv_head * PAGE * view.head_dim * item_bytes(view.type)
+            heads.n, high - low, D, ahead)
 
 
 cdef inline Py_ssize_t n_spans(const View* view) noexcept nogil:
     return view.last // (SPAN * PAGE) - view.first // (SPAN * PAGE) + 1
 
 
-cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) noexcept nogil:
+cdef void attend(Heads* heads, const View* view, Py_ssize_t part, Ahead* ahead) noexcept nogil:
     """A part: the positions of a span, or behind the last one the sinks.
 
     Tiles are pages by absolute position, spans SPAN of them, so that the order of additions depends
-    on first and last alone, not on threads, chunks of prefill or forks. alone: nobody goes on with
-    the next span, or behind the last one with the next head, whose keys would be asked for.
+    on first and last alone, not on threads, chunks of prefill or forks.
     """
     cdef float query[GROUP * MAX_HEAD_DIM]
     cdef Py_ssize_t tile, low, high, g, n = heads.n * view.head_dim
     cdef Py_ssize_t begin = (view.first // (SPAN * PAGE) + part) * SPAN
     cdef Py_ssize_t last = min(begin + SPAN - 1, view.last // PAGE)
     cdef float* q = heads.q
-    cdef char* page
-    cdef char* ahead
     for g in range(heads.n):
         heads.largest[g] = -INFINITY
         heads.total[g] = 0
@@ -286,21 +336,14 @@ cdef void attend(Heads* heads, const View* view, Py_ssize_t part, bint alone) no
         shorten(query, n)
     heads.q = query
     if part == n_spans(view):
-        attend_page(heads, view, view.pages[0], view.pages[0], 0, view.n_sinks)
+        attend_page(heads, view, 0, 0, view.n_sinks, ahead)
         heads.q = q
         return
     begin = max(begin, view.first // PAGE)
     for tile in range(begin, last + 1):
-        page = page_of(view, tile)
-        if tile < (last if alone else view.last // PAGE):
-            ahead = keys_of(view, tile + 1, heads.kv_head)
-        elif alone or heads.kv_head + 1 == view.n_kv_heads:
-            ahead = page
-        else:
-            ahead = keys_of(view, view.first // PAGE, heads.kv_head + 1)
         low = max(view.first - tile * PAGE, <Py_ssize_t>0)
         high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
-        attend_page(heads, view, page, ahead, low, high)
+        attend_page(heads, view, tile, low, high, ahead)
     heads.q = q
 
 
@@ -328,31 +371,45 @@ cdef inline void divide(Heads* heads, Py_ssize_t head_dim) noexcept nogil:
             heads.out[d] /= heads.total[g]
 
 
-cdef void attention(float* out, const float* q, const View* view, Py_ssize_t kv_head,
+cdef Ahead ahead_of(const View* view, const View* next, Py_ssize_t tile,
+                    Py_ssize_t last) noexcept nogil:
+    """What comes behind a tile, up to the last one, and then."""
+    return Ahead(view, next, tile, last, True, <const char*>&view[0], 0)
+
+
+cdef void attention(float* out, const float* q, const View* view, const View* next,
                     Py_ssize_t n_group) noexcept nogil:
     cdef float sums[GROUP * MAX_HEAD_DIM]
     cdef Heads heads, new
+    cdef Ahead ahead
     cdef Py_ssize_t g, part
     for g in range(0, n_group, 4):
         heads.out, heads.q = out + g * view.head_dim, <float*>q + g * view.head_dim
-        heads.n, heads.kv_head = min(<Py_ssize_t>GROUP, n_group - g), kv_head
-        new.out, new.q, new.n, new.kv_head = sums, heads.q, heads.n, kv_head
-        attend(&heads, view, 0, False)
+        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
+        new.out, new.q, new.n = sums, heads.q, heads.n
+        ahead = ahead_of(view, next if g + GROUP >= n_group else NULL, view.first // PAGE,
+                         view.last // PAGE)
+        attend(&heads, view, 0, &ahead)
         for part in range(1, n_spans(view) + (view.n_sinks > 0)):
-            attend(&new, view, part, False)
+            attend(&new, view, part, &ahead)
             merge(&heads, &new, view.head_dim)
         divide(&heads, view.head_dim)
 
 
-cdef void attention_part(float* found, const float* q, const View* view, Py_ssize_t part,
-                         Py_ssize_t kv_head, Py_ssize_t n_group) noexcept nogil:
+cdef void attention_part(float* found, const float* q, const View* view, const View* next,
+                         Py_ssize_t part, Py_ssize_t n_group) noexcept nogil:
     cdef float* state = found + n_group * view.head_dim
+    cdef Py_ssize_t span = view.first // (SPAN * PAGE) + part
     cdef Heads heads
+    cdef Ahead ahead
     cdef Py_ssize_t g
     for g in range(0, n_group, 4):
         heads.out, heads.q = found + g * view.head_dim, <float*>q + g * view.head_dim
-        heads.n, heads.kv_head = min(<Py_ssize_t>GROUP, n_group - g), kv_head
-        attend(&heads, view, part, True)
+        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
+        ahead = ahead_of(view, next if g + GROUP >= n_group else NULL,
+                         max(span * SPAN, view.first // PAGE),
+                         min(span * SPAN + SPAN - 1, view.last // PAGE))
+        attend(&heads, view, part, &ahead)
         memcpy(state + g, heads.largest, heads.n * sizeof(float))
         memcpy(state + n_group + g, heads.total, heads.n * sizeof(float))
 

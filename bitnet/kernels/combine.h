@@ -44,19 +44,18 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     COMBINE_SOME(NAME##_last, TYPE, LOAD, ADD, G, 1)                                              \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \
-                            ptrdiff_t n_vectors, const TYPE *ahead) {                             \
-        enum { WIDE = COMBINE_SUMS / (G) };                                                       \
-        ptrdiff_t v = 0;                                                                          \
-        for (; v + WIDE <= n_vectors; v += WIDE)                                                  \
-            NAME##_wide(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n, \
-                        (const char *)(ahead + 16 * v * n));                                      \
-        for (; v < n_vectors; v++)                                                                \
+                            ptrdiff_t n_vectors, const char *ahead) {                             \
+        if (n_vectors == COMBINE_SUMS / (G)) {                                                    \
+            NAME##_wide(out, out_stride, a, a_stride, m, stride, column, n, ahead);               \
+            return;                                                                               \
+        }                                                                                         \
+        for (ptrdiff_t v = 0; v < n_vectors; v++)                                                 \
             NAME##_last(out + 16 * v, out_stride, a, a_stride, m + v * column, stride, column, n, \
-                        (const char *)(ahead + 16 * v * n));                                      \
+                        ahead + 16 * v * n * sizeof(TYPE));                                       \
     }
 
-/* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < n_heads <= 4, n_vectors of 16
- * lanes, each a column of m behind the one before. Float32 is rounded twice a product, the other
+/* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < n_heads <= 4; up to
+ * COMBINE_SUMS / n_heads vectors of 16 lanes, each a column of m behind the one before. Float32 is rounded twice a product, the other
  * types once: with f32_shorten's numbers theirs are exact. */
 #define COMBINE(NAME, TYPE, LOAD, ADD)                                                            \
     COMBINE_HEADS(NAME##_1, TYPE, LOAD, ADD, 1)                                                   \
@@ -65,10 +64,9 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     COMBINE_HEADS(NAME##_4, TYPE, LOAD, ADD, 4)                                                   \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const void *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n_heads, \
-                            ptrdiff_t n, ptrdiff_t n_vectors, const void *ahead) {                \
+                            ptrdiff_t n, ptrdiff_t n_vectors, const char *ahead) {                \
         (n_heads == 1 ? NAME##_1 : n_heads == 2 ? NAME##_2 : n_heads == 3 ? NAME##_3 : NAME##_4)( \
-            out, out_stride, a, a_stride, (const TYPE *)m, stride, column, n, n_vectors,          \
-            (const TYPE *)ahead);                                                                 \
+            out, out_stride, a, a_stride, (const TYPE *)m, stride, column, n, n_vectors, ahead);  \
     }
 
 COMBINE(combine_f32, float, f32_load, f32_add_product)

@@ -17,14 +17,15 @@ from .table cimport Kernels, View
 
 ctypedef void (*Combine)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                          const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
-                         Py_ssize_t n, Py_ssize_t n_vectors, const void* ahead) noexcept nogil
+                         Py_ssize_t n, Py_ssize_t n_vectors, const char* ahead) noexcept nogil
 
 cdef extern from "combine.h" nogil:
+    enum: COMBINE_SUMS
     Combine combine_f32, combine_f16, combine_i8
 
 cdef extern from "screen.h" nogil:
-    void screen_dot(int64_t* out, const int8_t* rows, const int16_t* x, Py_ssize_t n_rows,
-                    Py_ssize_t n) noexcept
+    void screen_dot(int64_t* out, const int8_t* rows, const int16_t* x, int64_t x_sum,
+                    Py_ssize_t n_rows, Py_ssize_t n) noexcept
 
 cdef enum:
     LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal

@@ -463,6 +463,7 @@ static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_b
  * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
 enum { AHEAD = 8192 };
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
+static inline void prefetch_first(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
@@ -533,7 +534,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                 end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
                 for (; s < end; s++) {                                                            \
                     UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
-                        prefetch(w + R * STEP_BYTES * s + i + AHEAD);                             \
+                        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD);                       \
                     STEP(R, T, vec_codes, vec_input);                                             \
                 }                                                                                 \
             }                                                                                     \
@@ -573,7 +574,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                 end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
                 for (; s < end; s++) {                                                            \
                     UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
-                        prefetch(w + R * STEP_BYTES * s + i + AHEAD);                             \
+                        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD);                       \
                     STEP_1(R, vec_codes, vec_input)                                               \
                 }                                                                                 \
             }                                                                                     \

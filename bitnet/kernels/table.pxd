@@ -11,6 +11,7 @@ cdef struct View:                       # what a query sees of its sequence: sin
     Py_ssize_t n_pages
     int type                            # ggml's number: F32 0, F16 1, I8 24
     Py_ssize_t n_kv_heads, head_dim
+    Py_ssize_t kv_head                  # whose keys and values it reads
     Py_ssize_t first, last
     Py_ssize_t n_sinks                  # positions 0..n_sinks - 1 before first; or 0
     const float* cosines                # (head_dim / 2), of the rotation that brings q to them
@@ -36,7 +37,8 @@ cdef struct Kernels:
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
     # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees; head_dim up to 1024
-    void (*attention)(float* out, const float* q, const View* view, Py_ssize_t kv_head,
+    # next: what the caller works on after that, asked for meanwhile; or NULL
+    void (*attention)(float* out, const float* q, const View* view, const View* next,
                       Py_ssize_t n_group) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
@@ -56,14 +58,15 @@ cdef struct Kernels:
                   int is_rounded, Py_ssize_t n) noexcept nogil
     # attention of one part of what q sees, and of all of them: the same bits as attention.
     # found: (head_dim + 2) * n_group floats a part; parts: spans of 512 positions, then the sinks
-    void (*attention_part)(float* found, const float* q, const View* view, Py_ssize_t part,
-                           Py_ssize_t kv_head, Py_ssize_t n_group) noexcept nogil
+    void (*attention_part)(float* found, const float* q, const View* view, const View* next,
+                           Py_ssize_t part, Py_ssize_t n_group) noexcept nogil
     void (*attention_merge)(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
                             Py_ssize_t head_dim) noexcept nogil
     # out[r] = codes of row r times those of x, exact; n <= 8192, rows n bytes apart; x: codes of
-    # at most 127 * 128 (n), behind them their planes, c = 128 high + low: high (n), low (n), int8
-    void (*screen_dot)(int64_t* out, const int8_t* rows, const int16_t* x, Py_ssize_t n_rows,
-                       Py_ssize_t n) noexcept nogil
+    # at most 127 * 128 (n), behind them their planes, c = 128 high + low: high (n), low (n), int8;
+    # x_sum: of the codes
+    void (*screen_dot)(int64_t* out, const int8_t* rows, const int16_t* x, int64_t x_sum,
+                       Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,

@@ -1,0 +1,97 @@
+# How many threads an operation gets: those that were asked for, less where their cores are taken.
+#
+# An idle thread waits for the next operation in a loop (waiting.py). While another process has its
+# core, the loop's turns are those that its work needs, and all others wait for it, some 4 ms each
+# time. So it is measured how long the first thread that is done waits for the last. Of t threads,
+# one less would have been as fast or faster if they wait for more than 1 / t of the time: then one
+# is left out, for longer and longer while nothing changes. Results are the same for any number.
+
+from libc.time cimport time_t
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    enum: CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec* now)
+
+cdef enum:
+    MOST_WATCHED = 64                   # threads of a team
+    CACHE_LINE = 8                      # in int64
+    WINDOW = 20000000                   # ns of operations that are judged together
+    SHORTEST = 50000000                 # ns for which a thread is left out at first
+    LONGEST = 1600000000                # a window in vain costs about half of it: 1 % of this
+
+
+cdef struct Arrivals:                   # when each thread of a team was done last, in ns
+    int64_t began
+    int64_t[64 * 8] at                  # a cache line each
+
+
+cdef inline int64_t nanoseconds() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline void begin(Arrivals* arrivals, int team) noexcept nogil:
+    cdef int i
+    arrivals.began = nanoseconds()
+    for i in range(min(team, <int>MOST_WATCHED)):
+        arrivals.at[i * CACHE_LINE] = arrivals.began
+
+
+cdef inline void arrive(Arrivals* arrivals, int thread) noexcept nogil:
+    """To be called by each thread after each of its items."""
+    if thread < MOST_WATCHED:
+        arrivals.at[thread * CACHE_LINE] = nanoseconds()
+
+
+cdef class Team:
+    """What the last operations tell of the cores; times are in ns. One for all threads of Python:
+    where two of them call it at once, one window may be lost."""
+    cdef readonly int left_out          # threads
+    cdef int64_t spent, waited          # in this window: by operations, by who was done first
+    cdef int64_t pause, until           # for how long a thread is left out, and until when
+
+    def __init__(self):
+        self.pause = SHORTEST
+
+    def size(self, int n_threads, int64_t now):
+        """Of a team out of n_threads."""
+        return self.size_at(n_threads, now)
+
+    def record(self, int64_t spent, int64_t waited, int team, int64_t now):
+        """An operation of a team took so long; for so long of it who was done first waited."""
+        self.add(spent, waited, team, now)
+
+    cdef int size_at(self, int n_threads, int64_t now) noexcept nogil:
+        if self.left_out and now >= self.until:
+            self.left_out -= 1
+            self.until += self.pause
+            self.spent = self.waited = 0
+        return max(1, n_threads - self.left_out)
+
+    cdef void add(self, int64_t spent, int64_t waited, int team, int64_t now) noexcept nogil:
+        self.spent += spent
+        self.waited += waited
+        if self.spent < WINDOW:
+            return
+        if self.waited * team > self.spent:
+            self.left_out += 1
+            self.until = now + self.pause
+            self.pause = min(2 * self.pause, <int64_t>LONGEST)
+        elif not self.left_out:
+            self.pause = max(self.pause // 2, <int64_t>SHORTEST)
+        self.spent = self.waited = 0
+
+    cdef void end(self, const Arrivals* arrivals, int team) noexcept nogil:
+        """The operation that began there is over."""
+        cdef int64_t now = nanoseconds(), first = now
+        cdef int i
+        for i in range(min(team, <int>MOST_WATCHED)):
+            first = min(first, arrivals.at[i * CACHE_LINE])
+        self.add(now - arrivals.began, now - first, team, now)
+
+
+cdef Team crowd = Team()                # of the process: cores are taken from all of its models
