@@ -373,8 +373,8 @@ cdef inline void divide(Heads* heads, Py_ssize_t head_dim) noexcept nogil:
 
 cdef Ahead ahead_of(const View* view, const View* next, Py_ssize_t tile,
                     Py_ssize_t last) noexcept nogil:
-    """What comes behind a tile, up to the last one, and then."""
-    return Ahead(view, next, tile, last, True, <const char*>&view[0], 0)
+    """What comes behind the keys of a tile: its values, the tiles up to the last one, and next."""
+    return Ahead(view, next, tile, last, False, <const char*>view, 0)
 
 
 cdef void attention(float* out, const float* q, const View* view, const View* next,
