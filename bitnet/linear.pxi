@@ -1,7 +1,7 @@
 # Linear layers: rows of packed weights, split over threads, times the tokens of a batch.
 
 cdef enum:
-    TILE_TOKENS = 16                    # tokens per pass over a chunk: codes of both stay in L2
+    TILE_TOKENS = 4                     # per pass over a chunk: inputs stay in L1, codes in L2
     LOOKUP_ROWS = 1280                  # of an item: 81 additions a table are 6 % of its work,
     LOOKUP_GROUPS = 4                   # and 0.5 MB of sums stay in L2; groups of 16 tokens
     LOOKUP_FEWEST = 256                 # rows of a matrix for which tables pay
@@ -79,7 +79,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
     cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
     cdef float* results = out.data + column + part.first_row + first
     cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
-    for begin in range(first_token, n_tokens, 16):
+    for begin in range(first_token, n_tokens, 4):
         n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
                                weights.n_blocks)

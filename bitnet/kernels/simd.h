@@ -97,7 +97,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 
 typedef __m512i vec;
 enum { STEP_BYTES = 64 };
-enum { ROWS = 4, ROWS_1 = 2, FOLD = 1 << 30 };  /* int32 sums need no folding */
+enum { ROWS = 4, ROWS_1 = 2 };
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
 static inline vec vec_two(const void *low, const void *high) {
@@ -130,7 +130,6 @@ static inline vec vec_scale_back(vec sum, int field) {
     return _mm512_srai_epi32(sum, 6 - 2 * field);
 }
 static inline vec vec_add(vec a, vec b) { return _mm512_add_epi32(a, b); }
-static inline vec vec_fold(vec sum, vec acc) { return _mm512_add_epi32(sum, acc); }
 /* the sums of four, added side by side: 13 operations for 36 */
 static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     a = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -225,7 +224,7 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
                                                    _mm256_extracti128_si256(a, 1)));
 }
 #if defined(__AVXVNNI__)
-enum { ROWS = 2, ROWS_1 = 1, FOLD = 1 << 30 };
+enum { ROWS = 2, ROWS_1 = 1 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return _mm256_dpbusd_avx_epi32(acc, code, x);
 }
@@ -236,11 +235,11 @@ static inline vec vec_field_in_place(vec p, int field) {
 static inline vec vec_scale_back(vec sum, int field) {
     return _mm256_srai_epi32(sum, 6 - 2 * field);
 }
-static inline vec vec_fold(vec sum, vec acc) { return _mm256_add_epi32(sum, acc); }
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
    32,512, inside int16: then they are folded into int32. */
-enum { ROWS = 2, ROWS_1 = 1, FOLD = 16 };
+enum { ROWS = 2, ROWS_1 = 1 };
+#define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
     __asm__("" : "+x"(acc));        /* gcc would add the products in a tree and spill half */
@@ -351,7 +350,7 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     vst1q_s32(out, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
 }
 #if defined(__ARM_FEATURE_DOTPROD)
-enum { ROWS = 4, ROWS_1 = 2, FOLD = 1 << 30 };
+enum { ROWS = 4, ROWS_1 = 2 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
 }
@@ -362,10 +361,10 @@ static inline vec vec_field_in_place(vec p, int field) {
 static inline vec vec_scale_back(vec sum, int field) {
     return field ? vshlq_s32(sum, vdupq_n_s32(2 * field - 6)) : sum;
 }
-static inline vec vec_fold(vec sum, vec acc) { return vaddq_s32(sum, acc); }
 #else
 /* Two products of at most 254 a lane and field: eight a step, so 16 steps stay at 32,512. */
-enum { ROWS = 2, ROWS_1 = 1, FOLD = 16 };
+enum { ROWS = 2, ROWS_1 = 1 };
+#define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     int16x8_t s = vreinterpretq_s16_s32(acc);
     int8x16_t c = vreinterpretq_s8_s32(code), v = vreinterpretq_s8_s32(x);
@@ -499,9 +498,44 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 }
 #endif
 
+/* A tile's steps: STEP(R, N, CODES, INPUT) adds those of R rows to ACC, R x N sums. They are int32
+ * in sum, or first int16 in acc and folded into sum every VEC_FOLD steps. Both where one is enough,
+ * and gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
+#define ASK(R)                                                                                    \
+    UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                                           \
+        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD)
+#define ZERO(SUMS, R, N)                                                                          \
+    UNROLL for (int r = 0; r < R; r++)                                                            \
+        UNROLL for (int i = 0; i < N; i++) SUMS[r][i] = vec_zero()
+#if defined(VEC_FOLD)
+#define ACC acc
+#define ALL_STEPS(STEP, R, N)                                                                     \
+    ZERO(sum, R, N);                                                                              \
+    for (ptrdiff_t s = 0, end; s < n_steps; ) {                                                   \
+        vec acc[R][N];                                                                            \
+        ZERO(acc, R, N);                                                                          \
+        for (end = n_steps - s < VEC_FOLD ? n_steps : s + VEC_FOLD; s < end; s++) {               \
+            ASK(R);                                                                               \
+            STEP(R, N, vec_codes, vec_input);                                                     \
+        }                                                                                         \
+        UNROLL for (int r = 0; r < R; r++)                                                        \
+            UNROLL for (int i = 0; i < N; i++) sum[r][i] = vec_fold(sum[r][i], acc[r][i]);        \
+    }
+#else
+#define ACC sum
+#define ALL_STEPS(STEP, R, N)                                                                     \
+    ZERO(sum, R, N);                                                                              \
+    ptrdiff_t s = 0;                                                                              \
+    for (; s < n_steps; s++) {                                                                    \
+        ASK(R);                                                                                   \
+        STEP(R, N, vec_codes, vec_input);                                                         \
+    }                                                                                             \
+    if (VEC_HAS_TAIL(n_blocks)) STEP(R, N, vec_codes_tail, vec_input_tail);
+#endif
+
 /* out[t * out_stride + r] = sum of code * x along row r and token t. R and T are constants, so that
  * the sums stay in registers: 2 x 4 of AVX2's 16, 4 x 4 of AVX-512's 32. */
-#define STEP(R, T, CODES, INPUT)                                                                  \
+#define STEP_T(R, T, CODES, INPUT)                                                                \
     do {                                                                                          \
         vec p[R];                                                                                 \
         UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
@@ -510,7 +544,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             UNROLL for (int r = 0; r < R; r++) c[r] = vec_field(p[r], f);                         \
             UNROLL for (int t = 0; t < T; t++) {                                                  \
                 const vec v = INPUT(x + t * x_stride, s, f);                                      \
-                UNROLL for (int r = 0; r < R; r++) acc[r][t] = vec_dot(acc[r][t], c[r], v);       \
+                UNROLL for (int r = 0; r < R; r++) ACC[r][t] = vec_dot(ACC[r][t], c[r], v);       \
             }                                                                                     \
         }                                                                                         \
     } while (0)
@@ -521,26 +555,8 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     static void NAME(int32_t *out, ptrdiff_t out_stride, const uint8_t *w, ptrdiff_t row_bytes,   \
                      const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {                   \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
-        vec sum[R][T], acc[R][T];                                                                 \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_zero();                            \
-        for (ptrdiff_t s = 0, end; s < n_steps || (s == n_steps && VEC_HAS_TAIL(n_blocks)); ) {   \
-            UNROLL for (int r = 0; r < R; r++)                                                    \
-                UNROLL for (int t = 0; t < T; t++) acc[r][t] = vec_zero();                        \
-            if (s == n_steps) {                                                                   \
-                STEP(R, T, vec_codes_tail, vec_input_tail);                                       \
-                s++;                                                                              \
-            } else {                                                                              \
-                end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
-                for (; s < end; s++) {                                                            \
-                    UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
-                        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD);                       \
-                    STEP(R, T, vec_codes, vec_input);                                             \
-                }                                                                                 \
-            }                                                                                     \
-            UNROLL for (int r = 0; r < R; r++)                                                    \
-                UNROLL for (int t = 0; t < T; t++) sum[r][t] = vec_fold(sum[r][t], acc[r][t]);    \
-        }                                                                                         \
+        vec sum[R][T];                                                                            \
+        ALL_STEPS(STEP_T, R, T)                                                                   \
         int32_t sums[R * T + 3];                                                                  \
         UNROLL for (int i = 0; i < R * T; i += 4)                                                 \
             vec_sums(sums + i, AT(i, R, T), AT(i + 1, R, T), AT(i + 2, R, T), AT(i + 3, R, T));   \
@@ -549,39 +565,23 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     }
 
 /* One token: the sums of each field apart, so that fields need not be shifted into place. */
-#define STEP_1(R, CODES, INPUT)                                                                   \
-    UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);          \
-    UNROLL for (int f = 0; f < 4; f++) {                                                          \
-        const vec v = INPUT(x, s, f);                                                             \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            acc[r][f] = vec_dot(acc[r][f], vec_field_in_place(p[r], f), v);                       \
-    }
+#define STEP_1(R, FIELDS, CODES, INPUT)                                                           \
+    do {                                                                                          \
+        vec p[R];                                                                                 \
+        UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
+        UNROLL for (int f = 0; f < FIELDS; f++) {                                                 \
+            const vec v = INPUT(x, s, f);                                                         \
+            UNROLL for (int r = 0; r < R; r++)                                                    \
+                ACC[r][f] = vec_dot(ACC[r][f], vec_field_in_place(p[r], f), v);                   \
+        }                                                                                         \
+    } while (0)
 
 #define TERNARY_TILE_1(NAME, R)                                                                   \
     static void NAME(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes, const int8_t *x,        \
                      ptrdiff_t n_blocks) {                                                        \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
-        vec sum[R][4], acc[R][4], p[R];                                                           \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            UNROLL for (int f = 0; f < 4; f++) sum[r][f] = vec_zero();                            \
-        for (ptrdiff_t s = 0, end; s < n_steps || (s == n_steps && VEC_HAS_TAIL(n_blocks)); ) {   \
-            UNROLL for (int r = 0; r < R; r++)                                                    \
-                UNROLL for (int f = 0; f < 4; f++) acc[r][f] = vec_zero();                        \
-            if (s == n_steps) {                                                                   \
-                STEP_1(R, vec_codes_tail, vec_input_tail)                                         \
-                s++;                                                                              \
-            } else {                                                                              \
-                end = n_steps - s < FOLD ? n_steps : s + FOLD;                                    \
-                for (; s < end; s++) {                                                            \
-                    UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                           \
-                        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD);                       \
-                    STEP_1(R, vec_codes, vec_input)                                               \
-                }                                                                                 \
-            }                                                                                     \
-            UNROLL for (int r = 0; r < R; r++)                                                    \
-                UNROLL for (int f = 0; f < 4; f++) sum[r][f] = vec_fold(sum[r][f], acc[r][f]);    \
-        }                                                                                         \
-        vec total[R];                                                                             \
+        vec sum[R][4], total[R];                                                                  \
+        ALL_STEPS(STEP_1, R, 4)                                                                   \
         int32_t sums[4];                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
             total[r] = vec_scale_back(sum[r][0], 0);                                              \
