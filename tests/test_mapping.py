@@ -142,3 +142,27 @@ def test_a_copy_does_not_mind_what_happens_to_the_file(tmp_path):
         before = model.logits([1, 2, 3]).tobytes()
         os.truncate(tmp_path / "m.gguf", 10)
         assert model.logits([1, 2, 3]).tobytes() == before
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs Linux's huge pages"
+)
+def test_huge_pages_are_asked_for_in_whole_ranges(tmp_path):
+    """Ranges that a few bytes part are one, so that a map is cut into few pieces."""
+    path, mega = tmp_path / "file", 1 << 20
+    path.write_bytes(bytes(32 * mega))
+    data = formats.map_file(path)
+    base = data.ctypes.data
+    mapping.huge_pages([(base + 20 * mega, mega), (base + 5000, 4 * mega), (base + 6 * mega, 100)])
+    mapping.huge_pages([])
+    advised, begin = [], None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if str(path) in line:
+            begin, end = (int(at, 16) for at in line.split()[0].split("-"))
+        elif line.startswith("VmFlags") and begin is not None:
+            advised += [(begin - base, end - base)] if " hg" in line else []
+            begin = None
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert advised == [
+        (5000 // page * page, 6 * mega + page), (20 * mega, 21 * mega)
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ import struct
 from functools import partial
 from pathlib import Path
 
+from .. import mapping
 from . import FormatError, Tensor, map_file
 from .floats import BLOCKS
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
@@ -30,6 +31,8 @@ TYPES = {
     36: "I2_S", 42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
 }  # fmt: skip
 TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
+
+READ_BY_ROWS = ("F32", "F16", "BF16")  # of an embedding or a screened head a step needs a few
 
 # Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
 _UNREAD = {
@@ -71,6 +74,8 @@ class GGUFFile:
         self.metadata = read_metadata(cursor, n_keys)
         table = self._read_table(cursor, n_tensors)
         self.tensors = self._place(table, cursor.at)
+        whole = [t.data for t in self.tensors.values() if t.type not in READ_BY_ROWS]
+        mapping.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
 
     def _read_header(self, cursor):
         magic = bytes(cursor.take(4, "magic"))

@@ -238,7 +238,7 @@ static inline vec vec_scale_back(vec sum, int field) {
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
    32,512, inside int16: then they are folded into int32. */
-enum { ROWS = 2, ROWS_1 = 1 };
+enum { ROWS = 2, ROWS_1 = 2 };
 #define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
