@@ -6,6 +6,7 @@ best; and the bundled model's own hidden states.
 import numpy as np
 import pytest
 from bitnet.memory import Pool
+from bounds import seconds_of
 
 from bitnet import arrays, cpu, ops, weights
 from bitnet.head import Wanted, derive
@@ -81,6 +82,29 @@ def test_head(random_head, is_screened, n_threads, timed, figures):
     n_bytes = data.nbytes + (h.bounds.nbytes if is_screened else 0)
     figures(ms=seconds * 1e3, gb_s=n_bytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
             share=read / seconds, mb_a_token=n_bytes / 1e6, **extra)
+
+
+@pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
+def test_draw(random_head, n_threads, timed, figures):
+    """A token sampled from the whole vocabulary at temperature 1: the screened head, then the draw,
+    beside the full head and the same draw. Logits have a spread of 2.5: no few tokens have it all.
+    """
+    h, batch = random_head, arrays.Batch(1, 1, n_threads).rows_only(1)
+    x = arrays.Matrix(h.inputs[:1] * np.float32(2.5 * HIDDEN**-0.5))
+    logits, counts = h.out.array()[0], []
+
+    def screened(position=0):
+        draw = position, 0, 1.0, 1.0, 0.0
+        counts.extend(ops.screen(h.out, h.rows, h.screen, x, batch, [Wanted(1, draw=draw)]))
+        return ops.sample(logits, *draw)
+
+    def full(position=0):
+        ops.head(h.out, h.rows, x, batch)
+        return ops.sample(logits, position, 0, 1.0)
+
+    assert [screened(seed) for seed in range(32)] == [full(seed) for seed in range(32)]
+    seconds, whole = timed(screened, lambda: seconds_of(full), rounds=9)
+    figures(ms=seconds * 1e3, full_ms=whole * 1e3, median=np.median(counts), greatest=max(counts))
 
 
 @pytest.mark.parametrize("of", ["random", "bundled"])

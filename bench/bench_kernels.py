@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from bitnet.cache import KVCache
 from bitnet.memory import Pool
+from bounds import seconds_of
 
 from bitnet import arrays, cpu, dispatch, ops
+from bitnet.rope import inverse_frequencies
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
 N_LAYERS = 16                           # of gate and up: 142 MB of packed weights
@@ -86,19 +88,42 @@ def test_head(isa, n_threads, type, timed, figures):
             share=read / seconds)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("n_positions", [128, 1024, 4096])
 def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
-    """One layer of one decode step."""
-    cache = KVCache(Pool(1 << 27), n_layers=1, n_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+    """One decode step of 16 layers, whose keys and values do not lie in a cache, and of one layer,
+    whose do (of 1024 positions at most, in L2)."""
+    cache = KVCache(Pool(1 << 29), n_layers=N_LAYERS, n_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
                     capacity=n_positions + 1, dtype=dtype)
     batch = arrays.Batch(128, 1, n_threads)
+    batch.found = np.zeros(ops.found_floats(HEADS, HEAD_DIM), np.float32)
+    frequencies = inverse_frequencies(HEAD_DIM, 500000.0)
+    turns = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
+    rope = arrays.Rope(frequencies, turns, False, 4096)
     rng = np.random.default_rng(3)
     qkv = arrays.Matrix(rng.standard_normal((128, (HEADS + 2 * KV_HEADS) * HEAD_DIM), np.float32))
     for _ in range(n_positions // 128):
-        ops.store_kv(qkv, 0, batch.set([(cache, 128)]))
+        batch.set([(cache, 128)])
+        for layer in range(N_LAYERS):
+            ops.store_kv(qkv, layer, batch)
         cache.advance(128)
     out = arrays.Matrix(np.zeros((1, HEADS * HEAD_DIM), np.float32))
+    others = np.ones(1 << 26, np.uint8)
     batch.set([(cache, 1)])
-    seconds = timed(lambda: ops.attention(out, qkv, 0, batch), rounds=20)
-    figures(microseconds=seconds * 1e6, kv_gb_s=cache.nbytes / seconds / 1e9)
+
+    def near():
+        return seconds_of(lambda: ops.attention(out, qkv, 0, rope, batch))
+
+    def step():
+        for layer in range(N_LAYERS):
+            ops.attention(out, qkv, layer, rope, batch)
+
+    def reference():
+        near()
+        seconds = near()
+        ops.read_bandwidth(others, n_threads)  # more than the last cache holds
+        return seconds
+
+    seconds, cached = timed(step, reference, rounds=20)
+    figures(us_a_layer=seconds / N_LAYERS * 1e6, kv_gb_s=cache.nbytes / seconds / 1e9,
+            us_cached=cached * 1e6)

@@ -5,6 +5,9 @@ with the same threads, right before; (b) for AVX2, 15 vector operations for 128 
 four a cycle of the measured clock. --largest N leaves out what needs more than N tokens.
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from bounds import Bounds, seconds_of
@@ -76,6 +79,36 @@ def test_prefill(model, prompt, n_tokens, timed, figures, fits):
             session.feed(prompt[:n_tokens])
 
         figures(tokens_s=n_tokens / timed(prefill, rounds=5 if n_tokens <= 512 else 2))
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["free", "busy"])
+def test_threads(model, prompt, is_busy, timed, figures):
+    """All threads beside one; busy: with a loop of another process on the last of our cores."""
+    n_threads = model.threads
+    if n_threads == 1:
+        pytest.skip("one thread")
+    loop = [sys.executable, "-c", "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"]
+    loop[2] %= cpu.affinity()[-1]
+    with model.session() as session:
+
+        def decode(n, n_tokens=32):
+            model.threads = n
+            feed_to(session, prompt, 128)
+            for _ in range(n_tokens):
+                session.best([1])
+
+        other = subprocess.Popen(loop) if is_busy else None
+        try:
+            decode(n_threads)  # learns which cores are ours
+            seconds, one = timed(
+                lambda: decode(n_threads), lambda: seconds_of(lambda: decode(1)), rounds=7
+            )
+        finally:
+            model.threads = n_threads
+            if other:
+                other.kill()
+                other.wait()
+        figures(tokens_s=32 / seconds, tokens_s_of_one=32 / one, ratio=one / seconds)
 
 
 @pytest.mark.parametrize("n_sequences", BATCHES)

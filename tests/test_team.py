@@ -1,7 +1,6 @@
 """A thread whose core another process has is left out, and tried again; a figure of a window."""
 
 import pytest
-
 from bitnet.ops import Team
 
 MS = 1_000_000
