@@ -1,20 +1,21 @@
 """How idle threads of OpenMP wait: chosen before its library is loaded. Import this before ops.
 
-libgomp reads its settings once, when it is loaded, and by default spins for milliseconds. Where
-another process wants a core that is one thread working and one in its way. Decode of a 2B model on
-two threads over that on one, on two cores, the second number with one core taken by another
-process, by the turns of the waiting loop (medians of 3, each of 5):
+libgomp reads its settings once, when it is loaded, and by default spins for milliseconds. Who waits
+in its loop (23 ns a turn) takes up the next operation after 1 us, who sleeps after 16 to 50. Decode
+of a 2B model on two threads over that on one, by turns (bench_model.py's test_threads, medians of
+6; the memory of that hour gave two threads 1.2 times what it gave one):
 
-    0       1.07    1.05        500     1.7     0.88
-    100     1.51    0.92        1000    1.76    0.80
-    300     1.69    0.93        10000   1.8     0.49
+    turns                           0      100     300     1000    3000    10000
+    both cores free                 0.90   1.02    1.13    1.14    1.15    1.15
+    one taken by another process    0.99   1.00    1.00    1.00    0.99    0.98
 
-OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are left alone.
+Whose core is taken is left out (team.pxi): without that it was 0.93 after 300 turns, 0.8 after 1000
+and 0.49 after 10000. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are left alone.
 """
 
 import os
 
-SPIN_COUNT = "3000"  # some 10 us: the gap between two operations
+SPIN_COUNT = "3000"  # 70 us: more than what the first thread does alone between two operations
 
 
 def load_openmp():

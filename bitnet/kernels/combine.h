@@ -27,7 +27,7 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
         for (ptrdiff_t i = 0; i < n; i++) {                                                       \
             f32x16 rows[C];                                                                       \
             UNROLL for (int b = 0; b < STEP; b += 64)                                             \
-                if (STEP >= 64 || i * STEP % 64 == 0) prefetch(ahead + i * STEP + b);             \
+                if (STEP >= 64 || i * STEP % 64 == 0) prefetch_first(ahead + i * STEP + b);       \
             UNROLL for (int c = 0; c < (C); c++) rows[c] = LOAD(m + i * stride + c * column);     \
             UNROLL for (int g = 0; g < (G); g++) {                                                \
                 const f32x16 x = f32_set1(a[g * a_stride + i]);                                   \
@@ -55,8 +55,8 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     }
 
 /* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < n_heads <= 4; up to
- * COMBINE_SUMS / n_heads vectors of 16 lanes, each a column of m behind the one before. Float32 is rounded twice a product, the other
- * types once: with f32_shorten's numbers theirs are exact. */
+ * COMBINE_SUMS / n_heads vectors of 16 lanes, each a column of m behind the one before. Float32 is
+ * rounded twice a product, the other types once: with f32_shorten's numbers theirs are exact. */
 #define COMBINE(NAME, TYPE, LOAD, ADD)                                                            \
     COMBINE_HEADS(NAME##_1, TYPE, LOAD, ADD, 1)                                                   \
     COMBINE_HEADS(NAME##_2, TYPE, LOAD, ADD, 2)                                                   \

@@ -462,6 +462,8 @@ static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_b
  * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
 enum { AHEAD = 8192 };
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
+/* Into the first cache, where nothing else needs it: codes in decode on a Zen 5, 1.07 times the speed
+ * on one thread, 1.03 to 1.1 on two; non-temporal the same; 4 and 16 KiB ahead less. */
 static inline void prefetch_first(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
