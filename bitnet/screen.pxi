@@ -32,8 +32,8 @@
 
 cdef enum:
     TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
-    SCREEN_ROWS = 4                     # between which their bounds are computed: of 64 at a time,
-                                        # the memory would have nothing to do for as long
+    SCREEN_INPUTS = 4                   # that share a pass over a chunk; as a step loops say 4
+    SCREEN_ROWS = 4                     # then their bounds: after 64 the memory would have idled
 
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
@@ -249,25 +249,40 @@ cdef inline double spread_of(const Aim* aim, Py_ssize_t r, double* upper) noexce
 cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* aims,
                        Py_ssize_t n_tokens, Py_ssize_t chunk) noexcept nogil:
     """Upper bounds of a chunk's logits into out, and the greatest of their lower bounds."""
-    cdef Py_ssize_t t, r, begin, end = min((chunk + 1) * CHUNK, copy.n_rows)
-    cdef int64_t dots[SCREEN_ROWS]
-    cdef const float* row
-    cdef float* upper
-    cdef double around, exact, spread, best
-    for t in range(n_tokens):
-        upper = out.data + t * out.n_cols
-        best = -INFINITY
+    cdef Py_ssize_t t, first, n, begin, n_rows, end = min((chunk + 1) * CHUNK, copy.n_rows)
+    cdef int64_t dots[SCREEN_INPUTS * SCREEN_ROWS]
+    cdef int64_t sums[SCREEN_INPUTS]
+    cdef double best
+    for first in range(0, n_tokens, 4):
+        n = min(<Py_ssize_t>SCREEN_INPUTS, n_tokens - first)
+        for t in range(n):
+            sums[t] = bounds[first + t].sum
+            copy.best[first + t, chunk] = -INFINITY
         for begin in range(chunk * CHUNK, end, 4):
-            kernels.screen_dot(dots, &copy.codes[begin, 0], &copy.inputs[t, 0], bounds[t].sum,
-                               min(<Py_ssize_t>SCREEN_ROWS, end - begin), copy.n_cols)
-            for r in range(begin, min(begin + SCREEN_ROWS, end)):
-                row = &copy.bounds[r, 0]
-                around = radius(row, &bounds[t])
-                exact = row[0] * bounds[t].step * <double>dots[r - begin] + around
-                spread = spread_of(&aims[t], r, &exact)
-                upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)  # rounds by half it
-                best = max(best, lower_of(upper[r], around) - spread)
-        copy.best[t, chunk] = best
+            n_rows = min(<Py_ssize_t>SCREEN_ROWS, end - begin)
+            kernels.screen_dot(dots, SCREEN_ROWS, &copy.codes[begin, 0], &copy.inputs[first, 0],
+                               copy.inputs.shape[1], sums, n, n_rows, copy.n_cols)
+            for t in range(n):
+                best = screen_bounds(out.data + (first + t) * out.n_cols, copy, &bounds[first + t],
+                                     &aims[first + t], dots + t * SCREEN_ROWS, begin, n_rows)
+                copy.best[first + t, chunk] = max(copy.best[first + t, chunk], best)
+
+
+cdef inline double screen_bounds(float* upper, Screen copy, const Bound* b, const Aim* aim,
+                                 const int64_t* dots, Py_ssize_t begin,
+                                 Py_ssize_t n_rows) noexcept nogil:
+    """Upper bounds of some rows' logits; the greatest of their lower bounds."""
+    cdef const float* row
+    cdef double around, exact, spread, best = -INFINITY
+    cdef Py_ssize_t r
+    for r in range(begin, begin + n_rows):
+        row = &copy.bounds[r, 0]
+        around = radius(row, b)
+        exact = row[0] * b.step * <double>dots[r - begin] + around
+        spread = spread_of(aim, r, &exact)
+        upper[r] = <float>(exact + 2.0**-23 * fabs(exact) + 2.0**-126)      # rounds by half that
+        best = max(best, lower_of(upper[r], around) - spread)
+    return best
 
 
 cdef double lower_bound(Matrix out, Screen copy, const Bound* b, const Aim* aim,

@@ -88,10 +88,25 @@ def test_codes_at_their_limits(isa):
     rows = np.zeros((9, n), np.float32)
     rows[0], rows[1], rows[2], rows[2, ::2] = 1, -1, 1, -1
     table, screen = bound("F32", rows)
-    for x in (rows[0], -rows[0], rows[2]):
-        full, part, counts = both(table, screen, x, [Wanted(1)])
-        check(full[0], part[0], Wanted(1))
-        assert counts == [1]
+    inputs = rows[0], -rows[0], rows[2], rows[0]
+    for some in (*inputs, inputs[:2], inputs[:3], inputs):
+        n_inputs = len(np.atleast_2d(some))
+        full, part, counts = both(table, screen, some, [Wanted(1)] * n_inputs)
+        for i in range(n_inputs):
+            check(full[i], part[i], Wanted(1))
+        assert counts == [1] * n_inputs
+
+
+@pytest.mark.parametrize("n_cols", [5, 64, 100, 379, 640])
+@pytest.mark.parametrize("n_inputs", [2, 3, 4, 5, 7, 8, 32])
+def test_inputs_together_let_the_same_through_as_each_alone(isa, n_cols, n_inputs):
+    table, screen = bound("F16", random_rows(321, n_cols))
+    x, wanted = random_rows(n_inputs, n_cols, 3), [Wanted(1 + i % 3) for i in range(n_inputs)]
+    _, together, counts = both(table, screen, x, wanted, n_threads=2)
+    for i in range(n_inputs):
+        _, alone, count = both(table, screen, x[i], wanted[i : i + 1])
+        assert together[i].tobytes() == alone[0].tobytes()
+        assert counts[i] == count[0]
 
 
 def test_equal_rows_all_pass(isa):

@@ -24,7 +24,8 @@ cdef extern from "combine.h" nogil:
     Combine combine_f32, combine_f16, combine_i8
 
 cdef extern from "screen.h" nogil:
-    void screen_dot(int64_t* out, const int8_t* rows, const int16_t* x, int64_t x_sum,
+    void screen_dot(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
+                    Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                     Py_ssize_t n_rows, Py_ssize_t n) noexcept
 
 cdef enum:

@@ -117,9 +117,68 @@ static inline int64_t screen_row(const int8_t *w, const int16_t *x, ptrdiff_t n)
     return total;
 }
 
-/* out[r] = sum of row r times the codes, which add up to x_sum; rows are n bytes apart */
-static void screen_dot(int64_t *out, const int8_t *rows, const int16_t *x, int64_t x_sum,
+/* Several inputs that share a row: but for the first of them all is in a cache, and instructions are
+ * the limit. */
+#if defined(__AVX512VNNI__)
+enum { SCREEN_WIDE = 64 };
+typedef struct { __m512i high, low; } screen_wide;
+static inline screen_wide screen_wide_zero(void) {
+    return (screen_wide){_mm512_setzero_si512(), _mm512_setzero_si512()};
+}
+static inline screen_wide screen_wide_add(screen_wide sum, const int8_t *w, const int16_t *x,
+                                          ptrdiff_t n, ptrdiff_t j) {
+    const int8_t *high = (const int8_t *)(x + n) + j;
+    const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
+    return (screen_wide){_mm512_dpbusd_epi32(sum.high, u, _mm512_loadu_si512(high)),
+                         _mm512_dpbusd_epi32(sum.low, u, _mm512_loadu_si512(high + n))};
+}
+static inline int64_t screen_wide_sum(screen_wide a) {
+    return 128 * (int64_t)_mm512_reduce_add_epi32(a.high) + _mm512_reduce_add_epi32(a.low);
+}
+#else
+enum { SCREEN_WIDE = SCREEN_STEP };
+typedef screen_vec screen_wide;
+static inline screen_wide screen_wide_zero(void) { return screen_zero(); }
+static inline screen_wide screen_wide_add(screen_wide sum, const int8_t *w, const int16_t *x,
+                                          ptrdiff_t n, ptrdiff_t j) {
+    return screen_add(sum, w, screen_input(x, n, j));
+}
+static inline int64_t screen_wide_sum(screen_wide a) {
+    const screen_vec both[2] = {a, screen_zero()};
+    return screen_sum(both);
+}
+#endif
+#define SCREEN_INPUTS(NAME, T)                                                                    \
+    static void NAME(int64_t *out, ptrdiff_t out_stride, const int8_t *w, const int16_t *x,       \
+                     ptrdiff_t x_stride, ptrdiff_t n) {                                           \
+        screen_wide sum[T];                                                                       \
+        ptrdiff_t j = 0;                                                                          \
+        UNROLL for (int t = 0; t < T; t++) sum[t] = screen_wide_zero();                           \
+        for (; j + SCREEN_WIDE <= n; j += SCREEN_WIDE) {                                          \
+            if (j % 64 == 0) prefetch_first(w + j + AHEAD);                                       \
+            UNROLL for (int t = 0; t < T; t++)                                                    \
+                sum[t] = screen_wide_add(sum[t], w + j, x + t * x_stride, n, j);                  \
+        }                                                                                         \
+        UNROLL for (int t = 0; t < T; t++) {                                                      \
+            int64_t total = screen_wide_sum(sum[t]);                                              \
+            for (ptrdiff_t i = j; i < n; i++)                                                     \
+                total += (w[i] + SCREEN_OFFSET) * x[t * x_stride + i];                            \
+            out[t * out_stride] = total;                                                          \
+        }                                                                                         \
+    }
+SCREEN_INPUTS(screen_row_2, 2)
+SCREEN_INPUTS(screen_row_3, 3)
+SCREEN_INPUTS(screen_row_4, 4)
+
+/* out[t * out_stride + r] = sum of row r times the codes of input t, which add up to x_sums[t];
+ * rows are n bytes apart, inputs x_stride codes; up to four of them */
+static void screen_dot(int64_t *out, ptrdiff_t out_stride, const int8_t *rows, const int16_t *x,
+                       ptrdiff_t x_stride, const int64_t *x_sums, ptrdiff_t n_inputs,
                        ptrdiff_t n_rows, ptrdiff_t n) {
-    for (ptrdiff_t r = 0; r < n_rows; r++)
-        out[r] = screen_row(rows + r * n, x, n) - SCREEN_OFFSET * x_sum;
+    for (ptrdiff_t r = 0; r < n_rows; r++, rows += n, out++) {
+        if (n_inputs == 1) out[0] = screen_row(rows, x, n);
+        else (n_inputs == 2 ? screen_row_2 : n_inputs == 3 ? screen_row_3 : screen_row_4)(
+            out, out_stride, rows, x, x_stride, n);
+        for (ptrdiff_t t = 0; t < n_inputs; t++) out[t * out_stride] -= SCREEN_OFFSET * x_sums[t];
+    }
 }

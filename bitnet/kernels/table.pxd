@@ -62,10 +62,11 @@ cdef struct Kernels:
                            Py_ssize_t part, Py_ssize_t n_group) noexcept nogil
     void (*attention_merge)(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
                             Py_ssize_t head_dim) noexcept nogil
-    # out[r] = codes of row r times those of x, exact; n <= 8192, rows n bytes apart; x: codes of
-    # at most 127 * 128 (n), behind them their planes, c = 128 high + low: high (n), low (n), int8;
-    # x_sum: of the codes
-    void (*screen_dot)(int64_t* out, const int8_t* rows, const int16_t* x, int64_t x_sum,
+    # out[t * out_stride + r] = codes of row r times those of input t, exact; n <= 8192, rows n
+    # bytes apart, up to four inputs x_stride apart: codes of at most 127 * 128 (n), behind them the
+    # planes, c = 128 high + low: high (n), low (n), int8; x_sums: of the codes of each
+    void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
+                       Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                        Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
