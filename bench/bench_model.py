@@ -139,7 +139,7 @@ def test_batch(model, prompt, n_sequences, timed, figures):
 
 @pytest.mark.parametrize("n_rows", ROWS)
 def test_verification(model, prompt, n_rows, timed, figures):
-    """A step over n rows of one sequence with the logits of each, beside a step over one.
+    """A step over n rows of one sequence with the likeliest token of each, beside a step over one.
 
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
@@ -150,7 +150,7 @@ def test_verification(model, prompt, n_rows, timed, figures):
         engine_model.reserve_logits(n_rows)
 
         def step(n):
-            engine_model.forward(tokens[:n], [(cache, n)], logits=[n])
+            engine_model.forward(tokens[:n], [(cache, n)], logits=[n], wanted=[Wanted(1)] * n)
             cache.trim(128)
 
         def plain():

@@ -2,9 +2,10 @@
 #
 # An idle thread waits for the next operation in a loop (waiting.py). While another process has its
 # core, the loop's turns are those that its work needs, and all others wait for it, some 4 ms each
-# time. So it is measured how long the first thread that is done waits for the last. Of t threads,
-# one less would have been as fast or faster if they wait for more than 1 / t of the time: then one
-# is left out, for longer and longer while nothing changes. Results are the same for any number.
+# time. So it is measured how long the first thread that is done waits for the last, beyond what
+# items of work and OpenMP's barrier take anyway. Of t threads, one less would have been as fast or
+# faster if that is more than 1 / t of the time: then one is left out, for longer and longer while
+# nothing changes. Results are the same for any number.
 
 from libc.time cimport time_t
 
@@ -18,14 +19,16 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     MOST_WATCHED = 64                   # threads of a team
     CACHE_LINE = 8                      # in int64
+    BARRIER = 20000                     # ns: more than it takes sixteen threads to meet
     WINDOW = 20000000                   # ns of operations that are judged together
     SHORTEST = 50000000                 # ns for which a thread is left out at first
     LONGEST = 1600000000                # a window in vain costs about half of it: 1 % of this
 
 
-cdef struct Arrivals:                   # when each thread of a team was done last, in ns
+# Of a team's threads, each in a cache line: when its last item was done, in ns, and how many were.
+cdef struct Arrivals:
     int64_t began
-    int64_t[64 * 8] at                  # a cache line each
+    int64_t[64 * 8] at
 
 
 cdef inline int64_t nanoseconds() noexcept nogil:
@@ -38,13 +41,14 @@ cdef inline void begin(Arrivals* arrivals, int team) noexcept nogil:
     cdef int i
     arrivals.began = nanoseconds()
     for i in range(min(team, <int>MOST_WATCHED)):
-        arrivals.at[i * CACHE_LINE] = arrivals.began
+        arrivals.at[i * CACHE_LINE + 1] = 0
 
 
 cdef inline void arrive(Arrivals* arrivals, int thread) noexcept nogil:
     """To be called by each thread after each of its items."""
     if thread < MOST_WATCHED:
         arrivals.at[thread * CACHE_LINE] = nanoseconds()
+        arrivals.at[thread * CACHE_LINE + 1] += 1
 
 
 cdef class Team:
@@ -74,7 +78,7 @@ cdef class Team:
 
     cdef void add(self, int64_t spent, int64_t waited, int team, int64_t now) noexcept nogil:
         self.spent += spent
-        self.waited += waited
+        self.waited += max(waited, <int64_t>0)
         if self.spent < WINDOW:
             return
         if self.waited * team > self.spent:
@@ -87,11 +91,14 @@ cdef class Team:
 
     cdef void end(self, const Arrivals* arrivals, int team) noexcept nogil:
         """The operation that began there is over."""
-        cdef int64_t now = nanoseconds(), first = now
+        cdef int64_t now = nanoseconds(), first = now, n_items = 1
         cdef int i
         for i in range(min(team, <int>MOST_WATCHED)):
-            first = min(first, arrivals.at[i * CACHE_LINE])
-        self.add(now - arrivals.began, now - first, team, now)
+            if arrivals.at[i * CACHE_LINE + 1] and arrivals.at[i * CACHE_LINE] < first:
+                first = arrivals.at[i * CACHE_LINE]
+                n_items = arrivals.at[i * CACHE_LINE + 1]
+        self.add(now - arrivals.began,
+                 now - first - 2 * (first - arrivals.began) // n_items - BARRIER, team, now)
 
 
 cdef Team crowd = Team()                # of the process: cores are taken from all of its models

@@ -68,3 +68,11 @@ def test_of_two_threads_one_goes_where_waiting_is_half_of_the_time(waited, left_
         assert team.left_out == 0
         team.record(MS // 5, int(waited * MS / 5), 2, i * MS)
     assert team.left_out == left_out
+
+
+def test_what_items_explain_does_not_make_up_for_a_long_wait():
+    """A wait that is less than an item takes is none, not less than none."""
+    team = Team()
+    for i in range(100):
+        team.record(MS // 5, MS // 5 if i % 5 < 3 else -MS, 2, i * MS)
+    assert team.left_out == 1
