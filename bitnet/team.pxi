@@ -1,11 +1,12 @@
 # How many threads an operation gets: those that were asked for, less where their cores are taken.
 #
 # An idle thread waits for the next operation in a loop (waiting.py). While another process has its
-# core, the loop's turns are those that its work needs, and all others wait for it, some 4 ms each
-# time. So it is measured how long the first thread that is done waits for the last, beyond what
-# items of work and OpenMP's barrier take anyway. Of t threads, one less would have been as fast or
-# faster if that is more than 1 / t of the time: then one is left out, for longer and longer while
-# nothing changes. Results are the same for any number.
+# core, the loop's turns are those that its work needs, and all others wait for it, or do its work
+# and wait until it has seen that. So it is measured for how long there was a thread too many: how
+# long the first that is done waits for the last, beyond what items of work and OpenMP's barrier
+# take anyway; or all of an operation in which one came too late for any of many items. Of t
+# threads, one less would have been as fast or faster if that is more than 1 / t of the time: then
+# one is left out, for longer and longer while nothing changes. Results are the same for any number.
 
 from libc.time cimport time_t
 
@@ -55,7 +56,7 @@ cdef class Team:
     """What the last operations tell of the cores; times are in ns. One for all threads of Python:
     where two of them call it at once, one window may be lost."""
     cdef readonly int left_out          # threads
-    cdef int64_t spent, waited          # in this window: by operations, by who was done first
+    cdef int64_t spent, waited          # in this window: by operations, with a thread too many
     cdef int64_t pause, until           # for how long a thread is left out, and until when
 
     def __init__(self):
@@ -66,7 +67,7 @@ cdef class Team:
         return self.size_at(n_threads, now)
 
     def record(self, int64_t spent, int64_t waited, int team, int64_t now):
-        """An operation of a team took so long; for so long of it who was done first waited."""
+        """An operation of a team took so long, for so long of it with a thread too many."""
         self.add(spent, waited, team, now)
 
     cdef int size_at(self, int n_threads, int64_t now) noexcept nogil:
@@ -91,14 +92,17 @@ cdef class Team:
 
     cdef void end(self, const Arrivals* arrivals, int team) noexcept nogil:
         """The operation that began there is over."""
-        cdef int64_t now = nanoseconds(), first = now, n_items = 1
+        cdef int64_t now = nanoseconds(), first = now, n = 1, least = now, total = 0, waited
         cdef int i
         for i in range(min(team, <int>MOST_WATCHED)):
+            least = min(least, arrivals.at[i * CACHE_LINE + 1])
+            total += arrivals.at[i * CACHE_LINE + 1]
             if arrivals.at[i * CACHE_LINE + 1] and arrivals.at[i * CACHE_LINE] < first:
-                first = arrivals.at[i * CACHE_LINE]
-                n_items = arrivals.at[i * CACHE_LINE + 1]
-        self.add(now - arrivals.began,
-                 now - first - 2 * (first - arrivals.began) // n_items - BARRIER, team, now)
+                first, n = arrivals.at[i * CACHE_LINE], arrivals.at[i * CACHE_LINE + 1]
+        waited = now - first - 2 * (first - arrivals.began) // n - BARRIER
+        if least == 0 and total >= 2 * team:
+            waited = now - arrivals.began
+        self.add(now - arrivals.began, waited, team, now)
 
 
 cdef Team crowd = Team()                # of the process: cores are taken from all of its models
