@@ -11,7 +11,7 @@ from .simd cimport (
     AHEAD, ROWS, ROWS_1, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
     f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_shorten, f32_store,
     f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch,
-    ternary_row, ternary_row_1, ternary_tile, ternary_tile_1,
+    prefetch_first, ternary_row, ternary_row_1, ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels, View
 

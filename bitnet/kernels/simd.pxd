@@ -24,6 +24,7 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_exp(f32x16 a) noexcept
     float f32_sum(f32x16 a) noexcept
     void prefetch(const void* p) noexcept
+    void prefetch_first(const void* p) noexcept
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
