@@ -64,17 +64,20 @@ if hasattr(os, "register_at_fork"):
 include "team.pxi"
 
 
-cdef inline int threads_for(int n_threads, Py_ssize_t work) noexcept nogil:
-    """Threads for work that takes one core about so many nanoseconds.
+cdef inline int most_threads(int n_threads, Py_ssize_t work) noexcept nogil:
+    """Threads for work that takes one core about so many nanoseconds, whoever has their cores.
 
     An empty region of two threads costs 1 us, 16 to 50 where one is to be woken.
     """
     cdef int n_allowed = omp_get_max_threads()
-    if n_threads == 1 or forked or work < WORTH:
+    if forked or work < WORTH:
         return 1
-    if n_allowed < n_offered:
-        n_threads = min(n_threads, n_allowed)
-    return crowd.size_at(n_threads, nanoseconds() if crowd.left_out else 0)
+    return min(n_threads, n_allowed) if n_allowed < n_offered else n_threads
+
+
+cdef inline int threads_for(int n_threads, Py_ssize_t work) noexcept nogil:
+    """Those of them whose cores are ours."""
+    return crowd.size_at(most_threads(n_threads, work), nanoseconds() if crowd.left_out else 0)
 
 
 cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t want,
@@ -483,7 +486,7 @@ def read_bandwidth(const uint8_t[::1] data not None, int n_threads=1):
     p = &data[0]
     begin = time.perf_counter()
     for c in prange(n_chunks, nogil=True, schedule="static",
-                    num_threads=threads_for(n_threads, n // 16)):
+                    num_threads=most_threads(n_threads, n // 16)):
         total ^= kernels.read(p + c * READ_CHUNK, min(<Py_ssize_t>READ_CHUNK, n - c * READ_CHUNK))
     seconds = time.perf_counter() - begin
     log.debug("read %d bytes, checksum %d", n, total)   # used: no compiler may drop the loop

@@ -4,7 +4,7 @@
 #include "simd.h"
 
 #if defined(__AVX512VNNI__)
-enum { COMBINE_SUMS = 16 };      /* vectors at once: there are registers to hide their latency */
+enum { COMBINE_SUMS = 16 };     /* vectors at once: there are registers to hide their latency */
 #else
 enum { COMBINE_SUMS = 4 };
 #endif
