@@ -11,7 +11,7 @@ from .simd cimport (
     AHEAD, ROWS, ROWS_1, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
     f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_shorten, f32_store,
     f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch,
-    prefetch_first, ternary_row, ternary_row_1, ternary_tile, ternary_tile_1,
+    prefetch_first, prefetch_once, ternary_row, ternary_row_1, ternary_tile, ternary_tile_1,
 )
 from .table cimport Kernels, View
 
@@ -60,6 +60,8 @@ cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, 
 cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
                          Py_ssize_t n_blocks) noexcept nogil:
     cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
+    for i in range(0, min(<Py_ssize_t>AHEAD, n_rows * row_bytes), 64):
+        prefetch_once(w + i)
     for i in range(n_rows // ROWS_1):
         r = i * ROWS_1
         ternary_tile_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
@@ -231,7 +233,7 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil:
     cdef uint64_t total = 0
     cdef Py_ssize_t begin, i
     for begin in range(0, n_bytes - 63, 64):
-        prefetch(p + begin + AHEAD)             # as the kernels do, or it would be no bound
+        prefetch_once(p + begin + AHEAD)        # as the kernels do, or it would be no bound
         memcpy(words, p + begin, 64)
         for i in range(8):
             total ^= words[i]

@@ -107,7 +107,7 @@ static inline int64_t screen_row(const int8_t *w, const int16_t *x, ptrdiff_t n)
     for (; j + 2 * SCREEN_STEP <= n; j += 2 * SCREEN_STEP)
         UNROLL for (int i = 0; i < 2; i++) {
             const ptrdiff_t at = j + i * SCREEN_STEP;
-            if (at % 64 == 0) prefetch_first(w + at + AHEAD);
+            if (at % 64 == 0) prefetch_once(w + at + AHEAD);
             sum[i] = screen_add(sum[i], w + at, screen_input(x, n, at));
         }
     for (; j + SCREEN_STEP <= n; j += SCREEN_STEP)
@@ -155,7 +155,7 @@ static inline int64_t screen_wide_sum(screen_wide a) {
         ptrdiff_t j = 0;                                                                          \
         UNROLL for (int t = 0; t < T; t++) sum[t] = screen_wide_zero();                           \
         for (; j + SCREEN_WIDE <= n; j += SCREEN_WIDE) {                                          \
-            if (j % 64 == 0) prefetch_first(w + j + AHEAD);                                       \
+            if (j % 64 == 0) prefetch_once(w + j + AHEAD);                                        \
             UNROLL for (int t = 0; t < T; t++)                                                    \
                 sum[t] = screen_wide_add(sum[t], w + j, x + t * x_stride, n, j);                  \
         }                                                                                         \

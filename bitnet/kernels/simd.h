@@ -97,7 +97,8 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 
 typedef __m512i vec;
 enum { STEP_BYTES = 64 };
-enum { ROWS = 4, ROWS_1 = 2 };
+enum { ROWS = 4, ROWS_1 = 2, SUMS_1 = 4 };
+#define PIN(v) __asm__("" : "+v"(v))
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
 static inline vec vec_two(const void *low, const void *high) {
@@ -121,7 +122,11 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 static inline vec vec_field(vec p, int field) {
     return _mm512_and_si512(_mm512_srli_epi16(p, 6 - 2 * field), _mm512_set1_epi8(3));
 }
-static inline vec vec_dot(vec acc, vec code, vec x) { return _mm512_dpbusd_epi32(acc, code, x); }
+static inline vec vec_dot(vec acc, vec code, vec x) {
+    acc = _mm512_dpbusd_epi32(acc, code, x);
+    PIN(acc);
+    return acc;
+}
 /* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127: no shifts. */
 static inline vec vec_field_in_place(vec p, int field) {
     return _mm512_and_si512(p, _mm512_set1_epi8((char)(3 << (6 - 2 * field))));
@@ -207,6 +212,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 
 typedef __m256i vec;
 enum { STEP_BYTES = 32 };
+#define PIN(v) __asm__("" : "+x"(v))
 static inline vec vec_zero(void) { return _mm256_setzero_si256(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks; }
 static inline vec vec_codes(const uint8_t *w) { return _mm256_loadu_si256((const __m256i *)w); }
@@ -224,9 +230,11 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
                                                    _mm256_extracti128_si256(a, 1)));
 }
 #if defined(__AVXVNNI__)
-enum { ROWS = 2, ROWS_1 = 1 };
+enum { ROWS = 2, ROWS_1 = 2, SUMS_1 = 4 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
-    return _mm256_dpbusd_avx_epi32(acc, code, x);
+    acc = _mm256_dpbusd_avx_epi32(acc, code, x);
+    PIN(acc);
+    return acc;
 }
 /* A field left where it is counts 4^(3 - field) times, at most 2 * 64 * 127: no shifts. */
 static inline vec vec_field_in_place(vec p, int field) {
@@ -238,24 +246,24 @@ static inline vec vec_scale_back(vec sum, int field) {
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
    32,512, inside int16: then they are folded into int32. */
-enum { ROWS = 2, ROWS_1 = 2 };
+enum { ROWS = 2, ROWS_1 = 2, SUMS_1 = 2 };
 #define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
-    __asm__("" : "+x"(acc));        /* gcc would add the products in a tree and spill half */
+    PIN(acc);
     return acc;
 }
 static inline vec vec_fold(vec sum, vec acc) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
 }
-/* One shift for two fields: 0 and 2 stay at bits 3:2 and count four times. An accumulator has one
-   field here, at most 2 * 8 * 127 = 2,032 a step: again 32,512 after 16. */
+/* One shift for two fields: 0 and 2 stay at bits 3:2 and count four times, at most 2 * 8 * 127 =
+   2,032 each. They have one sum, 1 and 3 the other: again 32,512, after 8 steps. */
 static inline vec vec_field_in_place(vec p, int field) {
     return _mm256_and_si256(field < 2 ? _mm256_srli_epi16(p, 4) : p,
                             _mm256_set1_epi8(field & 1 ? 3 : 12));
 }
-static inline vec vec_scale_back(vec sum, int field) {
-    return field & 1 ? sum : _mm256_srai_epi32(sum, 2);
+static inline vec vec_scale_back(vec sum, int i) {
+    return i ? sum : _mm256_srai_epi32(sum, 2);
 }
 #endif
 
@@ -350,7 +358,7 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     vst1q_s32(out, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
 }
 #if defined(__ARM_FEATURE_DOTPROD)
-enum { ROWS = 4, ROWS_1 = 2 };
+enum { ROWS = 4, ROWS_1 = 2, SUMS_1 = 4 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
 }
@@ -363,7 +371,7 @@ static inline vec vec_scale_back(vec sum, int field) {
 }
 #else
 /* Two products of at most 254 a lane and field: eight a step, so 16 steps stay at 32,512. */
-enum { ROWS = 2, ROWS_1 = 1 };
+enum { ROWS = 2, ROWS_1 = 1, SUMS_1 = 4 };
 #define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     int16x8_t s = vreinterpretq_s16_s32(acc);
@@ -462,9 +470,11 @@ static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_b
  * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
 enum { AHEAD = 8192 };
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
-/* Into the first cache, where nothing else needs it: codes in decode on a Zen 5, 1.07 times the speed
- * on one thread, 1.03 to 1.1 on two; non-temporal the same; 4 and 16 KiB ahead less. */
+/* Into the first cache, where nothing else needs it. */
 static inline void prefetch_first(const void *p) { __builtin_prefetch(p, 0, 3); }
+/* What a token reads once, past the second cache: codes in decode on a Zen 5 at 1.06 times the speed
+ * of prefetch_first, which was 1.07 times that of prefetch; 4 and 16 KiB ahead 0.8 and 0.9. */
+static inline void prefetch_once(const void *p) { __builtin_prefetch(p, 0, 0); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
@@ -500,24 +510,31 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 }
 #endif
 
+/* A value in a register of its own. gcc reads codes again for every field, copies sums about around
+ * a dpbusd, adds products in a tree and spills half of them: 434 instead of 485 G weights x tokens/s
+ * with AVX-512, one token at 39 instead of 53 GB/s with AVX-VNNI. */
+#ifndef PIN
+#define PIN(v)
+#endif
+
 /* A tile's steps: STEP(R, N, CODES, INPUT) adds those of R rows to ACC, R x N sums. They are int32
- * in sum, or first int16 in acc and folded into sum every VEC_FOLD steps. Both where one is enough,
- * and gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
-#define ASK(R)                                                                                    \
+ * in sum, or first int16 in acc and folded into sum every FOLD steps. Both where one is enough, and
+ * gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
+#define ASK(R, PREFETCH)                                                                          \
     UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                                           \
-        prefetch_first(w + R * STEP_BYTES * s + i + AHEAD)
+        PREFETCH(w + R * STEP_BYTES * s + i + AHEAD)
 #define ZERO(SUMS, R, N)                                                                          \
     UNROLL for (int r = 0; r < R; r++)                                                            \
         UNROLL for (int i = 0; i < N; i++) SUMS[r][i] = vec_zero()
 #if defined(VEC_FOLD)
 #define ACC acc
-#define ALL_STEPS(STEP, R, N)                                                                     \
+#define ALL_STEPS(STEP, R, N, FOLD, PREFETCH)                                                     \
     ZERO(sum, R, N);                                                                              \
     for (ptrdiff_t s = 0, end; s < n_steps; ) {                                                   \
         vec acc[R][N];                                                                            \
         ZERO(acc, R, N);                                                                          \
-        for (end = n_steps - s < VEC_FOLD ? n_steps : s + VEC_FOLD; s < end; s++) {               \
-            ASK(R);                                                                               \
+        for (end = n_steps - s < FOLD ? n_steps : s + FOLD; s < end; s++) {                       \
+            ASK(R, PREFETCH);                                                                     \
             STEP(R, N, vec_codes, vec_input);                                                     \
         }                                                                                         \
         UNROLL for (int r = 0; r < R; r++)                                                        \
@@ -525,11 +542,11 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     }
 #else
 #define ACC sum
-#define ALL_STEPS(STEP, R, N)                                                                     \
+#define ALL_STEPS(STEP, R, N, FOLD, PREFETCH)                                                     \
     ZERO(sum, R, N);                                                                              \
     ptrdiff_t s = 0;                                                                              \
     for (; s < n_steps; s++) {                                                                    \
-        ASK(R);                                                                                   \
+        ASK(R, PREFETCH);                                                                         \
         STEP(R, N, vec_codes, vec_input);                                                         \
     }                                                                                             \
     if (VEC_HAS_TAIL(n_blocks)) STEP(R, N, vec_codes_tail, vec_input_tail);
@@ -540,10 +557,16 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 #define STEP_T(R, T, CODES, INPUT)                                                                \
     do {                                                                                          \
         vec p[R];                                                                                 \
-        UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
+        UNROLL for (int r = 0; r < R; r++) {                                                      \
+            p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);                                     \
+            PIN(p[r]);                                                                            \
+        }                                                                                         \
         UNROLL for (int f = 0; f < 4; f++) {                                                      \
             vec c[R];                                                                             \
-            UNROLL for (int r = 0; r < R; r++) c[r] = vec_field(p[r], f);                         \
+            UNROLL for (int r = 0; r < R; r++) {                                                  \
+                c[r] = vec_field(p[r], f);                                                        \
+                PIN(c[r]);                                                                        \
+            }                                                                                     \
             UNROLL for (int t = 0; t < T; t++) {                                                  \
                 const vec v = INPUT(x + t * x_stride, s, f);                                      \
                 UNROLL for (int r = 0; r < R; r++) ACC[r][t] = vec_dot(ACC[r][t], c[r], v);       \
@@ -558,7 +581,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                      const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {                   \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
         vec sum[R][T];                                                                            \
-        ALL_STEPS(STEP_T, R, T)                                                                   \
+        ALL_STEPS(STEP_T, R, T, VEC_FOLD, prefetch_first)                                         \
         int32_t sums[R * T + 3];                                                                  \
         UNROLL for (int i = 0; i < R * T; i += 4)                                                 \
             vec_sums(sums + i, AT(i, R, T), AT(i + 1, R, T), AT(i + 2, R, T), AT(i + 3, R, T));   \
@@ -566,15 +589,15 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             memcpy(out + t * out_stride, sums + R * t, R * sizeof *sums);                         \
     }
 
-/* One token: the sums of each field apart, so that fields need not be shifted into place. */
-#define STEP_1(R, FIELDS, CODES, INPUT)                                                           \
+/* One token: sums apart for fields that count apart, so that they need not be shifted into place. */
+#define STEP_1(R, SUMS, CODES, INPUT)                                                             \
     do {                                                                                          \
         vec p[R];                                                                                 \
         UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
-        UNROLL for (int f = 0; f < FIELDS; f++) {                                                 \
+        UNROLL for (int f = 0; f < 4; f++) {                                                      \
             const vec v = INPUT(x, s, f);                                                         \
             UNROLL for (int r = 0; r < R; r++)                                                    \
-                ACC[r][f] = vec_dot(ACC[r][f], vec_field_in_place(p[r], f), v);                   \
+                ACC[r][f % SUMS] = vec_dot(ACC[r][f % SUMS], vec_field_in_place(p[r], f), v);     \
         }                                                                                         \
     } while (0)
 
@@ -582,13 +605,13 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     static void NAME(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes, const int8_t *x,        \
                      ptrdiff_t n_blocks) {                                                        \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
-        vec sum[R][4], total[R];                                                                  \
-        ALL_STEPS(STEP_1, R, 4)                                                                   \
+        vec sum[R][SUMS_1], total[R];                                                             \
+        ALL_STEPS(STEP_1, R, SUMS_1, VEC_FOLD * SUMS_1 / 4, prefetch_once)                        \
         int32_t sums[4];                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
             total[r] = vec_scale_back(sum[r][0], 0);                                              \
-            UNROLL for (int f = 1; f < 4; f++)                                                    \
-                total[r] = vec_add(total[r], vec_scale_back(sum[r][f], f));                       \
+            UNROLL for (int i = 1; i < SUMS_1; i++)                                               \
+                total[r] = vec_add(total[r], vec_scale_back(sum[r][i], i));                       \
         }                                                                                         \
         vec_sums(sums, total[0], total[R - 1], total[0], total[0]);                               \
         memcpy(out, sums, R * sizeof *sums);                                                      \

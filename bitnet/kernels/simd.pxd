@@ -25,6 +25,7 @@ cdef extern from "simd.h" nogil:
     float f32_sum(f32x16 a) noexcept
     void prefetch(const void* p) noexcept
     void prefetch_first(const void* p) noexcept
+    void prefetch_once(const void* p) noexcept
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
