@@ -26,7 +26,9 @@ cdef extern from *:
                         && __builtin_cpu_supports("avx512bw") \\
                         && __builtin_cpu_supports("avx512vl") \\
                         && __builtin_cpu_supports("avx512vnni"))
+    #define IS_AMD (__builtin_cpu_is("amd") != 0)
     #else
+    #define IS_AMD 0
     #define HAS_AVX2 0
     #define HAS_AVXVNNI 0
     #define HAS_AVX512 0
@@ -47,7 +49,7 @@ cdef extern from *:
     #define HAS_DOTPROD 0
     #endif
     """
-    bint HAS_AVX2, HAS_AVXVNNI, HAS_AVX512, HAS_NEON, HAS_DOTPROD
+    bint HAS_AVX2, HAS_AVXVNNI, HAS_AVX512, HAS_NEON, HAS_DOTPROD, IS_AMD
 
 
 # Instruction sets whose kernels never ran their tests on a CPU or an emulator: only when named.
@@ -60,6 +62,11 @@ def supported():
     isas = [("avx512", HAS_AVX512), ("avxvnni", HAS_AVXVNNI), ("avx2", HAS_AVX2),
             ("neon_dotprod", HAS_DOTPROD), ("neon", HAS_NEON), ("generic", True)]
     return [name for name, has in isas if has]
+
+
+def is_amd():
+    """Whether the CPU is one of AMD's."""
+    return IS_AMD
 
 
 def affinity():

@@ -94,7 +94,8 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
         k.quantize(&codes[t * COLS], &inverse[t], &sums[t], &x[t * COLS], COLS - 100, COLS)
     hashed = mix(hashed, codes, sizeof(codes))
     hashed = mix(mix(hashed, inverse, sizeof(inverse)), sums, sizeof(sums))
-    k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
+    k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128,
+                     True)
     hashed = mix(hashed, out, sizeof(out))
     if k.ternary_lookup and not lookup_agrees(k, out, weights, codes, sums):
         return 0
@@ -138,7 +139,7 @@ cdef uint32_t screen_answer(const Kernels* k, uint32_t hashed, const int8_t* row
             x[2 * t * WIDTH + i] = <int16_t>(128 * planes[i] + planes[WIDTH + i])
             sums[t] += x[2 * t * WIDTH + i]
     for n in range(1, 5):
-        k.screen_dot(dots, N_TOKENS, rows, x, 2 * WIDTH, sums, n, N_TOKENS, WIDTH)
+        k.screen_dot(dots, N_TOKENS, rows, x, 2 * WIDTH, sums, n, N_TOKENS, WIDTH, True)
         hashed = mix(hashed, dots, n * N_TOKENS * sizeof(int64_t))
     return hashed
 

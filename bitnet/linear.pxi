@@ -8,6 +8,8 @@ cdef enum:
     SUM_BYTES = 4 * 16 * 1280 * 4       # int32 sums of an item
     WORK_BYTES = 327680 + 20736 + 32 * 1280 * 5     # and what the kernel works in
     LOOKUP_REST = 8                     # tokens left over up to which tiles take less time
+    ONCE_LINEAR = 1 << 20               # bytes of a layer's matrices from which all of a model's
+    ONCE_SCREEN = 1 << 24               # are more than caches hold; of a head's copy
 
 cdef struct Lookup:                     # how the tokens that tables take are divided
     Py_ssize_t n_tokens
@@ -15,6 +17,15 @@ cdef struct Lookup:                     # how the tokens that tables take are di
     Py_ssize_t n_groups                 # of a set
     Py_ssize_t n_rows                   # of an item at most
     Py_ssize_t n_items
+
+
+cdef inline bint is_read_once(Py_ssize_t n_bytes, Py_ssize_t least) noexcept nogil:
+    """Whether weights are so many that no cache keeps their model, and need not go through all.
+
+    Only where that was measured to be faster: an Intel core has more requests to its second cache
+    than to the first, a Zen 5 as many.
+    """
+    return on_amd and n_bytes >= least
 
 
 def workspace_bytes(Py_ssize_t n_rows):
@@ -79,10 +90,12 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
     cdef Py_ssize_t stride = x.codes.shape[1], begin, t, n
     cdef float* results = out.data + column + part.first_row + first
     cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
+    cdef bint once = is_read_once(weights.n_rows * weights.n_blocks * BLOCK_BYTES,
+                                  ONCE_LINEAR)
     for begin in range(first_token, n_tokens, 4):
         n = min(<Py_ssize_t>TILE_TOKENS, n_tokens - begin)
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
-                               weights.n_blocks)
+                               weights.n_blocks, once)
         for t in range(n):
             apply_scales(results + (begin + t) * out.n_cols, sums + t * CHUNK,
                          part.scales + first * part.scale_step, part.scale_step,

@@ -22,6 +22,8 @@ from .cache cimport PAGE, KVCache, slot_of
 from .dispatch cimport kernels
 from .kernels.table cimport View
 
+from .cpu import is_amd
+
 log = logging.getLogger("bitnet")
 
 cdef extern from *:
@@ -47,6 +49,7 @@ cdef enum:
 
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
+cdef bint on_amd = is_amd()
 cdef int forked = 0                     # set in the child of a fork
 cdef int n_offered = omp_get_max_threads()  # less later: somebody limits us, as threadpoolctl does
 
@@ -487,7 +490,8 @@ def read_bandwidth(const uint8_t[::1] data not None, int n_threads=1):
     begin = time.perf_counter()
     for c in prange(n_chunks, nogil=True, schedule="static",
                     num_threads=most_threads(n_threads, n // 16)):
-        total ^= kernels.read(p + c * READ_CHUNK, min(<Py_ssize_t>READ_CHUNK, n - c * READ_CHUNK))
+        total ^= kernels.read(p + c * READ_CHUNK, min(<Py_ssize_t>READ_CHUNK, n - c * READ_CHUNK),
+                              on_amd)
     seconds = time.perf_counter() - begin
     log.debug("read %d bytes, checksum %d", n, total)   # used: no compiler may drop the loop
     return seconds

@@ -72,6 +72,17 @@ def test_the_largest_sums_are_exact(isa, weight, activation, n_cols):
     assert (ternary(x, q) == weight * activation * n_cols).all()
 
 
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_a_matrix_that_caches_need_not_keep(isa, n_tokens):
+    """A megabyte and more: on AMD's CPUs it is read in another way."""
+    r = rng(9)
+    q = r.integers(-1, 2, (11001, 300)).astype(np.int8)
+    x = r.integers(-127, 128, (n_tokens, 300)).astype(np.float32)
+    x[:, 0] = 127
+    want = x @ q.T.astype(np.float32)  # below 2^24: exact
+    np.testing.assert_array_equal(ternary(x, q, n_threads=2), want)
+
+
 def test_scales_stacking_and_adding(isa):
     r = rng(3)
     q = [r.integers(-1, 2, (n, 300)).astype(np.int8) for n in (70, 5, 64)]

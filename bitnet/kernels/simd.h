@@ -472,8 +472,8 @@ enum { AHEAD = 8192 };
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
 /* Into the first cache, where nothing else needs it. */
 static inline void prefetch_first(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* What a token reads once, past the second cache: codes in decode on a Zen 5 at 1.06 times the speed
- * of prefetch_first, which was 1.07 times that of prefetch; 4 and 16 KiB ahead 0.8 and 0.9. */
+/* What is read once, past the second cache: codes in decode on a Zen 5 at 1.06 times the speed of
+ * prefetch_first, which was 1.07 times that of prefetch; 4 and 16 KiB ahead 0.8 and 0.9. */
 static inline void prefetch_once(const void *p) { __builtin_prefetch(p, 0, 0); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
@@ -601,12 +601,12 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
         }                                                                                         \
     } while (0)
 
-#define TERNARY_TILE_1(NAME, R)                                                                   \
+#define TERNARY_TILE_1(NAME, R, PREFETCH)                                                         \
     static void NAME(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes, const int8_t *x,        \
                      ptrdiff_t n_blocks) {                                                        \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
         vec sum[R][SUMS_1], total[R];                                                             \
-        ALL_STEPS(STEP_1, R, SUMS_1, VEC_FOLD * SUMS_1 / 4, prefetch_once)                        \
+        ALL_STEPS(STEP_1, R, SUMS_1, VEC_FOLD * SUMS_1 / 4, PREFETCH)                             \
         int32_t sums[4];                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
             total[r] = vec_scale_back(sum[r][0], 0);                                              \
@@ -621,16 +621,18 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 TERNARY_TILE(ternary_tile_4, ROWS, 4)           /* prefill and batches */
 TERNARY_TILE(ternary_tile_3, ROWS, 3)
 TERNARY_TILE(ternary_tile_2, ROWS, 2)
-TERNARY_TILE_1(ternary_tile_1, ROWS_1)          /* decode: several rows in flight */
+TERNARY_TILE_1(ternary_tile_1, ROWS_1, prefetch)                /* decode: several rows in flight */
+TERNARY_TILE_1(ternary_tile_1_once, ROWS_1, prefetch_once)
 TERNARY_TILE(ternary_row_4, 1, 4)               /* the last rows, where they do not fill a tile */
 TERNARY_TILE(ternary_row_3, 1, 3)
 TERNARY_TILE(ternary_row_2, 1, 2)
-TERNARY_TILE_1(ternary_row_1, 1)
+TERNARY_TILE_1(ternary_row_1, 1, prefetch)
 #define BY_TOKENS(NAME)                                                                           \
     (n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)                              \
     (out, out_stride, w, row_bytes, x, x_stride, n_blocks)
 #else
 #define ternary_tile_1 ternary_row_1
+#define ternary_tile_1_once ternary_row_1
 #define BY_TOKENS(NAME)                                                                           \
     for (ptrdiff_t t = 0; t < n_tokens; t++)                                                      \
         ternary_row_1(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks)

@@ -40,5 +40,7 @@ cdef extern from "simd.h" nogil:
                      Py_ssize_t n_blocks) noexcept
     void ternary_tile_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
                         Py_ssize_t n_blocks) noexcept
+    void ternary_tile_1_once(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
+                             Py_ssize_t n_blocks) noexcept
     void ternary_row_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
                        Py_ssize_t n_blocks) noexcept

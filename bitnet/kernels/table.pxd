@@ -2,7 +2,8 @@
 
 Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or reads past the sizes.
 Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
-give the same bits on every instruction set; integer kernels are exact.
+give the same bits on every instruction set; integer kernels are exact. once: that weights are read
+from memory and not again before it is asked for others in plenty, so that no cache need keep them.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
@@ -22,7 +23,7 @@ cdef struct Kernels:
     # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, tokens t
     void (*ternary_matmul)(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
-                           Py_ssize_t n_blocks) noexcept nogil
+                           Py_ssize_t n_blocks, bint once) noexcept nogil
     # index of the first byte that holds the illegal code 3, or -1
     Py_ssize_t (*find_code_3)(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil
     # int8 codes of one token, zeros up to n_padded; 1 / scale and the sum of the codes
@@ -52,7 +53,7 @@ cdef struct Kernels:
     void (*decode_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
-    uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes) noexcept nogil
+    uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes, bint once) noexcept nogil
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
     void (*turns)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                   int is_rounded, Py_ssize_t n) noexcept nogil
@@ -67,7 +68,7 @@ cdef struct Kernels:
     # planes, c = 128 high + low: high (n), low (n), int8; x_sums: of the codes of each
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
-                       Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
+                       Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept nogil
     # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
     # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
