@@ -94,9 +94,12 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
         k.quantize(&codes[t * COLS], &inverse[t], &sums[t], &x[t * COLS], COLS - 100, COLS)
     hashed = mix(hashed, codes, sizeof(codes))
     hashed = mix(mix(hashed, inverse, sizeof(inverse)), sums, sizeof(sums))
-    k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128,
-                     True)
+    for t in range(N_TOKENS):
+        k.ternary_matmul(&out[t * N_ROWS], 0, weights, &codes[t * COLS], COLS, N_ROWS, 1,
+                         COLS // 128, t % 2 == 0)
     hashed = mix(hashed, out, sizeof(out))
+    if not tiles_agree(k, out, weights, codes):
+        return 0
     if k.ternary_lookup and not lookup_agrees(k, out, weights, codes, sums):
         return 0
     k.rms_norm(y, &x[COLS], x, 1e-5, COLS - 3)
@@ -108,6 +111,18 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
         hashed = mix(hashed, &y[t * COLS], (COLS - 3) * sizeof(float))
     hashed = screen_answer(k, hashed, codes)
     return rows_answer(k, attention_answer(k, hashed, x, y), x, y)
+
+
+cdef bint tiles_agree(const Kernels* k, const int32_t* products, const uint8_t* weights,
+                      const int8_t* codes) noexcept nogil:
+    cdef int32_t out[N_ROWS * N_TOKENS]
+    cdef Py_ssize_t n, i
+    for n in range(2, min(<Py_ssize_t>N_TOKENS, k.tile_tokens) + 1):
+        k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, n, COLS // 128, False)
+        for i in range(n * N_ROWS):
+            if out[i] != products[i]:
+                return False
+    return True
 
 
 cdef bint lookup_agrees(const Kernels* k, const int32_t* products, const uint8_t* weights,

@@ -8,11 +8,11 @@ from .lookup cimport (
     LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_index, lookup_rows, lookup_tables,
 )
 from .simd cimport (
-    AHEAD, ROWS, ROWS_1, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
-    f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_shorten, f32_store,
-    f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16, prefetch,
-    prefetch_first, prefetch_once, ternary_row, ternary_row_1, ternary_tile, ternary_tile_1,
-    ternary_tile_1_once,
+    AHEAD, ROWS, ROWS_1, TILE_TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load,
+    f32_load_bf16, f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_shorten,
+    f32_store, f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16,
+    prefetch, prefetch_first, prefetch_once, ternary_row, ternary_row_1, ternary_tile,
+    ternary_tile_1, ternary_tile_1_once,
 )
 from .table cimport Kernels, View
 
@@ -32,7 +32,6 @@ cdef extern from "screen.h" nogil:
 cdef enum:
     LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
     BLOCK_BYTES = 32                # 128 ternary codes
-    TOKENS = 4                      # of a tile; as a step loops say 4
     PAGE = 128                      # positions of a KV page
 
 
@@ -40,23 +39,17 @@ cdef enum:
 cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                          Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                          Py_ssize_t n_blocks, bint once) noexcept nogil:
-    """Tiles of rows and up to four tokens; a token that is left alone goes by itself."""
-    cdef Py_ssize_t i, r, t, row_bytes = n_blocks * BLOCK_BYTES
-    cdef Py_ssize_t together = n_tokens - 1 if n_tokens % TOKENS == 1 else n_tokens
+    cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
+    if n_tokens == 1:
+        ternary_matvec(out, w, x, n_rows, n_blocks, once)
+        return
     for i in range(n_rows // ROWS):
         r = i * ROWS
-        for t in range(0, together, 4):
-            ternary_tile(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
-                         x + t * x_stride, x_stride, min(<Py_ssize_t>TOKENS, together - t),
-                         n_blocks)
+        ternary_tile(out + r, out_stride, w + r * row_bytes, row_bytes, x, x_stride, n_tokens,
+                     n_blocks)
     for r in range(n_rows - n_rows % ROWS, n_rows):
-        for t in range(0, together, 4):
-            ternary_row(out + t * out_stride + r, out_stride, w + r * row_bytes, row_bytes,
-                        x + t * x_stride, x_stride, min(<Py_ssize_t>TOKENS, together - t),
-                        n_blocks)
-    if together < n_tokens:
-        ternary_matvec(out + together * out_stride, w, x + together * x_stride, n_rows, n_blocks,
-                       once)
+        ternary_row(out + r, out_stride, w + r * row_bytes, row_bytes, x, x_stride, n_tokens,
+                    n_blocks)
 
 
 cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
@@ -255,7 +248,8 @@ cdef Kernels table = Kernels(
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate,
     silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
     decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
-    attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup)
+    attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
+    tile_tokens=TILE_TOKENS)
 if not LOOKUP:
     table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

@@ -97,7 +97,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 
 typedef __m512i vec;
 enum { STEP_BYTES = 64 };
-enum { ROWS = 4, ROWS_1 = 2, SUMS_1 = 4 };
+enum { ROWS = 4, TILE_TOKENS = 5, ROWS_1 = 2, SUMS_1 = 4 };
 #define PIN(v) __asm__("" : "+v"(v))
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
@@ -230,7 +230,7 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
                                                    _mm256_extracti128_si256(a, 1)));
 }
 #if defined(__AVXVNNI__)
-enum { ROWS = 2, ROWS_1 = 2, SUMS_1 = 4 };
+enum { ROWS = 2, TILE_TOKENS = 4, ROWS_1 = 2, SUMS_1 = 4 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_dpbusd_avx_epi32(acc, code, x);
     PIN(acc);
@@ -246,7 +246,7 @@ static inline vec vec_scale_back(vec sum, int field) {
 #else
 /* A lane of maddubs holds at most 2 * 2 * 127 = 508; four of them a step, so 16 steps stay at
    32,512, inside int16: then they are folded into int32. */
-enum { ROWS = 2, ROWS_1 = 2, SUMS_1 = 2 };
+enum { ROWS = 2, TILE_TOKENS = 4, ROWS_1 = 2, SUMS_1 = 2 };
 #define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(code, x));
@@ -358,7 +358,7 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     vst1q_s32(out, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
 }
 #if defined(__ARM_FEATURE_DOTPROD)
-enum { ROWS = 4, ROWS_1 = 2, SUMS_1 = 4 };
+enum { ROWS = 4, TILE_TOKENS = 4, ROWS_1 = 2, SUMS_1 = 4 };
 static inline vec vec_dot(vec acc, vec code, vec x) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(code), vreinterpretq_s8_s32(x));
 }
@@ -371,7 +371,7 @@ static inline vec vec_scale_back(vec sum, int field) {
 }
 #else
 /* Two products of at most 254 a lane and field: eight a step, so 16 steps stay at 32,512. */
-enum { ROWS = 2, ROWS_1 = 1, SUMS_1 = 4 };
+enum { ROWS = 2, TILE_TOKENS = 4, ROWS_1 = 1, SUMS_1 = 4 };
 #define VEC_FOLD 16
 static inline vec vec_dot(vec acc, vec code, vec x) {
     int16x8_t s = vreinterpretq_s16_s32(acc);
@@ -451,7 +451,7 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 }
 
 #define BITNET_SCALAR
-enum { ROWS = 1, ROWS_1 = 1 };
+enum { ROWS = 1, TILE_TOKENS = 4, ROWS_1 = 1 };
 static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes,
                                  const int8_t *x, ptrdiff_t n_blocks) {
     (void)row_bytes;
@@ -553,7 +553,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 #endif
 
 /* out[t * out_stride + r] = sum of code * x along row r and token t. R and T are constants, so that
- * the sums stay in registers: 2 x 4 of AVX2's 16, 4 x 4 of AVX-512's 32. */
+ * the sums stay in registers: 2 x 4 of AVX2's 16, 4 x 5 of AVX-512's 32. */
 #define STEP_T(R, T, CODES, INPUT)                                                                \
     do {                                                                                          \
         vec p[R];                                                                                 \
@@ -617,7 +617,14 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
         memcpy(out, sums, R * sizeof *sums);                                                      \
     }
 
-/* Up to four tokens together: the fields of a code are taken apart once for all of them. */
+/* Several tokens together: the fields of a code are taken apart once for all of them. */
+#if defined(__AVX512VNNI__)
+TERNARY_TILE(ternary_tile_5, ROWS, 5)
+TERNARY_TILE(ternary_row_5, 1, 5)
+#else
+#define ternary_tile_5 ternary_tile_4           /* never asked for: TILE_TOKENS is 4 */
+#define ternary_row_5 ternary_row_4
+#endif
 TERNARY_TILE(ternary_tile_4, ROWS, 4)           /* prefill and batches */
 TERNARY_TILE(ternary_tile_3, ROWS, 3)
 TERNARY_TILE(ternary_tile_2, ROWS, 2)
@@ -628,7 +635,7 @@ TERNARY_TILE(ternary_row_3, 1, 3)
 TERNARY_TILE(ternary_row_2, 1, 2)
 TERNARY_TILE_1(ternary_row_1, 1, prefetch)
 #define BY_TOKENS(NAME)                                                                           \
-    (n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)                              \
+    (n_tokens == 5 ? NAME##_5 : n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)   \
     (out, out_stride, w, row_bytes, x, x_stride, n_blocks)
 #else
 #define ternary_tile_1 ternary_row_1
@@ -638,7 +645,7 @@ TERNARY_TILE_1(ternary_row_1, 1, prefetch)
         ternary_row_1(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks)
 #endif
 
-/* ROWS rows, or one, of 2, 3 or 4 tokens: out[t * out_stride + r] */
+/* ROWS rows, or one, of 2 to TILE_TOKENS tokens: out[t * out_stride + r] */
 static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
                                 ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
                                 ptrdiff_t n_tokens, ptrdiff_t n_blocks) {

@@ -30,7 +30,8 @@ cdef extern from "simd.h" nogil:
     uint16_t f16_of_f32(float f) noexcept
 
     enum: AHEAD
-    enum: ROWS                          # of a tile of two to four tokens
+    enum: ROWS                          # of a tile of two tokens and more
+    enum: TILE_TOKENS                   # at most
     enum: ROWS_1                        # of a tile of one token
     void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
                       const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,

@@ -20,7 +20,8 @@ cdef struct View:                       # what a query sees of its sequence: sin
     int interleaved
 
 cdef struct Kernels:
-    # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, tokens t
+    # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, 1 to tile_tokens
+    # tokens t
     void (*ternary_matmul)(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks, bint once) noexcept nogil
@@ -74,3 +75,4 @@ cdef struct Kernels:
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks) noexcept nogil
+    Py_ssize_t tile_tokens              # that ternary_matmul takes together, 4 or 5
