@@ -29,13 +29,22 @@ def n_threads(request):
     return request.param
 
 
+def zeros(shape, dtype):
+    """Aligned to 64 bytes, as the pool's arrays are: codes 16 bytes off cost AVX2 a quarter."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(n_bytes + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64:][:n_bytes].view(dtype).reshape(shape)
+
+
 @pytest.fixture(scope="module")
 def packed():
     """I2_S codes, uint8 (N_LAYERS, rows, row bytes), without code 3."""
     digits = itertools.product(range(3), repeat=4)
     valid = np.array([a << 6 | b << 4 | c << 2 | d for a, b, c, d in digits], np.uint8)
     draws = np.random.default_rng(0).integers(0, 81, (N_LAYERS, 2 * FFN, HIDDEN // 4), np.uint8)
-    return valid[draws]
+    codes = zeros(draws.shape, np.uint8)
+    codes[...] = valid[draws]
+    return codes
 
 
 def linear(codes):
@@ -46,11 +55,11 @@ def activations(n_tokens, n_threads):
     """(codes of random activations, output, batch) for a matrix of gate and up."""
     rng = np.random.default_rng(1)
     batch = arrays.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
-    codes = arrays.Codes(np.zeros((n_tokens, HIDDEN), np.int8), np.zeros(n_tokens, np.float32),
-                      np.zeros(n_tokens, np.int32))
+    codes = arrays.Codes(zeros((n_tokens, HIDDEN), np.int8), np.zeros(n_tokens, np.float32),
+                         np.zeros(n_tokens, np.int32))
     x = rng.standard_normal((n_tokens, HIDDEN), np.float32)
     ops.quantize(codes, arrays.Matrix(x), batch)
-    return codes, arrays.Matrix(np.zeros((n_tokens, 2 * FFN), np.float32)), batch
+    return codes, arrays.Matrix(zeros((n_tokens, 2 * FFN), np.float32)), batch
 
 
 def test_ternary_matvec(isa, n_threads, packed, timed, figures):
@@ -72,6 +81,23 @@ def test_ternary_matmul(isa, n_threads, n_tokens, packed, timed, figures):
     codes, out, batch = activations(n_tokens, n_threads)
     seconds = timed(lambda: ops.linear(out, layer, codes, batch))
     figures(g_weights_tokens_s=layer.n_rows * layer.n_cols * n_tokens / seconds / 1e9)
+
+
+@pytest.mark.parametrize("n_tokens", [32, 128])
+def test_ternary_tables(isa, n_threads, n_tokens, packed, timed, figures):
+    """Tables, which prompts use on some instruction sets, beside tiles of the same tokens."""
+    n_bytes = ops.workspace_bytes(2 * FFN)
+    if not n_bytes:
+        pytest.skip(f"{isa}: tiles are as fast")
+    layer = linear(packed[0])
+    codes, out, batch = activations(n_tokens, n_threads)
+    with_tables = arrays.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
+    with_tables.workspace = zeros((n_threads, n_bytes), np.uint8)
+    seconds, tiles = timed(lambda: ops.linear(out, layer, codes, with_tables),
+                           lambda: seconds_of(lambda: ops.linear(out, layer, codes, batch)))
+    n_products = layer.n_rows * layer.n_cols * n_tokens
+    figures(g_weights_tokens_s=n_products / seconds / 1e9, of_tiles=n_products / tiles / 1e9,
+            ratio=tiles / seconds)
 
 
 @pytest.mark.parametrize("type", list(arrays.ROW_TYPES))
