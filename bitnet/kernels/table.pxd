@@ -2,8 +2,8 @@
 
 Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or reads past the sizes.
 Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
-give the same bits on every instruction set; integer kernels are exact. once: that weights are read
-from memory and not again before it is asked for others in plenty, so that no cache need keep them.
+give the same bits on every instruction set; integer kernels are exact. once: weights come from
+memory, and so many others are read before them again that no cache need keep them.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
