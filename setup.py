@@ -36,8 +36,8 @@ DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHE
 
 
 SHARED = ["bitnet/kernels/" + name for name in (
-    "simd.h", "lookup.h", "screen.h", "combine.h", "kernels.pxi", "attention.pxi", "lookup.pxi",
-    "rows.pxi")]
+    "simd.h", "ternary.h", "lookup.h", "screen.h", "combine.h", "kernels.pxi", "attention.pxi",
+    "lookup.pxi", "rows.pxi")]
 
 
 def extension(name, flags=(), link=()):

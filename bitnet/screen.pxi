@@ -253,6 +253,7 @@ cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* 
     cdef int64_t dots[SCREEN_INPUTS * SCREEN_ROWS]
     cdef int64_t sums[SCREEN_INPUTS]
     cdef double best
+    cdef bint once = is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN)
     for first in range(0, n_tokens, 4):
         n = min(<Py_ssize_t>SCREEN_INPUTS, n_tokens - first)
         for t in range(n):
@@ -261,8 +262,7 @@ cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* 
         for begin in range(chunk * CHUNK, end, 4):
             n_rows = min(<Py_ssize_t>SCREEN_ROWS, end - begin)
             kernels.screen_dot(dots, SCREEN_ROWS, &copy.codes[begin, 0], &copy.inputs[first, 0],
-                               copy.inputs.shape[1], sums, n, n_rows, copy.n_cols,
-                               is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN))
+                               copy.inputs.shape[1], sums, n, n_rows, copy.n_cols, once)
             for t in range(n):
                 best = screen_bounds(out.data + (first + t) * out.n_cols, copy, &bounds[first + t],
                                      &aims[first + t], dots + t * SCREEN_ROWS, begin, n_rows)

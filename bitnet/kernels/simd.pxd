@@ -1,4 +1,4 @@
-"""simd.h as Cython sees it: sixteen floats, and a tile of ternary dot products."""
+"""simd.h and ternary.h as Cython sees them: sixteen floats, and a tile of ternary dot products."""
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t
 
 
@@ -30,6 +30,9 @@ cdef extern from "simd.h" nogil:
     uint16_t f16_of_f32(float f) noexcept
 
     enum: AHEAD
+
+
+cdef extern from "ternary.h" nogil:
     enum: ROWS                          # of a tile of two tokens and more
     enum: TILE_TOKENS                   # at most
     enum: ROWS_1                        # of a tile of one token
