@@ -159,6 +159,21 @@ cdef void rms_norm(float* out, const float* weight, const float* x, float eps,
         out[i] = (x[i] * inverse) * weight[i]
 
 
+ctypedef f32x16 (*Activation)(f32x16 g) noexcept nogil
+
+
+cdef inline void gated(float* out, const float* gate, const float* up, Py_ssize_t n,
+                       Activation act) noexcept nogil:
+    """out = act(gate) * up; act is a constant where this is inlined."""
+    cdef Py_ssize_t i
+    for i in range(0, n - LANES + 1, 16):
+        f32_store(out + i, f32_mul(act(f32_load(gate + i)), f32_load(up + i)))
+    if n % LANES:
+        i = n - n % LANES
+        store_some(out + i, f32_mul(act(load_some(gate + i, n % LANES)),
+                                    load_some(up + i, n % LANES)), n % LANES)
+
+
 cdef inline f32x16 relu2(f32x16 g) noexcept nogil:
     """max(0, g)^2; f32_max gives its second where they have no order."""
     g = f32_max(f32_zero(), g)
@@ -167,13 +182,7 @@ cdef inline f32x16 relu2(f32x16 g) noexcept nogil:
 
 cdef void relu2_gate(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
     """out = relu(gate)^2 * up; a NaN stays a NaN."""
-    cdef Py_ssize_t i
-    for i in range(0, n - LANES + 1, 16):
-        f32_store(out + i, f32_mul(relu2(f32_load(gate + i)), f32_load(up + i)))
-    if n % LANES:
-        i = n - n % LANES
-        store_some(out + i, f32_mul(relu2(load_some(gate + i, n % LANES)),
-                                    load_some(up + i, n % LANES)), n % LANES)
+    gated(out, gate, up, n, relu2)
 
 
 cdef inline f32x16 silu(f32x16 g) noexcept nogil:
@@ -183,13 +192,7 @@ cdef inline f32x16 silu(f32x16 g) noexcept nogil:
 
 cdef void silu_gate(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
     """out = silu(gate) * up."""
-    cdef Py_ssize_t i
-    for i in range(0, n - LANES + 1, 16):
-        f32_store(out + i, f32_mul(silu(f32_load(gate + i)), f32_load(up + i)))
-    if n % LANES:
-        i = n - n % LANES
-        store_some(out + i, f32_mul(silu(load_some(gate + i, n % LANES)),
-                                    load_some(up + i, n % LANES)), n % LANES)
+    gated(out, gate, up, n, silu)
 
 
 cdef inline f32x16 gelu(f32x16 g) noexcept nogil:
@@ -205,13 +208,7 @@ cdef inline f32x16 gelu(f32x16 g) noexcept nogil:
 
 cdef void gelu_gate(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
     """out = gelu(gate) * up."""
-    cdef Py_ssize_t i
-    for i in range(0, n - LANES + 1, 16):
-        f32_store(out + i, f32_mul(gelu(f32_load(gate + i)), f32_load(up + i)))
-    if n % LANES:
-        i = n - n % LANES
-        store_some(out + i, f32_mul(gelu(load_some(gate + i, n % LANES)),
-                                    load_some(up + i, n % LANES)), n % LANES)
+    gated(out, gate, up, n, gelu)
 
 
 cdef void exp(float* out, const float* x, Py_ssize_t n) noexcept nogil:
