@@ -72,16 +72,22 @@ def test_cancelling_in_prefill_and_decode_frees_the_slot_within_a_step(n_steps):
 
 def test_what_nobody_takes_is_bounded(monkeypatch):
     monkeypatch.setattr("bitnet.server.worker.MAX_UNREAD", 20)
-    model = MockTransformer()
 
     async def run():
+        loop = asyncio.get_running_loop()
+
+        def after_the_loop(sequences):  # else the model may be done before it looks at an event
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+
+        model = MockTransformer(on_forward=after_the_loop)
         worker = worker_of(model)
         worker.reserve(1)
         generation = worker.start([request(max_tokens=400)])
         while worker.n_open:
             await asyncio.sleep(0.01)
         events = await events_of(generation)
-        assert len(events) < 400 and isinstance(events[-1].error, Cancelled)
+        assert 20 < len(events) <= 23 and isinstance(events[-1].error, Cancelled)
+        assert not model.open_caches
         worker.stop()
 
     asyncio.run(run())
