@@ -133,7 +133,7 @@ cdef bint lookup_agrees(const Kernels* k, const int32_t* products, const uint8_t
     k.ternary_lookup(sums, work, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
     for t in range(N_TOKENS):
         for r in range(N_ROWS):
-            if sums[r * 16 + t] != products[t * N_ROWS + r] - code_sums[t]:
+            if sums[t * N_ROWS + r] != products[t * N_ROWS + r] - code_sums[t]:
                 return False
     return True
 

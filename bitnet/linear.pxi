@@ -109,7 +109,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
 
 cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
                        float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
-    """Codes are 0, 1, 2 for -1, 0, 1: the sum of the activations comes off every dot product."""
+    """code_sum comes off every dot product of codes 0, 1, 2 for -1, 0, 1; 0 where it has already."""
     cdef Py_ssize_t i
     if add:
         for i in range(n):
@@ -166,35 +166,10 @@ cdef void lookup_item(Matrix out, Linear weights, Codes x, Batch batch, bint add
                            part.codes + first * weights.n_blocks * BLOCK_BYTES, &x.codes[begin, 0],
                            x.codes.shape[1], n_rows, n_tokens, weights.n_blocks)
     results = out.data + begin * out.n_cols + column + part.first_row + first
-    for t in range(0, n_tokens, 16):
-        apply_scales_16(results + t * out.n_cols, out.n_cols, sums + t * n_rows,
-                        part.scales + first * part.scale_step, part.scale_step,
-                        &x.inv_scale[begin + t], n_rows, min(<Py_ssize_t>16, n_tokens - t), add)
-
-
-cdef void apply_scales_16(float* out, Py_ssize_t out_stride, const int32_t* sums,
-                          const float* scales, Py_ssize_t step, const float* inv_scale,
-                          Py_ssize_t n_rows, Py_ssize_t n_tokens, bint add) noexcept nogil:
-    """The same for a group of tokens side by side, 16 rows at a time to turn rows into columns."""
-    cdef float tile[16 * 16]
-    cdef float inverse[16]
-    cdef float scale
-    cdef Py_ssize_t begin, n, r, t
-    memset(inverse, 0, sizeof(inverse))
-    memcpy(inverse, inv_scale, n_tokens * sizeof(float))
-    for begin in range(0, n_rows, 16):
-        n = min(<Py_ssize_t>16, n_rows - begin)
-        for r in range(n):
-            scale = scales[(begin + r) * step]
-            for t in range(16):
-                tile[r * 16 + t] = <float>sums[(begin + r) * 16 + t] * (scale * inverse[t])
-        for t in range(n_tokens):
-            if add:
-                for r in range(n):
-                    out[t * out_stride + begin + r] += tile[r * 16 + t]
-            else:
-                for r in range(n):
-                    out[t * out_stride + begin + r] = tile[r * 16 + t]
+    for t in range(n_tokens):
+        apply_scales(results + t * out.n_cols, sums + t * n_rows,
+                     part.scales + first * part.scale_step, part.scale_step,
+                     x.inv_scale[begin + t], 0, n_rows, add)
 
 
 def find_code_3(Linear weights not None, int n_threads=1):

@@ -1,11 +1,14 @@
 # The kernels, written once; every module beside includes this, compiled with flags of its own.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrtf
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    INT16_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
 from libc.string cimport memcpy, memset
 
 from .lookup cimport (
-    LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_index, lookup_rows, lookup_tables,
+    LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_fold, lookup_index, lookup_most,
+    lookup_rows, lookup_tables,
 )
 from .simd cimport (
     AHEAD, ROWS, ROWS_1, TILE_TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load,

@@ -70,8 +70,8 @@ cdef struct Kernels:
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                        Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept nogil
-    # sums (n_tokens / 16 rounded up, n_rows, 16): of (code - 1) * x, token last; work: 20,736
-    # bytes and 32 * n_rows * (1 + the first size of sums). NULL where tables do not pay.
+    # sums[t * n_rows + r]: of (code - 1) * x; for 16 n tokens, as many as to hold n_tokens. work:
+    # 20,736 bytes and 32 * n_rows * (1 + n). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks) noexcept nogil
