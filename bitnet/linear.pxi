@@ -109,7 +109,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
 
 cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
                        float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
-    """code_sum comes off every dot product of codes 0, 1, 2 for -1, 0, 1; 0 where it has already."""
+    """code_sum comes off each dot product of codes 0, 1, 2 for -1, 0, 1; 0 where it has already."""
     cdef Py_ssize_t i
     if add:
         for i in range(n):
