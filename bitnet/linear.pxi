@@ -90,7 +90,7 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
     cdef const Part* part = part_of(weights, chunk)
     cdef Py_ssize_t first = (chunk - part.first_chunk) * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, part.n_rows - first)
-    cdef Py_ssize_t stride = x.codes.shape[1], begin = first_token, n_passes, t, n
+    cdef Py_ssize_t stride = x.codes.shape[1], begin = first_token, n_passes, n
     cdef float* results = out.data + column + part.first_row + first
     cdef const uint8_t* codes = part.codes + first * weights.n_blocks * BLOCK_BYTES
     cdef bint once = is_read_once(weights.n_rows * weights.n_blocks * BLOCK_BYTES,
@@ -100,23 +100,10 @@ cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_tok
         n = (n_tokens - begin + n_passes - 1) // n_passes
         kernels.ternary_matmul(sums, CHUNK, codes, &x.codes[begin, 0], stride, n_rows, n,
                                weights.n_blocks, once)
-        for t in range(n):
-            apply_scales(results + (begin + t) * out.n_cols, sums + t * CHUNK,
-                         part.scales + first * part.scale_step, part.scale_step,
-                         x.inv_scale[begin + t], x.sums[begin + t], n_rows, add)
+        kernels.apply_scales(results + begin * out.n_cols, out.n_cols, sums, CHUNK,
+                             part.scales + first * part.scale_step, part.scale_step,
+                             &x.inv_scale[begin], &x.sums[begin], n_rows, n, add)
         begin += n
-
-
-cdef void apply_scales(float* out, const int32_t* sums, const float* scales, Py_ssize_t step,
-                       float inv_scale, int32_t code_sum, Py_ssize_t n, bint add) noexcept nogil:
-    """code_sum comes off each dot product of codes 0, 1, 2 for -1, 0, 1; 0 where it has already."""
-    cdef Py_ssize_t i
-    if add:
-        for i in range(n):
-            out[i] += <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
-    else:
-        for i in range(n):
-            out[i] = <float>(sums[i] - code_sum) * (scales[i * step] * inv_scale)
 
 
 cdef Lookup lookup_of(Linear weights, Batch batch, int team) noexcept:
@@ -150,10 +137,9 @@ cdef void lookup_item(Matrix out, Linear weights, Codes x, Batch batch, bint add
     """A range of rows times a set of groups; neighbours have the same rows."""
     cdef Py_ssize_t begin = 16 * plan.n_groups * (item % plan.n_sets)
     cdef Py_ssize_t n_tokens = min(16 * plan.n_groups, plan.n_tokens - begin)
-    cdef Py_ssize_t at = item // plan.n_sets, i = 0, first, n_rows, t
+    cdef Py_ssize_t at = item // plan.n_sets, i = 0, first, n_rows
     cdef const Part* part = &weights.parts[0]
     cdef int32_t* sums = <int32_t*>&batch.workspace[thread, 0]
-    cdef float* results
     while at >= n_ranges(part, plan.n_rows):
         at -= n_ranges(part, plan.n_rows)
         i += 1
@@ -165,11 +151,9 @@ cdef void lookup_item(Matrix out, Linear weights, Codes x, Batch batch, bint add
     kernels.ternary_lookup(sums, <char*>sums + SUM_BYTES,
                            part.codes + first * weights.n_blocks * BLOCK_BYTES, &x.codes[begin, 0],
                            x.codes.shape[1], n_rows, n_tokens, weights.n_blocks)
-    results = out.data + begin * out.n_cols + column + part.first_row + first
-    for t in range(n_tokens):
-        apply_scales(results + t * out.n_cols, sums + t * n_rows,
-                     part.scales + first * part.scale_step, part.scale_step,
-                     x.inv_scale[begin + t], 0, n_rows, add)
+    kernels.apply_scales(out.data + begin * out.n_cols + column + part.first_row + first,
+                         out.n_cols, sums, n_rows, part.scales + first * part.scale_step,
+                         part.scale_step, &x.inv_scale[begin], NULL, n_rows, n_tokens, add)
 
 
 def find_code_3(Linear weights not None, int n_threads=1):

@@ -72,6 +72,34 @@ cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssi
         ternary_row_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
 
 
+cdef void apply_scales(float* out, Py_ssize_t out_stride, const int32_t* sums,
+                       Py_ssize_t sums_stride, const float* scales, Py_ssize_t scale_step,
+                       const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
+                       Py_ssize_t n_tokens, bint add) noexcept nogil:
+    cdef Py_ssize_t t
+    cdef int32_t code_sum
+    for t in range(n_tokens):
+        code_sum = code_sums[t] if code_sums else 0
+        if scale_step:                              # constants, so that gcc makes vectors of it
+            scale_row(out, sums, scales, 1, inv_scale[t], code_sum, n_rows, add)
+        else:
+            scale_row(out, sums, scales, 0, inv_scale[t], code_sum, n_rows, add)
+        out += out_stride
+        sums += sums_stride
+
+
+cdef inline void scale_row(float* out, const int32_t* sums, const float* scales,
+                           Py_ssize_t scale_step, float inv_scale, int32_t code_sum, Py_ssize_t n,
+                           bint add) noexcept nogil:
+    cdef Py_ssize_t i
+    if add:
+        for i in range(n):
+            out[i] += <float>(sums[i] - code_sum) * (scales[i * scale_step] * inv_scale)
+    else:
+        for i in range(n):
+            out[i] = <float>(sums[i] - code_sum) * (scales[i * scale_step] * inv_scale)
+
+
 cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil:
     cdef Py_ssize_t begin, i, end
     cdef uint8_t both
@@ -249,7 +277,7 @@ cdef Kernels table = Kernels(
     silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
     decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
     attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
-    tile_tokens=TILE_TOKENS)
+    apply_scales=apply_scales, tile_tokens=TILE_TOKENS)
 if not LOOKUP:
     table.ternary_lookup = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)
