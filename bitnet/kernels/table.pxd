@@ -75,9 +75,9 @@ cdef struct Kernels:
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks) noexcept nogil
-    # out[t * out_stride + r] (+)= (sums[t * sums_stride + r] - code_sums[t]) * (scale * inv_scale[t]),
-    # for codes 0, 1, 2 stand for -1, 0, 1; code_sums NULL where sums are of those already. scale:
-    # scales[r * scale_step]
+    # out[t * out_stride + r] = or += (sums[t * sums_stride + r] - code_sums[t])
+    # * (scales[r * scale_step] * inv_scale[t]): codes 0, 1, 2 are -1, 0, 1. code_sums: NULL where
+    # sums are of these already
     void (*apply_scales)(float* out, Py_ssize_t out_stride, const int32_t* sums,
                          Py_ssize_t sums_stride, const float* scales, Py_ssize_t scale_step,
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
