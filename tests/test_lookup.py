@@ -38,7 +38,7 @@ def workspace(n_threads):
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 @pytest.mark.parametrize(
     "n_rows, n_cols",
-    [((256,), 128), ((300, 257), 384), ((1281,), 1000), ((2600, 640, 640), 256), ((260,), 4000)],
+    [((256,), 128), ((300, 257), 384), ((1537,), 1000), ((2600, 640, 640), 256), ((260,), 4000)],
 )
 def test_the_same_as_by_tiles(isa, n_rows, n_cols, n_threads, n_tokens):
     r = np.random.default_rng((n_cols, n_tokens))
