@@ -129,7 +129,7 @@ cdef class Rope:
 cdef class Screen:
     """An int8 copy of a head's rows with bounds of its error, and what screening works in.
 
-    codes: int8 (n_rows, n_cols), within +-127; bounds: float32 (n_rows, 3), see screen.pxi.
+    codes: int8 (n_rows, n_cols), within +-127; bounds: float32 (n_rows, 3), see screen_bounds.pxi.
     array: f(shape, dtype), where work arrays come from.
     """
 
@@ -148,8 +148,8 @@ cdef class Screen:
 def screen_work(Py_ssize_t n_rows, Py_ssize_t n_cols):
     """[(shape, dtype)] of the work arrays of a Screen."""
     n_chunks = (n_rows + CHUNK - 1) // CHUNK
-    return [((SCREEN_TOKENS, 2 * n_cols), np.int16), ((SCREEN_TOKENS, n_chunks), np.float64),
-            ((n_rows // 4 + 1,), np.int32)]
+    return [((SCREEN_TOKENS, (5 * n_cols + 1) // 2), np.int16),
+            ((SCREEN_TOKENS, n_chunks), np.float64), ((n_rows // 4 + 1,), np.int32)]
 
 
 cdef class Batch:

@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from .kernels.table cimport Kernels, View
+from .kernels.table cimport Coarse, Kernels, View
 
 from .cpu import UNPROVEN, supported
 
@@ -109,6 +109,8 @@ cdef uint32_t answer(const Kernels* k) noexcept nogil:
     k.gelu_gate(&y[4 * COLS], x, &x[COLS], COLS - 3)
     for t in range(5):
         hashed = mix(hashed, &y[t * COLS], (COLS - 3) * sizeof(float))
+    if k.screen_coarse and not coarse_agrees(k, codes):
+        return 0
     hashed = screen_answer(k, hashed, codes)
     return rows_answer(k, attention_answer(k, hashed, x, y), x, y)
 
@@ -157,6 +159,38 @@ cdef uint32_t screen_answer(const Kernels* k, uint32_t hashed, const int8_t* row
         k.screen_dot(dots, N_TOKENS, rows, x, 2 * WIDTH, sums, n, N_TOKENS, WIDTH, True)
         hashed = mix(hashed, dots, n * N_TOKENS * sizeof(int64_t))
     return hashed
+
+
+cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
+    """Whether dot products of rows and three or eight inputs reach thresholds that they equal, and
+    none that is greater by one."""
+    cdef int8_t x[8 * WIDTH]
+    cdef int32_t dots[8]
+    cdef float* bounds = [1, 0, 0]
+    cdef double zeros[8]
+    cdef Coarse inputs
+    cdef uint8_t found
+    cdef Py_ssize_t n, r, t, i
+    memset(zeros, 0, sizeof(zeros))
+    for n in range(3, 9, 5):
+        for r in range(N_TOKENS):
+            memset(&inputs, 0, sizeof(inputs))
+            inputs.n = n
+            for t in range(n):
+                dots[t] = 0
+                for i in range(WIDTH):
+                    x[t * WIDTH + i] = rows[3 * i + t] >> (k.coarse_bits - 7)
+                    inputs.sum[t] += x[t * WIDTH + i]
+                    dots[t] += x[t * WIDTH + i] * rows[r * WIDTH + i]
+                inputs.step[t] = 1
+            for i in range(2):
+                for t in range(n):
+                    inputs.threshold[t] = dots[t] + i
+                k.screen_coarse(&found, rows + r * WIDTH, bounds, x, WIDTH, &inputs, zeros, 1,
+                                WIDTH)
+                if found & ((1 << n) - 1) != (0 if i else (1 << n) - 1):
+                    return False
+    return True
 
 
 cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x,

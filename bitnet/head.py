@@ -1,6 +1,7 @@
 """The screen of a head: an int8 copy of its rows that tells which few can be among the best.
 
-The proof that nothing is lost is in screen.pxi. Knows no files: a sidecar keeps what is made here.
+screen.pxi and screen_bounds.pxi prove that nothing is lost. Knows no files: a sidecar keeps what
+is made here.
 """
 
 from typing import NamedTuple

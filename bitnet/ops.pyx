@@ -20,7 +20,7 @@ from .arrays cimport (
 )
 from .cache cimport PAGE, KVCache, slot_of
 from .dispatch cimport kernels
-from .kernels.table cimport View
+from .kernels.table cimport Coarse, View
 
 from .cpu import is_amd
 
@@ -452,6 +452,7 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py
 
 
 include "gumbel.pxi"
+include "screen_bounds.pxi"
 include "screen.pxi"
 
 

@@ -1,23 +1,13 @@
 # The screen of a head: an int8 copy of its rows tells which few can be among the best, and those
 # are computed from the rows themselves. The result is that of the full head, bit for bit.
 #
-# A row w (float32, exact from F16, BF16 or F32) is s q + d, q its int8 codes: bounds hold the scale
-# s, E >= |d| and N >= |s q| (Euclidean norms). The input x is t c + g, c its codes, X >= |x| and
-# G >= |g|. By Cauchy-Schwarz
-#     |w x - s t (q c)| = |s q g + d x| <= N G + E X,
-# and q c is an exact integer. What the kernels compute for w x, 16 sums of m products and a tree,
-# each product and addition rounded once (u = 2^-24), is off by at most
-#     gamma |w| |x| <= gamma (N + E) X,   gamma = m' u / (1 - m' u),   m' = n / 16 + 24,
-# (Higham 2002, lemma 3.1) and where numbers become subnormal or a CPU takes them for 0, by 2^-126
-# a product and addition. Together:
-#     |logit - estimate| <= E (1 + gamma) X + N (G + gamma X) + n 2^-124.
-# Norms are rounded up, and E's and N's factors multiplied by 1 + 1e-6: gamma is at least 1.4e-6, so
-# that is more than 1e-12 N X, and what float64 rounds in an estimate and its bounds 1e-15 of it.
-# A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
-# overflow, it has no bounds and is always computed: what is not finite in the full head is there.
-#
 # Let L be the k-th greatest lower bound. The k-th greatest logit is at least L, so each of the k
 # best, and each equal to the k-th, has an upper bound of at least L: all of them are computed.
+#
+# Where several inputs share a pass, instructions limit it. So only the first rows are done with all
+# bits of the inputs. What they give for L is no more than what all rows do: the others are done
+# with coarse bounds, and again with all bits only where an upper one reaches that. The same rows
+# survive, for upper bounds of all bits are no greater.
 #
 # A token drawn from all of them is the best one of logit / T + noise (gumbel.pxi): bounds of T
 # times the noise are added to those of the logits, and the rest is the same.
@@ -33,7 +23,13 @@
 cdef enum:
     TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
     SCREEN_INPUTS = 4                   # that share a pass over a chunk; as a step loops say 4
+    COARSE_INPUTS = 8                   # SCREEN_TOKENS / 4; the same where bounds are coarse
     SCREEN_ROWS = 4                     # then their bounds: after 64 the memory would have idled
+    SAMPLE_CHUNKS = 32                  # of 64 rows, the first ones, which give the threshold
+    COARSE_BEST = 4                     # of 40, too many rows reach what those give for it
+
+# |t l| in units of X / sqrt(n), by N times which logits vary: some 0.4 to 0.8 as a rule
+cdef float COARSE_MOST = 2.0
 
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
@@ -50,13 +46,12 @@ cdef struct Tail:           # of a row: the logits that are not computed
     double greatest                     # of all upper bounds
     double weight                       # that they have at most, in units of e^(greatest / T)
 
-cdef struct Bound:          # of one input: |logit - estimate| <= E error + N rest + least
-    double step                         # t
-    int64_t sum                         # of the codes
-    double norm                         # X
-    double error
-    double rest
-    double least
+cdef struct Pass:           # over the rows, for all inputs
+    Py_ssize_t n_tokens
+    Py_ssize_t n_sampled                # chunks that are done with all bits
+    Bound bounds[SCREEN_TOKENS]
+    Aim aims[SCREEN_TOKENS]
+    Coarse coarse[4]                    # of COARSE_INPUTS inputs each; n is 0: all bits everywhere
 
 
 def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix x not None,
@@ -70,25 +65,30 @@ def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix
     cdef Py_ssize_t c, t, n, n_tokens = batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
     cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n_tokens // 16)
-    cdef Bound bounds[SCREEN_TOKENS]
-    cdef Aim aims[SCREEN_TOKENS]
+    cdef Bound coarse[SCREEN_TOKENS]
+    cdef Pass p
     if (n_tokens > min(out.n_rows, x.n_rows, SCREEN_TOKENS) or out.n_cols != rows.n_rows
             or x.n_cols != rows.n_cols or copy.n_rows != rows.n_rows or copy.n_cols != rows.n_cols
             or len(wanted) != n_tokens):
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
                          f"x {x.n_rows} x {x.n_cols}, {n_tokens} wanted, {len(wanted)} said how")
+    memset(p.coarse, 0, sizeof(p.coarse))
+    p.n_tokens, p.n_sampled = n_tokens, n_chunks
     for t in range(n_tokens):
-        aims[t] = aim_of(wanted[t])
-        bounds[t] = screen_input(&copy.inputs[t, 0], x.data + t * x.n_cols, x.n_cols)
-    if team == 1:
-        for c in range(n_chunks):
-            screen_chunk(out, copy, bounds, aims, n_tokens, c)
-    else:
-        for c in prange(n_chunks, nogil=True, schedule="guided", num_threads=team):
-            screen_chunk(out, copy, bounds, aims, n_tokens, c)
+        p.aims[t] = aim_of(wanted[t])
+        screen_input(&copy.inputs[t, 0], &p.bounds[t], &coarse[t], x.data + t * x.n_cols, x.n_cols)
+    for t in range(0, n_tokens if n_tokens > 2 and n_chunks > SAMPLE_CHUNKS else 0, 8):
+        if share_coarse(&p, coarse, t, x.n_cols):
+            p.n_sampled = SAMPLE_CHUNKS
+    screen_chunks(out, copy, &p, 0, p.n_sampled, team)
+    if p.n_sampled < n_chunks:
+        for t in range(n_tokens):
+            p.coarse[t // 8].threshold[t % 8] = (
+                lower_bound(out, copy, &p, t, p.n_sampled) - p.aims[t].margin)
+        screen_chunks(out, copy, &p, p.n_sampled, n_chunks, team)
     counts = []
     for t in range(n_tokens):
-        n = screen_row(out, rows, copy, x, &bounds[t], &aims[t], t, wanted[t].ids, batch.n_threads)
+        n = screen_row(out, rows, copy, x, &p, t, wanted[t].ids, batch.n_threads)
         if n < 0:
             n = rows.n_rows
             for c in prange(n_chunks, nogil=True, schedule="guided",
@@ -96,6 +96,35 @@ def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix
                 head_chunk(out, rows, x, t, 1, c)
         counts.append(n)
     return counts
+
+
+cdef int screen_chunks(Matrix out, Screen copy, const Pass* p, Py_ssize_t first, Py_ssize_t end,
+                       int team) except -1:
+    cdef Py_ssize_t c
+    if team == 1:
+        for c in range(first, end):
+            screen_chunk(out, copy, p, c)
+        return 0
+    for c in prange(first, end, nogil=True, schedule="guided", num_threads=team):
+        screen_chunk(out, copy, p, c)
+    return 0
+
+
+cdef bint share_coarse(Pass* p, const Bound* coarse, Py_ssize_t first, Py_ssize_t n) noexcept:
+    """Whether these inputs begin with coarse bounds: not where most rows would be done again."""
+    cdef Coarse* shared = &p.coarse[first // 8]
+    cdef Py_ssize_t t, end = min(first + COARSE_INPUTS, p.n_tokens)
+    for t in range(first, end):
+        if (not kernels.screen_coarse or p.aims[t].n > COARSE_BEST or p.aims[t].top_p < 1
+                or not coarse[t].rest * sqrt(<double>n) < COARSE_MOST * coarse[t].norm):
+            return False
+    for t in range(first, end):
+        shared.step[t % 8], shared.sum[t % 8] = coarse[t].step, <int32_t>coarse[t].sum
+        shared.error[t % 8], shared.rest[t % 8] = coarse[t].error, coarse[t].rest
+        shared.norm, shared.least = max(shared.norm, coarse[t].norm), coarse[t].least
+        shared.has_noise |= p.aims[t].noise != 0
+    shared.n = end - first
+    return True
 
 
 cdef Aim aim_of(wanted) except *:
@@ -116,11 +145,12 @@ cdef Aim aim_of(wanted) except *:
     return aim
 
 
-cdef Py_ssize_t screen_row(Matrix out, Rows rows, Screen copy, Matrix x, const Bound* b, Aim* aim,
-                           Py_ssize_t token, const int32_t[::1] ids, int n_threads) except? -2:
+cdef Py_ssize_t screen_row(Matrix out, Rows rows, Screen copy, Matrix x, Pass* p, Py_ssize_t token,
+                           const int32_t[::1] ids, int n_threads) except? -2:
     """Logits in the place of bounds: how many are there, -1 if those are not enough."""
     cdef float* logits = out.data + token * out.n_cols
-    cdef double best = lower_bound(out, copy, b, aim, token)
+    cdef double best = lower_bound(out, copy, p, token, copy.best.shape[1])
+    cdef Aim* aim = &p.aims[token]
     cdef Tail tail
     cdef Py_ssize_t n
     tail.threshold = best - aim.margin
@@ -191,51 +221,6 @@ cdef bint is_settled(const float* logits, Screen copy, Aim* aim, const Tail* tai
     return drawn(&d, aim.top_p, rest, 1e-9) >= 0
 
 
-cdef Bound screen_input(int16_t* codes, const float* x, Py_ssize_t n) noexcept nogil:
-    """Codes of an input, their planes behind them, and its bounds; norm is inf or NaN if x is."""
-    cdef int8_t* high = <int8_t*>(codes + n)
-    cdef double step, residual, squares = 0, residuals = 0, gamma = (n // 16 + 24) * 2.0**-24
-    cdef float largest = 0
-    cdef Py_ssize_t j
-    cdef Bound b
-    for j in range(n):
-        squares += <double>x[j] * x[j]
-        largest = max(largest, <float>fabs(x[j]))
-    step = largest / 16256.0            # 127 * 128
-    if not squares < 1e60 or largest < 2.0**-100:
-        step = 0
-    b.sum = 0
-    for j in range(n):
-        residual = x[j] / step if step else 0.0
-        codes[j] = <int16_t>(residual + (0.5 if residual >= 0 else -0.5))
-        b.sum += codes[j]
-        residual = x[j] - step * codes[j]
-        residuals += residual * residual
-        high[j] = <int8_t>((codes[j] + 64) >> 7)
-        high[n + j] = <int8_t>(codes[j] - 128 * high[j])
-    gamma = gamma / (1 - gamma)
-    b.step, b.norm = step, sqrt(squares) * (1 + 1e-6)
-    residual = sqrt(residuals) * (1 + 1e-6)
-    b.error = b.norm * (1 + gamma) * (1 + 1e-6)
-    b.rest = (residual + gamma * b.norm) * (1 + 1e-6)
-    b.least = n * 2.0**-124
-    return b
-
-
-cdef inline double radius(const float* row, const Bound* b) noexcept nogil:
-    """How far a logit may be from its estimate; inf where it could overflow."""
-    if not (<double>row[1] + row[2]) * b.norm < 1e38:           # NaN and inf too
-        return INFINITY
-    return row[1] * b.error + row[2] * b.rest + b.least
-
-
-cdef inline double lower_of(float upper, double around) noexcept nogil:
-    """The lower bound that belongs to an upper one as screen_chunk rounds it."""
-    if not around < INFINITY:
-        return -INFINITY
-    return upper - 2 * around - 2.0**-22 * fabs(upper) - 2.0**-125
-
-
 cdef inline double spread_of(const Aim* aim, Py_ssize_t r, double* upper) noexcept nogil:
     """Add the noise's upper bound; how far it may be below."""
     cdef const float* noise
@@ -246,27 +231,72 @@ cdef inline double spread_of(const Aim* aim, Py_ssize_t r, double* upper) noexce
     return aim.noise * (noise[0] - noise[1] + 2 * BOUND_ERROR)
 
 
-cdef void screen_chunk(Matrix out, Screen copy, const Bound* bounds, const Aim* aims,
-                       Py_ssize_t n_tokens, Py_ssize_t chunk) noexcept nogil:
+cdef void screen_chunk(Matrix out, Screen copy, const Pass* p, Py_ssize_t chunk) noexcept nogil:
     """Upper bounds of a chunk's logits into out, and the greatest of their lower bounds."""
-    cdef Py_ssize_t t, first, n, begin, n_rows, end = min((chunk + 1) * CHUNK, copy.n_rows)
+    cdef Py_ssize_t t, first, begin, end = min((chunk + 1) * CHUNK, copy.n_rows)
+    for t in range(p.n_tokens):
+        copy.best[t, chunk] = -INFINITY
+    for first in range(0, p.n_tokens, 4):
+        if chunk < p.n_sampled or not p.coarse[first // 8].n:
+            for begin in range(chunk * CHUNK, end, 4):
+                screen_rows(out, copy, p, chunk, first, begin,
+                            min(<Py_ssize_t>SCREEN_ROWS, end - begin))
+        elif first % 8 == 0:
+            screen_chunk_coarse(out, copy, p, chunk, first)
+
+
+cdef void screen_rows(Matrix out, Screen copy, const Pass* p, Py_ssize_t chunk, Py_ssize_t first,
+                      Py_ssize_t begin, Py_ssize_t n_rows) noexcept nogil:
+    """Some rows and the up to four inputs from the first on."""
+    cdef Py_ssize_t t, n = min(<Py_ssize_t>SCREEN_INPUTS, p.n_tokens - first)
     cdef int64_t dots[SCREEN_INPUTS * SCREEN_ROWS]
     cdef int64_t sums[SCREEN_INPUTS]
     cdef double best
-    cdef bint once = is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN)
-    for first in range(0, n_tokens, 4):
-        n = min(<Py_ssize_t>SCREEN_INPUTS, n_tokens - first)
-        for t in range(n):
-            sums[t] = bounds[first + t].sum
-            copy.best[first + t, chunk] = -INFINITY
-        for begin in range(chunk * CHUNK, end, 4):
-            n_rows = min(<Py_ssize_t>SCREEN_ROWS, end - begin)
-            kernels.screen_dot(dots, SCREEN_ROWS, &copy.codes[begin, 0], &copy.inputs[first, 0],
-                               copy.inputs.shape[1], sums, n, n_rows, copy.n_cols, once)
-            for t in range(n):
-                best = screen_bounds(out.data + (first + t) * out.n_cols, copy, &bounds[first + t],
-                                     &aims[first + t], dots + t * SCREEN_ROWS, begin, n_rows)
-                copy.best[first + t, chunk] = max(copy.best[first + t, chunk], best)
+    for t in range(n):
+        sums[t] = p.bounds[first + t].sum
+    kernels.screen_dot(dots, SCREEN_ROWS, &copy.codes[begin, 0], &copy.inputs[first, 0],
+                       copy.inputs.shape[1], sums, n, n_rows, copy.n_cols,
+                       is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN))
+    for t in range(n):
+        best = screen_bounds(out.data + (first + t) * out.n_cols, copy, &p.bounds[first + t],
+                             &p.aims[first + t], dots + t * SCREEN_ROWS, begin, n_rows)
+        copy.best[first + t, chunk] = max(copy.best[first + t, chunk], best)
+
+
+cdef void screen_chunk_coarse(Matrix out, Screen copy, const Pass* p, Py_ssize_t chunk,
+                              Py_ssize_t first) noexcept nogil:
+    """The same with few bits of some inputs, then with all of them where thresholds are reached.
+
+    Only then, for a branch that is not foreseen costs more than a row.
+    """
+    cdef const Coarse* coarse = &p.coarse[first // 8]
+    cdef uint8_t found[CHUNK]
+    cdef double noise[SCREEN_ROWS * COARSE_INPUTS]
+    cdef double best
+    cdef int64_t dot
+    cdef Py_ssize_t i, t, r, begin = chunk * CHUNK, n_rows = min(<Py_ssize_t>CHUNK,
+                                                                 copy.n_rows - begin)
+    memset(noise, 0, sizeof(noise))
+    for i in range(0, n_rows, 4):
+        for t in range(coarse.n if coarse.has_noise else 0):
+            for r in range(4):
+                noise[8 * r + t] = 0
+                spread_of(&p.aims[first + t], begin + i + r, &noise[8 * r + t])
+        kernels.screen_coarse(
+            found + i, &copy.codes[begin + i, 0], &copy.bounds[begin + i, 0],
+            <const int8_t*>&copy.inputs[first, 2 * copy.n_cols], 2 * copy.inputs.shape[1], coarse,
+            noise, min(<Py_ssize_t>SCREEN_ROWS, n_rows - i), copy.n_cols)
+    for t in range(first, first + coarse.n):
+        for i in range(n_rows):
+            r = begin + i
+            if not found[i] >> (t - first) & 1:
+                out.data[t * out.n_cols + r] = -INFINITY
+                continue
+            kernels.screen_dot(&dot, 1, &copy.codes[r, 0], &copy.inputs[t, 0],
+                               copy.inputs.shape[1], &p.bounds[t].sum, 1, 1, copy.n_cols, False)
+            best = screen_bounds(out.data + t * out.n_cols, copy, &p.bounds[t], &p.aims[t], &dot,
+                                 r, 1)
+            copy.best[t, chunk] = max(copy.best[t, chunk], best)
 
 
 cdef inline double screen_bounds(float* upper, Screen copy, const Bound* b, const Aim* aim,
@@ -286,20 +316,22 @@ cdef inline double screen_bounds(float* upper, Screen copy, const Bound* b, cons
     return best
 
 
-cdef double lower_bound(Matrix out, Screen copy, const Bound* b, const Aim* aim,
-                        Py_ssize_t token) noexcept nogil:
-    """The n-th greatest lower bound of a row's logits, -inf where there are fewer."""
+cdef double lower_bound(Matrix out, Screen copy, const Pass* p, Py_ssize_t token,
+                        Py_ssize_t n_chunks) noexcept nogil:
+    """The n-th greatest lower bound of the first chunks' logits, -inf where there are fewer."""
+    cdef const Aim* aim = &p.aims[token]
     cdef double heap[SCREEN_BEST]       # the least of the n greatest comes first
     cdef double value, unused = 0
     cdef Py_ssize_t c, r, i
     for i in range(aim.n):
         heap[i] = -INFINITY
-    for c in range(copy.best.shape[1]):
+    for c in range(n_chunks):
         if copy.best[token, c] <= heap[0]:
             continue
         for r in range(c * CHUNK, min((c + 1) * CHUNK, copy.n_rows)):
             value = lower_of(out.data[token * out.n_cols + r],
-                             radius(&copy.bounds[r, 0], b)) - spread_of(aim, r, &unused)
+                             radius(&copy.bounds[r, 0], &p.bounds[token]))
+            value -= spread_of(aim, r, &unused)
             if value > heap[0]:
                 sift(heap, aim.n, value)
     return heap[0]
@@ -359,62 +391,3 @@ cdef void rescore_row(Matrix out, Rows rows, Matrix x, Py_ssize_t token,
                       Py_ssize_t r) noexcept nogil:
     kernels.rows_dot(out.data + token * out.n_cols + r, &rows.data[r, 0],
                      x.data + token * x.n_cols, rows.type, rows.data.shape[1], 1, rows.n_cols)
-
-
-def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, Rows rows not None,
-                  Py_ssize_t first=0, int n_threads=1):
-    """Codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen takes."""
-    cdef Py_ssize_t r, n = codes.shape[0]
-    cdef int team = threads_for(n_threads, n * rows.n_cols)
-    if (first < 0 or n > rows.n_rows - first or codes.shape[1] != rows.n_cols
-            or rows.n_cols > SCREEN_COLS or (bounds.shape[0], bounds.shape[1]) != (n, 3)):
-        raise ValueError(f"codes are {n} x {codes.shape[1]}, bounds {bounds.shape[0]} x "
-                         f"{bounds.shape[1]}, rows {rows.n_rows} x {rows.n_cols} from {first}")
-    for r in prange(n, nogil=True, schedule="static", num_threads=team):
-        derive_row(&codes[r, 0], &bounds[r, 0], rows, first + r)
-
-
-cdef void derive_row(int8_t* codes, float* bounds, Rows rows, Py_ssize_t row) noexcept nogil:
-    """Loops of one thing each, which compilers make vectors of."""
-    cdef float w[SCREEN_COLS]
-    cdef float q[SCREEN_COLS]
-    cdef const int32_t* bits = <const int32_t*>w
-    cdef int32_t magnitude, most = 0
-    cdef float scale, factor, largest
-    cdef double difference
-    cdef double residuals[4]
-    cdef float middle = 12582912.0      # 1.5 * 2^23: added and taken away, it rounds to integers
-    cdef int64_t squares = 0
-    cdef Py_ssize_t i, j, n = rows.n_cols
-    kernels.decode_row(w, &rows.data[row, 0], rows.type, n)
-    for j in range(n):                  # as integers: NaN is largest
-        magnitude = bits[j] & 0x7FFFFFFF
-        most = magnitude if magnitude > most else most
-    memcpy(&largest, &most, 4)
-    memset(codes, 0, n)
-    memset(bounds, 0, 3 * sizeof(float))
-    if most >= 0x7F800000:              # not finite: all of it is rounding error
-        bounds[1] = INFINITY
-        return
-    scale = largest / <float>127.0 if largest >= <float>2.0**-100 else <float>0.0
-    factor = <float>1.0 / scale if scale else <float>0.0
-    for j in range(n):
-        q[j] = (w[j] * factor + middle) - middle
-    for j in range(n):
-        codes[j] = <int8_t><int32_t>q[j]
-        squares += codes[j] * codes[j]
-    memset(residuals, 0, sizeof(residuals))
-    for j in range(0, n - 3, 4):
-        for i in range(4):
-            difference = w[j + i] - <double>scale * q[j + i]
-            residuals[i] += difference * difference
-    for j in range(n - n % 4, n):
-        difference = w[j] - <double>scale * q[j]
-        residuals[0] += difference * difference
-    bounds[0] = scale
-    bounds[1] = rounded_up(sqrt(residuals[0] + residuals[1] + residuals[2] + residuals[3]))
-    bounds[2] = rounded_up(scale * sqrt(<double>squares))
-
-
-cdef inline float rounded_up(double x) noexcept nogil:
-    return nextafterf(<float>(x * (1 + 1e-6)), INFINITY) if x else <float>0.0

@@ -97,11 +97,14 @@ def test_codes_at_their_limits(isa):
         assert counts == [1] * n_inputs
 
 
+@pytest.mark.parametrize("n_rows", [321, 2200], ids=["all bits", "coarse"])
 @pytest.mark.parametrize("n_cols", [5, 64, 100, 379, 640])
-@pytest.mark.parametrize("n_inputs", [2, 3, 4, 5, 7, 8, 32])
-def test_inputs_together_let_the_same_through_as_each_alone(isa, n_cols, n_inputs):
-    table, screen = bound("F16", random_rows(321, n_cols))
+@pytest.mark.parametrize("n_inputs", [2, 3, 4, 5, 7, 8, 11, 32])
+def test_inputs_together_let_the_same_through_as_each_alone(isa, n_rows, n_cols, n_inputs):
+    table, screen = bound("F16", random_rows(n_rows, n_cols))
     x, wanted = random_rows(n_inputs, n_cols, 3), [Wanted(1 + i % 3) for i in range(n_inputs)]
+    wanted[0] = Wanted(1, draw=(1, 2, 1.0, 1.0, 0.0))
+    wanted[-1] = Wanted(40) if n_inputs == 11 else wanted[-1]  # the last three: all bits
     _, together, counts = both(table, screen, x, wanted, n_threads=2)
     for i in range(n_inputs):
         _, alone, count = both(table, screen, x[i], wanted[i : i + 1])
@@ -164,6 +167,29 @@ def test_nothing_is_lost(data):
         n, margin = data.draw(st.integers(1, n_rows)), data.draw(st.sampled_from([0, 0.1, 30]))
         full, part, _ = both(table, screen, x.astype(np.float32), [Wanted(n, margin, ids)])
     check(full[0], part[0], Wanted(n, margin, ids))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_nothing_is_lost_where_inputs_share_rows(data):
+    """Enough rows for coarse bounds; the best of all may be anywhere, and many nearly as good."""
+    n_rows, n_cols = data.draw(st.integers(2049, 2300)), data.draw(st.integers(1, 70))
+    n_inputs = data.draw(st.integers(3, 12))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    rows = rng.standard_normal((n_rows, n_cols)) * data.draw(magnitudes)
+    if data.draw(st.booleans()):  # copies that differ in the last bits
+        rows[:] = rows[:1] * (1 + rng.integers(-3, 4, rows.shape) * 2.0**-11)
+    x = rng.standard_normal((n_inputs, n_cols)) * data.draw(magnitudes)
+    if data.draw(st.booleans()):  # inputs of which few columns count
+        x[:, rng.integers(0, n_cols)] *= data.draw(st.sampled_from([10, 1000]))
+    if data.draw(st.booleans()):
+        rows[-1] = rows.max() * np.sign(x[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        table, screen = bound(data.draw(st.sampled_from(head.TYPES)), rows.astype(np.float32))
+        wanted = [Wanted(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)]
+        full, part, _ = both(table, screen, x.astype(np.float32), wanted)
+    for i in range(n_inputs):
+        check(full[i], part[i], wanted[i])
 
 
 def check_draws(table, screen, x, draws, n_threads=1):

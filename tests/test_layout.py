@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
 ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "team",
-         "linear", "gumbel", "screen", "ops", "waiting", "report", "formats", "families", "config",
-         "head", "sidecar", "hub", "source", "weights", "chat", "vocabulary", "tokenizer",
-         "tokenizer_files", "targets", "convert", "rope", "model", "memory_plan", "sampling",
-         "generation", "state", "prefix_files", "prefixes", "pace", "speculation", "engine",
-         "scoring", "embedding", "verify", "session", "api", "loading", "__init__", "server", "cli",
-         "__main__"]
+         "linear", "gumbel", "screen_bounds", "screen", "ops", "waiting", "report", "formats",
+         "families", "config", "head", "sidecar", "hub", "source", "weights", "chat",
+         "vocabulary", "tokenizer", "tokenizer_files", "targets", "convert", "rope", "model",
+         "memory_plan", "sampling", "generation", "state", "prefix_files", "prefixes", "pace",
+         "speculation", "engine", "scoring", "embedding", "verify", "session", "api", "loading",
+         "__init__", "server", "cli", "__main__"]
 
 SOURCES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi"})
 IN_KERNELS = [p for p in SOURCES if p.parent.name == "kernels"]

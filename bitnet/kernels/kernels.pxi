@@ -17,7 +17,7 @@ from .simd cimport (
     prefetch, prefetch_first, prefetch_once, ternary_row, ternary_row_1, ternary_tile,
     ternary_tile_1, ternary_tile_1_once,
 )
-from .table cimport Kernels, View
+from .table cimport Coarse, Kernels, View
 
 ctypedef void (*Combine)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                          const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
@@ -28,6 +28,12 @@ cdef extern from "combine.h" nogil:
     Combine combine_f32, combine_f16, combine_i8
 
 cdef extern from "screen.h" nogil:
+    enum: COARSE_BITS
+    void coarse_dots(int32_t* sums, const int8_t* row, const int8_t* x, Py_ssize_t x_stride,
+                     const int32_t* x_sums, Py_ssize_t n_inputs, Py_ssize_t n) noexcept
+    uint8_t coarse_found(const int32_t* sums, double scale, double error, double norm,
+                         const double* step, const double* errors, const double* rests,
+                         double least, const double* more, const double* thresholds) noexcept
     void screen_dot(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                     Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                     Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept
@@ -277,7 +283,10 @@ cdef Kernels table = Kernels(
     silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
     decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
     attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
-    apply_scales=apply_scales, tile_tokens=TILE_TOKENS)
+    apply_scales=apply_scales, screen_coarse=screen_coarse, tile_tokens=TILE_TOKENS,
+    coarse_bits=COARSE_BITS)
 if not LOOKUP:
     table.ternary_lookup = NULL
+if not COARSE_BITS:
+    table.screen_coarse = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

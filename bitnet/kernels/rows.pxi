@@ -325,3 +325,19 @@ cdef void block_row_dots(float* out, const uint8_t* row, const float** x, int ty
             acc2 = f32_add(acc2, f32_mul(v, f32_load(x[2] + k)))
             acc3 = f32_add(acc3, f32_mul(v, f32_load(x[3] + k)))
     out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)
+
+
+cdef void screen_coarse(uint8_t* found, const int8_t* rows, const float* bounds, const int8_t* x,
+                        Py_ssize_t x_stride, const Coarse* inputs, const double* more,
+                        Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
+    cdef double error, norm
+    cdef int32_t sums[8]
+    cdef Py_ssize_t r
+    memset(sums, 0, sizeof(sums))
+    for r in range(n_rows):
+        coarse_dots(sums, rows + r * n, x, x_stride, inputs.sum, inputs.n, n)
+        error, norm = bounds[3 * r + 1], bounds[3 * r + 2]
+        found[r] = coarse_found(sums, bounds[3 * r], error, norm, inputs.step, inputs.error,
+                                inputs.rest, inputs.least, more + 8 * r, inputs.threshold)
+        if not (error + norm) * inputs.norm < 1e38:     # no bounds at all
+            found[r] = 255

@@ -19,6 +19,16 @@ cdef struct View:                       # what a query sees of its sequence: sin
     const float* sines
     int interleaved
 
+cdef struct Coarse:                     # up to eight inputs that share a row: screen_bounds.pxi
+    Py_ssize_t n
+    double step[8]
+    double error[8]
+    double rest[8]
+    double threshold[8]
+    double least, norm                  # the largest ones
+    int32_t sum[8]                      # of an input's codes
+    bint has_noise                      # whether anything is to be added
+
 cdef struct Kernels:
     # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, 1 to tile_tokens
     # tokens t
@@ -70,6 +80,12 @@ cdef struct Kernels:
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                        Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept nogil
+    # bit t of found[r]: whether a coarse upper bound of the logit of row r and input t reaches the
+    # threshold. bounds: (n_rows, 3); x: codes of inputs without coarse_bits, within
+    # +-(2^14 >> coarse_bits), x_stride bytes apart; more (n_rows, 8): what is added to bounds
+    void (*screen_coarse)(uint8_t* found, const int8_t* rows, const float* bounds,
+                          const int8_t* x, Py_ssize_t x_stride, const Coarse* inputs,
+                          const double* more, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
     # sums[t * n_rows + r]: of (code - 1) * x; for 16 n tokens, as many as to hold n_tokens. work:
     # 20,736 bytes and 32 * n_rows * (1 + n). NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
@@ -83,3 +99,4 @@ cdef struct Kernels:
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
                          Py_ssize_t n_tokens, bint add) noexcept nogil
     Py_ssize_t tile_tokens              # that ternary_matmul takes together, 4 or 5
+    Py_ssize_t coarse_bits              # 0 where screen_coarse is NULL: it would be no faster
