@@ -184,6 +184,10 @@ def test_nothing_is_lost_where_inputs_share_rows(data):
         x[:, rng.integers(0, n_cols)] *= data.draw(st.sampled_from([10, 1000]))
     if data.draw(st.booleans()):
         rows[-1] = rows.max() * np.sign(x[0])
+    if data.draw(st.booleans()):  # no rounding: bounds of all bits are tight, few bits see little
+        most = data.draw(st.sampled_from([60, 130, 1000, 16256]))
+        rows, x = rng.integers(-127, 128, rows.shape), rng.integers(-most, most + 1, x.shape)
+        rows[:, 0], x[:, 0] = 127, 16256
     with np.errstate(over="ignore", invalid="ignore"):
         table, screen = bound(data.draw(st.sampled_from(head.TYPES)), rows.astype(np.float32))
         wanted = [Wanted(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)]
@@ -225,6 +229,14 @@ def test_draws_are_those_of_the_full_head(isa, spread):
     assert plain.max() < 750
     if spread > 1:
         assert np.mean([counts[t, p, 0] for t in (0.7, 1.0) for p in (0.5, 0.9)]) < 1000
+
+
+def test_draws_of_inputs_that_share_rows(isa):
+    """With coarse bounds, which the noise's are added to: half of the rows are done with them."""
+    table, screen = bound("F16", random_rows(4200, 64) / 8)
+    for seed, x in enumerate(random_rows(6, 64, 6)):
+        draws = [(seed, i, (0.7, 1.0, 2.0)[i % 3], 1.0, 0.0) for i in range(11)]
+        assert max(check_draws(table, screen, x, draws, 2)) < 1050
 
 
 def test_draws_with_ids_whose_logits_change(isa):
