@@ -23,7 +23,7 @@
 cdef enum:
     TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
     SCREEN_INPUTS = 4                   # that share a pass over a chunk; as a step loops say 4
-    COARSE_INPUTS = 8                   # SCREEN_TOKENS / 4; the same where bounds are coarse
+    COARSE_INPUTS = 8                   # the same where bounds are coarse; as a step loops say 8
     SCREEN_ROWS = 4                     # then their bounds: after 64 the memory would have idled
     SAMPLE_CHUNKS = 32                  # of 64 rows, the first ones, which give the threshold
     COARSE_BEST = 4                     # of 40, too many rows reach what those give for it
@@ -51,7 +51,7 @@ cdef struct Pass:           # over the rows, for all inputs
     Py_ssize_t n_sampled                # chunks that are done with all bits
     Bound bounds[SCREEN_TOKENS]
     Aim aims[SCREEN_TOKENS]
-    Coarse coarse[4]                    # of COARSE_INPUTS inputs each; n is 0: all bits everywhere
+    Coarse coarse[4]                    # SCREEN_TOKENS / COARSE_INPUTS; n is 0: all bits everywhere
 
 
 def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix x not None,
@@ -274,8 +274,8 @@ cdef void screen_chunk_coarse(Matrix out, Screen copy, const Pass* p, Py_ssize_t
     cdef double noise[SCREEN_ROWS * COARSE_INPUTS]
     cdef double best
     cdef int64_t dot
-    cdef Py_ssize_t i, t, r, begin = chunk * CHUNK, n_rows = min(<Py_ssize_t>CHUNK,
-                                                                 copy.n_rows - begin)
+    cdef Py_ssize_t i, t, r, begin = chunk * CHUNK
+    cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, copy.n_rows - begin)
     memset(noise, 0, sizeof(noise))
     for i in range(0, n_rows, 4):
         for t in range(coarse.n if coarse.has_noise else 0):

@@ -54,7 +54,7 @@ cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
         high[n + j] = <int8_t>(codes[j] - 128 * high[j])
         high[2 * n + j] = <int8_t>((codes[j] + (1 << bits >> 1)) >> bits) if bits else 0
         coarse.sum += high[2 * n + j]
-        low = codes[j] - (high[2 * n + j] << bits)
+        low = codes[j] - high[2 * n + j] * (1 << bits)
         lows += low * low
     gamma = gamma / (1 - gamma)
     b.step, b.norm = step, sqrt(squares) * (1 + 1e-6)
