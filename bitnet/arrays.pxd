@@ -60,7 +60,7 @@ cdef class Rope:
 cdef class Screen:
     cdef const int8_t[:, ::1] codes     # (n_rows, n_cols)
     cdef const float[:, ::1] bounds     # (n_rows, 3): scale, norm of the error, of the rest
-    cdef int16_t[:, ::1] inputs         # (SCREEN_TOKENS, 2.5 * n_cols): codes and their planes
+    cdef int16_t[:, ::1] inputs         # (SCREEN_TOKENS, 2 * n_cols), as kernels read them
     cdef double[:, ::1] best            # (SCREEN_TOKENS, chunks): greatest lower bound of a chunk
     cdef int32_t[::1] survivors         # room for the ids of those that are rescored
     cdef readonly Py_ssize_t n_rows, n_cols

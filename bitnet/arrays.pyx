@@ -148,8 +148,8 @@ cdef class Screen:
 def screen_work(Py_ssize_t n_rows, Py_ssize_t n_cols):
     """[(shape, dtype)] of the work arrays of a Screen."""
     n_chunks = (n_rows + CHUNK - 1) // CHUNK
-    return [((SCREEN_TOKENS, (5 * n_cols + 1) // 2), np.int16),
-            ((SCREEN_TOKENS, n_chunks), np.float64), ((n_rows // 4 + 1,), np.int32)]
+    return [((SCREEN_TOKENS, 2 * n_cols), np.int16), ((SCREEN_TOKENS, n_chunks), np.float64),
+            ((n_rows // 4 + 1,), np.int32)]
 
 
 cdef class Batch:

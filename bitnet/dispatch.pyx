@@ -179,7 +179,7 @@ cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
             for t in range(n):
                 dots[t] = 0
                 for i in range(WIDTH):
-                    x[t * WIDTH + i] = rows[3 * i + t] >> (k.coarse_bits - 7)
+                    x[t * WIDTH + i] = rows[3 * i + t] >> (k.plane_bits - 7)
                     inputs.sum[t] += x[t * WIDTH + i]
                     dots[t] += x[t * WIDTH + i] * rows[r * WIDTH + i]
                 inputs.step[t] = 1

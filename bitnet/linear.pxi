@@ -5,8 +5,8 @@ cdef enum:
     LOOKUP_ROWS = 1536                  # of an item: 81 additions a table are 5 % of its work, and
     LOOKUP_GROUPS = 4                   # int16 sums and numbers, 240 KB, stay in L2; of 16 tokens
     LOOKUP_FEWEST = 256                 # rows of a matrix for which tables pay
-    SUM_BYTES = 4 * 16 * 1536 * 4       # int32 sums of an item
-    WORK_BYTES = 393216 + 20736 + 32 * 1536 * 5     # and what the kernel works in
+    SUM_BYTES = 4 * 16 * LOOKUP_ROWS * LOOKUP_GROUPS            # int32 sums of an item
+    WORK_BYTES = SUM_BYTES + 20736 + 32 * LOOKUP_ROWS * (1 + LOOKUP_GROUPS)     # all it works in
     LOOKUP_REST = 8                     # tokens left over up to which tiles take less time
     ONCE_LINEAR = 1 << 20               # bytes of a layer's matrices from which all of a model's
     ONCE_SCREEN = 1 << 24               # are more than caches hold; of a head's copy

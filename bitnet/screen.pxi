@@ -49,6 +49,7 @@ cdef struct Tail:           # of a row: the logits that are not computed
 cdef struct Pass:           # over the rows, for all inputs
     Py_ssize_t n_tokens
     Py_ssize_t n_sampled                # chunks that are done with all bits
+    bint once                           # how rows are read: table.pxd
     Bound bounds[SCREEN_TOKENS]
     Aim aims[SCREEN_TOKENS]
     Coarse coarse[4]                    # SCREEN_TOKENS / COARSE_INPUTS; n is 0: all bits everywhere
@@ -74,6 +75,7 @@ def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix
                          f"x {x.n_rows} x {x.n_cols}, {n_tokens} wanted, {len(wanted)} said how")
     memset(p.coarse, 0, sizeof(p.coarse))
     p.n_tokens, p.n_sampled = n_tokens, n_chunks
+    p.once = is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN)
     for t in range(n_tokens):
         p.aims[t] = aim_of(wanted[t])
         screen_input(&copy.inputs[t, 0], &p.bounds[t], &coarse[t], x.data + t * x.n_cols, x.n_cols)
@@ -239,24 +241,24 @@ cdef void screen_chunk(Matrix out, Screen copy, const Pass* p, Py_ssize_t chunk)
     for first in range(0, p.n_tokens, 4):
         if chunk < p.n_sampled or not p.coarse[first // 8].n:
             for begin in range(chunk * CHUNK, end, 4):
-                screen_rows(out, copy, p, chunk, first, begin,
+                screen_rows(out, copy, p, chunk, first,
+                            min(<Py_ssize_t>SCREEN_INPUTS, p.n_tokens - first), begin,
                             min(<Py_ssize_t>SCREEN_ROWS, end - begin))
         elif first % 8 == 0:
             screen_chunk_coarse(out, copy, p, chunk, first)
 
 
 cdef void screen_rows(Matrix out, Screen copy, const Pass* p, Py_ssize_t chunk, Py_ssize_t first,
-                      Py_ssize_t begin, Py_ssize_t n_rows) noexcept nogil:
-    """Some rows and the up to four inputs from the first on."""
-    cdef Py_ssize_t t, n = min(<Py_ssize_t>SCREEN_INPUTS, p.n_tokens - first)
+                      Py_ssize_t n, Py_ssize_t begin, Py_ssize_t n_rows) noexcept nogil:
+    """Up to four rows and n inputs, up to four, with all bits."""
+    cdef Py_ssize_t t
     cdef int64_t dots[SCREEN_INPUTS * SCREEN_ROWS]
     cdef int64_t sums[SCREEN_INPUTS]
     cdef double best
     for t in range(n):
         sums[t] = p.bounds[first + t].sum
     kernels.screen_dot(dots, SCREEN_ROWS, &copy.codes[begin, 0], &copy.inputs[first, 0],
-                       copy.inputs.shape[1], sums, n, n_rows, copy.n_cols,
-                       is_read_once(copy.n_rows * copy.n_cols, ONCE_SCREEN))
+                       copy.inputs.shape[1], sums, n, n_rows, copy.n_cols, p.once)
     for t in range(n):
         best = screen_bounds(out.data + (first + t) * out.n_cols, copy, &p.bounds[first + t],
                              &p.aims[first + t], dots + t * SCREEN_ROWS, begin, n_rows)
@@ -272,8 +274,6 @@ cdef void screen_chunk_coarse(Matrix out, Screen copy, const Pass* p, Py_ssize_t
     cdef const Coarse* coarse = &p.coarse[first // 8]
     cdef uint8_t found[CHUNK]
     cdef double noise[SCREEN_ROWS * COARSE_INPUTS]
-    cdef double best
-    cdef int64_t dot
     cdef Py_ssize_t i, t, r, begin = chunk * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, copy.n_rows - begin)
     memset(noise, 0, sizeof(noise))
@@ -284,19 +284,14 @@ cdef void screen_chunk_coarse(Matrix out, Screen copy, const Pass* p, Py_ssize_t
                 spread_of(&p.aims[first + t], begin + i + r, &noise[8 * r + t])
         kernels.screen_coarse(
             found + i, &copy.codes[begin + i, 0], &copy.bounds[begin + i, 0],
-            <const int8_t*>&copy.inputs[first, 2 * copy.n_cols], 2 * copy.inputs.shape[1], coarse,
+            <const int8_t*>&copy.inputs[first, copy.n_cols], 2 * copy.inputs.shape[1], coarse,
             noise, min(<Py_ssize_t>SCREEN_ROWS, n_rows - i), copy.n_cols)
     for t in range(first, first + coarse.n):
         for i in range(n_rows):
-            r = begin + i
-            if not found[i] >> (t - first) & 1:
-                out.data[t * out.n_cols + r] = -INFINITY
-                continue
-            kernels.screen_dot(&dot, 1, &copy.codes[r, 0], &copy.inputs[t, 0],
-                               copy.inputs.shape[1], &p.bounds[t].sum, 1, 1, copy.n_cols, False)
-            best = screen_bounds(out.data + t * out.n_cols, copy, &p.bounds[t], &p.aims[t], &dot,
-                                 r, 1)
-            copy.best[t, chunk] = max(copy.best[t, chunk], best)
+            if found[i] >> (t - first) & 1:
+                screen_rows(out, copy, p, chunk, t, 1, begin + i, 1)
+            else:
+                out.data[t * out.n_cols + begin + i] = -INFINITY
 
 
 cdef inline double screen_bounds(float* upper, Screen copy, const Bound* b, const Aim* aim,

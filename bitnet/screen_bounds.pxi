@@ -15,7 +15,7 @@
 # A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
 # overflow, it has no bounds and is always computed: what is not finite in the full head is there.
 #
-# Coarse codes of an input have fewer bits: c = 2^b m + l, m instead of c, G + t |l| instead of G.
+# Coarse codes of an input are its high plane: c = 2^b m + l, m instead of c, G + t |l| of G.
 # Such an upper bound is no less than one of all bits, as t s (q l) <= N t |l|; in float64 too, for
 # where l is not 0, t |l| is more than 1e-7 X, and a millionth of it more than what is rounded.
 
@@ -34,7 +34,7 @@ cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
     cdef int8_t* high = <int8_t*>(codes + n)
     cdef double step, residual, squares = 0, residuals = 0, gamma = (n // 16 + 24) * 2.0**-24
     cdef float largest = 0
-    cdef int bits = <int>kernels.coarse_bits, low
+    cdef int bits = <int>kernels.plane_bits
     cdef int64_t lows = 0
     cdef Py_ssize_t j
     for j in range(n):
@@ -50,12 +50,10 @@ cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
         b.sum += codes[j]
         residual = x[j] - step * codes[j]
         residuals += residual * residual
-        high[j] = <int8_t>((codes[j] + 64) >> 7)
-        high[n + j] = <int8_t>(codes[j] - 128 * high[j])
-        high[2 * n + j] = <int8_t>((codes[j] + (1 << bits >> 1)) >> bits) if bits else 0
-        coarse.sum += high[2 * n + j]
-        low = codes[j] - high[2 * n + j] * (1 << bits)
-        lows += low * low
+        high[j] = <int8_t>((codes[j] + (1 << bits >> 1)) >> bits)
+        high[n + j] = <int8_t>(codes[j] - high[j] * (1 << bits))
+        coarse.sum += high[j]
+        lows += high[n + j] * high[n + j]
     gamma = gamma / (1 - gamma)
     b.step, b.norm = step, sqrt(squares) * (1 + 1e-6)
     residual = sqrt(residuals) * (1 + 1e-6)

@@ -28,7 +28,8 @@ cdef extern from "combine.h" nogil:
     Combine combine_f32, combine_f16, combine_i8
 
 cdef extern from "screen.h" nogil:
-    enum: COARSE_BITS
+    enum: COARSE                        # whether this instruction set gains by it
+    enum: PLANE_BITS
     void coarse_dots(int32_t* sums, const int8_t* row, const int8_t* x, Py_ssize_t x_stride,
                      const int32_t* x_sums, Py_ssize_t n_inputs, Py_ssize_t n) noexcept
     uint8_t coarse_found(const int32_t* sums, double scale, double error, double norm,
@@ -284,9 +285,9 @@ cdef Kernels table = Kernels(
     decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
     attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
     apply_scales=apply_scales, screen_coarse=screen_coarse, tile_tokens=TILE_TOKENS,
-    coarse_bits=COARSE_BITS)
+    plane_bits=PLANE_BITS)
 if not LOOKUP:
     table.ternary_lookup = NULL
-if not COARSE_BITS:
+if not COARSE:
     table.screen_coarse = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

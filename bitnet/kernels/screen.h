@@ -1,6 +1,6 @@
 /* Rows of int8 codes times one input of int16 codes, exact: what the screen of a head is made of.
  * An input is its int16 codes c (n), the high planes h (n, int8) and the low planes l (n, int8)
- * behind them: c = 128 h + l, |h| < 128, -64 <= l < 64. Instruction sets with a dot product of
+ * behind them: c = 2^PLANE_BITS h + l, both within a byte. Instruction sets with a dot product of
  * bytes read the planes, the others the codes. |row| < 128, |c| <= 127 * 128 and n <= 8192, so that
  * every int32 lane below stays in its range: at most 512 * 2 * 127 * 16256 = 2.11e9. */
 #pragma once
@@ -186,11 +186,11 @@ static void screen_dot(int64_t *out, ptrdiff_t out_stride, const int8_t *rows, c
     }
 }
 
-/* Codes of 7 or 8 bits of up to eight inputs times one row: enough for bounds of most rows. What
- * comes next is asked for twice: loads come in bursts, and some prefetches are lost (eight inputs:
- * 350 cycles a row from memory, 450 where asked for once, 230 from the second cache). */
+/* High planes of up to eight inputs times one row: enough for bounds of most rows. What comes next
+ * is asked for twice: loads come in bursts, and some prefetches are lost (eight inputs: 350 cycles
+ * a row from memory, 450 where asked for once, 230 from the second cache). */
 #if defined(__AVX512VNNI__)
-enum { COARSE_BITS = 7, COARSE_OFFSET = 128 };          /* bits left off: |code| <= 127 */
+enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 128 };       /* |h| <= 127 */
 #define coarse_dot vec_dot
 static inline vec coarse_codes(const int8_t *w) {
     return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
@@ -200,17 +200,17 @@ static inline vec coarse_codes(const int8_t *w) {
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi8(-128));
 }
 #if defined(__AVXVNNI__)
-enum { COARSE_BITS = 7, COARSE_OFFSET = 128 };
+enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 128 };
 #define coarse_dot vec_dot
-#else                                                   /* |code| <= 64: 2 * 255 * 64 is an int16 */
-enum { COARSE_BITS = 8, COARSE_OFFSET = 128 };
+#else                                                   /* |h| <= 64: 2 * 255 * 64 is an int16 */
+enum { COARSE = 1, PLANE_BITS = 8, COARSE_OFFSET = 128 };
 static inline vec coarse_dot(vec sum, vec w, vec x) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x),
                                                    _mm256_set1_epi16(1)));
 }
 #endif
 #elif defined(__ARM_NEON) && defined(BITNET_NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { COARSE_BITS = 7, COARSE_OFFSET = 0 };
+enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 0 };
 #define coarse_dot vec_dot
 static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_t *)w); }
 #endif
@@ -277,7 +277,7 @@ static inline uint8_t coarse_found(const int32_t *sums, double scale, double err
 }
 #undef OF
 #else
-enum { COARSE_BITS = 0 };                               /* they are no faster than all bits */
+enum { COARSE = 0, PLANE_BITS = 7 };    /* a plane is no faster than all bits */
 #define coarse_dots(sums, row, x, x_stride, x_sums, n_inputs, n) ((void)0)
 #define coarse_found(sums, scale, error, norm, step, errors, rests, least, more, thresholds) 0
 #endif

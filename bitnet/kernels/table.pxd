@@ -76,13 +76,14 @@ cdef struct Kernels:
                             Py_ssize_t head_dim) noexcept nogil
     # out[t * out_stride + r] = codes of row r times those of input t, exact; n <= 8192, rows n
     # bytes apart, up to four inputs x_stride apart: codes of at most 127 * 128 (n), behind them the
-    # planes, c = 128 high + low: high (n), low (n), int8; x_sums: of the codes of each
+    # planes, c = 2^plane_bits high + low: high (n), low (n), int8; x_sums: of the codes of each
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                        Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept nogil
     # bit t of found[r]: whether a coarse upper bound of the logit of row r and input t reaches the
-    # threshold. bounds: (n_rows, 3); x: codes of inputs without coarse_bits, within
-    # +-(2^14 >> coarse_bits), x_stride bytes apart; more (n_rows, 8): what is added to bounds
+    # threshold. bounds: (n_rows, 3); x: high planes of inputs, x_stride bytes apart, within
+    # +-(2^14 >> plane_bits); more (n_rows, 8): what is added to bounds. NULL where all bits take
+    # no longer
     void (*screen_coarse)(uint8_t* found, const int8_t* rows, const float* bounds,
                           const int8_t* x, Py_ssize_t x_stride, const Coarse* inputs,
                           const double* more, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
@@ -99,4 +100,4 @@ cdef struct Kernels:
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
                          Py_ssize_t n_tokens, bint add) noexcept nogil
     Py_ssize_t tile_tokens              # that ternary_matmul takes together, 4 or 5
-    Py_ssize_t coarse_bits              # 0 where screen_coarse is NULL: it would be no faster
+    Py_ssize_t plane_bits               # of an input's low plane: 7, or 8
