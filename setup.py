@@ -1,4 +1,5 @@
 """The extension modules and the flags of each instruction set; all else is in pyproject.toml."""
+
 import os
 import platform
 import sys
@@ -6,8 +7,8 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CHECK = os.environ.get("BITNET_CHECK") == "1"           # every index and view is checked
-SANITIZE = os.environ.get("BITNET_SANITIZE") == "1"     # gcc's address and undefined sanitizers
+CHECK = os.environ.get("BITNET_CHECK") == "1"  # every index and view is checked
+SANITIZE = os.environ.get("BITNET_SANITIZE") == "1"  # gcc's address and undefined sanitizers
 
 ISA_FLAGS = {"generic": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -17,8 +18,10 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mf16c"],
     }
 elif platform.machine() in ("aarch64", "arm64"):
-    ISA_FLAGS |= {"neon": ["-DBITNET_NEON"],
-                  "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"]}
+    ISA_FLAGS |= {
+        "neon": ["-DBITNET_NEON"],
+        "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"],
+    }
 
 # No multiply-add is fused by the compiler: every instruction set must give the same bits.
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
@@ -30,31 +33,58 @@ if SANITIZE:
     FLAGS += [*sanitizers, "-fno-sanitize-recover=undefined"]
     LINK += sanitizers
 
-DIRECTIVES = {"language_level": 3, "boundscheck": CHECK, "initializedcheck": CHECK,
-              "wraparound": False, "cdivision": True, "embedsignature": True,
-              "freethreading_compatible": True}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": CHECK,
+    "initializedcheck": CHECK,
+    "wraparound": False,
+    "cdivision": True,
+    "embedsignature": True,
+}
 
 
-SHARED = ["bitnet/kernels/" + name for name in (
-    "simd.h", "ternary.h", "lookup.h", "screen.h", "combine.h", "kernels.pxi", "attention.pxi",
-    "lookup.pxi", "rows.pxi")]
+SHARED = [
+    "bitnet/kernels/" + name
+    for name in (
+        "simd.h",
+        "ternary.h",
+        "lookup.h",
+        "screen.h",
+        "combine.h",
+        "kernels.pxi",
+        "attention.pxi",
+        "lookup.pxi",
+        "rows.pxi",
+    )
+]
 
 
 def extension(name, flags=(), link=()):
     path = name.replace(".", "/") + ".pyx"
     shared = SHARED if ".kernels." in name else []
-    return Extension(name, [path], depends=shared, extra_compile_args=[*FLAGS, *flags],
-                     extra_link_args=[*LINK, *link])
+    return Extension(
+        name,
+        [path],
+        depends=shared,
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=[*LINK, *link],
+    )
 
 
-setup(ext_modules=cythonize(
-    [extension("bitnet.cpu"),
-     extension("bitnet.mapping"),
-     extension("bitnet.memory"),
-     extension("bitnet.cache"),
-     extension("bitnet.dispatch"),
-     extension("bitnet.arrays"),
-     extension("bitnet.ops", OPENMP, OPENMP_LINK),
-     *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items())],
-    compiler_directives=DIRECTIVES, force=CHECK or SANITIZE),
-    options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}})
+setup(
+    ext_modules=cythonize(
+        [
+            extension("bitnet.runtime.cpu"),
+            extension("bitnet.runtime.mmap"),
+            extension("bitnet.runtime.pool"),
+            extension("bitnet.runtime.kv_cache"),
+            extension("bitnet.runtime.dispatch"),
+            extension("bitnet.compute.operands"),
+            extension("bitnet.compute.ops", OPENMP, OPENMP_LINK),
+            *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items()),
+        ],
+        compiler_directives=DIRECTIVES,
+        force=CHECK or SANITIZE,
+    ),
+    options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}},
+)

@@ -8,12 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from bitnet.cache import PAGE
+from bitnet.runtime.kv_cache import PAGE
 
 import bitnet
-from bitnet import cpu, weights
+from bitnet.checkpoints import weights
 from bitnet.cli.bench import bytes_per_token
-from bitnet.head import Wanted
+from bitnet.models.lm_head_screen import Wanted
+from bitnet.runtime import cpu
 
 DEPTHS = (128, 3968)  # and the context of 4096 has room for what is decoded
 N_DECODED = 4

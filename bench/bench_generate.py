@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import bitnet
-from bitnet import cpu, ops
-from bitnet.loading import BUNDLED_MODEL
+from bitnet.api.load import BUNDLED_MODEL
+from bitnet.compute import ops
+from bitnet.runtime import cpu
 
 N_DECODED = 200
 OPERATIONS = [  # of a step; the graph calls them by these names
@@ -59,7 +60,8 @@ def test_a_token_beside_the_sum_of_its_operations(model, sampled, timed, figures
     rates = []
     _, operations = timed(
         lambda: rates.append(model.generate(prompt, **options).generation_tps),
-        lambda: sum_of_operations(model, N_DECODED // 2))
+        lambda: sum_of_operations(model, N_DECODED // 2),
+    )
     token = 1 / np.median(rates[1:])
     figures(us_a_token=token * 1e6, us_of_operations=operations * 1e6, ratio=token / operations)
 
@@ -104,9 +106,13 @@ def test_speculation(model, text, timed, figures):
 
     rates = []
     _, without = timed(lambda: rates.append(rate(speculative="ngram")), rate)
-    figures(tokens_s=np.median(rates[1:]), plain_tokens_s=without,
-            gain=np.median(rates[1:]) / without, drafted=drafted.drafted_tokens,
-            accepted=drafted.accepted_tokens)
+    figures(
+        tokens_s=np.median(rates[1:]),
+        plain_tokens_s=without,
+        gain=np.median(rates[1:]) / without,
+        drafted=drafted.drafted_tokens,
+        accepted=drafted.accepted_tokens,
+    )
 
 
 @pytest.fixture(params=["bundled", "2b-4t-shape"])
@@ -118,6 +124,7 @@ def path(request):
 
 def test_load_to_first_token(path, timed, figures):
     """From a warm page cache, the tokenizer included."""
+
     def load():
         with bitnet.load(path, threads=max(THREADS)) as model:
             model.generate("And", max_tokens=1)

@@ -3,15 +3,18 @@
 2B-4T's shape with independent random rows and inputs, where many rows are about as near as the
 best; and the bundled model's own hidden states.
 """
+
 import numpy as np
 import pytest
-from bitnet.memory import Pool
-from bounds import seconds_of
+from bitnet.runtime.pool import Pool
+from support.bounds import seconds_of
 
-from bitnet import arrays, cpu, ops, weights
-from bitnet.head import Wanted, derive
-from bitnet.loading import BUNDLED_MODEL
-from bitnet.model import Transformer
+from bitnet.api.load import BUNDLED_MODEL
+from bitnet.checkpoints import weights
+from bitnet.compute import operands, ops
+from bitnet.models.lm_head_screen import Wanted, derive
+from bitnet.models.transformer import Transformer
+from bitnet.runtime import cpu
 
 VOCAB, HIDDEN = 128256, 2560
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
@@ -25,10 +28,10 @@ class Head:
         self.source, self.inputs = rows, inputs
         self.bounds = np.empty((rows.n_rows, 3), np.float32)
         self.codes = np.empty((rows.n_rows, rows.n_cols), np.int8)
-        self.rows = arrays.Rows(rows.data, rows.type, rows.n_cols)
+        self.rows = operands.Rows(rows.data, rows.type, rows.n_cols)
         self.derive(max(THREADS))
-        self.screen = arrays.Screen(self.codes, self.bounds)
-        self.out = arrays.Matrix(np.zeros((1, rows.n_rows), np.float32))
+        self.screen = operands.Screen(self.codes, self.bounds)
+        self.out = operands.Matrix(np.zeros((1, rows.n_rows), np.float32))
 
     def derive(self, n_threads):
         first = 0
@@ -40,7 +43,7 @@ class Head:
         """Of each input, how many logits are computed; the best is held against the full head."""
         counts = []
         for x in self.inputs:
-            x, batch = arrays.Matrix(x[None]), arrays.Batch(1, 1, n_threads).rows_only(1)
+            x, batch = operands.Matrix(x[None]), operands.Batch(1, 1, n_threads).rows_only(1)
             ops.head(self.out, self.rows, x, batch)
             best = self.out.array().argmax()
             counts += ops.screen(self.out, self.rows, self.screen, x, batch, [wanted])
@@ -69,7 +72,7 @@ def bundled_head():
 @pytest.mark.parametrize("is_screened", [False, True], ids=["full", "screened"])
 def test_head(random_head, is_screened, n_threads, timed, figures):
     h = random_head
-    x, batch = arrays.Matrix(h.inputs[:1]), arrays.Batch(1, 1, n_threads).rows_only(1)
+    x, batch = operands.Matrix(h.inputs[:1]), operands.Batch(1, 1, n_threads).rows_only(1)
     data = h.codes.view(np.uint8) if is_screened else h.source.data
 
     def run():
@@ -80,8 +83,14 @@ def test_head(random_head, is_screened, n_threads, timed, figures):
     seconds, read = timed(run, lambda: ops.read_bandwidth(data.reshape(-1), n_threads), rounds=9)
     extra = {"survivors": run()[0]} if is_screened else {}
     n_bytes = data.nbytes + (h.bounds.nbytes if is_screened else 0)
-    figures(ms=seconds * 1e3, gb_s=n_bytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
-            share=read / seconds, mb_a_token=n_bytes / 1e6, **extra)
+    figures(
+        ms=seconds * 1e3,
+        gb_s=n_bytes / seconds / 1e9,
+        read_gb_s=data.nbytes / read / 1e9,
+        share=read / seconds,
+        mb_a_token=n_bytes / 1e6,
+        **extra,
+    )
 
 
 @pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")
@@ -89,8 +98,8 @@ def test_draw(random_head, n_threads, timed, figures):
     """A token sampled from the whole vocabulary at temperature 1: the screened head, then the draw,
     beside the full head and the same draw. Logits have a spread of 2.5: no few tokens have it all.
     """
-    h, batch = random_head, arrays.Batch(1, 1, n_threads).rows_only(1)
-    x = arrays.Matrix(h.inputs[:1] * np.float32(2.5 * HIDDEN**-0.5))
+    h, batch = random_head, operands.Batch(1, 1, n_threads).rows_only(1)
+    x = operands.Matrix(h.inputs[:1] * np.float32(2.5 * HIDDEN**-0.5))
     logits, counts = h.out.array()[0], []
 
     def screened(position=0):
@@ -108,13 +117,18 @@ def test_draw(random_head, n_threads, timed, figures):
 
 
 @pytest.mark.parametrize("of", ["random", "bundled"])
-@pytest.mark.parametrize("wanted", [Wanted(1), Wanted(40), Wanted(1, 3.0)],
-                         ids=["greedy", "top_k=40", "min_p=0.05"])
+@pytest.mark.parametrize(
+    "wanted", [Wanted(1), Wanted(40), Wanted(1, 3.0)], ids=["greedy", "top_k=40", "min_p=0.05"]
+)
 def test_survivors(request, of, wanted, benchmark, figures):
     h = request.getfixturevalue(f"{of}_head")
     counts = benchmark.pedantic(lambda: h.survivors(wanted), rounds=1)
-    figures(median=np.median(counts), greatest=max(counts), rows=h.source.n_rows,
-            share=np.mean(counts) / h.source.n_rows)
+    figures(
+        median=np.median(counts),
+        greatest=max(counts),
+        rows=h.source.n_rows,
+        share=np.mean(counts) / h.source.n_rows,
+    )
 
 
 @pytest.mark.parametrize("n_threads", THREADS, ids=lambda n: f"{n}t")

@@ -2,19 +2,21 @@
 
 Shapes are those of 2B-4T. Arrays that a token streams from memory are larger than any cache here.
 """
+
 import itertools
 
 import numpy as np
 import pytest
-from bitnet.cache import KVCache
-from bitnet.memory import Pool
-from bounds import seconds_of
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
+from support.bounds import seconds_of
 
-from bitnet import arrays, cpu, dispatch, ops
-from bitnet.rope import inverse_frequencies
+from bitnet.compute import operands, ops
+from bitnet.models.rope import inverse_frequencies
+from bitnet.runtime import cpu, dispatch
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
-N_LAYERS = 16                           # of gate and up: 142 MB of packed weights
+N_LAYERS = 16  # of gate and up: 142 MB of packed weights
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 
 
@@ -33,7 +35,7 @@ def zeros(shape, dtype):
     """Aligned to 64 bytes, as the pool's arrays are: codes 16 bytes off cost AVX2 a quarter."""
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(n_bytes + 64, np.uint8)
-    return memory[-memory.ctypes.data % 64:][:n_bytes].view(dtype).reshape(shape)
+    return memory[-memory.ctypes.data % 64 :][:n_bytes].view(dtype).reshape(shape)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +50,21 @@ def packed():
 
 
 def linear(codes):
-    return arrays.Linear([(codes, np.ones(1, np.float32))], HIDDEN)
+    return operands.Linear([(codes, np.ones(1, np.float32))], HIDDEN)
 
 
 def activations(n_tokens, n_threads):
     """(codes of random activations, output, batch) for a matrix of gate and up."""
     rng = np.random.default_rng(1)
-    batch = arrays.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
-    codes = arrays.Codes(zeros((n_tokens, HIDDEN), np.int8), np.zeros(n_tokens, np.float32),
-                         np.zeros(n_tokens, np.int32))
+    batch = operands.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
+    codes = operands.Codes(
+        zeros((n_tokens, HIDDEN), np.int8),
+        np.zeros(n_tokens, np.float32),
+        np.zeros(n_tokens, np.int32),
+    )
     x = rng.standard_normal((n_tokens, HIDDEN), np.float32)
-    ops.quantize(codes, arrays.Matrix(x), batch)
-    return codes, arrays.Matrix(zeros((n_tokens, 2 * FFN), np.float32)), batch
+    ops.quantize(codes, operands.Matrix(x), batch)
+    return codes, operands.Matrix(zeros((n_tokens, 2 * FFN), np.float32)), batch
 
 
 def test_ternary_matvec(isa, n_threads, packed, timed, figures):
@@ -71,8 +76,11 @@ def test_ternary_matvec(isa, n_threads, packed, timed, figures):
             ops.linear(out, layer, codes, batch)
 
     seconds, read = timed(run, lambda: ops.read_bandwidth(packed.reshape(-1), n_threads))
-    figures(packed_gb_s=packed.nbytes / seconds / 1e9, read_gb_s=packed.nbytes / read / 1e9,
-            share=read / seconds)
+    figures(
+        packed_gb_s=packed.nbytes / seconds / 1e9,
+        read_gb_s=packed.nbytes / read / 1e9,
+        share=read / seconds,
+    )
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 8, 16, 32, 128])
@@ -91,27 +99,35 @@ def test_ternary_tables(isa, n_threads, n_tokens, packed, timed, figures):
         pytest.skip(f"{isa}: tiles are as fast")
     layer = linear(packed[0])
     codes, out, batch = activations(n_tokens, n_threads)
-    with_tables = arrays.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
+    with_tables = operands.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
     with_tables.workspace = zeros((n_threads, n_bytes), np.uint8)
-    seconds, tiles = timed(lambda: ops.linear(out, layer, codes, with_tables),
-                           lambda: seconds_of(lambda: ops.linear(out, layer, codes, batch)))
+    seconds, tiles = timed(
+        lambda: ops.linear(out, layer, codes, with_tables),
+        lambda: seconds_of(lambda: ops.linear(out, layer, codes, batch)),
+    )
     n_products = layer.n_rows * layer.n_cols * n_tokens
-    figures(g_weights_tokens_s=n_products / seconds / 1e9, of_tiles=n_products / tiles / 1e9,
-            ratio=tiles / seconds)
+    figures(
+        g_weights_tokens_s=n_products / seconds / 1e9,
+        of_tiles=n_products / tiles / 1e9,
+        ratio=tiles / seconds,
+    )
 
 
-@pytest.mark.parametrize("type", list(arrays.ROW_TYPES))
+@pytest.mark.parametrize("type", list(operands.ROW_TYPES))
 def test_head(isa, n_threads, type, timed, figures):
-    n_rows = 160 * 2**20 // arrays.row_bytes(type, HIDDEN)
-    shape = n_rows, arrays.row_bytes(type, HIDDEN)
+    n_rows = 160 * 2**20 // operands.row_bytes(type, HIDDEN)
+    shape = n_rows, operands.row_bytes(type, HIDDEN)
     data = np.random.default_rng(2).integers(0, 60, shape, np.uint8)
-    x = arrays.Matrix(np.ones((1, HIDDEN), np.float32))
-    out = arrays.Matrix(np.zeros((1, n_rows), np.float32))
-    rows, batch = arrays.Rows(data, type, HIDDEN), arrays.Batch(1, 1, n_threads).rows_only(1)
-    seconds, read = timed(lambda: ops.head(out, rows, x, batch),
-                          lambda: ops.read_bandwidth(data.reshape(-1), n_threads))
-    figures(gb_s=data.nbytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9,
-            share=read / seconds)
+    x = operands.Matrix(np.ones((1, HIDDEN), np.float32))
+    out = operands.Matrix(np.zeros((1, n_rows), np.float32))
+    rows, batch = operands.Rows(data, type, HIDDEN), operands.Batch(1, 1, n_threads).rows_only(1)
+    seconds, read = timed(
+        lambda: ops.head(out, rows, x, batch),
+        lambda: ops.read_bandwidth(data.reshape(-1), n_threads),
+    )
+    figures(
+        gb_s=data.nbytes / seconds / 1e9, read_gb_s=data.nbytes / read / 1e9, share=read / seconds
+    )
 
 
 @pytest.mark.parametrize("dtype", ["f16", "int8", "f32"])
@@ -119,21 +135,27 @@ def test_head(isa, n_threads, type, timed, figures):
 def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
     """One decode step of 16 layers, whose keys and values do not lie in a cache, and of one layer,
     whose do (of 1024 positions at most, in L2)."""
-    cache = KVCache(Pool(1 << 29), n_layers=N_LAYERS, n_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
-                    capacity=n_positions + 1, dtype=dtype)
-    batch = arrays.Batch(128, 1, n_threads)
+    cache = KVCache(
+        Pool(1 << 29),
+        n_layers=N_LAYERS,
+        n_kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        capacity=n_positions + 1,
+        dtype=dtype,
+    )
+    batch = operands.Batch(128, 1, n_threads)
     batch.found = np.zeros(ops.found_floats(HEADS, HEAD_DIM), np.float32)
     frequencies = inverse_frequencies(HEAD_DIM, 500000.0)
     turns = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
-    rope = arrays.Rope(frequencies, turns, False, 4096)
+    rope = operands.Rope(frequencies, turns, False, 4096)
     rng = np.random.default_rng(3)
-    qkv = arrays.Matrix(rng.standard_normal((128, (HEADS + 2 * KV_HEADS) * HEAD_DIM), np.float32))
+    qkv = operands.Matrix(rng.standard_normal((128, (HEADS + 2 * KV_HEADS) * HEAD_DIM), np.float32))
     for _ in range(n_positions // 128):
         batch.set([(cache, 128)])
         for layer in range(N_LAYERS):
             ops.store_kv(qkv, layer, batch)
         cache.advance(128)
-    out = arrays.Matrix(np.zeros((1, HEADS * HEAD_DIM), np.float32))
+    out = operands.Matrix(np.zeros((1, HEADS * HEAD_DIM), np.float32))
     others = np.ones(1 << 26, np.uint8)
     batch.set([(cache, 1)])
 
@@ -151,5 +173,8 @@ def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
         return seconds
 
     seconds, cached = timed(step, reference, rounds=20)
-    figures(us_a_layer=seconds / N_LAYERS * 1e6, kv_gb_s=cache.nbytes / seconds / 1e9,
-            us_cached=cached * 1e6)
+    figures(
+        us_a_layer=seconds / N_LAYERS * 1e6,
+        kv_gb_s=cache.nbytes / seconds / 1e9,
+        us_cached=cached * 1e6,
+    )

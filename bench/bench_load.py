@@ -6,11 +6,11 @@ The files are in the page cache: what is timed is our own work.
 import pytest
 
 import bitnet
-from bitnet import weights
+from bitnet.api.load import BUNDLED_MODEL
+from bitnet.checkpoints import weights
+from bitnet.checkpoints.open_checkpoint import scan
 from bitnet.formats.gguf import GGUFFile
-from bitnet.loading import BUNDLED_MODEL
-from bitnet.source import scan
-from bitnet.tokenizer import Tokenizer
+from bitnet.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module", params=["bundled", "2b-4t-shape"])

@@ -10,11 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from bounds import Bounds, seconds_of
+from support.bounds import Bounds, seconds_of
 
 import bitnet
-from bitnet import cpu, ops
-from bitnet.head import Wanted
+from bitnet.compute import ops
+from bitnet.models.lm_head_screen import Wanted
+from bitnet.runtime import cpu
 
 N_DECODED = 8
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})

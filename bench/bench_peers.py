@@ -11,11 +11,11 @@ import subprocess
 
 import numpy as np
 import pytest
-import synthetic
-from bounds import Bounds, seconds_of
+from support import synthetic
+from support.bounds import Bounds, seconds_of
 
 import bitnet
-from bitnet import cpu
+from bitnet.runtime import cpu
 
 N_DECODED = 16
 N_CONTEXT = 128  # before them; llama-bench decodes from an empty one

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import bitnet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from server_load import soak
-from server_process import ServerProcess
+from support.server_load import soak
+from support.server_process import ServerProcess
 
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"
 

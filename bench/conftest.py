@@ -1,11 +1,12 @@
 """What the benchmarks share: the file of 2B-4T's shape, paired timing, the table of figures."""
+
 import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
+from support import synthetic
 
 import bitnet
 
@@ -13,21 +14,31 @@ FIGURES = pytest.StashKey()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--synthetic", metavar="PATH", type=Path,
-                     help="the 2B-4T-shaped file of 1.2 GB: used if it exists, else written and "
-                          "kept (default: written to a temporary folder and deleted)")
+    parser.addoption(
+        "--synthetic",
+        metavar="PATH",
+        type=Path,
+        help="the 2B-4T-shaped file of 1.2 GB: used if it exists, else written and "
+        "kept (default: written to a temporary folder and deleted)",
+    )
 
-
-    parser.addoption("--largest", metavar="N", type=int, default=1024,
-                     help="leave out model benchmarks of more than N tokens (default: 1024)")
+    parser.addoption(
+        "--largest",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="leave out model benchmarks of more than N tokens (default: 1024)",
+    )
 
 
 @pytest.fixture
 def fits(request):
     """Skip what is larger than --largest."""
+
     def check(n_tokens):
         if n_tokens > request.config.getoption("--largest"):
             pytest.skip(f"{n_tokens} tokens: more than --largest")
+
     return check
 
 
@@ -48,7 +59,8 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, figures in config.stash[FIGURES]:
             cells = "".join(
                 f"  {key} {value if isinstance(value, str) else format(value, '.4g')}"
-                for key, value in figures.items())
+                for key, value in figures.items()
+            )
             terminalreporter.write_line(f"{name:64}{cells}")
 
 
@@ -67,9 +79,11 @@ def synthetic_path(request, tmp_path_factory):
 @pytest.fixture
 def figures(request, benchmark):
     """Record figures (name to number or text) beside the times: in the table, in the JSON."""
+
     def record(**values):
         benchmark.extra_info.update(values)
         request.config.stash[FIGURES].append((request.node.name, values))
+
     return record
 
 
@@ -80,6 +94,7 @@ def timed(benchmark):
     A round runs the reference, which returns its own seconds, right before the target: the clock
     of a shared machine drifts by half within minutes, so only neighbours may be compared.
     """
+
     def run(target, reference=None, rounds=5):
         own, others = [], []
 
@@ -93,4 +108,5 @@ def timed(benchmark):
         # the first was warming up; a reference may be several numbers
         medians = [np.median(s[1:] or s, axis=0) for s in (own, others) if s]
         return tuple(medians) if reference else medians[0]
+
     return run

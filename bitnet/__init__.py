@@ -1,18 +1,21 @@
 """Ternary (BitNet b1.58) language models on ordinary CPUs: load() one, generate, stream, chat."""
 
-from . import waiting  # noqa: F401  # isort: skip  # first: it loads OpenMP's library
-from .api import Model, Stream
-from .cache import ContextFull
-from .chat import TemplateError
-from .engine import Cancelled
-from .formats import FormatError
-from .generation import Completion
-from .loading import VERSION as __version__
-from .loading import info, load
-from .memory import PoolExhausted
-from .memory_plan import MemoryLimitExceeded
-from .report import MemoryReport
-from .session import Session
+from .compute import openmp  # noqa: F401  # isort: skip  # first: it loads OpenMP's library
+from .api.info import info
+from .api.load import load
+from .api.model import Model, Stream
+from .errors import (
+    Cancelled,
+    ContextFull,
+    FormatError,
+    MemoryLimitExceeded,
+    PoolExhausted,
+    TemplateError,
+)
+from .generation.request import Completion
+from .generation.session import Session
+from .runtime.memory_report import MemoryReport
+from .version import VERSION as __version__
 
 __all__ = [
     "Cancelled",

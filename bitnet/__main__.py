@@ -1,4 +1,5 @@
 """`python -m bitnet` is the `bitnet` command."""
+
 import sys
 
 from .cli import main

@@ -1,4 +1,5 @@
 """Which continuation a model finds likeliest: python examples/choose.py [MODEL]"""
+
 import sys
 
 import bitnet

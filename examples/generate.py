@@ -1,4 +1,5 @@
 """Text from a prompt: python examples/generate.py [MODEL]"""
+
 import sys
 
 import bitnet
@@ -6,5 +7,7 @@ import bitnet
 with bitnet.load(*sys.argv[1:2]) as model:
     completion = model.generate("In the beginning", max_tokens=40, temperature=0.8, seed=1)
     print(completion.text)
-    print(f"-- {completion.completion_tokens} tokens, {completion.generation_tps:.0f} a second, "
-          f"ended by {completion.finish_reason}")
+    print(
+        f"-- {completion.completion_tokens} tokens, {completion.generation_tps:.0f} a second, "
+        f"ended by {completion.finish_reason}"
+    )

@@ -1,4 +1,5 @@
 """A reply as it comes, then the next one: python examples/stream_chat.py [MODEL]"""
+
 import sys
 
 import bitnet

@@ -3,6 +3,7 @@
 The folder ./bitnet of a checkout that was only pip-installed has no compiled modules, yet Python
 would find it first: `python -m pytest` and `python -c` put the working directory at the front.
 """
+
 import importlib.util
 import os
 import sys
@@ -29,6 +30,7 @@ os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(inherited)}
 
 def pytest_report_header():
     import bitnet
+
     return f"bitnet {bitnet.__version__} from {Path(bitnet.__file__).parent}"
 
 
@@ -40,14 +42,16 @@ def cache_folder(tmp_path_factory):
 
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
-        from bitnet import cpu
+        from bitnet.runtime import cpu
+
         metafunc.parametrize("isa", cpu.supported(), indirect=True)
 
 
 @pytest.fixture
 def isa(request):
     """Each instruction set that this CPU has, in use."""
-    from bitnet import dispatch
+    from bitnet.runtime import dispatch
+
     yield dispatch.use(request.param)
     dispatch.use()
 
@@ -56,5 +60,6 @@ def isa(request):
 def model():
     """The bundled one."""
     import bitnet
+
     with bitnet.load() as one:
         yield one

@@ -1,5 +1,7 @@
 """The shape of the source: imports point one way, kernels stay plain, no file is run as code."""
+
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -8,24 +10,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-ORDER = ["cpu", "mapping", "blocks", "memory", "cache", "kernels", "dispatch", "arrays", "team",
-         "linear", "gumbel", "screen_bounds", "screen", "ops", "waiting", "report", "formats",
-         "families", "config", "head", "sidecar", "hub", "source", "weights", "chat",
-         "vocabulary", "tokenizer", "tokenizer_files", "targets", "convert", "rope", "model",
-         "memory_plan", "sampling", "generation", "state", "prefix_files", "prefixes", "pace",
-         "speculation", "engine", "scoring", "embedding", "verify", "session", "api", "loading",
-         "__init__", "server", "cli", "__main__"]
+# Each room may import those before it. `errors`, `checks` and `version` are files of the top folder.
+ROOMS = [
+    "version", "checks", "errors", "kernels", "runtime", "formats", "compute", "models", "text",
+    "checkpoints", "generation", "api", "__init__", "verify", "server", "cli", "__main__",
+]  # fmt: skip
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi"})
-IN_KERNELS = [p for p in SOURCES if p.parent.name == "kernels"]
+SOURCES = sorted(
+    p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi", ".h", ".pyi"}
+)
+CODE = [p for p in SOURCES if p.suffix not in {".h", ".pyi"}]
+IN_KERNELS = [p for p in CODE if p.parent.name == "kernels"]
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<base>[\w.]+)\s+c?import\s+(?:\((?P<many>[^)]*)\)|(?P<names>[^#\n]+))"
-    r"|c?import\s+(?P<whole>[\w., ]+))", re.M)
+    r"|c?import\s+(?P<whole>[\w., ]+)|include\s+[\"'](?P<file>[^\"']+)[\"'])",
+    re.M,
+)
+C_INCLUDE = re.compile(r"^\s*#\s*include\s+\"(?P<file>[^\"]+)\"", re.M)
 
 
 def module_of(path):
-    """The dotted name of a source file, `__init__` included: ("bitnet", "formats", "gguf")."""
-    return ("bitnet", *path.relative_to(PACKAGE).with_suffix("").parts)
+    """The dotted name of a source file within the package; a folder's is that of its __init__."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
 
 
 def python_imports(path):
@@ -38,9 +45,11 @@ def python_imports(path):
 
 
 def cython_imports(path):
-    """The same for a Cython file, by its text."""
+    """The same for a Cython file, by its text; what it includes counts as imported."""
     for found in CYTHON_IMPORT.finditer(path.read_text()):
-        if found["whole"]:
+        if found["file"]:
+            yield 1, "", [found["file"].rsplit(".", 1)[0].replace("/", ".")]
+        elif found["whole"]:
             yield from ((0, name.split()[0], []) for name in found["whole"].split(","))
         else:
             base = found["base"]
@@ -49,47 +58,93 @@ def cython_imports(path):
             yield len(base) - len(base.lstrip(".")), base.lstrip("."), names
 
 
+def modules():
+    return {module_of(path) for path in PACKAGE.rglob("*") if path.suffix in {
+        ".py", ".pyx", ".pxd", ".pxi"}}  # fmt: skip
+
+
 def imported(path):
-    """The modules of this package that a file imports, as ORDER names them."""
-    read = python_imports if path.suffix == ".py" else cython_imports
+    """The modules of this package that a file imports, as tuples of names."""
+    known, read = modules(), python_imports if path.suffix == ".py" else cython_imports
     for level, base, names in read(path):
         parts = tuple(base.split(".")) if base else ()
         if level:
-            parts = module_of(path)[:-level] + parts
-        if parts[:1] != ("bitnet",):
-            continue
-        if len(parts) > 1:
-            yield parts[1]
+            folder = path.relative_to(PACKAGE).parts[:-1]
+            parts = folder[: len(folder) - level + 1] + parts
+        elif parts[:1] == ("bitnet",):
+            parts = parts[1:]
         else:
-            yield from (name if name in ORDER else "__init__" for name in names or [""])
+            continue
+        for name in names or [""]:
+            name = tuple(filter(None, name.split(".")))
+            while parts + name not in known and name:
+                name = name[:-1]
+            yield parts + name or ("__init__",)
 
 
-def test_order_lists_every_module():
-    found = {module_of(path)[1] for path in SOURCES}
-    assert found <= set(ORDER), "a new module takes its place in ORDER"
-    assert set(ORDER) <= found
+def test_every_room_has_its_place():
+    found = {module_of(path)[0] for path in CODE}
+    assert found == set(ROOMS)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path):
-    own = module_of(path)[1]
+    own = module_of(path)[0]
     for other in imported(path):
-        assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
+        assert ROOMS.index(other[0]) <= ROOMS.index(own), f"{own} imports {'.'.join(other)}"
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    graph = {}
+    for path in CODE:
+        own = module_of(path)
+        graph.setdefault(own, set()).update(m for m in imported(path) if m != own)
+    for room in ROOMS:  # the face of a room may import what is in it, which may not ask the face
+        for module, needs in graph.items():
+            if module[0] == room and len(module) > 1:
+                assert (room,) not in needs, f"{'.'.join(module)} imports its own face"
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names those in a circle
+
+
+def test_text_is_included_only_where_it_is_one_thing():
+    """Kernels are compiled once an instruction set; the pool's two files are one struct."""
+    including = {
+        str(path.relative_to(PACKAGE))
+        for path in CODE
+        if path.suffix in {".pyx", ".pxi", ".pxd"}
+        and re.search(r"^\s*include\s", path.read_text(), re.M)
+    }
+    rest = {name for name in including if not name.startswith("kernels/")}
+    assert rest <= {"runtime/pool.pyx", "runtime/heap.pxi"}
+
+
+@pytest.mark.parametrize("path", list(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+def test_an_init_is_a_face(path):
+    for node in ast.parse(path.read_text()).body:
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_list = isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        assert is_text or is_list or isinstance(node, ast.ImportFrom), ast.unparse(node)
 
 
 def test_the_check_sees_every_kind_of_import(tmp_path, monkeypatch):
     monkeypatch.setattr("test_layout.PACKAGE", tmp_path)
-    sub = tmp_path / "formats"
-    sub.mkdir()
-    (tmp_path / "ops.pyx").write_text(
-        "from .memory cimport Pool\nfrom bitnet.cache import KVCache\ncimport bitnet.model\n"
-        "from . import (api,\n    config as c)\n")
-    (sub / "gguf.py").write_text(
-        "from ..weights import a\nfrom .packing import b\nfrom .. import engine, load\n"
-        "def f():\n    import bitnet.cli\n    from bitnet import Model\n")
-    assert list(imported(tmp_path / "ops.pyx")) == ["memory", "cache", "model", "api", "config"]
-    assert sorted(imported(sub / "gguf.py")) == [
-        "__init__", "__init__", "cli", "engine", "formats", "weights"]
+    for name in ("a/one.py", "a/two.pyx", "a/part.pxi", "b/three.pxd", "b/deep/four.py", "c.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        (path.parent / "__init__.py").touch()
+    (tmp_path / "a" / "two.pyx").write_text(
+        "from ..b.three cimport Pool\nfrom bitnet.a.one import x\ncimport bitnet.c\n"
+        'from .. import (c,\n    b as z)\ninclude "part.pxi"\n'
+    )
+    (tmp_path / "b" / "deep" / "four.py").write_text(
+        "from ...a import one\nfrom ..three import b\nfrom ... import load\n"
+        "def f():\n    import bitnet.a.two\n    from bitnet import Model\n"
+    )
+    assert sorted(imported(tmp_path / "a" / "two.pyx")) == [
+        ("a", "one"), ("a", "part"), ("b",), ("b", "three"), ("c",), ("c",)]  # fmt: skip
+    assert sorted(imported(tmp_path / "b" / "deep" / "four.py")) == [
+        ("__init__",), ("__init__",), ("a", "one"), ("a", "two"), ("b", "three")]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", IN_KERNELS, ids=lambda p: p.name)
@@ -97,18 +152,20 @@ def test_kernels_know_pointers_and_lengths_only(path):
     text = path.read_text()
     for word in ("numpy", "prange", "malloc", "omp_", "np."):
         assert not re.search(rf"^(?!\s*#).*\b{re.escape(word)}", text, re.M), word
-    assert set(imported(path)) <= {"kernels"}
+    assert {module[0] for module in imported(path)} <= {"kernels"}
 
 
-def test_threads_are_in_ops_alone():
-    users = {p.name for p in SOURCES if re.search(r"cimport[^\n#]*\bprange\b", p.read_text())}
-    assert users == {"ops.pyx"}
+def test_threads_are_in_compute_alone():
+    users = {p.parent.name for p in CODE if re.search(r"cimport[^\n#]*\bprange\b", p.read_text())}
+    assert users == {"compute"}
 
 
 def test_nothing_in_the_package_runs_what_a_file_says():
-    banned = (r"\bpickle\b|\bmarshal\b|\btorch\.load\b|\beval\(|\bexec\("
-              r"|allow_pickle\s*=\s*True|\btrust_remote_code\b")
-    for path in SOURCES:
+    banned = (
+        r"\bpickle\b|\bmarshal\b|\btorch\.load\b|\beval\(|\bexec\("
+        r"|allow_pickle\s*=\s*True|\btrust_remote_code\b"
+    )
+    for path in CODE:
         assert not re.search(banned, path.read_text()), path.name
         for call in re.findall(r"np\.load\([^\n]*", path.read_text()):
             assert "allow_pickle=False" in call, f"{path.name}: {call}"
@@ -126,5 +183,5 @@ def test_a_file_says_what_it_is_and_fits_a_reader(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 500
     assert max(map(len, lines), default=0) <= 100
-    if len(lines) > 4:                  # shorter ones speak for themselves
-        assert lines[0].startswith(('"""', "#")), "the first line says what the file is"
+    if len(lines) > 4:  # shorter ones speak for themselves
+        assert lines[0].startswith(('"""', "#", "/*")), "the first line says what the file is"

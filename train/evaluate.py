@@ -19,7 +19,7 @@ from export import ARCH, TENSORS, load_checkpoint
 from model import Block, Config, Model, quantize_activation
 from tokenizers import Tokenizer
 
-from bitnet.formats import gguf, packing
+from bitnet.formats import gguf, ternary_layouts
 
 STRIDE = 256  # every token but the first few sees at least this many before it
 BATCH = 8  # windows
@@ -65,7 +65,7 @@ def load_gguf(path):
         data = bytes(tensor.data)
         if tensor.type == "I2_S":
             n = parameter.numel() // 4
-            codes = packing.unpack_i2_s(np.frombuffer(data[:n], np.uint8).reshape(1, n))
+            codes = ternary_layouts.unpack_i2_s(np.frombuffer(data[:n], np.uint8).reshape(1, n))
             parameter.copy_(torch.from_numpy(codes.reshape(tensor.shape).astype(np.float32) - 1))
             return float(np.frombuffer(data[n : n + 4], "<f4")[0])
         values = np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[tensor.type])

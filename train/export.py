@@ -15,7 +15,7 @@ import torch
 from data import BEGIN, END, TURN
 from model import Config, Model, quantize_weight
 
-from bitnet.formats import gguf, packing
+from bitnet.formats import gguf, ternary_layouts
 
 ARCH = "bitnet-b1.58"
 CHAT_TEMPLATE = (  # the one of bitnet-b1.58-2B-4T
@@ -86,7 +86,7 @@ def tokenizer_metadata(path):
 def ternary(name, weight):
     """I2_S: the packed codes, the scale as f32, 28 zero bytes."""
     codes, scale = quantize_weight(weight)
-    packed = packing.pack_i2_s((codes + 1).to(torch.uint8).numpy())
+    packed = ternary_layouts.pack_i2_s((codes + 1).to(torch.uint8).numpy())
     tail = np.zeros(8, np.float32)
     tail[0] = scale.item()
     return name, tuple(weight.shape), "I2_S", packed.tobytes() + tail.tobytes()

@@ -1,4 +1,5 @@
 """bench: tokens a second of prefill and decode, and their share of the memory bandwidth."""
+
 import ctypes
 import json
 import statistics
@@ -8,7 +9,9 @@ import numpy as np
 
 import bitnet
 
-from .. import dispatch, ops, weights
+from ..checkpoints import weights
+from ..compute import ops
+from ..runtime import dispatch
 from . import options
 from .terminal import Status
 
@@ -17,16 +20,34 @@ WORDS = (0, 1)
 
 
 def configure(parser):
-    parser.epilog = ("Medians of rounds. A round is a plain read of the weights, a prefill and a "
-                     "decode: a machine\nwhose clock drifts is compared with itself. The bound is "
-                     "what that read allows.")
+    parser.epilog = (
+        "Medians of rounds. A round is a plain read of the weights, a prefill and a "
+        "decode: a machine\nwhose clock drifts is compared with itself. The bound is "
+        "what that read allows."
+    )
     options.add_load(parser)
-    parser.add_argument("--prompt-tokens", type=options.number(int, 1), default=128, metavar="N",
-                        help="tokens to prefill (default: 128)")
-    parser.add_argument("-n", "--tokens", type=options.number(int, 1), default=64, metavar="N",
-                        help="tokens to decode (default: 64)")
-    parser.add_argument("--rounds", type=options.number(int, 1), default=5, metavar="N",
-                        help="rounds to take medians of (default: 5)")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=options.number(int, 1),
+        default=128,
+        metavar="N",
+        help="tokens to prefill (default: 128)",
+    )
+    parser.add_argument(
+        "-n",
+        "--tokens",
+        type=options.number(int, 1),
+        default=64,
+        metavar="N",
+        help="tokens to decode (default: 64)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=options.number(int, 1),
+        default=5,
+        metavar="N",
+        help="rounds to take medians of (default: 5)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -50,7 +71,7 @@ def measure(model, n_prompt, n_tokens, n_rounds, progress=lambda text: None):
     rounds = []
     with weights.open(model.path) as files, model.session(n_prompt + n_tokens) as session:
         used, runs = bytes_per_token(files), weight_runs(files)
-        session.feed(prompt[:1])                    # the first pass also looks for damaged weights
+        session.feed(prompt[:1])  # the first pass also looks for damaged weights
         for i in range(n_rounds):
             progress(f"round {i + 1} of {n_rounds}")
             read = sum(ops.read_bandwidth(run, model.threads) for run in runs)
@@ -58,11 +79,20 @@ def measure(model, n_prompt, n_tokens, n_rounds, progress=lambda text: None):
             rounds.append((read, *_seconds(session, prompt, n_tokens)))
     read, prefill, decode = (statistics.median(column) for column in zip(*rounds, strict=True))
     read_bytes_s = sum(run.nbytes for run in runs) / read
-    return {"model": str(model.path), "isa": dispatch.isa, "threads": model.threads,
-            "rounds": n_rounds, "prompt_tokens": n_prompt, "tokens": n_tokens,
-            "prefill_tps": n_prompt / prefill, "decode_tps": n_tokens / decode,
-            "bytes_per_token": used, "read_gb_s": read_bytes_s / 1e9,
-            "bound_tps": read_bytes_s / used, "share": n_tokens / decode * used / read_bytes_s}
+    return {
+        "model": str(model.path),
+        "isa": dispatch.isa,
+        "threads": model.threads,
+        "rounds": n_rounds,
+        "prompt_tokens": n_prompt,
+        "tokens": n_tokens,
+        "prefill_tps": n_prompt / prefill,
+        "decode_tps": n_tokens / decode,
+        "bytes_per_token": used,
+        "read_gb_s": read_bytes_s / 1e9,
+        "bound_tps": read_bytes_s / used,
+        "share": n_tokens / decode * used / read_bytes_s,
+    }
 
 
 def _seconds(session, prompt, n_tokens):
@@ -93,7 +123,7 @@ def weight_runs(files):
             runs.append(np.ctypeslib.as_array(pointer, (end - min(inside),)))
         for a in inside:
             del arrays[a]
-    return runs + [array.reshape(-1) for array in arrays.values()]      # repacked, in memory
+    return runs + [array.reshape(-1) for array in arrays.values()]  # repacked, in memory
 
 
 def _arrays(files):
@@ -103,10 +133,12 @@ def _arrays(files):
 
 
 def _table(found):
-    return (f"{found['model']}: {found['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
-            f"loaded in {found['load_s']:.2f} s\n"
-            f"{found['isa']}, {found['threads']} threads, medians of {found['rounds']} rounds\n"
-            f"prefill  {found['prefill_tps']:10,.1f} tokens/s  ({found['prompt_tokens']} tokens)\n"
-            f"decode   {found['decode_tps']:10,.1f} tokens/s  ({found['tokens']} tokens)\n"
-            f"read     {found['read_gb_s']:10,.1f} GB/s      of the same weights\n"
-            f"bound    {found['bound_tps']:10,.1f} tokens/s  decode reaches {found['share']:.0%}")
+    return (
+        f"{found['model']}: {found['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
+        f"loaded in {found['load_s']:.2f} s\n"
+        f"{found['isa']}, {found['threads']} threads, medians of {found['rounds']} rounds\n"
+        f"prefill  {found['prefill_tps']:10,.1f} tokens/s  ({found['prompt_tokens']} tokens)\n"
+        f"decode   {found['decode_tps']:10,.1f} tokens/s  ({found['tokens']} tokens)\n"
+        f"read     {found['read_gb_s']:10,.1f} GB/s      of the same weights\n"
+        f"bound    {found['bound_tps']:10,.1f} tokens/s  decode reaches {found['share']:.0%}"
+    )

@@ -1,5 +1,6 @@
 """cache: list or clear the folder of weights that could not be used in place."""
-from .. import sidecar
+
+from ..checkpoints import repack_cache
 from .terminal import printable
 
 USAGE = "list|clear"
@@ -7,8 +8,10 @@ WORDS = (1, 1)
 
 
 def configure(parser):
-    parser.epilog = ("The folder is BITNET_CACHE, else bitnet in XDG_CACHE_HOME, else in ~/.cache; "
-                     "BITNET_CACHE=off: none.")
+    parser.epilog = (
+        "The folder is BITNET_CACHE, else bitnet in XDG_CACHE_HOME, else in ~/.cache; "
+        "BITNET_CACHE=off: none."
+    )
 
 
 def main(args):
@@ -16,8 +19,8 @@ def main(args):
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")
     if action == "list":
-        for path, n_bytes, source in sidecar.cache_list():
+        for path, n_bytes, source in repack_cache.cache_list():
             print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
     else:
-        print(f"{sidecar.cache_clear():,} bytes freed")
+        print(f"{repack_cache.cache_clear():,} bytes freed")
     return 0

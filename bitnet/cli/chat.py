@@ -1,4 +1,5 @@
 """chat: a conversation; the keys and values of what was said before are kept between turns."""
+
 import contextlib
 import os
 import sys
@@ -8,8 +9,8 @@ import numpy as np
 
 import bitnet
 
-from ..generation import TextAssembler
-from ..sampling import Sampling, make_sampler
+from ..generation.detokenizer import TextAssembler
+from ..generation.sampling import Sampling, make_sampler
 from . import options
 from .terminal import Status, write
 
@@ -125,8 +126,10 @@ class Conversation:
         start, first, last = self.times
         read = self.n_read / max(first - start, 1e-9)
         written = self.n_written / max(last - first, 1e-9)
-        return (f"[{self.n_read} tokens read at {read:,.1f} a second, {self.n_written} written at "
-                f"{written:,.1f}; {self.session.length} of {self.session.capacity} in use]")
+        return (
+            f"[{self.n_read} tokens read at {read:,.1f} a second, {self.n_written} written at "
+            f"{written:,.1f}; {self.session.length} of {self.session.capacity} in use]"
+        )
 
     def _ids(self, line):
         tokenizer, capacity = self.model.tokenizer, self.session.capacity

@@ -1,12 +1,13 @@
 """convert: a model of any container and ternary type to a GGUF of I2_S, or a packed folder."""
+
 import signal
 import sys
 import time
 
-from .. import hub
-from ..convert import HEADS, convert
-from ..memory import format_bytes
-from ..source import LAYOUTS
+from ..checkpoints import hub
+from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.convert import HEADS, convert
+from ..checks import format_bytes
 from .terminal import Status, printable
 
 USAGE = "SRC DST"
@@ -14,23 +15,39 @@ WORDS = (2, 2)
 
 
 def configure(parser):
-    parser.epilog = ("SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
-                     "hub.\nDST gets its name once every tensor was read back and is right.")
-    parser.add_argument("--to", choices=["gguf", "hf"],
-                        help="what DST is (default: gguf where its name ends in .gguf, else hf)")
-    parser.add_argument("--head", choices=list(HEADS),
-                        help="type of embedding and head in a GGUF (default: as in SRC, f16 for "
-                             "wider ones)")
-    parser.add_argument("--masters", action="store_true",
-                        help="the floats of SRC are BitNet's master weights, to be made ternary, "
-                             "though its config.json does not say so")
-    parser.add_argument("--layout", choices=list(LAYOUTS), default="128x32",
-                        help="how the I2_S tensors of SRC lie, which the file does not say; "
-                             "`bitnet verify --layout auto` finds out (default: 128x32)")
-    parser.add_argument("--force", action="store_true",
-                        help="replace DST, once the new one is whole")
-    parser.add_argument("--no-verify", dest="verify", action="store_false",
-                        help="do not read every tensor back")
+    parser.epilog = (
+        "SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
+        "hub.\nDST gets its name once every tensor was read back and is right."
+    )
+    parser.add_argument(
+        "--to",
+        choices=["gguf", "hf"],
+        help="what DST is (default: gguf where its name ends in .gguf, else hf)",
+    )
+    parser.add_argument(
+        "--head",
+        choices=list(HEADS),
+        help="type of embedding and head in a GGUF (default: as in SRC, f16 for wider ones)",
+    )
+    parser.add_argument(
+        "--masters",
+        action="store_true",
+        help="the floats of SRC are BitNet's master weights, to be made ternary, "
+        "though its config.json does not say so",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=list(LAYOUTS),
+        default="128x32",
+        help="how the I2_S tensors of SRC lie, which the file does not say; "
+        "`bitnet verify --layout auto` finds out (default: 128x32)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace DST, once the new one is whole"
+    )
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not read every tensor back"
+    )
 
 
 def main(args):
@@ -38,16 +55,25 @@ def main(args):
     names = ("to", "head", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
     try:
-        done = convert(hub.find(src), dst, **{name: getattr(args, name) for name in names},
-                       progress=_progress(status) if status.on else None)
+        done = convert(
+            hub.find(src),
+            dst,
+            **{name: getattr(args, name) for name in names},
+            progress=_progress(status) if status.on else None,
+        )
     finally:
         status.clear()
         signal.signal(signal.SIGTERM, before)
     for note in done.notes:
         print(printable(f"bitnet: note: {note}", keep=""), file=sys.stderr)
     sizes = f"{format_bytes(done.bytes_in)} -> {format_bytes(done.bytes_out)}"
-    print(printable(f"{done.path}: {sizes} in {done.seconds:.1f} s, "
-                    f"peak memory {format_bytes(done.peak_rss)}", keep=""))
+    print(
+        printable(
+            f"{done.path}: {sizes} in {done.seconds:.1f} s, "
+            f"peak memory {format_bytes(done.peak_rss)}",
+            keep="",
+        )
+    )
     return 0
 
 
@@ -63,4 +89,5 @@ def _progress(status):
         seconds = time.monotonic() - started
         rate, left = done / seconds, (total - done) * seconds / max(done, 1)
         status.show(f"{done / total:4.0%}  {rate / 1e6:.0f} MB/s  {left:.0f} s left  {what}")
+
     return show

@@ -1,4 +1,5 @@
 """embed: embeddings of texts, a line of JSON each."""
+
 import json
 import sys
 from itertools import islice
@@ -16,12 +17,22 @@ def configure(parser):
     parser.epilog = "Without a TEXT every line of standard input is one."
     options.add_load(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="", metavar="TEXT",
-                        help="put TEXT in front of each, as models want for queries")
-    prompt.add_argument("--prompt-name", metavar="NAME",
-                        help="the same by its name in the model, such as query")
-    parser.add_argument("--slots", type=options.number(int, 1, 256), default=8, metavar="N",
-                        help="texts that share a forward pass (default: 8)")
+    prompt.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="put TEXT in front of each, as models want for queries",
+    )
+    prompt.add_argument(
+        "--prompt-name", metavar="NAME", help="the same by its name in the model, such as query"
+    )
+    parser.add_argument(
+        "--slots",
+        type=options.number(int, 1, 256),
+        default=8,
+        metavar="N",
+        help="texts that share a forward pass (default: 8)",
+    )
 
 
 def main(args):

@@ -1,4 +1,5 @@
 """info: what the engine found on this machine and chose: instruction set, threads, and why."""
+
 import json
 
 import bitnet

@@ -5,14 +5,17 @@ import math
 import re
 from pathlib import Path
 
-from .. import cpu, hub, sidecar
-from ..formats import FormatError, gguf
+from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
+from ..checkpoints import hub, repack_cache
+from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.memory_plan import Need, Planner, Settings, kv_bytes, table
+from ..checkpoints.open_checkpoint import open_checkpoint
+from ..errors import FormatError
+from ..formats import gguf
 from ..formats.gguf import GGUFFile
-from ..formats.packing import padded
 from ..formats.safetensors import open_folder
-from ..loading import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
-from ..memory_plan import Need, Planner, Settings, kv_bytes, table
-from ..source import LAYOUTS, scan
+from ..formats.ternary_layouts import padded
+from ..runtime import cpu
 from . import options
 from .terminal import printable
 
@@ -75,10 +78,10 @@ def main(args):
 def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
     """A JSON-ready dict of a .gguf file or a Hugging Face folder.
 
-    context, kv_dtype: for the memory needed. layout: see source.scan. FormatError for a model that
+    context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model that
     cannot be used, ValueError for a context beyond the model's, OSError.
     """
-    source = scan(path, layout=layout)
+    source = open_checkpoint(path, layout=layout)
     config, longest = source.config, source.config.max_position_embeddings
     context = min(longest, DEFAULT_CONTEXT) if context is None else context
     if context > longest:
@@ -208,7 +211,7 @@ def _derived(source):
     for t in derived.values():
         n_bytes += gguf.n_bytes_of("I2_S", (t.n_rows, padded(t.n_cols)))
         n_bytes += 4 * t.n_rows if t.may_differ else 0
-    place = sidecar.cache_folder() and "sidecar"
+    place = repack_cache.cache_folder() and "sidecar"
     return {
         "tensors": len(derived),
         "bytes": n_bytes,
@@ -219,8 +222,8 @@ def _derived(source):
 
 def _sidecar(source):
     """The path of a model's repacked weights, None if they are not there or of another day."""
-    key = sidecar._fingerprint(source)
-    for path, _, written_for in sidecar.cache_list():
+    key = repack_cache._fingerprint(source)
+    for path, _, written_for in repack_cache.cache_list():
         if written_for != "damaged" and GGUFFile(path).metadata.get("sidecar.key") == key:
             return path
     return None

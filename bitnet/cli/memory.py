@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import bitnet
 
-from .. import cpu, hub
-from ..loading import BUNDLED_MODEL, MAX_SLOTS, context_of, limit_of
-from ..memory import format_bytes
-from ..memory_plan import Planner, Settings, table
-from ..source import scan
+from ..api.load import BUNDLED_MODEL, MAX_SLOTS, context_of, limit_of
+from ..checkpoints import hub
+from ..checkpoints.memory_plan import Planner, Settings, table
+from ..checkpoints.open_checkpoint import open_checkpoint
+from ..checks import format_bytes
+from ..runtime import cpu
 from . import options
 from .terminal import Status, printable
 
@@ -48,7 +49,7 @@ def configure(parser):
 
 def main(args):
     path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
-    planner = Planner(scan(path, layout=args.layout))
+    planner = Planner(open_checkpoint(path, layout=args.layout))
     n_threads = cpu.threads(args.threads)[0]
     context = context_of(planner.config, args.context)
     settings = Settings(context, args.kv_dtype, args.slots, n_threads, args.mapping)

@@ -1,5 +1,6 @@
 """pull: fetch a model from the Hugging Face hub, of one commit and checked; print its path."""
-from .. import hub
+
+from ..checkpoints import hub
 from .terminal import Status, printable
 
 USAGE = hub.SYNTAX
@@ -7,9 +8,11 @@ WORDS = (1, 1)
 
 
 def configure(parser):
-    parser.epilog = ("Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
-                     "private repositories.\nOther commands take the same name for a MODEL: what "
-                     "was pulled is used without network, at\nits commit, until the next pull.")
+    parser.epilog = (
+        "Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
+        "private repositories.\nOther commands take the same name for a MODEL: what "
+        "was pulled is used without network, at\nits commit, until the next pull."
+    )
 
 
 def main(args):

@@ -1,11 +1,12 @@
 """run: generate text from one prompt, and write it as it comes."""
+
 import dataclasses
 import json
 import sys
 
 import bitnet
 
-from ..generation import CONTEXT_ENDS
+from ..generation.stopping import CONTEXT_ENDS
 from . import options
 from .terminal import Status, write
 
@@ -14,22 +15,39 @@ WORDS = (1, 2)
 
 
 def configure(parser):
-    parser.epilog = ("One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
-                     "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
-                     "that is a terminal.")
+    parser.epilog = (
+        "One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
+        "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
+        "that is a terminal."
+    )
     options.add_load(parser)
     options.add_generation(parser, max_tokens=256)
-    parser.add_argument("--context-end", choices=CONTEXT_ENDS, default="stop",
-                        help="when the context is full: stop, fail, or go on in the same memory, "
-                             "seeing the first tokens and the latest (default: stop)")
+    parser.add_argument(
+        "--context-end",
+        choices=CONTEXT_ENDS,
+        default="stop",
+        help="when the context is full: stop, fail, or go on in the same memory, "
+        "seeing the first tokens and the latest (default: stop)",
+    )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--chat", action="store_const", const=True, default=None,
-                      help="the prompt is a message: use the model's chat template")
-    form.add_argument("--raw", action="store_const", const=False, dest="chat",
-                      help="the prompt is the beginning of a text "
-                           "(default: --chat where the model has a template)")
-    parser.add_argument("--json", action="store_true",
-                        help="one JSON object at the end: the text and all figures")
+    form.add_argument(
+        "--chat",
+        action="store_const",
+        const=True,
+        default=None,
+        help="the prompt is a message: use the model's chat template",
+    )
+    form.add_argument(
+        "--raw",
+        action="store_const",
+        const=False,
+        dest="chat",
+        help="the prompt is the beginning of a text "
+        "(default: --chat where the model has a template)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object at the end: the text and all figures"
+    )
 
 
 def main(args):
@@ -67,7 +85,7 @@ def _show(stream, status, is_json):
                 if not is_json:
                     write(piece)
                     ended = piece.endswith("\n")
-        finally:                        # interrupted too: what is there stays, the line is ended
+        finally:  # interrupted too: what is there stays, the line is ended
             status.clear()
             if not ended:
                 write("\n")
@@ -76,9 +94,11 @@ def _show(stream, status, is_json):
 
 def summary(completion):
     """One line of figures for a person."""
-    return (f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
-            f"{completion.completion_tokens} written at {completion.generation_tps:,.1f}; "
-            f"ended by {completion.finish_reason}, seed {completion.seed}]")
+    return (
+        f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
+        f"{completion.completion_tokens} written at {completion.generation_tps:,.1f}; "
+        f"ended by {completion.finish_reason}, seed {completion.seed}]"
+    )
 
 
 def _standard_input():

@@ -1,4 +1,5 @@
 """serve: an HTTP server with OpenAI's protocol, and a chat page."""
+
 import dataclasses
 import os
 
@@ -13,48 +14,110 @@ WORDS = (0, 1)
 
 
 def configure(parser):
-    parser.epilog = ("The server ends on SIGTERM or ctrl-C, once what runs is complete.\n"
-                     "BITNET_API_KEY does what --api-key does, and does not show in `ps`.")
+    parser.epilog = (
+        "The server ends on SIGTERM or ctrl-C, once what runs is complete.\n"
+        "BITNET_API_KEY does what --api-key does, and does not show in `ps`."
+    )
     options.add_load(parser)
     default = Options()
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default=default.host, metavar="ADDRESS",
-                       help=f"where to listen; other than loopback needs a key "
-                            f"(default: {default.host})")
-    group.add_argument("--port", type=options.number(int, 0, 65535), default=default.port,
-                       metavar="N", help=f"0: a free one (default: {default.port})")
-    group.add_argument("--slots", type=options.number(int, 1, 256), default=4, metavar="N",
-                       help="sequences that run at once (default: 4)")
-    group.add_argument("--prefix-folder", metavar="FOLDER",
-                       help="keep what prompts begin with in files, for a restart and where "
-                            "memory has no room (default: in memory alone)")
-    group.add_argument("--prefix-folder-limit", type=options.size, default="4GiB", metavar="SIZE",
-                       help="bytes of those files at most (default: 4GiB)")
-    group.add_argument("--queue", type=options.number(int, 0, 10000), default=default.queue,
-                       metavar="N", help="sequences that may wait for a slot, "
-                                         f"more are refused with 429 (default: {default.queue})")
-    group.add_argument("--api-key", default=os.environ.get("BITNET_API_KEY"), metavar="KEY",
-                       help="what clients must send (default: BITNET_API_KEY, else nothing)")
-    group.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                       help="a name this server is called by; addresses and localhost are allowed")
-    group.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",
-                       help="a web page of another origin that may use it, as https://example.org")
-    group.add_argument("--model-name", metavar="NAME",
-                       help="what clients call the model (default: the file's or the hub's name)")
-    for name, what in (("drain", "requests may go on after SIGTERM"),
-                       ("read", "a client may take to send a request's headers, and its body"),
-                       ("write", "a client may take to read what is sent")):
+    group.add_argument(
+        "--host",
+        default=default.host,
+        metavar="ADDRESS",
+        help=f"where to listen; other than loopback needs a key (default: {default.host})",
+    )
+    group.add_argument(
+        "--port",
+        type=options.number(int, 0, 65535),
+        default=default.port,
+        metavar="N",
+        help=f"0: a free one (default: {default.port})",
+    )
+    group.add_argument(
+        "--slots",
+        type=options.number(int, 1, 256),
+        default=4,
+        metavar="N",
+        help="sequences that run at once (default: 4)",
+    )
+    group.add_argument(
+        "--prefix-folder",
+        metavar="FOLDER",
+        help="keep what prompts begin with in files, for a restart and where "
+        "memory has no room (default: in memory alone)",
+    )
+    group.add_argument(
+        "--prefix-folder-limit",
+        type=options.size,
+        default="4GiB",
+        metavar="SIZE",
+        help="bytes of those files at most (default: 4GiB)",
+    )
+    group.add_argument(
+        "--queue",
+        type=options.number(int, 0, 10000),
+        default=default.queue,
+        metavar="N",
+        help="sequences that may wait for a slot, "
+        f"more are refused with 429 (default: {default.queue})",
+    )
+    group.add_argument(
+        "--api-key",
+        default=os.environ.get("BITNET_API_KEY"),
+        metavar="KEY",
+        help="what clients must send (default: BITNET_API_KEY, else nothing)",
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name this server is called by; addresses and localhost are allowed",
+    )
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page of another origin that may use it, as https://example.org",
+    )
+    group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="what clients call the model (default: the file's or the hub's name)",
+    )
+    for name, what in (
+        ("drain", "requests may go on after SIGTERM"),
+        ("read", "a client may take to send a request's headers, and its body"),
+        ("write", "a client may take to read what is sent"),
+    ):
         seconds = getattr(default, f"{name}_seconds")
-        group.add_argument(f"--{name}-seconds", type=options.number(float, 0.1, 86400),
-                           default=seconds, metavar="S",
-                           help=f"how long {what} (default: {seconds:g})")
+        group.add_argument(
+            f"--{name}-seconds",
+            type=options.number(float, 0.1, 86400),
+            default=seconds,
+            metavar="S",
+            help=f"how long {what} (default: {seconds:g})",
+        )
 
 
 def main(args):
-    names = ("host", "port", "api_key", "queue", "model_name", "drain_seconds", "read_seconds",
-             "write_seconds")
-    chosen = Options(**{name: getattr(args, name) for name in names},
-                     allow_hosts=tuple(args.allow_host), cors_origins=tuple(args.cors_origin))
+    names = (
+        "host",
+        "port",
+        "api_key",
+        "queue",
+        "model_name",
+        "drain_seconds",
+        "read_seconds",
+        "write_seconds",
+    )
+    chosen = Options(
+        **{name: getattr(args, name) for name in names},
+        allow_hosts=tuple(args.allow_host),
+        cors_origins=tuple(args.cors_origin),
+    )
     if chosen.model_name is None and args.words and not os.path.exists(args.words[0]):
         chosen = dataclasses.replace(chosen, model_name=args.words[0])  # a name of the hub
     keywords = options.load_keywords(args) | {"slots": args.slots}

@@ -1,4 +1,5 @@
 """What goes to stdout and stderr: text as it comes; for a person at a terminal a status line."""
+
 import shutil
 import sys
 
@@ -27,7 +28,7 @@ class Status:
     def show(self, text):
         """Show ``text`` in place of what was shown before."""
         if self.on:
-            text = printable(text, keep="")[:shutil.get_terminal_size().columns - 1]
+            text = printable(text, keep="")[: shutil.get_terminal_size().columns - 1]
             sys.stderr.write("\r" + text.ljust(self.width) + "\r" * (not text))
             sys.stderr.flush()
             self.width = len(text)

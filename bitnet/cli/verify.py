@@ -2,9 +2,9 @@
 
 import json
 
-from .. import hub
-from ..loading import BUNDLED_MODEL
-from ..source import LAYOUTS
+from ..api.load import BUNDLED_MODEL
+from ..checkpoints import hub
+from ..checkpoints.checkpoint import LAYOUTS
 from ..verify import AUTO, verify
 from . import options
 from .terminal import Status, printable

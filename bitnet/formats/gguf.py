@@ -13,12 +13,14 @@ import struct
 from functools import partial
 from pathlib import Path
 
-from .. import mapping
-from . import FormatError, Tensor, map_file
-from .floats import BLOCKS
+from ..errors import FormatError
+from ..runtime import mmap
+from .atomic_write import atomic, write_data
+from .float_blocks import BLOCKS
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
-from .packing import LAYOUTS, n_bytes
-from .writing import atomic, write_data
+from .mapped_file import map_file
+from .tensor import Tensor
+from .ternary_layouts import LAYOUTS, n_bytes
 
 MAX_KEYS = 4096  # files in the wild have 20 to 60
 MAX_TENSORS = 1 << 16
@@ -75,7 +77,7 @@ class GGUFFile:
         table = self._read_table(cursor, n_tensors)
         self.tensors = self._place(table, cursor.at)
         whole = [t.data for t in self.tensors.values() if t.type not in READ_BY_ROWS]
-        mapping.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
+        mmap.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
 
     def _read_header(self, cursor):
         magic = bytes(cursor.take(4, "magic"))

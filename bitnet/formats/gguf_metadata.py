@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import FormatError
+from ..errors import FormatError
 
 MAX_NAME_BYTES = 256  # of a key or a tensor name; those in use have less than 80
 MAX_STRINGS = (

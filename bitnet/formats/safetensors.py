@@ -10,8 +10,11 @@ import os
 from functools import partial
 from pathlib import Path
 
-from . import MAX_TEXT_BYTES, FormatError, Tensor, map_file, parse_json, read_json
-from .writing import atomic, write_data
+from ..errors import FormatError
+from .atomic_write import atomic, write_data
+from .mapped_file import map_file
+from .tensor import Tensor
+from .text_files import MAX_TEXT_BYTES, parse_json, read_json
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,

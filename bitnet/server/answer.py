@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from ..engine import Cancelled
+from ..errors import Cancelled
 from .errors import ApiError, of_exception
 from .guard import ClientGone
 from .replies import usage

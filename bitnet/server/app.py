@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from ..loading import BUNDLED_MODEL
+from ..api.load import BUNDLED_MODEL
 from . import schema
 from .answer import Answer, watched
 from .bodies import Bodies

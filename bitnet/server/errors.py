@@ -5,9 +5,7 @@ import re
 import msgspec
 from starlette.responses import Response
 
-from ..cache import ContextFull
-from ..formats import FormatError
-from ..memory import PoolExhausted
+from ..errors import ContextFull, FormatError, PoolExhausted
 
 _FIELD = re.compile(r"[a-z_]+(?:\[[^\]]*\]|\.[a-z_]+)*(?=:)")
 _AT = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")

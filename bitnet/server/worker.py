@@ -12,7 +12,7 @@ import traceback
 from collections import deque
 from dataclasses import dataclass
 
-from ..engine import Cancelled
+from ..errors import Cancelled
 from .errors import overloaded, unavailable
 from .log import log_mistake
 

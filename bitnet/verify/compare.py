@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..chat import TemplateError
-from ..formats import FormatError, packing
-from ..source import LAYOUTS
+from ..checkpoints.checkpoint import LAYOUTS
+from ..errors import FormatError, TemplateError
+from ..formats import ternary_layouts
 from .result import FAILED, OK, WARNING, Check, reason, some
 from .running import Run
 from .tensors import row_chunks
@@ -178,7 +178,7 @@ def _codes_as(kind, source, name):
     """The codes of an I2_S tensor in another layout, None where it cannot be."""
     t = source.ternary[name]
     try:
-        codes = _whole(packing.unpack(kind, t.tensor.data, t.n_rows, t.n_cols)[1], t)
+        codes = _whole(ternary_layouts.unpack(kind, t.tensor.data, t.n_rows, t.n_cols)[1], t)
     except ValueError:
         return None
     if source.config.rope_interleaved and name.endswith(("q_proj", "k_proj")):

@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 
-from .. import weights
-from ..embedding import normalized
-from ..formats import FormatError, packing
-from ..memory import Pool
-from ..model import Transformer
-from ..source import LAYOUTS
+from ..checkpoints import weights
+from ..checkpoints.checkpoint import LAYOUTS
+from ..errors import FormatError
+from ..formats import ternary_layouts
+from ..generation.embedding import normalized
+from ..models.transformer import Transformer
+from ..runtime.pool import Pool
 from .result import FAILED, OK, WARNING, Check, reason
 
 N_TOKENS = 160
@@ -153,7 +154,7 @@ def find_layout(source, tokenizer, threads, progress):
 
 def _fits(kind, t):
     try:
-        packing.n_bytes(kind, t.n_rows, t.n_cols)
+        ternary_layouts.n_bytes(kind, t.n_rows, t.n_cols)
     except ValueError:
         return False
     return True

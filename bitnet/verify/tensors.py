@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..formats import FormatError
-from ..formats.floats import dequantize
-from ..formats.packing import CHUNK
+from ..errors import FormatError
+from ..formats.float_blocks import dequantize
+from ..formats.ternary_layouts import CHUNK
 from .result import FAILED, OK, WARNING, Check, reason, some
 
 FEWEST_ZEROS, MOST_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31

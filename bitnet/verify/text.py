@@ -1,9 +1,9 @@
 """What a model says of itself, and its tokenizer: special ids, round trips, chat template."""
 
-from .. import vocabulary
-from ..chat import SpecialTokens, TemplateError
-from ..formats import FormatError
-from ..tokenizer import Tokenizer
+from ..errors import FormatError, TemplateError
+from ..text import vocabulary
+from ..text.special_tokens import SpecialTokens
+from ..text.tokenizer import Tokenizer
 from .result import FAILED, OK, WARNING, Check, reason, some
 
 PLAIN = "The quick brown fox (it's 42) jumps over the lazy dog."

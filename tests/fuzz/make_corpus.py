@@ -14,9 +14,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
-import small_models as models  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
-from small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
+from support import small_models as models  # noqa: E402
+from support.small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
 
 # Rows of whole blocks of 128 columns, which are used in place; and of 256, which some types need.
 IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)

@@ -3,19 +3,19 @@
 import contextlib
 
 import numpy as np
-from bitnet.memory import Pool
+from bitnet.runtime.pool import Pool
 
-from bitnet import weights
-from bitnet.chat import TemplateError
-from bitnet.convert import convert
+from bitnet.checkpoints import weights
+from bitnet.checkpoints.convert import convert
+from bitnet.errors import TemplateError
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
-from bitnet.model import Transformer
-from bitnet.tokenizer import Tokenizer
+from bitnet.models.transformer import Transformer
+from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary.pieces import Encoder
+from bitnet.text.vocabulary.sentencepiece import read
 from bitnet.verify import verify
-from bitnet.vocabulary.pieces import Encoder
-from bitnet.vocabulary.sentencepiece import read
 
 CPU_SECONDS = 1.0  # that a case may take
 GGUF_NAME = "model.gguf"

@@ -20,10 +20,10 @@ sys.path.append(str(TESTS.parent))  # last: the installed bitnet is tested where
 
 from fuzz.cases import Case, corpus  # noqa: E402
 from fuzz.mutate import mutate  # noqa: E402
-from guard import limited  # noqa: E402
+from support.guard import limited  # noqa: E402
 
 import bitnet  # noqa: E402
-from bitnet.formats import FormatError  # noqa: E402
+from bitnet.errors import FormatError  # noqa: E402
 
 PACKAGE = str(Path(bitnet.__file__).parent)
 MEMORY = 64 << 20  # bytes beyond the size of the case

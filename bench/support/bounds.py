@@ -1,0 +1,96 @@
+"""What no kernel can beat: a plain read of the weights, and the instructions of AVX2.
+
+The clock is measured under load, by additions that wait for each other: one takes one cycle
+everywhere. That loop is compiled here, with the compiler that the installation needs as well.
+"""
+
+import ctypes
+import functools
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bitnet.checkpoints import weights
+from bitnet.cli.bench import bytes_per_token, weight_runs
+from bitnet.compute import ops
+from bitnet.runtime import dispatch
+
+OPERATIONS, AT_ONCE = 15 / 128, 4  # vector operations of a ternary weight; of a cycle
+ADDS = 64_000_000
+SOURCE = """
+unsigned long adds(unsigned long n) {
+    unsigned long x = 0;
+    for (unsigned long i = 0; i < n; i += 8) {
+        %s
+    }
+    return x;
+}
+""" % ('x += 1; __asm__ volatile("" : "+r"(x));' * 8)
+
+
+@functools.cache
+def _loop():
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "clock.c"), Path(folder, "clock.so")
+        source.write_text(SOURCE)
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", source, "-o", library], check=True)
+        adds = ctypes.CDLL(str(library)).adds
+    adds.argtypes, adds.restype = (ctypes.c_ulong,), ctypes.c_ulong
+    return adds
+
+
+def hertz():
+    """Cycles a second, just now; takes some 20 ms."""
+    adds = _loop()
+    begin = time.perf_counter()
+    adds(ADDS)
+    return ADDS / (time.perf_counter() - begin)
+
+
+def seconds_of(function):
+    """How long a call takes."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+class Bounds:
+    """The bounds of a model's decode step: a context manager."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __enter__(self):
+        self._files = weights.open(self.model.path)
+        files = self._files.__enter__()
+        self._used, self._runs = bytes_per_token(files), weight_runs(files)
+        shapes = files.config.tensor_shapes()
+        self._n_weights = sum(np.prod(s) for name, s in shapes.items() if name.endswith("_proj"))
+        return self
+
+    def __exit__(self, *error):
+        del self._runs
+        return self._files.__exit__(*error)
+
+    def measure(self):
+        """[seconds of a plain read of the map, cycles a second], just now."""
+        read = sum(ops.read_bandwidth(run, self.model.threads) for run in self._runs)
+        return np.array([read, hertz()])
+
+    def figures(self, measured, tokens_s):
+        """The figures of a decode at tokens_s: the bounds, tokens a second, and its share."""
+        read, cycles = measured
+        read_bytes_s = sum(run.nbytes for run in self._runs) / read
+        found = {
+            "tokens_s": tokens_s,
+            "read_gb_s": read_bytes_s / 1e9,
+            "read_bound": read_bytes_s / self._used,
+        }
+        if dispatch.isa in ("avx2", "avxvnni"):  # the head's are not counted
+            rate = self.model.threads * cycles * AT_ONCE / OPERATIONS
+            found |= {"ghz": cycles / 1e9, "instruction_bound": rate / self._n_weights}
+        lower = min(value for name, value in found.items() if "bound" in name)
+        return found | {"share": tokens_s / lower}

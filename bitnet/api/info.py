@@ -1,0 +1,21 @@
+"""What was found on this machine and chosen."""
+
+import numpy as np
+
+from ..runtime import cpu, dispatch
+from ..version import VERSION
+
+
+def info():
+    """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
+    n_threads, why = cpu.threads()
+    return {
+        "version": VERSION,
+        "isa": dispatch.isa,
+        "isa_reason": dispatch.reason,
+        "threads": n_threads,
+        "threads_reason": why,
+        **cpu.info(),
+        "huge_pages": cpu.huge_pages(),
+        "numpy": np.__version__,
+    }

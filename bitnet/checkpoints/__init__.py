@@ -1,0 +1,1 @@
+"""A model's files, whatever the container: read, repack, convert, fetch, plan their memory."""

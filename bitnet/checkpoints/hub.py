@@ -1,0 +1,437 @@
+"""The Hugging Face hub: a model's files in the hub's own cache, of one commit, checksums compared.
+
+A note in our cache folder says which files a pull found whole, so that a later load needs no
+network. The hub is believed what a commit holds, and every byte is compared with what it says. Its
+library does the transfer and is imported only then.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import FormatError
+from ..formats.atomic_write import atomic
+from ..formats.safetensors import INDEX, SINGLE
+from ..formats.text_files import read_json
+from .repack_cache import FREE_MARGIN, cache_folder
+
+log = logging.getLogger("bitnet")
+
+LIBRARY = "pip install 'bitnet-engine[hub]'"
+SYNTAX = "ORG/NAME[@REVISION][:FILE.gguf]"
+# What a model is read from beside its weights; whatever else a repository holds stays there.
+FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "modules.json",
+    "config_sentence_transformers.json", "1_Pooling/config.json",
+)  # fmt: skip
+MAX_REPO = 96  # characters, the hub's own limit
+TIMEOUT = 10  # seconds for the hub's first answer; the library would wait for ever
+NOTE_VERSION = 1
+_WORD = r"\w(?:[\w.-]*\w)?"
+_NAME = re.compile(
+    rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
+    r"(?::(?P<file>[^:]+\.gguf))?",
+    re.ASCII,
+)
+_SHARD = re.compile(r"[^/]+-of-\d+\.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # what versions of the library are built on
+
+
+class Request(NamedTuple):
+    """What a name asks for. revision: branch, tag or commit. file: one .gguf, or None."""
+
+    repo: str
+    revision: str
+    file: str | None
+
+
+class Facts(NamedTuple):
+    """What the hub says of a file. algorithm: "sha256", or "git" for the SHA-1 of a git blob."""
+
+    n_bytes: int
+    algorithm: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit in the hub's cache. files: {name: Facts}."""
+
+    repo: str
+    commit: str
+    files: dict[str, Facts]
+
+    @property
+    def folder(self):
+        return _repo_folder(self.repo) / "snapshots" / self.commit
+
+    @property
+    def path(self):
+        """What to load: the .gguf, or the folder of a safetensors model."""
+        first = next(iter(self.files))
+        return self.folder / first if first.endswith(".gguf") else self.folder
+
+    @property
+    def n_bytes(self):
+        return sum(facts.n_bytes for facts in self.files.values())
+
+    def is_whole(self):
+        """Whether every file is there in its size; contents were compared when it was pulled."""
+        try:
+            return all(
+                os.path.getsize(self.folder / name) == facts.n_bytes
+                for name, facts in self.files.items()
+            )
+        except OSError:
+            return False
+
+
+def find(name):
+    """The Path of a model: a local one as it is, else that of a model of the hub.
+
+    A text ORG/NAME[@REVISION][:FILE.gguf] that is no path here is taken from the hub's cache if an
+    earlier pull left it whole there, without network, and pulled otherwise. Anything that looks
+    like a path is one: it exists, has another number of slashes than one, or ends as a file does.
+    Raises what pull does.
+    """
+    if not isinstance(name, str) or _is_local(name):
+        return Path(name)
+    snapshot = cached(name)
+    return snapshot.path if snapshot else pull(name)
+
+
+def pull(name, revision=None):
+    """The Path of a hub's model, brought up to date with its revision; see fetch."""
+    return fetch(name, revision).path
+
+
+def fetch(name, revision=None, progress=lambda text: None):
+    """The Snapshot of a hub's model: what is not in the cache is downloaded, and all of it checked.
+
+    name: ORG/NAME[@REVISION][:FILE.gguf]. revision: a branch, tag or commit, "main" if neither says
+    so; resolved to a commit first. progress: called with a text when a step begins, with "" for the
+    download, which has the library's own bars on a terminal.
+    ValueError for a name of another form or a choice of files to be made, FormatError for a file
+    that is not what the hub says (it is deleted) or a repository without a model, OSError if the
+    repository cannot be reached or read, or the disk is too full.
+    """
+    request = _parse(name, revision)
+    api = _api(request.repo)
+    progress(f"asking for {request.repo}")
+    with _hub_errors(request):
+        info = api.model_info(
+            request.repo, revision=request.revision, files_metadata=True, timeout=TIMEOUT
+        )
+    snapshot = _chosen(info, request)
+    log.info("%s: %s is commit %s", request.repo, request.revision, snapshot.commit)
+    _check_room(snapshot)
+    progress("")
+    for file in snapshot.files:
+        with _hub_errors(request):
+            api.hf_hub_download(
+                request.repo, file, revision=snapshot.commit, cache_dir=str(hub_cache())
+            )
+    for file, facts in snapshot.files.items():
+        progress(f"checking {file}")
+        _check(snapshot.folder / file, facts)
+    for asked in {request, request._replace(revision=snapshot.commit)}:
+        _write_note(asked, snapshot)
+    log.info("%s: %d files, %d bytes", snapshot.folder, len(snapshot.files), snapshot.n_bytes)
+    return snapshot
+
+
+def cached(name):
+    """The Snapshot that an earlier pull of this name left, or None. Asks nobody, for any text."""
+    try:
+        return _read_note(_parse(name))
+    except ValueError:
+        return None
+
+
+def hub_cache():
+    """The folder of the hub's cache, chosen as its library does but at the time of the call."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(home, "huggingface")
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    chosen = chosen or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(chosen))).absolute()
+
+
+def _repo_folder(repo):
+    return hub_cache() / f"models--{repo.replace('/', '--')}"
+
+
+# names --------------------------------------------------------------------------------------------
+
+
+def _parse(name, revision=None):
+    """The Request of a name; ValueError if it has another form. Nothing is looked up."""
+    found = _NAME.fullmatch(name) if len(name) <= 4 * MAX_REPO else None
+    repo = found["repo"] if found else ""
+    if not 0 < len(repo) <= MAX_REPO or re.search(r"\.\.|--|\.git(/|\Z)", repo):
+        raise ValueError(f"model: {name!r} ({SYNTAX}; ORG/NAME of {MAX_REPO} characters at most)")
+    if revision is None:
+        revision = found["revision"] or "main"
+    elif found["revision"] or not re.fullmatch(rf"{_WORD}(/{_WORD})*", revision, re.ASCII):
+        raise ValueError(f"revision: {revision!r} (one branch, tag or commit)")
+    if ".." in revision:
+        raise ValueError(f"revision: {revision!r} (no '..')")
+    if found["file"]:
+        _check_name(found["file"], repo)
+    return Request(repo, revision, found["file"])
+
+
+def _is_local(name):
+    try:
+        request = _parse(name)
+    except ValueError:
+        return True
+    is_file_name = request.file is None and name.endswith((".gguf", ".safetensors"))
+    return name.count("/") != 1 or is_file_name or os.path.lexists(name)
+
+
+def _check_name(name, repo):
+    """A name from a repository may not lead out of a folder."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
+        raise FormatError(repo, "file name", name, "a path inside the repository")
+
+
+# the choice of files ------------------------------------------------------------------------------
+
+
+def _chosen(info, request):
+    """The Snapshot to be, of the library's ModelInfo: its commit and the files of one model."""
+    repo, revision, file = request
+    commit = info.sha
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise FormatError(repo, "commit", commit, "40 hexadecimal digits")
+    if _COMMIT.fullmatch(revision) and commit != revision:
+        raise FormatError(repo, "commit", commit, f"{revision} was asked for")
+    for entry in info.siblings or ():
+        _check_name(entry.rfilename, repo)
+    listed = {entry.rfilename: entry for entry in info.siblings or ()}
+    names = _choose(repo, sorted(listed), file)
+    return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names})
+
+
+def _choose(repo, names, file):
+    """The names of one model: of safetensors with what belongs to them, or of a .gguf alone."""
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if file is not None:
+        if file not in ggufs:
+            there = f"it has {_joined(ggufs)}"
+            raise FileNotFoundError(errno.ENOENT, f"no {file} on the hub; {there}", repo)
+        return [file]
+    weights = [SINGLE] if SINGLE in names else []
+    if not weights and INDEX in names:
+        weights = [name for name in names if _SHARD.fullmatch(name)] + [INDEX]
+    if weights and "config.json" in names:
+        return [name for name in FILES if name in names] + weights
+    for candidates in ([name for name in ggufs if "i2_s" in name.lower()], ggufs):
+        if len(candidates) == 1:
+            return candidates
+    if ggufs:
+        example = f"{repo}:{ggufs[0]}"
+        raise ValueError(f"{repo}: which of {_joined(ggufs)}? (name one, such as {example})")
+    limit = f"config.json with {SINGLE}, or a .gguf; no other weights are fetched"
+    raise FormatError(repo, "files", _joined(names), limit)
+
+
+def _joined(names):
+    shown = ", ".join(names[:20]) or "none"
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _facts(repo, entry):
+    """The Facts of the library's RepoSibling: a large file has its SHA-256, others their git id."""
+    if entry.lfs is None:
+        facts = Facts(entry.size, "git", entry.blob_id)
+    else:
+        facts = Facts(entry.lfs.size, "sha256", entry.lfs.sha256)
+    n_digits = 40 if facts.algorithm == "git" else 64
+    if type(facts.n_bytes) is not int or facts.n_bytes < 0:
+        raise FormatError(repo, f"{entry.rfilename} size", facts.n_bytes, "a number of bytes")
+    if not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", str(facts.digest)):
+        limit = f"{n_digits} hexadecimal digits"
+        raise FormatError(repo, f"{entry.rfilename} {facts.algorithm}", facts.digest, limit)
+    return facts
+
+
+# what was downloaded ------------------------------------------------------------------------------
+
+
+def _check_room(snapshot):
+    blobs = _repo_folder(snapshot.repo) / "blobs"
+    missing = {
+        f.digest: f.n_bytes for f in snapshot.files.values() if not (blobs / f.digest).exists()
+    }
+    needed = sum(missing.values()) + FREE_MARGIN
+    folder = next(parent for parent in blobs.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if missing and free < needed:
+        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(folder))
+
+
+def _check(path, facts):
+    """FormatError, and the file is gone, unless its content has the hub's checksum."""
+    found = _digest(path, facts.algorithm)
+    if found != facts.digest:
+        _delete(path)
+        limit = f"the hub says {facts.digest}; it was deleted, pull again"
+        raise FormatError(path, facts.algorithm, found, limit)
+
+
+def _digest(path, algorithm):
+    def git_blob():
+        header = b"blob %d\0" % os.path.getsize(path)
+        return hashlib.sha1(header, usedforsecurity=False)
+
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, hashlib.sha256 if algorithm == "sha256" else git_blob)
+    return digest.hexdigest()
+
+
+def _delete(path):
+    """Unlink a snapshot's link, its blob, and what newer caches link that to; nothing outside."""
+    cache = hub_cache().resolve()
+    while path.parent.resolve().is_relative_to(cache):
+        target = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        if target is None:
+            break
+        path = target
+
+
+# notes --------------------------------------------------------------------------------------------
+
+
+def _note_path(request):
+    folder = cache_folder()
+    if folder is None:
+        return None
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    return folder / f"{request.repo.replace('/', '--')}-{digest[:16]}.hub.json"
+
+
+def _write_note(request, snapshot):
+    path = _note_path(request)
+    if path is None:
+        return
+    note = {"version": NOTE_VERSION, "request": request, "commit": snapshot.commit}
+    note["files"] = snapshot.files
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(json.dumps(note, indent=1).encode())
+    except OSError as error:
+        log.warning("no note of what was pulled, the next load asks the hub again: %s", error)
+
+
+def _read_note(request):
+    """The Snapshot that a note tells of, if all of it is still there; else None."""
+    path = _note_path(request)
+    try:
+        note = read_json(path) if path else {}
+        if note.get("version") != NOTE_VERSION or note["request"] != list(request):
+            return None
+        files = {name: Facts(*facts) for name, facts in note["files"].items()}
+        for name in (note["commit"], *files):
+            _check_name(name, request.repo)
+        snapshot = Snapshot(request.repo, note["commit"], files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return snapshot if files and snapshot.is_whole() else None
+
+
+# the library --------------------------------------------------------------------------------------
+
+
+def _api(repo):
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        reason = f"not here, and to fetch it from the Hugging Face hub: {LIBRARY}"
+        raise FileNotFoundError(errno.ENOENT, reason, repo) from None
+    return HfApi(library_name="bitnet-engine")
+
+
+@contextlib.contextmanager
+def _hub_errors(request):
+    """The library's exceptions, of any version, as an OSError of one line that says what to do."""
+    from huggingface_hub import utils
+
+    repo = request.repo
+    try:
+        yield
+    except utils.GatedRepoError:
+        reason = "a gated repository: accept its terms on its page and set HF_TOKEN"
+        raise PermissionError(errno.EACCES, reason, repo) from None
+    except utils.RepositoryNotFoundError:
+        reason = "neither a path here nor a public repository of the hub (private: set HF_TOKEN)"
+        raise FileNotFoundError(errno.ENOENT, reason, repo) from None
+    except utils.RevisionNotFoundError:
+        reason = f"the repository has no revision {request.revision}"
+        raise FileNotFoundError(errno.ENOENT, reason, repo) from None
+    except utils.OfflineModeIsEnabled:
+        raise _unreachable(request, "HF_HUB_OFFLINE is set") from None
+    except utils.LocalEntryNotFoundError as error:  # the library's word for: could not ask
+        raise _unreachable(request, error.__cause__ or error) from None
+    except utils.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        advice = " (set HF_TOKEN to one that may read it)" if status in (401, 403) else ""
+        raise OSError(errno.EIO, f"the hub answered {status}{advice}", repo) from None
+    except Exception as error:
+        # requests raises what is a ValueError and an OSError for an answer that is no JSON
+        if isinstance(error, ValueError) or not (
+            isinstance(error, OSError) or _is_of_network(error)
+        ):
+            reason = f"the hub's answer was not understood ({_line(error)})"
+            raise OSError(errno.EIO, reason, repo) from None
+        if _is_of_network(error):
+            raise _unreachable(request, error) from None
+        raise  # a folder that cannot be written, a full disk
+
+
+def _is_of_network(error):
+    of_system = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+    return of_system or type(error).__module__.partition(".")[0] in _NETWORK
+
+
+def _unreachable(request, error):
+    """The FileNotFoundError of a hub that cannot be asked, with what is here all the same."""
+    reason = f"the hub cannot be reached ({_line(error)})"
+    folder = _foreign_snapshot(request)
+    if _read_note(request):
+        advice = f"{reason}; the cache has a commit of it that other commands use"
+    elif folder:
+        advice = f"{reason}; another program's download is in {folder}: give that path"
+    else:
+        advice = f"neither a path here nor in the cache, and {reason}; pull it where it can be"
+    return FileNotFoundError(errno.ENOENT, advice, request.repo)
+
+
+def _foreign_snapshot(request):
+    """A snapshot of this revision that has no note of ours: nobody knows whether it is whole."""
+    repo = _repo_folder(request.repo)
+    commit = request.revision
+    with contextlib.suppress(OSError, ValueError):
+        commit = (repo / "refs" / commit).read_text().strip()
+    folder = repo / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+
+
+def _line(error):
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,267 @@
+"""What a model will need: bytes by purpose, from its headers alone, and which settings need less.
+
+tests/test_memory_plan.py holds these figures against the pool of a loaded model, and `bitnet memory
+--measure` against the operating system.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..checks import format_bytes
+from ..compute import ops
+from ..compute.operands import screen_work
+from ..errors import MemoryLimitExceeded
+from ..formats.ternary_layouts import padded
+from ..models import lm_head_screen
+from ..models.registry import FAMILIES
+from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES, KVCache
+from ..runtime.pool import Pool
+from . import repack_cache
+from .weights import head_rows
+
+PAGE = 128  # positions in a page of the KV cache
+HUGE_PAGE = 2 << 20  # bytes
+ALIGN = 64  # bytes: every allocation of the pool is a multiple
+MAX_BATCH = 256  # rows of one forward pass, as Transformer has it
+
+# What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
+# 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
+# sampling takes; 12 KiB a thread, or a huge page where the system gives them to every stack.
+WORDS_BYTES = 6 << 20
+TOKEN_BYTES = 400
+OBJECTS_BYTES = 4 << 20
+SAMPLING_BYTES = 64
+THREAD_BYTES = 64 << 10
+CODE_BYTES = 7 << 20  # of libraries that are loaded with the first model
+FREE_BYTES = 64 << 10  # the pool takes whole pages from the system
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes for one purpose. where: "pool", counted there and exact; "heap", an estimate of what
+    grows beside it; "files", mapped and shared by processes, which no limit counts."""
+
+    purpose: str
+    nbytes: int
+    what: str
+    where: str = "pool"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the arguments of load those that memory depends on."""
+
+    context: int
+    kv_dtype: str = "f16"
+    slots: int = 1
+    threads: int = 1
+    mapping: str = "map"
+
+
+class Planner:
+    """The needs of one model with any settings. source: of open_checkpoint, read and not kept."""
+
+    def __init__(self, source):
+        self.config = source.config
+        metadata = source.tokenizer_source.metadata
+        tokens = () if metadata is None else metadata.get("tokenizer.ggml.tokens", ())
+        self.n_tokens = self.config.vocab_size if metadata is None else len(tokens)
+        ternary = source.ternary.values()
+        tables = [len(t.data) for t in source.floats.values() if len(t.shape) == 2]
+        self._in_place = sum(_codes_bytes(t) for t in ternary if t.in_place is not None)
+        self._in_place += sum(_array(n_bytes, item=1) for n_bytes in tables)
+        self._derived = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
+        self._headers = sum(len(file.data) for file in source.files)
+        self._headers -= sum(len(t.data) for f in source.files for t in f.tensors.values())
+        self._has_cache = repack_cache.cache_folder() is not None
+        rows = head_rows(source)
+        shape = rows.n_rows, rows.n_cols
+        self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
+        if self._is_screened:
+            self._derived += _array(*shape, item=1) + _array(shape[0], 3)
+
+    def needs(self, settings):
+        """[Need] with every slot full."""
+        s, weights = settings, self._weights_in_pool(settings)
+        mapped = self._in_place + self._derived - weights + self._headers
+        needs = plan(
+            self.config, context=s.context, kv_dtype=s.kv_dtype, slots=s.slots, threads=s.threads,
+            n_tokens=self.n_tokens, weights=weights, is_screened=self._is_screened,
+        )  # fmt: skip
+        return [
+            *needs,
+            Need("free", FREE_BYTES, "of the pool, what pieces leave of their pages"),
+            Need("files", mapped, "mapped, shared by processes", "files"),
+            Need("libraries", CODE_BYTES, "mapped, shared by processes", "files"),
+        ]
+
+    def private(self, settings):
+        """Bytes that are the process's own, every slot full."""
+        return sum(need.nbytes for need in self.needs(settings) if need.where != "files")
+
+    def least(self, settings):
+        """The same with one slot full: the others wait until there is room."""
+        return self.private(settings) - (settings.slots - 1) * self._kv_bytes(settings)
+
+    def full_slots(self, settings, limit):
+        """How many slots may be full at once."""
+        spare = (limit - self.least(settings)) // self._kv_bytes(settings)
+        return min(settings.slots, 1 + spare)
+
+    def check(self, settings, limit):
+        """What a limit leaves to the pool, bytes. MemoryLimitExceeded if one slot does not fit."""
+        needed, needs = self.least(settings), self.needs(settings)
+        if needed > limit:
+            remedies = self.remedies(settings, limit)
+            raise MemoryLimitExceeded(limit, needed, needs, remedies, table(needs))
+        return limit - sum(need.nbytes for need in needs if need.where == "heap")
+
+    def remedies(self, settings, limit):
+        """[(changes, bytes needed then)] with which one slot fits: one setting each, or all."""
+        kinds = sorted(DTYPES, key=lambda kind: kv_bytes(self.config, PAGE, kind))
+        choices = {
+            "context": range(PAGE, settings.context, PAGE),
+            "kv_dtype": kinds[: kinds.index(settings.kv_dtype)],
+            "slots": range(1, settings.slots),
+            "threads": range(1, settings.threads),
+            "mapping": ["map"] if settings.mapping == "copy" else [],
+        }
+        contexts = choices["context"]
+        found = [self._most(settings, name, values, limit) for name, values in choices.items()]
+        if not any(found):
+            least = {name: values[0] for name, values in choices.items() if values}
+            most = self._most(replace(settings, **least), "context", contexts, limit)
+            found = [least | most] if most else []
+        found = [changes for changes in found if changes]
+        found.append({})
+        needed = [self.least(replace(settings, **changes)) for changes in found]
+        found[-1] = {"memory_limit": f"{-(-needed[-1] >> 20)}MiB"}
+        return list(zip(found, needed, strict=True))
+
+    def _most(self, settings, name, values, limit):
+        """{name: the last of values, which need more and more, that fits}, {} where none does."""
+        n = bisect_right(values, limit, key=lambda v: self.least(replace(settings, **{name: v})))
+        return {name: values[n - 1]} if n else {}
+
+    def _weights_in_pool(self, settings):
+        if settings.mapping == "copy":
+            return self._in_place + self._derived
+        return 0 if self._has_cache else self._derived
+
+    def _kv_bytes(self, settings):
+        return kv_bytes(self.config, settings.context, settings.kv_dtype)
+
+
+def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, weights=0,
+         is_screened=False):  # fmt: skip
+    """[Need] of a model that is loaded and in use, every slot full, without its mapped files.
+
+    config: ModelConfig. context: positions a sequence may have. kv_dtype: of cached keys and
+    values. slots: sequences at once. threads: of every operation. n_tokens: entries of the
+    tokenizer, None for vocab_size. weights: bytes of tensors kept in the pool, where there is no
+    cache folder or they are copied. is_screened: whether the head is, see lm_head_screen.py.
+    """
+    pages, layers = -(-context // PAGE), config.num_hidden_layers
+    n_tokens = config.vocab_size if n_tokens is None else n_tokens
+    scratch = _scratch(config, MAX_BATCH) + _workspace(config, threads)
+    scratch += _screening(config) if is_screened else 0
+    needs = [
+        Need("kv", slots * kv_bytes(config, context, kv_dtype),
+             f"keys and values: {slots} x {pages} pages of {PAGE} positions in {layers} layers"),
+        Need("scratch", scratch, f"{MAX_BATCH} rows of a forward pass"),
+        Need("rope", _rope(config, slots), "cosines and sines of a forward pass"),
+        Need("norms", _norms(config), "copies in float32"),
+        Need("logits", _array(slots, config.vocab_size), f"{slots} x {config.vocab_size:,}"),
+        Need("tokenizer", WORDS_BYTES + TOKEN_BYTES * n_tokens, f"{n_tokens:,} tokens", "heap"),
+        Need("engine", OBJECTS_BYTES + SAMPLING_BYTES * config.vocab_size,
+             "objects, and arrays of sampling", "heap"),
+        Need("threads", threads * _thread_bytes(), f"{threads} with their stacks", "heap"),
+    ]  # fmt: skip
+    if weights:
+        needs.insert(0, Need("weights", weights, "tensors that are not used in the mapped file"))
+    return needs
+
+
+def table(needs):
+    """Lines of text: bytes, purpose and what it is; the sum of what is private."""
+    mapped = [(n.nbytes, n.purpose, n.what) for n in needs if n.where == "files"]
+    rows = [
+        (n.nbytes, n.purpose, n.what + (" (estimate)" if n.where == "heap" else ""))
+        for n in needs
+        if n.where != "files"
+    ]
+    rows += [(sum(n_bytes for n_bytes, _, _ in rows), "sum", "private to the process"), *mapped]
+    cells = [(format_bytes(n_bytes), purpose, what) for n_bytes, purpose, what in rows]
+    widths = [max(len(row[i]) for row in cells) for i in (0, 1)]
+    return [f"{a:>{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in cells]
+
+
+def kv_bytes(config, capacity, dtype):
+    """Bytes of the pages of one sequence of `capacity` positions, in all layers."""
+    cache = KVCache(
+        Pool(1 << 16),  # nothing is taken from it: a cache takes pages as it needs them
+        n_layers=config.num_hidden_layers,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        capacity=capacity,
+        dtype=dtype,
+    )
+    n_pages = cache.n_layers * cache.n_pages
+    return n_pages * _aligned(cache.full_nbytes // n_pages)
+
+
+def _thread_bytes():
+    return HUGE_PAGE if cpu.huge_pages() == "always" else THREAD_BYTES
+
+
+def _codes_bytes(ternary):
+    """Bytes of a linear layer's codes in the layout that kernels read."""
+    return _array(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
+
+
+def _aligned(n_bytes):
+    return -(-n_bytes // ALIGN) * ALIGN
+
+
+def _array(*shape, item=4):
+    return _aligned(math.prod(shape) * item)
+
+
+def _scratch(config, n):
+    """As Transformer._scratch takes it from the pool."""
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    q_width = config.num_attention_heads * config.head_dim
+    qkv = q_width + 2 * config.num_key_value_heads * config.head_dim
+    has_projected = "self_attn.q_proj.norm" in FAMILIES[config.family].norms
+    columns = [hidden, hidden, qkv, q_width, 2 * ffn, ffn, hidden if has_projected else 0]
+    codes = _array(n, padded(max(hidden, q_width, ffn)), item=1) + 2 * _array(n)
+    found = _array(ops.found_floats(config.num_attention_heads, config.head_dim))
+    return sum(_array(n, width) for width in columns) + codes + found
+
+
+def _workspace(config, threads):
+    """What threads work in: o_proj has hidden_size rows, gate_proj intermediate_size."""
+    n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
+    return _array(threads, n_bytes, item=1)
+
+
+def _screening(config):
+    """What a Screen works in."""
+    work = screen_work(config.vocab_size, config.hidden_size)
+    return sum(_array(*shape, item=np.dtype(dtype).itemsize) for shape, dtype in work)
+
+
+def _rope(config, slots):
+    """Frequencies, cosines and sines of rows and sequences, for each RoPE base in use."""
+    local, everywhere = config.rope_local_theta, config.rope_theta
+    bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
+    half = config.head_dim // 2
+    return len(bases) * (_array(half) + _array(2, MAX_BATCH + slots, half))
+
+
+def _norms(config):
+    return sum(_array(*shape) for shape in config.tensor_shapes().values() if len(shape) == 1)

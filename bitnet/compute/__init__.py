@@ -1,0 +1,1 @@
+"""Operations over arrays and threads; the only room with OpenMP."""

@@ -1,0 +1,349 @@
+"""The layouts of ternary weights, in NumPy: what each byte of a file means. Knows no file.
+
+A weight is -1, 0 or +1; its code is 0, 1 or 2, and code 3 is illegal. A matrix is (rows, columns) =
+(outputs, inputs) and W = scale * (code - 1). Every layout is unpacked to codes, uint8
+(rows, n_cols) in row order, a chunk of rows at a time; each chunk is valid until the next.
+
+I2_S, what the kernels read: 128 codes c in 32 bytes, the first in the highest bits.
+    byte[j] = c[j] << 6 | c[32 + j] << 4 | c[64 + j] << 2 | c[96 + j]                    j = 0..31
+For the kernels every row is padded to whole blocks with code 1, which is weight 0. A GGUF holds one
+stream without padding, so that blocks straddle rows where n_cols is not a multiple of 128; behind
+it one f32 scale and 28 bytes of no meaning. Two writers put other things under the same name:
+I2_S_64    64 codes in 16 bytes, otherwise alike.
+I2_S_4ROW  byte[g, k] = c[4g, k] << 6 | c[4g + 1, k] << 4 | c[4g + 2, k] << 2 | c[4g + 3, k]
+
+HF packed: four blocks of R = ceil(n_rows / 4) rows share their bytes, the first in the lowest bits.
+    byte[p, k] = c[p, k] | c[p + R, k] << 2 | c[p + 2R, k] << 4 | c[p + 3R, k] << 6
+
+llama.cpp: blocks within a row, each with an f16 scale d.
+TQ2_0      256 codes: 64 bytes, d. byte[32h + j] = sum over l of c[128h + 32l + j] << 2l
+TQ1_0      256 codes: 52 bytes of five base-3 digits each, the first the highest, d.
+           bytes 0..31: c[32n + j]; 32..47: c[160 + 16n + j]; 48..51: c[240 + 4n + j], n = 0..3
+Q2_0       64 codes (128 in an earlier fork): d, 16 (32) bytes. byte[j] = sum of c[4j + l] << 2l
+
+ik_llama.cpp: a scale d before each row, then blocks of 64 codes.
+IQ2_BN     f32 d. byte[j] = sum over l of c[16l + j] << 2l                               j = 0..15
+IQ1_BN     f16 d. For each 16 codes three bytes of five digits, the first the lowest; a 13th byte
+           with the last code of each 16.
+IQ2_BN_R4  four rows together: four f32 d, then of each block 64 bytes:
+           byte[16l + 4r + i] = sum over t of c[r, 16l + i + 4t] << 2t             l, r, i = 0..3
+
+A number v in base 3, below 243, is stored as ceil(v * 256 / 243): 13 values of a byte never occur.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .float_blocks import dequantize
+
+BLOCK = 128
+BLOCK_BYTES = 32
+I2_S_TAIL = 32  # bytes behind a stream: the scale, and 28 of no meaning
+CHUNK = 1 << 17  # weights a step of the streaming functions: 512 KiB as float32, inside a cache
+MIN_ABSMEAN = np.float32(1e-5)
+NEAR = np.float32(2**-7)  # two bfloat16 roundings of one number differ by no more, relative to it
+
+
+def padded(n_cols):
+    """n_cols rounded up to whole blocks."""
+    return -(-n_cols // BLOCK) * BLOCK
+
+
+# packing ------------------------------------------------------------------------------------------
+
+
+def pack_i2_s(codes):
+    """uint8 codes (n_rows, n_cols) -> uint8 (n_rows, padded(n_cols) // 4)."""
+    n_rows, n_cols = codes.shape
+    if n_cols % BLOCK:
+        full = np.ones((n_rows, padded(n_cols)), np.uint8)
+        full[:, :n_cols] = codes
+        codes = full
+    quarters = codes.reshape(n_rows, -1, 4, BLOCK_BYTES)
+    bytes_ = quarters[:, :, 0] << 6
+    for i, shift in ((1, 4), (2, 2), (3, 0)):
+        bytes_ |= quarters[:, :, i] << shift
+    return bytes_.reshape(n_rows, -1)
+
+
+def pack_i2_s_stream(chunks):
+    """Codes, uint8 (some rows, n_cols) each -> the bytes of one I2_S stream, uint8 (n,) each.
+
+    Without the scale. ValueError at the end if all codes together are no whole blocks.
+    """
+    rest = np.empty(0, np.uint8)
+    for codes in chunks:
+        flat = np.concatenate([rest, codes.reshape(-1)])
+        whole = len(flat) // BLOCK * BLOCK
+        if whole:
+            yield pack_i2_s(flat[:whole].reshape(1, -1))[0]
+        rest = flat[whole:]
+    if len(rest):
+        raise ValueError(f"{len(rest)} codes left over, limit: a multiple of {BLOCK}")
+
+
+def pack_hf(codes):
+    """uint8 codes (n_rows, n_cols) -> uint8 (ceil(n_rows / 4), n_cols); missing rows are 0."""
+    n_rows, n_cols = codes.shape
+    quarter = -(-n_rows // 4)
+    full = np.zeros((4 * quarter, n_cols), np.uint8)
+    full[:n_rows] = codes
+    a, b, c, d = full.reshape(4, quarter, n_cols)
+    return a | b << 2 | c << 4 | d << 6
+
+
+# the codes of a block -----------------------------------------------------------------------------
+
+
+def _fields(data, width, shifts):
+    """Two-bit fields: of each `width` bytes all of the first shift, then all of the second, ..."""
+    data = data.reshape(*data.shape[:-1], -1, 1, width)
+    return (data >> np.array(shifts, np.uint8).reshape(4, 1)) & 3
+
+
+_HIGH_FIRST, _LOW_FIRST = (6, 4, 2, 0), (0, 2, 4, 6)
+_IN_SEQUENCE = _fields(np.arange(256, dtype=np.uint8).reshape(-1, 1), 1, _LOW_FIRST).reshape(-1, 4)
+
+
+def _i2_s_4row(data):
+    return _fields(data, data.shape[-1], _HIGH_FIRST)
+
+
+def _q2_0(data):
+    return np.take(_IN_SEQUENCE, data, axis=0)
+
+
+def _iq2_bn_r4(data):
+    """The four codes i of one l, t and row are a word, and words are all that has to move."""
+    words = _fields(data, 16, _LOW_FIRST).view("<u4").reshape(len(data), -1, 4)
+    return np.ascontiguousarray(words.swapaxes(1, 2)).view(np.uint8)
+
+
+def _digits(*powers):
+    """uint8 (256, n): the codes in a byte, each multiplied by its power of 3, or 3 if illegal."""
+    table = np.full((256, len(powers)), 3, np.uint8)
+    for codes in itertools.product(range(3), repeat=len(powers)):
+        v = sum(code * power for code, power in zip(codes, powers, strict=True))
+        table[-(-v * 256 // 243)] = codes
+    return table
+
+
+_TQ1_0 = (  # bytes, first code, what they hold
+    (slice(0, 32), 0, _digits(81, 27, 9, 3, 1)),
+    (slice(32, 48), 160, _digits(81, 27, 9, 3, 1)),
+    (slice(48, 52), 240, _digits(81, 27, 9, 3)),
+)
+_IQ1_BN_FIVE, _IQ1_BN_LAST = _digits(1, 3, 9, 27, 81), _digits(1, 3, 9, 27)
+
+
+def _tq1_0(data):
+    codes = np.empty((*data.shape[:-1], 256), np.uint8)
+    for where, at, table in _TQ1_0:
+        part = np.ascontiguousarray(data[..., where])
+        for digits in table.T:
+            codes[..., at : at + part.shape[-1]] = np.take(digits, part)
+            at += part.shape[-1]
+    return codes
+
+
+def _iq1_bn(data):
+    blocks = data.reshape(-1, 13)
+    codes = np.empty((len(blocks), 4, 16), np.uint8)
+    codes[:, :, :15] = np.take(_IQ1_BN_FIVE, blocks[:, :12], axis=0).reshape(-1, 4, 15)
+    codes[:, :, 15] = np.take(_IQ1_BN_LAST, blocks[:, 12], axis=0)
+    return codes
+
+
+# whole matrices -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a matrix lies in a file.
+
+    n_codes, n_bytes: of a block. decode: the bytes of codes of some rows -> their codes.
+    scale: its dtype, and where it is: behind the "stream", before each "row", or the "first" or
+        "last" two bytes of each block. rows: so many are interleaved.
+    """
+
+    n_codes: int
+    n_bytes: int
+    decode: Callable[[np.ndarray], np.ndarray]
+    scale: str
+    where: str
+    rows: int = 1
+
+
+LAYOUTS = {
+    "I2_S": Layout(128, 32, partial(_fields, width=32, shifts=_HIGH_FIRST), "<f4", "stream"),
+    "I2_S_64": Layout(64, 16, partial(_fields, width=16, shifts=_HIGH_FIRST), "<f4", "stream"),
+    "I2_S_4ROW": Layout(4, 1, _i2_s_4row, "<f4", "stream", rows=4),
+    "TQ1_0": Layout(256, 54, _tq1_0, "<f2", "last"),
+    "TQ2_0": Layout(256, 66, partial(_fields, width=32, shifts=_LOW_FIRST), "<f2", "last"),
+    "Q2_0_G64": Layout(64, 18, _q2_0, "<f2", "first"),
+    "Q2_0_G128": Layout(128, 34, _q2_0, "<f2", "first"),
+    "IQ1_BN": Layout(64, 13, _iq1_bn, "<f2", "row"),
+    "IQ2_BN": Layout(64, 16, partial(_fields, width=16, shifts=_LOW_FIRST), "<f4", "row"),
+    "IQ2_BN_R4": Layout(64, 16, _iq2_bn_r4, "<f4", "row", rows=4),
+}
+
+
+def n_bytes(type_name, n_rows, n_cols):
+    """Bytes of a matrix in one of LAYOUTS, its scales included; ValueError if a block is cut."""
+    layout = LAYOUTS[type_name]
+    if n_rows % layout.rows:
+        raise ValueError(f"{type_name} needs a multiple of {layout.rows} rows")
+    n = n_rows * n_cols
+    if (n if layout.where == "stream" else n_cols) % layout.n_codes:
+        raise ValueError(f"{type_name} needs a multiple of {layout.n_codes}")
+    heads = {"stream": I2_S_TAIL, "row": n_rows * np.dtype(layout.scale).itemsize}
+    return n // layout.n_codes * layout.n_bytes + heads.get(layout.where, 0)
+
+
+def unpack(type_name, data, n_rows, n_cols):
+    """A matrix in one of LAYOUTS -> (scales, chunks): W = scale * (code - 1).
+
+    data: uint8 (n_bytes,) as it lies in the file, at any address.
+    scales: float32 (1,) if all are equal, else (n_rows,). chunks: iterator of uint8 codes.
+    ValueError for data of another size and for scales that are not positive or differ within a
+    row; from the iterator for code 3 and for a byte that no encoder writes. A block or row without
+    a weight other than 0 has any scale, for most writers 0.
+    """
+    needed = n_bytes(type_name, n_rows, n_cols)
+    if len(data) != needed:
+        raise ValueError(f"{type_name} {n_rows} x {n_cols}: {len(data)} bytes, limit: {needed}")
+    layout = LAYOUTS[type_name]
+    scales, groups = _split(layout, data, n_rows, n_cols)
+
+    def chunks():
+        step = max(1, CHUNK * len(groups) // (n_rows * n_cols))
+        for at in range(0, len(groups), step):
+            yield _legal(layout.decode(groups[at : at + step]).reshape(-1, n_cols))
+
+    return _by_row(scales, chunks), chunks()
+
+
+def _split(layout, data, n_rows, n_cols):
+    """(float32 (n_rows, scales a row), uint8 (groups of rows, ..., bytes of codes), a view)."""
+    dtype = np.dtype(layout.scale)
+    if layout.where == "stream":
+        n = n_rows * n_cols // 4
+        scale = data[n : n + dtype.itemsize].copy().view(dtype)
+        # blocks may straddle rows: so many rows begin and end on a block
+        rows = math.lcm(layout.rows, layout.n_codes // math.gcd(layout.n_codes, n_cols))
+        return np.broadcast_to(scale, (n_rows, 1)), data[:n].reshape(n_rows // rows, -1)
+    if layout.where == "row":
+        groups, head = data.reshape(n_rows // layout.rows, -1), layout.rows * dtype.itemsize
+        return _floats(groups[:, :head], dtype).reshape(n_rows, 1), groups[:, head:]
+    blocks = data.reshape(n_rows, -1, layout.n_bytes)
+    if layout.where == "first":
+        return _floats(blocks[:, :, :2], dtype)[:, :, 0], blocks[:, :, 2:]
+    return _floats(blocks[:, :, -2:], dtype)[:, :, 0], blocks[:, :, :-2]
+
+
+def _floats(data, dtype):
+    return np.ascontiguousarray(data).view(dtype).astype(np.float32)
+
+
+def _by_row(scales, chunks):
+    """Scales (n_rows, scales a row) -> (1,) or (n_rows,). chunks(): the codes, if they matter."""
+    first = scales[0, 0]
+    if 0 < first < np.inf and (scales == first).all():
+        return scales[0, :1].copy()
+    counts = np.concatenate([_any_weight(codes, scales.shape[1]) for codes in chunks()])
+    used = scales[counts]
+    if not len(used):
+        return np.ones(1, np.float32)
+    bad = used[~((used > 0) & (used < np.inf))]  # NaN is neither
+    if len(bad):
+        raise ValueError(f"scale {bad[0]}, limit: finite and above 0")
+    low = scales.min(axis=1, where=counts, initial=np.inf)
+    high = scales.max(axis=1, where=counts, initial=0)
+    for row in np.flatnonzero(low < high):
+        values = f"{low[row]:g} and {high[row]:g} in row {row}"
+        raise ValueError(f"group scales, {values}, limit: one scale for a row")
+    by_row = np.where(high > 0, high, used[0])
+    return by_row[:1] if (by_row == used[0]).all() else by_row
+
+
+def _any_weight(codes, n_groups):
+    """Whether each group of a row has a weight other than 0: bool (rows, n_groups)."""
+    return (codes != 1).reshape(len(codes), n_groups, -1).any(axis=2)
+
+
+def _legal(codes):
+    if codes.max() > 2:
+        raise ValueError("not ternary: code 3, or a byte that no encoder writes")
+    return codes
+
+
+def codes_hf(packed, n_rows):
+    """HF packed, uint8 (ceil(n_rows / 4), n_cols) -> codes in chunks; ValueError for code 3."""
+    quarter, n_cols = packed.shape
+    step = max(1, CHUNK // n_cols)
+    for shift in (0, 2, 4, 6):
+        n = min(quarter, n_rows - shift // 2 * quarter)
+        for at in range(0, n, step):
+            yield _legal((packed[at : min(at + step, n)] >> shift) & 3)
+
+
+def unpack_i2_s(data, n_cols=None):
+    """uint8 (n_rows, bytes) of whole blocks -> uint8 codes (n_rows, n_cols), None: all columns."""
+    return _fields(data, BLOCK_BYTES, _HIGH_FIRST).reshape(len(data), -1)[:, :n_cols]
+
+
+# floats -------------------------------------------------------------------------------------------
+
+
+def _float_chunks(type_name, data, n_cols):
+    step = max(1, CHUNK // n_cols)
+    for at in range(0, len(data), step):
+        yield dequantize(type_name, data[at : at + step], n_cols)
+
+
+def absmean(type_name, data, n_cols):
+    """The mean of |w| of master weights, uint8 (n_rows, bytes): float32, at least 1e-5, or NaN."""
+    total = 0.0
+    for rows in _float_chunks(type_name, data, n_cols):
+        total += float(np.abs(rows).sum(dtype=np.float64))
+    return np.maximum(np.float32(total / (len(data) * n_cols)), MIN_ABSMEAN)
+
+
+def codes_masters(type_name, data, n_cols, mean):
+    """Master weights, uint8 (n_rows, bytes) of F32, F16 or BF16 -> codes in chunks.
+
+    As transformers in float32: s = 1 / mean, code = clip(round_half_even(w * s), -1, 1) + 1, and
+    the weight it stands for is (code - 1) / s: the scale is 1 / s, which is not quite mean.
+    """
+    inverse = np.float32(1) / mean
+    for rows in _float_chunks(type_name, data, n_cols):
+        yield _signs(rows * inverse, np.float32(0.5))  # 0.5 itself goes to 0
+
+
+def peak(type_name, data, n_cols):
+    """The largest |w| of uint8 (n_rows, bytes): float32, NaN if one is NaN."""
+    return np.max([np.abs(rows).max() for rows in _float_chunks(type_name, data, n_cols)])
+
+
+def codes_dequantized(type_name, data, n_cols, peak):
+    """Weights that are -peak, 0 or +peak but for bfloat16 rounding -> codes in chunks.
+
+    Their mean would give a scale 0.69 times too small. ValueError for any other weight.
+    """
+    if not 0 < peak < np.inf:  # NaN fails too
+        raise ValueError(f"largest weight {peak}, limit: finite and above 0")
+    for rows in _float_chunks(type_name, data, n_cols):
+        sizes = np.abs(rows)
+        is_ternary = (sizes <= NEAR * peak) | (sizes >= (1 - NEAR) * peak)
+        if not is_ternary.all():
+            raise ValueError(f"weight {rows[~is_ternary][0]:g}, limit: 0 or +-{peak:g}")
+        yield _signs(rows, np.float32(0.5) * peak)
+
+
+def _signs(values, threshold):
+    return np.uint8(1) + (values > threshold) - (values < -threshold)

@@ -1,0 +1,61 @@
+"""Small text files and bounded JSON."""
+
+import json
+import os
+from collections import Counter
+
+from ..errors import FormatError
+
+# JSON grows by up to 34 times when parsed (`{"":0},` is 7 bytes, its dict 240), so 64 MiB allow
+# 2 MiB of text. A safetensors header takes about 130 bytes a tensor: 15,000 tensors fit.
+MAX_TEXT_BYTES = 2 << 20
+
+
+def parse_json(data, path, field):
+    """The object in bytes of UTF-8; FormatError for anything else, and for a key given twice.
+
+    data: at most MAX_TEXT_BYTES, which the caller checks.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise FormatError(path, field, "nested too deep", "JSON the parser can follow") from None
+    except ValueError as error:  # also bad UTF-8, a key twice, an integer of 5000 digits
+        raise FormatError(path, field, str(error), "valid JSON in UTF-8") from None
+    if not isinstance(value, dict):
+        raise FormatError(path, field, type(value).__name__, "a JSON object")
+    return value
+
+
+def read_json(path):
+    """The object in a small JSON file; see parse_json."""
+    return parse_json(_read_small(path), path, "JSON")
+
+
+def read_text(path):
+    """The text of a small file; FormatError if it is not UTF-8."""
+    try:
+        return _read_small(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(path, "text", str(error), "UTF-8") from None
+
+
+def _read_small(path):
+    size = os.stat(path).st_size
+    if size > MAX_TEXT_BYTES:
+        raise FormatError(path, "file size", size, f"at most {MAX_TEXT_BYTES} bytes")
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {keys.most_common(1)[0][0]!r} appears twice")
+    return found
+
+
+def _refuse_constant(text):
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,1 @@
+"""Token ids in, tokens and text out: requests, their scheduler, sampling, kept prefixes."""

@@ -1,0 +1,370 @@
+"""ModelConfig: what a model is, from an HF config.json or GGUF metadata, every field checked.
+
+What only one family has is read in its file of families/. Knows no tensor data.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import FormatError
+from .architecture import LINEARS
+from .registry import BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE, FAMILIES
+
+log = logging.getLogger("bitnet")
+
+END_OF_TURN = "<|eot_id|>"
+
+# field -> least and greatest value: far beyond every model known, and such that nothing derived
+# from one (a position, a page of the cache, an int32 dot product) overflows or takes seconds; rows
+# of fewer than 32 columns would grow more than fourfold when padded. Floats where the value is one.
+LIMITS = {
+    "hidden_size": (32, 1 << 16),
+    "intermediate_size": (32, 1 << 18),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 1024),
+    "num_key_value_heads": (1, 1024),
+    "head_dim": (2, 1024),
+    "vocab_size": (1, 1 << 21),
+    "max_position_embeddings": (1, 1 << 24),
+    "rms_norm_eps": (1e-12, 0.1),
+    "rope_theta": (1.0, 1e12),
+    "rope_local_theta": (1.0, 1e12),
+    "rope_local_base_freq": (1.0, 1e12),
+    "query_pre_attn_scalar": (1.0, 1e6),
+    "sliding_window": (0, 1 << 24),
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 21),
+    "top_p": (0.0, 1.0),
+}
+
+# field -> key of GGUF metadata, after the "<arch>."
+GGUF_KEYS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "rope_local_theta": "rope.freq_base_swa",
+    "hidden_act": "hidden_activation",
+    "sliding_window": "attention.sliding_window",
+    "sliding_layers": "attention.sliding_window_pattern",
+}
+
+SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model, its arithmetic, and the defaults its author gives for generation.
+
+    Fields are named as in HF config.json. family: a key of families.FAMILIES. architecture: what
+    the file calls it.
+    rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
+    pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
+    query_scale: on top of 1 / sqrt(head_dim). embedding_scale: of the rows of embed_tokens.
+    norms_are_offsets: the file holds norms less 1, but for those of projections.
+    sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
+        they use rope_local_theta.
+    """
+
+    family: str
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    hidden_act: str
+    tie_word_embeddings: bool
+    rope_interleaved: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pooling: str | None = None
+    query_scale: float = 1.0
+    embedding_scale: float = 1.0
+    norms_are_offsets: bool = False
+    sliding_window: int = 0
+    sliding_layers: tuple[bool, ...] = ()
+    rope_local_theta: float = 0.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @classmethod
+    def from_hf(cls, config, generation, path, has_lm_head, eos_token_ids=()):
+        """From the objects of config.json and generation_config.json; path is named in errors.
+
+        has_lm_head: whether the tensors hold a head. It decides tie_word_embeddings where the file
+            does not: the default of transformers (False) is wrong for the published models.
+        eos_token_ids: end tokens known from elsewhere, added to those of the two files.
+        """
+        family = hf_family(config, path)
+        fields, extra = _Fields(_flat_rope(config), path), _Fields(generation, path)
+        for key in ("attention_bias", "mlp_bias"):
+            if config.get(key):
+                raise fields.error(key, config[key], "false; biases are not supported")
+        stated = extra.token_ids("eos_token_id") + fields.token_ids("eos_token_id")
+        bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
+        particular = family.from_hf(fields)
+        shape = _shape(fields, particular.get("head_dim"))
+        if "hidden_act" not in particular:
+            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
+        return cls(
+            family=family.name,
+            architecture=str(config.get("model_type")),
+            **{
+                "num_key_value_heads": fields.number("num_key_value_heads"),
+                "vocab_size": fields.number("vocab_size"),
+                "rope_theta": _hf_rope_theta(fields.values, path),
+                "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
+                "rope_interleaved": False,
+            }
+            | shape
+            | particular,
+            bos_token_id=bos_token_ids[0] if bos_token_ids else None,
+            eos_token_ids=tuple(dict.fromkeys((*stated, *eos_token_ids))),
+            do_sample=extra.flag("do_sample", False),
+            **{name: extra.number(name, default) for name, default in SAMPLING_DEFAULTS.items()},
+        )._checked(path)
+
+    @classmethod
+    def from_gguf(cls, metadata, path, n_embeddings, has_lm_head):
+        """From GGUF metadata; path is named in errors.
+
+        n_embeddings: rows of token_embd, the vocabulary where the file does not say.
+        has_lm_head: whether there is an output tensor; without one the head is tied.
+        """
+        arch = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
+        family = BY_GGUF_ARCHITECTURE[arch]
+        fields = _Fields(metadata, path, f"{arch}.", GGUF_KEYS)
+        general = _Fields(metadata, path, "tokenizer.ggml.")
+        sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
+        shape = _shape(fields)
+        _check_gguf_rope(fields, shape["head_dim"])
+        particular = family.from_gguf(fields)
+        if fields.get("hidden_act", None) is not None:
+            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
+        elif "hidden_act" in particular:
+            key, chosen = fields.key("hidden_act"), particular["hidden_act"]
+            log.info("%s: no %s; %s by architecture and shape", path, key, chosen)
+        return cls(
+            family=family.name,
+            architecture=arch,
+            **shape
+            | {
+                "num_key_value_heads": fields.number(
+                    "num_key_value_heads", shape["num_attention_heads"]
+                ),
+                "vocab_size": fields.number("vocab_size", n_embeddings),
+                "rope_theta": fields.number("rope_theta"),
+                "hidden_act": family.activations[0],
+                "tie_word_embeddings": not has_lm_head,
+                "rope_interleaved": family.interleaved_in_gguf,
+            }
+            | particular,
+            bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
+            eos_token_ids=_gguf_eos_token_ids(general),
+            do_sample=sampling.get("temperature", None) is not None,
+            **{name: sampling.number(name, default) for name, default in SAMPLING_DEFAULTS.items()},
+        )._checked(path)
+
+    def _checked(self, path):
+        """Self, once the fields agree with each other."""
+        if self.head_dim % 2:
+            raise FormatError(path, "head_dim", self.head_dim, "even, for RoPE")
+        if self.num_attention_heads % self.num_key_value_heads:
+            limit = f"a divisor of num_attention_heads {self.num_attention_heads}"
+            raise FormatError(path, "num_key_value_heads", self.num_key_value_heads, limit)
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        for field, ids in (("bos_token_id", bos), ("eos_token_id", self.eos_token_ids)):
+            for token_id in ids:
+                if token_id >= self.vocab_size:
+                    raise FormatError(path, field, token_id, f"below vocab_size {self.vocab_size}")
+        return self
+
+    def arithmetic(self):
+        """The fields on which keys and values depend, besides the weights."""
+        apart = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
+                 "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
+        return {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart
+        }
+
+    def tensor_shapes(self):
+        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+        heads, head = self.num_attention_heads, self.head_dim
+        width = {
+            "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
+            "q": heads * head, "kv": self.num_key_value_heads * head,
+        }  # fmt: skip
+        block = {name: (width[n], width[k]) for name, (n, k) in LINEARS.items()}
+        block |= {name: (width[n],) for name, n in FAMILIES[self.family].norms.items()}
+        embedding = (self.vocab_size, self.hidden_size)
+        shapes = {"embed_tokens": embedding, "norm": (self.hidden_size,)}
+        if not self.tie_word_embeddings:
+            shapes["lm_head"] = embedding
+        for i in range(self.num_hidden_layers):
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
+        return shapes
+
+    @property
+    def sub_norms(self):
+        """Whether there are RMSNorms before o_proj and down_proj, in a Llama graph."""
+        return "mlp.ffn_sub_norm" in FAMILIES[self.family].norms
+
+
+class _Fields:
+    """Typed and ranged access to a mapping that comes from a file."""
+
+    def __init__(self, values, path, prefix="", keys=None):
+        self.values, self.path, self.prefix, self.keys = values, path, prefix, keys or {}
+
+    def key(self, name):
+        return self.prefix + self.keys.get(name, name)
+
+    def get(self, name, default=...):
+        value = self.values.get(self.key(name))
+        if value is None:
+            value = default
+        if value is ...:
+            raise self.error(name, "missing", "required")
+        return value
+
+    def error(self, name, value, limit):
+        return FormatError(self.path, self.key(name), value, limit)
+
+    def number(self, name, default=...):
+        """A number in LIMITS[name]; whole if the limits are whole."""
+        value = self.get(name, default)
+        low, high = LIMITS[name]
+        kinds = (int,) if isinstance(low, int) else (int, float)
+        if type(value) not in kinds or not low <= value <= high:  # NaN fails the comparison
+            kind = "a whole number" if isinstance(low, int) else "a number"
+            raise self.error(name, value, f"{kind} from {low} to {high}")
+        return kinds[-1](value)
+
+    def plain(self, name, default=...):
+        """A number, flag or text, or the default: no list."""
+        value = self.get(name, default)
+        if value is not default and not isinstance(value, int | float | str):
+            raise self.error(name, type(value).__name__, "a number or text")
+        return value
+
+    def flag(self, name, default=...):
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, value, "true or false")
+        return value
+
+    def choice(self, name, options, default=...):
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in options:
+            raise self.error(name, value, f"this version supports {', '.join(options)}")
+        return value
+
+    def token_ids(self, name):
+        """A tuple of token ids, from one or a list; () if absent."""
+        value = self.get(name, [])
+        ids = value if isinstance(value, list) else [value]
+        if len(ids) > 64 or not all(type(i) is int and i >= 0 for i in ids):
+            raise self.error(name, value, "up to 64 token ids, from 0")
+        return tuple(ids)
+
+
+def _shape(fields, head_dim=None):
+    """The fields both kinds of file must give; head_dim may follow from two others."""
+    names = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "rms_norm_eps",
+    )  # fmt: skip
+    shape = {name: fields.number(name) for name in names}
+    per_head = shape["hidden_size"] // shape["num_attention_heads"]
+    return shape | {"head_dim": fields.number("head_dim", head_dim or per_head)}
+
+
+def _flat_rope(config):
+    """transformers 5 keeps a set of RoPE parameters for each kind of layer: as 4 has them."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or not isinstance(rope.get("full_attention"), dict):
+        return config
+    sliding = rope.get("sliding_attention")
+    local = sliding.get("rope_theta") if isinstance(sliding, dict) else None
+    return config | {"rope_parameters": rope["full_attention"], "rope_local_base_freq": local}
+
+
+def _hf_rope_theta(config, path):
+    """rope_theta, at the top (transformers 4) or in rope_parameters (5); scaled RoPE is refused."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind != "default":
+        raise FormatError(path, "rope_type", kind, "default; scaled RoPE is not supported")
+    values = config if config.get("rope_theta") is not None else rope
+    if not isinstance(values, dict):
+        raise FormatError(path, "rope_theta", "missing", "required")
+    return _Fields(values, path).number("rope_theta")
+
+
+def _check_gguf_rope(fields, head_dim):
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (value := fields.plain(name, head_dim)) != head_dim:
+            raise fields.error(name, value, f"head_dim, {head_dim}")
+    # some writers state linear scaling by a factor of 1, which is none
+    kind = fields.plain("rope.scaling.type", "none")
+    factor = fields.plain("rope.scaling.factor", 1.0)
+    if kind != "none" and (kind, factor) != ("linear", 1.0):
+        raise fields.error("rope.scaling.type", kind, "none; scaled RoPE is not supported")
+
+
+def _gguf_eos_token_ids(fields):
+    """Every end token: the official 2B-4T file names <|end_of_text|> alone, not <|eot_id|>."""
+    ids = fields.token_ids("eos_token_id") + fields.token_ids("eot_token_id")
+    tokens = fields.get("tokens", ())
+    if isinstance(tokens, Sequence) and END_OF_TURN in tokens:
+        ids += (tokens.index(END_OF_TURN),)
+    return tuple(dict.fromkeys(ids))
+
+
+def hf_family(config, path):
+    """The Family of a config.json, by its architectures, as 1bitLLM's needs it, or model_type."""
+    listed = config.get("architectures")
+    for name in listed if isinstance(listed, list) else ():
+        if isinstance(name, str) and name in BY_HF_ARCHITECTURE:
+            return BY_HF_ARCHITECTURE[name]
+    return BY_MODEL_TYPE[_Fields(config, path).choice("model_type", BY_MODEL_TYPE)]
+
+
+def hf_linears(config, path):
+    """How an HF folder of a known family stores its linear layers: "multiply" or "divide" (packed,
+    and what the scale beside them does), "masters" (floats to quantise), or "floats", which must
+    turn out to be ternary."""
+    model, family = _Fields(config, path), hf_family(config, path)
+    values = config.get("quantization_config")
+    if values is None and (family.always_masters or family.name == "llama"):
+        return "masters" if family.always_masters else "floats"
+    if not isinstance(values, dict):
+        shown = "missing" if values is None else values
+        raise model.error("quantization_config", shown, "an object, as a ternary model has")
+    fields = _Fields(values, path)
+    fields.choice("quant_method", ("bitnet",))
+    linear_class = fields.choice("linear_class", ("bitlinear", "autobitlinear"), "bitlinear")
+    mode = fields.choice("quantization_mode", ("offline", "online"), "offline")
+    if fields.flag("use_rms_norm", False):
+        raise fields.error("use_rms_norm", True, "false; norms in linear layers are not supported")
+    kept = fields.get("modules_to_not_convert", [])
+    if not isinstance(kept, list) or any(name != "lm_head" for name in kept):
+        raise fields.error("modules_to_not_convert", kept, "nothing but lm_head")
+    if mode == "online":
+        fields.choice("linear_class", ("autobitlinear",))
+        return "masters"
+    return "multiply" if linear_class == "autobitlinear" else "divide"

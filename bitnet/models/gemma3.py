@@ -1,0 +1,110 @@
+"""Gemma 3 with a norm in front of every ternary projection: microsoft/bitnet-embedding-270m.
+
+An embedding model, as qwen3.py. Some layers see a sliding window only, with a RoPE base of their
+own. Checkpoints store their native norms less 1; a GGUF stores them as they are applied.
+"""
+
+import math
+
+import numpy as np
+
+from ..compute import ops
+from . import qwen3
+from .architecture import Family
+
+LOCAL_ROPE_THETA = 10000.0  # of sliding layers in a GGUF, which does not say; as llama.cpp has it
+FULL_EVERY = 6  # layers, where a GGUF does not say; as llama.cpp has it
+
+
+class Block(qwen3.Block):
+    """As qwen3.Block, with norms behind o_proj and down_proj as well."""
+
+    PRE_MLP_NORM = "pre_feedforward_layernorm"
+
+    def __init__(self, bind):
+        super().__init__(bind)
+        self.post_norms = {
+            self.o_proj: bind.norm("post_attention_layernorm"),
+            self.down_proj: bind.norm("post_feedforward_layernorm"),
+        }
+
+    def add_projection(self, s, batch, linear):
+        """hidden += norm(linear(codes))"""
+        ops.linear(s.normed, linear, s.codes, batch)
+        ops.rms_norm(s.normed, self.post_norms[linear], s.normed, batch)
+        hidden, n = s.hidden.array(), batch.n_tokens
+        np.add(hidden[:n], s.normed.array()[:n], out=hidden[:n])
+
+
+def _from_hf(fields):
+    n_layers, head_dim = fields.number("num_hidden_layers"), fields.number("head_dim", 256)
+    kinds = fields.get("layer_types", None)
+    if kinds is None:
+        every = fields.get("sliding_window_pattern", FULL_EVERY)
+        if type(every) is not int or not 1 <= every <= 1000:
+            raise fields.error("sliding_window_pattern", every, "a whole number from 1 to 1000")
+        kinds = ["full_attention" if (i + 1) % every == 0 else "sliding_attention"
+                 for i in range(n_layers)]  # fmt: skip
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(k not in known for k in kinds):
+        raise fields.error("layer_types", kinds, f"{n_layers} of {', '.join(known)}")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if fields.get(name, None) is not None:
+            raise fields.error(name, fields.get(name), "null; soft capping is not supported")
+    return {
+        "hidden_act": _activation(fields),
+        "pooling": "last",
+        "head_dim": head_dim,
+        "query_scale": math.sqrt(head_dim / fields.number("query_pre_attn_scalar", 256)),
+        "embedding_scale": float(np.sqrt(np.float32(fields.number("hidden_size")))),
+        "norms_are_offsets": True,
+        "sliding_window": fields.number("sliding_window", 4096),
+        "sliding_layers": tuple(kind == "sliding_attention" for kind in kinds),
+        "rope_local_theta": fields.number("rope_local_base_freq", LOCAL_ROPE_THETA),
+    }
+
+
+def _activation(fields):
+    name = "hidden_activation" if fields.get("hidden_activation", None) else "hidden_act"
+    fields.choice(name, ("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh")
+    return "gelu"
+
+
+def _from_gguf(fields):
+    n_layers, window = fields.number("num_hidden_layers"), fields.number("sliding_window", 0)
+    pattern = fields.get("sliding_layers", None)
+    if pattern is None:
+        pattern = [bool(window) and (i + 1) % FULL_EVERY != 0 for i in range(n_layers)]
+    elif not isinstance(pattern, np.ndarray) or pattern.dtype.kind not in "biu":
+        shown = pattern if isinstance(pattern, int | float) else type(pattern).__name__
+        raise fields.error("sliding_layers", shown, "an array of flags")
+    elif len(pattern) != n_layers:
+        raise fields.error("sliding_layers", len(pattern), f"a flag for each of {n_layers} layers")
+    return {
+        "hidden_act": "gelu",
+        **qwen3.gguf_pooling(fields),
+        "embedding_scale": float(np.sqrt(np.float32(fields.number("hidden_size")))),
+        "sliding_window": fields.number("sliding_window", 0) if any(pattern) else 0,
+        "sliding_layers": tuple(map(bool, pattern)),
+        "rope_local_theta": fields.number("rope_local_theta", LOCAL_ROPE_THETA),
+    }
+
+
+GEMMA3 = Family(
+    name="gemma3",
+    block=Block,
+    norms=qwen3.NORMS
+    | {"pre_feedforward_layernorm": "hidden", "post_feedforward_layernorm": "hidden"},
+    activations=("gelu",),
+    model_types=("gemma3_text",),
+    gguf_architectures=("gemma3",),
+    gguf_names=qwen3.GGUF_NAMES
+    | {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+    always_masters=True,
+    from_hf=_from_hf,
+    from_gguf=_from_gguf,
+)

@@ -1,0 +1,81 @@
+"""The screen of a head: an int8 copy of its rows that tells which few can be among the best.
+
+screen.pxi and screen_bounds.pxi prove that nothing is lost. Knows no files: a sidecar keeps what
+is made here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..compute import ops
+from ..compute.operands import SCREEN_LIMITS, Rows
+
+TYPES = ("F16", "BF16", "F32")  # of rows that are exact in float32, and twice as large as the copy
+LEAST = 1 << 24  # weights: below, a step takes no time that anyone would notice
+CHUNK_ROWS = 4096
+NAMES = ("lm_head.screen", "lm_head.screen_bounds")  # of the tensors in a sidecar
+MOST_BEST, MOST_ROWS, MOST_COLS = SCREEN_LIMITS
+
+
+NO_IDS = np.empty(0, np.int32)
+
+
+class Wanted(NamedTuple):
+    """Which logits of a row are wanted: the n best and those equal to the least of them, those
+    that are less than it by margin at most, and those of ids (int32).
+
+    draw: None, or arguments of ops.sample behind the logits. Then it is those by which that draws
+    the same id as out of all, and with n > 1 (only without top_p and min_p) the n - 1 next ones.
+    """
+
+    n: int
+    margin: float = 0.0
+    ids: np.ndarray = NO_IDS
+    draw: tuple | None = None
+
+
+class Patience:
+    """When to do without the screen: once it was of no use twice in a row, for 1, 2, 4 ... 16 steps
+    after each further time."""
+
+    def __init__(self):
+        self._n_useless = self._n_left = 0
+
+    def is_over(self):
+        """Whether this step does without; to be asked once a step."""
+        self._n_left -= self._n_left > 0
+        return self._n_left > 0
+
+    def record(self, was_useful):
+        self._n_useless = 0 if was_useful else self._n_useless + 1
+        self._n_left = 1 + min(16, 2 ** (self._n_useless - 2)) if self._n_useless > 1 else 0
+
+
+def is_worth_it(type_name, shape):
+    """Whether a head of this type and shape (n_rows, n_cols) is screened."""
+    n_rows, n_cols = shape
+    return type_name in TYPES and n_cols <= MOST_COLS and n_rows * n_cols >= LEAST
+
+
+def table(shape):
+    """(name, shape, type) of the tensors of a screen."""
+    return [(NAMES[0], shape, "I8"), (NAMES[1], (shape[0], 3), "F32")]
+
+
+def derive(rows, bounds, n_threads=1):
+    """Yield the codes, int8 (some rows, n_cols), each valid until the next.
+
+    rows: weights.Rows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
+    """
+    bound = Rows(rows.data, rows.type, rows.n_cols)
+    buffer = np.empty((min(CHUNK_ROWS, bound.n_rows), bound.n_cols), np.int8)
+    for first in range(0, bound.n_rows, CHUNK_ROWS):
+        codes = buffer[: bound.n_rows - first]
+        ops.derive_screen(codes, bounds[first : first + len(codes)], bound, first, n_threads)
+        yield codes
+
+
+def is_sound(bounds):
+    """Whether these could be what derive makes: no NaN, nothing negative, scales finite."""
+    return bool((bounds >= 0).all() and np.isfinite(bounds[:, 0]).all())

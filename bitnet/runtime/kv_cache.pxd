@@ -1,0 +1,54 @@
+# The KV cache of one sequence: a ring of reference-counted pages, taken from a pool as it grows.
+#
+# A page holds PAGE positions of one layer: keys[kv_head][PAGE / LANES][head_dim][LANES], transposed
+# so that a kernel scores LANES positions with one vector, then values[kv_head][PAGE][head_dim]. In
+# int8 behind both float32 scales[2][kv_head][PAGE]: of the keys and of the values of each position.
+# Page number p of a layer (positions from p * PAGE) lies in slot_of(p) of its n_pages slots.
+#
+#   0 .. sinks ......... start ................ length ............ writable
+#     kept     given up        held, readable          reserved          (== length until reserve)
+#
+# start is a multiple of PAGE, 0 unless there are sinks: then, beyond the capacity, page 0 stays
+# for its first positions, the sinks, and the other slots are a ring. Held are the pages that cover
+# start .. writable - 1 and page 0; forks may share those of positions below length, the others
+# belong to this cache alone.
+from .pool cimport Pool
+
+cpdef enum:
+    PAGE = 128                      # positions
+    LANES = 16
+
+cdef inline Py_ssize_t slot_of(Py_ssize_t page, Py_ssize_t n_pages) noexcept nogil:
+    """The slot of a page: its own number, then around, page 0's left out."""
+    return page if page < n_pages else 1 + (page - 1) % (n_pages - 1)
+
+cdef class PageSet:                 # the pages of all layers for the same PAGE positions
+    cdef list pages                 # n_layers Allocations
+    cdef int n_holders              # caches that hold it; atomic, since forks may live in threads
+
+cdef class KVCache:
+    cdef char** pages               # [n_layers][n_pages], NULL where none is held; NULL when closed
+    cdef readonly Py_ssize_t n_layers
+    cdef readonly Py_ssize_t n_kv_heads
+    cdef readonly Py_ssize_t head_dim
+    cdef readonly Py_ssize_t n_pages        # a layer: its slots
+    cdef readonly Py_ssize_t length         # positions written so far, those given up included
+    cdef readonly Py_ssize_t start          # first position held, the sinks apart
+    cdef readonly Py_ssize_t capacity       # positions that are held at once
+    cdef readonly str dtype
+    cdef readonly int type                  # the dtype as the kernels know it
+    cdef readonly Pool pool
+    cdef Py_ssize_t n_sinks                 # 0: ContextFull at the capacity
+    cdef Py_ssize_t writable                # end of the reserved positions
+    cdef size_t page_bytes
+    cdef list slots                         # n_pages of PageSet or None
+
+    cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1
+    cdef int check(self) except -1
+    cdef PageSet take(self, PageSet source)
+    cdef void put(self, Py_ssize_t slot, PageSet page_set)
+    cdef void give_up(self, Py_ssize_t position)
+    cdef void release(self)
+    cdef page_data(self, Py_ssize_t layer, Py_ssize_t page)
+    cdef arrays(self, data)
+    cdef vectors(self, Py_ssize_t layer, Py_ssize_t position)

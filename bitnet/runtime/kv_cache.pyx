@@ -1,0 +1,329 @@
+"""The KV cache: a ring of reference-counted pages that forks share until they write."""
+cimport cython
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+import numpy as np
+
+from .pool cimport Allocation, Pool
+
+from ..errors import ContextFull
+
+cdef extern from *:
+    int add_and_fetch "__atomic_add_fetch"(int* counter, int n, int order) noexcept nogil
+    int load "__atomic_load_n"(int* counter, int order) noexcept nogil
+    enum: __ATOMIC_ACQ_REL
+    enum: __ATOMIC_ACQUIRE
+
+DTYPES = {"f16": (1, np.float16), "f32": (0, np.float32), "int8": (24, np.int8)}  # ggml's numbers
+MAX_POSITIONS = 1 << 30                 # below which int32 and the cosines of angles are safe
+
+
+cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
+    """Pages that cover positions 0 .. n_positions - 1."""
+    return (n_positions + PAGE - 1) // PAGE
+
+
+def check_window(Py_ssize_t capacity):
+    """ValueError for a capacity over which no window can move: page 0, a full one and the latest.
+    """
+    if pages_of(capacity) < 3:
+        raise ValueError(f"capacity: {capacity} (at least {2 * PAGE + 1} for a window)")
+
+
+def codes_and_scales(x):
+    """float32 (n, head_dim) as the kernels round it: int8 codes of the same shape, scales (n,)."""
+    biggest = np.maximum(np.abs(x).max(1), np.float32(1e-30))
+    return np.rint(x * (np.float32(127) / biggest)[:, None]), biggest / np.float32(127)
+
+
+@cython.final
+@cython.no_gc                       # refers to Allocations, which do not refer back
+cdef class PageSet:
+    pass
+
+
+@cython.final
+@cython.no_gc                       # refers to its pool and pages, which do not refer back
+cdef class KVCache:
+    """Keys and values of one sequence; not for two threads at once, though its forks may be.
+
+    n_layers, n_kv_heads, head_dim: of the model. capacity: positions that are held at once.
+    dtype: "f16", "f32" or "int8" (with a scale for each head and position), rounded to as they are
+    written. ValueError for what makes no sense.
+    """
+
+    def __cinit__(self, Pool pool not None, *, n_layers, n_kv_heads, head_dim, capacity,
+                  dtype="f16"):
+        sizes = {"n_layers": n_layers, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
+                 "capacity": capacity}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}: {size} (at least 1)")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: {dtype!r} ({' or '.join(DTYPES)})")
+        self.pool = pool
+        self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
+        self.capacity, self.dtype = capacity, dtype
+        self.type, item = DTYPES[dtype]
+        vector_bytes = head_dim * np.dtype(item).itemsize + (4 if dtype == "int8" else 0)
+        self.page_bytes = 2 * n_kv_heads * PAGE * vector_bytes
+        self.n_pages = pages_of(capacity)
+        self.slots = [None] * self.n_pages
+        self.pages = <char**>calloc(self.n_layers * self.n_pages, sizeof(char*))
+        if self.pages is NULL:
+            raise MemoryError(f"no memory for a table of {n_layers} x {self.n_pages} pages")
+
+    def __dealloc__(self):
+        self.release()
+
+    def __repr__(self):
+        state = "closed" if self.pages is NULL else f"positions {self.start} to {self.length}"
+        return f"<KVCache {self.dtype}, {state}, capacity {self.capacity}, {self.nbytes} bytes>"
+
+    @property
+    def sinks(self):
+        """What happens at the capacity: 0, ContextFull. More: a window moves over the sequence, a
+        page at a time, and this many positions are kept from its beginning (Xiao et al. 2023).
+
+        Seen are then the sinks and the positions from start on: at least capacity - 255 of them, at
+        most capacity - 1. May be set until the window moves; ValueError for a capacity below 257.
+        """
+        return self.n_sinks
+
+    @sinks.setter
+    def sinks(self, Py_ssize_t n):
+        self.check()
+        if self.start:
+            raise ValueError(f"sinks: {n} (the first {self.start} positions are not held any more)")
+        if not 0 <= n <= PAGE:
+            raise ValueError(f"sinks: {n} (0 to {PAGE})")
+        if n:
+            check_window(self.capacity)
+        self.n_sinks = n
+
+    @property
+    def nbytes(self):
+        """Bytes of the pages held, reserved ones included; shared ones count in each holder."""
+        if self.pages is NULL:
+            return 0
+        n_held = pages_of(self.writable) - self.start // PAGE + (self.start > 0)
+        return n_held * self.n_layers * self.page_bytes
+
+    @property
+    def full_nbytes(self):
+        """Bytes of all the pages the ring may hold."""
+        return self.n_pages * self.n_layers * self.page_bytes
+
+    cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1:
+        """How many of the next n positions may be reserved at once: n, but no more than see the
+        same window, so that what a position sees does not depend on how a text is cut."""
+        self.check()
+        if not self.n_sinks:
+            return n
+        if self.length < self.capacity:
+            return min(n, self.capacity - self.length)
+        return min(n, PAGE - self.length % PAGE)
+
+    def reserve(self, Py_ssize_t n):
+        """Make positions length .. length + n - 1 writable.
+
+        Takes pages from the pool and copies a partly filled page that a fork shares; beyond the
+        capacity the window moves to where the last position wants it.
+        ContextFull (also for more than chunk(n)), PoolExhausted: the cache is as it was before.
+        """
+        cdef Py_ssize_t page, slot, end
+        cdef PageSet old
+        self.check()
+        if n < 0:
+            raise ValueError(f"n: {n} (at least 0)")
+        if n > (self.chunk(n) if self.n_sinks else self.capacity - self.length):
+            raise ContextFull(self.length, n, self.capacity)
+        if n > MAX_POSITIONS - self.length:
+            raise ContextFull(self.length, n, MAX_POSITIONS)
+        if self.length + n <= self.writable:
+            return
+        end = pages_of(self.length + n)
+        taken = []
+        for page in range(self.length // PAGE, end):
+            slot = slot_of(page, self.n_pages)
+            old = self.slots[slot]
+            if old is None or load(&old.n_holders, __ATOMIC_ACQUIRE) > 1:
+                taken.append((slot, self.take(old if page * PAGE < self.length else None)))
+        for slot, page_set in taken:                    # from here on nothing can fail
+            self.put(slot, page_set)
+        self.writable = self.length + n
+        if self.writable > self.capacity:
+            self.start = max(self.start, (end - self.n_pages + 1) * PAGE)
+
+    def advance(self, Py_ssize_t n):
+        """Count n reserved positions as written; ValueError when they are not reserved."""
+        self.check()
+        if not 0 <= n <= self.writable - self.length:
+            raise ValueError(f"n: {n} (0 to {self.writable - self.length}, what is reserved)")
+        self.length += n
+
+    def trim(self, Py_ssize_t length):
+        """Forget the positions from `length` on, and what is reserved; whole pages are given back.
+
+        ValueError when there are fewer, or when positions would be needed that are given up.
+        """
+        self.check()
+        if not self.start <= length <= self.length:
+            raise ValueError(f"length: {length} ({self.start} to {self.length}, what is held)")
+        self.give_up(length)
+        self.length = length
+
+    def reset(self):
+        """Forget everything and give all pages back."""
+        self.check()
+        self.give_up(self.start)
+        self.put(0, None)
+        self.length = self.start = self.writable = 0
+
+    def fork(self):
+        """A second cache with the same contents; it shares all pages until either one writes.
+
+        What is reserved here and not yet written is given back first.
+        """
+        cdef Py_ssize_t page
+        cdef KVCache other
+        self.check()
+        other = KVCache(self.pool, n_layers=self.n_layers, n_kv_heads=self.n_kv_heads,
+                        head_dim=self.head_dim, capacity=self.capacity, dtype=self.dtype)
+        self.give_up(self.length)
+        other.put(0, self.slots[0])
+        for page in range(max(self.start // PAGE, <Py_ssize_t>1), pages_of(self.length)):
+            other.put(slot_of(page, self.n_pages), self.slots[slot_of(page, self.n_pages)])
+        other.start, other.length, other.writable = self.start, self.length, self.writable
+        other.n_sinks = self.n_sinks
+        return other
+
+    def close(self):
+        """Give all pages back; any later use raises ValueError. May be repeated."""
+        self.release()
+
+    def read(self, Py_ssize_t layer, Py_ssize_t position):
+        """(keys, values) of a held or reserved position: float32 copies (n_kv_heads, head_dim)."""
+        return tuple(
+            numbers.astype(np.float32) * (1 if scales is None else scales[:, None])
+            for numbers, scales in self.vectors(layer, position))
+
+    def write(self, Py_ssize_t layer, Py_ssize_t position, keys, values):
+        """Round (n_kv_heads, head_dim) keys and values into a reserved position."""
+        if position < self.length:
+            raise ValueError(f"position: {position} (reserved ones begin at {self.length})")
+        if np.shape(keys) != (self.n_kv_heads, self.head_dim) or np.shape(values) != np.shape(keys):
+            raise ValueError(f"keys {np.shape(keys)}, values {np.shape(values)} "
+                             f"(both {(self.n_kv_heads, self.head_dim)})")
+        for (numbers, scales), x in zip(self.vectors(layer, position), (keys, values)):
+            if scales is not None:
+                x, scales[...] = codes_and_scales(np.asarray(x, np.float32))
+            numbers[...] = x
+
+    def export_page(self, Py_ssize_t layer, Py_ssize_t page):
+        """Positions from page * PAGE of a layer, as they lie: a uint8 view, or a copy of the last.
+
+        What lies behind the last position was another sequence's: it is 0 in the copy.
+        """
+        cdef Py_ssize_t n_filled = self.length - page * PAGE
+        data = self.page_data(layer, page)
+        if n_filled >= PAGE:
+            data.flags.writeable = False
+            return data
+        data = data.copy()
+        keys, values, scales = self.arrays(data)
+        keys[:, n_filled // LANES, :, n_filled % LANES:] = 0
+        keys[:, n_filled // LANES + 1:] = 0
+        values[:, n_filled:] = 0
+        if scales is not None:
+            scales[..., n_filled:] = 0
+        return data
+
+    def import_page(self, Py_ssize_t layer, Py_ssize_t page, data):
+        """Write what export_page gave into reserved positions; ValueError for another size."""
+        if page * PAGE < self.length:
+            raise ValueError(f"page: {page} (reserved positions begin at {self.length})")
+        self.page_data(layer, page)[...] = data
+
+    cdef page_data(self, Py_ssize_t layer, Py_ssize_t page):
+        """The bytes of a page that is held, a uint8 view."""
+        cdef PageSet page_set = None
+        self.check()
+        if 0 <= layer < self.n_layers and (
+                self.start <= page * PAGE < self.writable or page == 0 < self.start):
+            page_set = self.slots[slot_of(page, self.n_pages)]
+        if page_set is None:
+            raise IndexError(f"layer {layer}, page {page} ({self.n_layers} layers, positions "
+                             f"{self.start} to {self.writable - 1})")
+        return np.frombuffer(page_set.pages[layer], np.uint8)
+
+    cdef arrays(self, data):
+        """Of a page's bytes: keys (n_kv_heads, PAGE / LANES, head_dim, LANES), values (n_kv_heads,
+        PAGE, head_dim), in the dtype; their scales (2, n_kv_heads, PAGE), or None."""
+        scales, item = None, DTYPES[self.dtype][1]
+        if self.dtype == "int8":
+            n_codes = 2 * self.n_kv_heads * PAGE * self.head_dim
+            scales = data[n_codes:].view(np.float32).reshape(2, self.n_kv_heads, PAGE)
+            data = data[:n_codes]
+        keys, values = data.view(item).reshape(2, self.n_kv_heads, PAGE * self.head_dim)
+        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
+        return keys, values.reshape(self.n_kv_heads, PAGE, self.head_dim), scales
+
+    cdef vectors(self, Py_ssize_t layer, Py_ssize_t position):
+        """(keys, scales), (values, scales) of a position: views, (n_kv_heads, head_dim) in the
+        dtype and (n_kv_heads,) or None."""
+        cdef Py_ssize_t i = position % PAGE
+        self.check()
+        is_sink = 0 <= position < self.n_sinks and self.start > 0
+        if not (is_sink or self.start <= position < self.writable):
+            raise IndexError(f"position: {position} ({self.start} to {self.writable - 1})")
+        keys, values, scales = self.arrays(self.page_data(layer, position // PAGE))
+        of_keys, of_values = (None, None) if scales is None else scales[..., i]
+        return (keys[:, i // LANES, :, i % LANES], of_keys), (values[:, i], of_values)
+
+    cdef int check(self) except -1:
+        if self.pages is NULL:
+            raise ValueError("the KV cache is closed")
+        if self.pool.is_closed:
+            raise ValueError("the pool of the KV cache is closed")
+        return 0
+
+    cdef PageSet take(self, PageSet source):
+        """New pages for all layers, copies of those of `source` where it is not None."""
+        cdef PageSet taken = PageSet.__new__(PageSet)
+        cdef Py_ssize_t layer
+        taken.pages = [self.pool.allocate(self.page_bytes, "kv") for _ in range(self.n_layers)]
+        if source is not None:
+            for layer in range(self.n_layers):
+                memcpy((<Allocation>taken.pages[layer]).data,
+                       (<Allocation>source.pages[layer]).data, self.page_bytes)
+        return taken
+
+    cdef void put(self, Py_ssize_t slot, PageSet page_set):
+        """Let go of what a slot of the ring holds and hold page_set, or nothing, instead."""
+        cdef PageSet old = self.slots[slot]
+        cdef Py_ssize_t layer
+        cdef char* page
+        if page_set is not None:
+            add_and_fetch(&page_set.n_holders, 1, __ATOMIC_ACQ_REL)
+        if old is not None:
+            add_and_fetch(&old.n_holders, -1, __ATOMIC_ACQ_REL)
+        self.slots[slot] = page_set
+        for layer in range(self.n_layers):
+            page = NULL if page_set is None else (<Allocation>page_set.pages[layer]).data
+            self.pages[layer * self.n_pages + slot] = page
+
+    cdef void give_up(self, Py_ssize_t position):
+        """Let go of the pages that begin at or after a position."""
+        cdef Py_ssize_t page
+        for page in range(pages_of(position), pages_of(self.writable)):
+            self.put(slot_of(page, self.n_pages), None)
+        self.writable = position
+
+    cdef void release(self):
+        if self.pages is not NULL:
+            self.give_up(self.start)
+            self.put(0, None)
+            free(self.pages)
+            self.pages = NULL

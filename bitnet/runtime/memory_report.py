@@ -1,0 +1,340 @@
+"""Where the process's memory is: what the parts say they hold, and beside it what the OS counts.
+
+Import this module last: the figures of that moment are the baseline that growth is counted from.
+"""
+
+import ctypes
+import os
+import re
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ..checks import format_bytes
+from .pool import PoolStats
+
+PROC = "/proc/self"
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+PRESENT, OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)  # bits of a /proc/self/pagemap entry
+_SMAPS = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n"
+    r"Pss: +(\d+) kB\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB",
+    re.M,
+)
+
+
+class Range(NamedTuple):
+    """Addresses of one mapping, the file behind it, and what the OS counts of them; bytes."""
+
+    begin: int
+    end: int
+    name: str
+    rss: int
+    pss: int
+    anonymous: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the OS counts for the process; bytes, None where it does not say."""
+
+    rss: int | None  # resident: in memory and mapped here
+    anonymous: int | None  # of rss: no file behind it (heap, pool, stacks)
+    file: int | None  # of rss: pages of files and shared memory
+    pss: int | None  # rss, each page divided by the processes that map it
+    peak_rss: int
+    minor_faults: int
+    major_faults: int  # those that had to read from disk
+    ranges: tuple[Range, ...] = field(default=(), repr=False)
+
+    def code(self, mappings=()):
+        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries."""
+        ours = {address for _, address, _ in mappings}
+        files = [r for r in self.ranges if r.name.startswith("/") and r.begin not in ours]
+        return sum(r.rss - r.anonymous for r in files) if self.ranges else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something with a name that takes up memory."""
+
+    name: str
+    nbytes: int  # of addresses, or handed out by the pool
+    resident: int | None  # of them in memory; None where the OS does not say
+
+
+def usage():
+    """The Usage of this moment (3 ms, and more when gigabytes are mapped)."""
+    counted = resource.getrusage(resource.RUSAGE_SELF)
+    peak = counted.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    faults = counted.ru_minflt, counted.ru_majflt
+    ranges = _ranges()
+    if ranges:
+        rss, pss, anonymous = (sum(r[i] for r in ranges) for i in (3, 4, 5))
+        return Usage(rss, anonymous, rss - anonymous, pss, peak, *faults, ranges)
+    try:
+        with open(f"{PROC}/statm") as file:
+            rss, of_files = (PAGE_BYTES * int(pages) for pages in file.read().split()[1:3])
+        return Usage(rss, rss - of_files, of_files, None, peak, *faults)
+    except (OSError, ValueError):
+        return Usage(None, None, None, None, peak, *faults)
+
+
+def _ranges():
+    try:
+        with open(f"{PROC}/smaps") as file:
+            found = _SMAPS.findall(file.read())
+    except OSError:
+        return ()
+    return tuple(
+        Range(int(begin, 16), int(end, 16), name, *(1024 * int(n) for n in sizes))
+        for begin, end, name, *sizes in found
+    )
+
+
+def thread_stacks(ranges, known=()):
+    """(name, address, bytes) of the stacks of threads that are not in `known`, a set of ids.
+
+    The kernel tells where a thread waits, and that is on its stack; one that is computing on
+    another core at this moment is not seen.
+    """
+    stacks = []
+    for thread in sorted(threads() - set(known), key=int):
+        try:
+            with open(f"{PROC}/task/{thread}/syscall") as file:
+                pointer = int(file.read().split()[-2], 16)
+        except (OSError, ValueError, IndexError):
+            continue
+        found = next((r for r in ranges if r.begin <= pointer < r.end), None)
+        if found:  # neighbours above are one range with it, below is a guard page
+            used, whole = pointer - found.begin, found.end - found.begin
+            size = min((n for n in stack_sizes() if used < n < whole), default=whole)
+            stacks.append((f"thread {thread}", found.begin, size))
+    return stacks
+
+
+def stack_sizes():
+    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE.
+
+    The setting is read as OpenMP does, in KiB where it has no unit.
+    """
+    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0]]
+    found = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
+    if found:
+        sizes.append(int(found[1]) << {"B": 0, "M": 20, "G": 30}.get(found[2].upper(), 10))
+    return sizes
+
+
+def threads():
+    """The ids of the process's threads, a set of str; empty where the OS does not say."""
+    try:
+        return set(os.listdir(f"{PROC}/task"))
+    except OSError:
+        return set()
+
+
+def resident_bytes(address, nbytes, *, is_file):
+    """Bytes of an address range that are in memory, counted in whole pages; None if unknown.
+
+    Of a file's mapping, pages that this process has mapped; of other memory, pages of its own
+    (pages that were read but never written are the system's shared page of zeros: up to 4 KiB
+    each of them may be counted). Without /proc: pages in memory, whoever brought them there.
+    """
+    present = _present(address, nbytes, is_file)
+    return None if present is None else PAGE_BYTES * int(np.count_nonzero(present))
+
+
+def _present(address, nbytes, is_file):
+    """Whether each page that a range touches is in memory, bool (n_pages,); None if unknown."""
+    first = address // PAGE_BYTES
+    n_pages = -(-(address + nbytes) // PAGE_BYTES) - first
+    try:
+        with open(f"{PROC}/pagemap", "rb", buffering=0) as file:
+            file.seek(8 * first)
+            entries = np.frombuffer(file.read(8 * n_pages), np.uint64)
+        if len(entries) == n_pages:
+            kind = OF_FILE if is_file else np.uint64(0)
+            return entries & (PRESENT | OF_FILE) == PRESENT | kind
+    except OSError:
+        pass
+    in_core = (ctypes.c_ubyte * n_pages)()
+    try:
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(first * PAGE_BYTES), ctypes.c_size_t(n_pages * PAGE_BYTES), in_core
+        )
+    except (OSError, AttributeError):
+        return None
+    pages = np.frombuffer(in_core, np.uint8)
+    return None if failed else pages & 1 == 1
+
+
+def _pool_parts(pool):
+    """(resident bytes of the pool's blocks, [Part] of each purpose); None where unknown.
+
+    A page that two purposes share counts for each with the bytes it has of it.
+    """
+    blocks = [(address, _present(address, n, is_file=False)) for address, n in pool.ranges()]
+    pieces = pool.pieces()
+    if any(present is None for _, present in blocks):
+        sizes = {purpose: 0 for _, _, purpose in pieces}
+        for _, nbytes, purpose in pieces:
+            sizes[purpose] += nbytes
+        return None, [Part(name, size, None) for name, size in sizes.items() if name]
+    begins, found = np.array([address for address, _ in blocks]), {}
+    # bytes in memory before each page of a block
+    sums = [np.append(0, np.cumsum(present)) * PAGE_BYTES for _, present in blocks]
+    for address, nbytes, purpose in pieces:
+        i = int(np.searchsorted(begins, address, side="right")) - 1
+        offset, (_, present) = address - int(begins[i]), blocks[i]
+
+        def before(at, i=i, present=present):
+            page, rest = divmod(at, PAGE_BYTES)
+            return int(sums[i][page]) + (rest if rest and present[page] else 0)
+
+        size, resident = found.get(purpose, (0, 0))
+        found[purpose] = size + nbytes, resident + before(offset + nbytes) - before(offset)
+    parts = [Part(name or "free", *sizes) for name, sizes in found.items() if name or sizes[1]]
+    return sum(int(s[-1]) for s in sums), sorted(parts, key=lambda p: (p.name == "free", -p.nbytes))
+
+
+def _sum(sizes):
+    """The sum, None when one of them is."""
+    sizes = list(sizes)
+    return None if None in sizes else sum(sizes)
+
+
+def _minus(a, b):
+    return None if a is None or b is None else a - b
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Print it, or take as_dict(). Growth is since `baseline`, the import of bitnet."""
+
+    files: list[Part]  # what is mapped
+    pool: PoolStats | None
+    pool_resident: int | None  # of what the pool has reserved
+    purposes: list[Part]  # of the pool
+    stacks: list[Part]  # of threads that began since
+    others: list[Part]  # what was measured as it was made, without a file behind it
+    code: int | None  # growth of what is resident of the program and its libraries
+    now: Usage
+    baseline: Usage = field(repr=False)
+    planned: dict[str, int] = field(default_factory=dict)  # bytes by purpose, every slot full
+
+    def growth(self, kind="rss"):
+        """Growth of one figure of Usage since the baseline, in bytes; None if unknown."""
+        return _minus(getattr(self.now, kind), getattr(self.baseline, kind))
+
+    def explained(self, kind="rss"):
+        """Resident bytes of the parts above: "file", "anonymous", or "rss" for both."""
+        files = [part.resident for part in self.files] + [self.code]
+        pool = [self.pool_resident] if self.pool else []
+        anonymous = pool + [part.resident for part in self.stacks + self.others]
+        return _sum({"file": files, "anonymous": anonymous, "rss": files + anonymous}[kind])
+
+    def unexplained(self, kind="rss"):
+        """Growth that no part explains; negative when what was there before has shrunk."""
+        return _minus(self.growth(kind), self.explained(kind))
+
+    def as_dict(self):
+        """Everything in plain types, for JSON."""
+        figures = asdict(self)
+        for moment in ("now", "baseline"):
+            del figures[moment]["ranges"]
+        if self.pool:
+            figures["pool"]["by_purpose"] = {
+                name: dict(zip(("in_use", "peak", "count"), counts, strict=True))
+                for name, counts in self.pool.by_purpose.items()
+            }
+        for figure in (self.growth, self.explained, self.unexplained):
+            figures[figure.__name__] = {kind: figure(kind) for kind in ("rss", "anonymous", "file")}
+        return figures
+
+    def __str__(self):
+        rows = [*self._part_rows(), *self._process_rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in rows
+        )
+
+    def _part_rows(self):
+        """(name, planned, reserved, in use, resident) of every part."""
+
+        def row(name, reserved, in_use, resident, *purposes):
+            planned = [self.planned[purpose] for purpose in purposes if purpose in self.planned]
+            sizes = sum(planned) if planned else "", reserved, in_use, resident
+            return name, *("" if size == "" else _shown(size) for size in sizes)
+
+        yield "", "planned", "reserved", "in use", "resident"
+        total = sum(part.nbytes for part in self.files)
+        yield row("mapped files", total, "", _sum(p.resident for p in self.files), "files")
+        for part in self.files if len(self.files) > 1 else ():
+            yield row(f"  {part.name}", part.nbytes, "", part.resident)
+        if self.pool is not None:
+            names = [part.name for part in self.purposes]
+            figures = self.pool.reserved, self.pool.in_use, self.pool_resident
+            name = f"pool (limit {format_bytes(self.pool.limit)})"
+            yield row(name, *figures, *names)
+            for part in self.purposes:
+                used = "" if part.name == "free" else part.nbytes
+                yield row(f"  {part.name}", "", used, part.resident, part.name)
+        stacks = [(part.nbytes, part.resident) for part in self.stacks]
+        reserved, resident = (_sum(sizes) for sizes in zip((0, 0), *stacks, strict=True))
+        yield row(f"thread stacks ({len(stacks)})", reserved, "", resident, "threads")
+        for part in self.others:
+            yield row(part.name, "", "", part.resident, part.name)
+        yield row("libraries", "", "", self.code, "libraries")
+        yield row("all of these", "", "", self.explained(), *self.planned)
+
+    def _process_rows(self):
+        def row(name, now, growth, show=_shown):
+            return name, "", "", show(now) if now != "" else "", show(growth)
+
+        now = self.now
+        yield "process", "", "", "now", "since import"
+        yield row("  resident (RSS)", now.rss, self.growth())
+        yield row("    anonymous", now.anonymous, self.growth("anonymous"))
+        yield row("    file-backed", now.file, self.growth("file"))
+        yield row("  not explained by the parts above", "", self.unexplained())
+        yield row("    anonymous", "", self.unexplained("anonymous"))
+        yield row("    file-backed", "", self.unexplained("file"))
+        yield row("  proportional (PSS)", now.pss, self.growth("pss"))
+        yield row("  peak RSS", now.peak_rss, self.growth("peak_rss"))
+        yield row("  page faults, minor", now.minor_faults, self.growth("minor_faults"), _count)
+        yield row("  page faults, major", now.major_faults, self.growth("major_faults"), _count)
+
+
+def _shown(n_bytes):
+    return "not available" if n_bytes is None else format_bytes(n_bytes)
+
+
+def _count(n):
+    return f"{n:,}"
+
+
+def measure(mappings=(), pool=None, others=(), planned=None, baseline=None):
+    """The MemoryReport of this moment.
+
+    mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; others: (name,
+    resident bytes) that the caller measured; planned: {purpose: bytes}.
+    """
+    baseline = baseline or BASELINE
+    now = usage()
+    files = [Part(os.path.basename(path), nbytes, resident_bytes(address, nbytes, is_file=True))
+             for path, address, nbytes in mappings]  # fmt: skip
+    stats = pool.stats() if pool is not None else None
+    pool_resident, purposes = _pool_parts(pool) if pool is not None else (None, [])
+    stacks = [Part(name, nbytes, resident_bytes(address, nbytes, is_file=False))
+              for name, address, nbytes in thread_stacks(now.ranges, THREADS)]  # fmt: skip
+    code = _minus(now.code(mappings), baseline.code())
+    others = [Part(name, nbytes, nbytes) for name, nbytes in others]
+    return MemoryReport(files, stats, pool_resident, purposes, stacks, others, code, now, baseline,
+                        planned or {})  # fmt: skip
+
+
+BASELINE, THREADS = usage(), threads()

@@ -1,0 +1,118 @@
+"""Text to token ids and back: prompts, conversations, and text that arrives a token at a time."""
+
+import codecs
+
+from ..errors import ContextFull, TemplateError
+from . import vocabulary
+from .chat_template import ChatTemplate, check_unicode
+from .special_tokens import SpecialTokens
+
+
+class Tokenizer:
+    """The tokenizer of one model; may be used from several threads.
+
+    bos_id: the token a text begins with, or None. eos_ids: the tokens that end a turn or a text.
+    chat_template: ChatTemplate or None.
+    """
+
+    def __init__(self, vocabulary):
+        self._vocabulary = vocabulary
+        self._special = SpecialTokens(vocabulary.special)
+        self.bos_id, self.eos_ids = vocabulary.bos_id, vocabulary.eos_ids
+        self.chat_template = None
+        if vocabulary.chat_template is not None:
+            bos, eos = (
+                "" if token_id is None else vocabulary.token(token_id) or ""
+                for token_id in (self.bos_id, next(iter(self.eos_ids), None))
+            )
+            self.chat_template = ChatTemplate(vocabulary.chat_template, bos, eos)
+
+    @classmethod
+    def from_source(cls, source, config):
+        """From a weights.TokenizerSource and the ModelConfig; None where the model has none.
+
+        FormatError for a tokenizer that is damaged or of a kind this version does not read.
+        """
+        found = vocabulary.from_source(source, config)
+        return found and cls(found)
+
+    def encode(self, text, add_bos=True, parse_special=False, limit=None, add_eos=False):
+        """The token ids of a text, a list of int.
+
+        add_bos: begin as the model's prompts begin (once, also if the text does so itself).
+        add_eos: end as the texts end that an embedding model was trained on, where it wants that.
+        parse_special: special tokens written in the text are those tokens; otherwise they are text.
+        limit: ContextFull, before it is encoded, for a text of certainly more tokens.
+        ValueError for text with half a surrogate pair.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text: {type(text).__name__} (a str)")
+        check_unicode(text, "text")
+        pieces = list(self._special.split(text)) if parse_special else [(text, False)]
+        ids = self._ids(pieces, add_bos, limit)
+        return ids + self._vocabulary.suffix if add_eos else ids
+
+    def chat(self, messages, add_generation_prompt=True, limit=None):
+        """The token ids of a conversation, [{"role": "user", "content": text}, ...].
+
+        As transformers does it: the rendered text is encoded as a whole, so tokens may span the
+        border between header and content. Special tokens inside a message are text.
+        limit: see encode. ValueError for malformed messages, TemplateError (one too) without a
+        template or if it fails.
+        """
+        if self.chat_template is None:
+            raise TemplateError("chat template: the model has none (give a plain prompt instead)")
+        pieces = self.chat_template.pieces(messages, self._special, add_generation_prompt)
+        return self._ids(pieces, True, limit)
+
+    def decode(self, ids):
+        """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        stream = self.stream()
+        return "".join(map(stream.push, ids)) + stream.finish()
+
+    def stream(self, continues=False):
+        """A decoder for ids that arrive one by one.
+
+        continues: they go on from a text, so that a space in front belongs between the two.
+        """
+        return DecodeStream(self.token_bytes, self._vocabulary.drops_space and not continues)
+
+    def token_bytes(self, token_id):
+        """The bytes of text that a token stands for; none for special and unknown ones."""
+        if token_id < 0:
+            raise ValueError(f"token id: {token_id} (at least 0)")
+        return self._vocabulary.token_bytes(token_id)
+
+    def _ids(self, pieces, add_bos, limit):
+        if limit is not None:
+            n_least = sum(len(p) for p, _ in pieces) // self._vocabulary.most_text_a_token
+            if n_least > limit:
+                raise ContextFull(0, n_least, limit)
+        ids, begins = [], True
+        for piece, is_special in pieces:
+            if is_special:
+                ids.append(self._vocabulary.special[piece])
+            else:
+                ids += self._vocabulary.encode(piece, begins)
+            begins = False
+        prefix = self._vocabulary.prefix
+        return prefix + ids if add_bos and ids[: len(prefix)] != prefix else ids
+
+
+class DecodeStream:
+    """Token ids to text, never half a character: its bytes are held back until it is whole."""
+
+    def __init__(self, token_bytes, drops_space):
+        self._token_bytes, self._space_to_drop = token_bytes, drops_space
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id):
+        """The text that this token completes, often "" for a part of an emoji."""
+        data = self._token_bytes(token_id)
+        if data and self._space_to_drop:
+            data, self._space_to_drop = data.removeprefix(b" "), False
+        return self._characters.decode(data)
+
+    def finish(self):
+        """The rest: U+FFFD if the ids ended inside a character."""
+        return self._characters.decode(b"", final=True)

@@ -1,0 +1,215 @@
+"""The vocabulary in the metadata of a GGUF file: byte-level BPE ("gpt2") or pieces ("llama")."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...errors import FormatError
+from . import byte_level, pieces
+from .from_hf import make_special, of_pieces
+from .library import find_ids
+from .vocabulary import (
+    ALWAYS_SPECIAL,
+    BYTE,
+    BYTE_OF,
+    CONTROL,
+    MAX_SHRINKING,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    border_ids,
+    byte_of,
+    checked_template,
+    end_ids,
+)
+
+# Ours, for what GGUF has no key for: the normalizer that a tokenizer.json had, "NFC" or missing.
+NORMALIZER = "tokenizer.bitnet.normalizer"
+
+
+class Fields:
+    """The tokenizer.ggml keys of a file, each of the type it must have."""
+
+    def __init__(self, path, metadata):
+        self.path, self.metadata = path, metadata
+
+    def error(self, name, value, limit):
+        return FormatError(self.path, f"tokenizer.ggml.{name}", value, limit)
+
+    def get(self, name, kind, default=None):
+        value = self.metadata.get(f"tokenizer.ggml.{name}", default)
+        if value is not default and not isinstance(value, kind):
+            raise self.error(name, type(value).__name__, kind.__name__)
+        return value
+
+    def strings(self, name):
+        """The list of an array of strings, None where there is none."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}")
+        if value is None or isinstance(value, list):
+            return value
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.error(name, type(value).__name__, "an array of strings")
+        return list(value)
+
+    def numbers(self, name, n, default=None):
+        """The array of n numbers; default, where it is missing, or else it is required."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}", default)
+        if value is None:
+            raise self.error(name, "missing", "required")
+        value = np.asarray(value)
+        if value.ndim != 1 or value.dtype.kind not in "iuf" or len(value) != n:
+            raise self.error(name, f"{len(np.atleast_1d(value))} values", f"{n} numbers")
+        return value.copy()
+
+
+def from_metadata(path, metadata, config):
+    """The Vocabulary of the tokenizer.* keys of a file; tokenizer.ggml.pre is always there."""
+    fields = Fields(path, metadata)
+    kind = fields.get("model", str)
+    if kind not in ("gpt2", "llama"):
+        raise fields.error("model", kind, "gpt2 (byte-level BPE) or llama (SentencePiece)")
+    tokens = fields.strings("tokens")
+    if not tokens:
+        raise fields.error("tokens", "missing", "required")
+    where = {text: i for i, text in enumerate(tokens)}
+    if len(where) < len(tokens):
+        twice = next(i for i, text in enumerate(tokens) if where[text] != i)
+        raise fields.error(f"tokens[{twice}]", tokens[twice], "once only")
+    make = _byte_level if kind == "gpt2" else _pieces
+    return make(fields, tokens, config)
+
+
+def around(fields, config, adds_bos):
+    """(prefix, suffix), as Vocabulary has them."""
+    adds_bos, adds_eos = (
+        fields.get(name, bool, default)
+        for name, default in (("add_bos_token", adds_bos), ("add_eos_token", False))
+    )
+    eos = fields.get("eos_token_id", int, next(iter(config.eos_token_ids), None))
+    bos = config.bos_token_id
+    return [bos] * (adds_bos and bos is not None), [eos] * (adds_eos and eos is not None)
+
+
+def _ends(fields, tokens):
+    """More end tokens than the configuration knows."""
+    stated = [fields.get(f"{name}_token_id", int) for name in ("eot", "eom")]
+    return [i for i in stated if i is not None and 0 <= i < len(tokens)]
+
+
+def _template(fields):
+    return checked_template(fields.metadata.get("tokenizer.chat_template"), fields.path)
+
+
+# byte-level BPE -----------------------------------------------------------------------------------
+
+
+def _byte_level(fields, tokens, config):
+    split = byte_level_split(fields)
+    merges = fields.strings("merges")
+    if merges is None:
+        raise fields.error("merges", "missing", "required")
+    kinds = byte_level_kinds(fields, tokens, merges, config)
+    special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN)))}
+    unused = {tokens[i]: int(i) for i in np.flatnonzero(kinds == UNUSED)}
+    unspelled = special | unused
+    # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
+    ids = {" " + text if text in unspelled else text: i for i, text in enumerate(tokens)}
+    encoder = byte_level.encoder(fields.path, ids, merges, *split)
+    add_tokens(encoder, tokens, np.where(kinds == USER_DEFINED, kinds, NORMAL))
+    adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
+    prefix, suffix = around(fields, config, adds_bos)
+    texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
+    longest = max(map(len, tokens)) * (1 if split[2] is None else MAX_SHRINKING)
+    find = find_ids(fields.path, encoder)
+    return Vocabulary(
+        encode=lambda text, begins: find(text),
+        token=lambda i: texts[i] if i in texts else encoder.id_to_token(i),
+        longest=lambda: longest,
+        special=special,
+        prefix=prefix,
+        suffix=suffix,
+        byte_level=True,
+        drops_space=False,
+        bos_id=config.bos_token_id,
+        eos_ids=end_ids(special, config, _ends(fields, tokens)),
+        chat_template=_template(fields),
+    )
+
+
+def byte_level_split(fields):
+    """(words, ignore_merges, normalizer) of byte_level.encoder."""
+    pre = fields.get("pre", str)
+    if pre not in byte_level.PRE_TOKENIZERS:
+        raise fields.error("pre", pre, f"one of {', '.join(byte_level.PRE_TOKENIZERS)}")
+    normalizer = fields.metadata.get(NORMALIZER)
+    if normalizer not in (None, "NFC"):
+        raise FormatError(fields.path, NORMALIZER, normalizer, "NFC")
+    words, ignore_merges, _ = byte_level.PRE_TOKENIZERS[pre]
+    return words, ignore_merges, normalizer
+
+
+def byte_level_kinds(fields, tokens, merges, config):
+    """The type of each token, int (n_tokens,).
+
+    The begin and end tokens are special, unless they are words: some models end at a blank line.
+    """
+    kinds = fields.numbers("token_type", len(tokens), np.full(len(tokens), NORMAL))
+    known = {i for i in np.flatnonzero(kinds == USER_DEFINED) if tokens[i] in ALWAYS_SPECIAL}
+    borders = {i for i in border_ids(config) if i < len(tokens)}
+    if any(kinds[i] == NORMAL for i in borders):
+        spelled = BYTE_OF.keys() | {merge.replace(" ", "") for merge in merges}
+        borders = {i for i in borders if tokens[i] not in spelled}
+    kinds[[*known, *borders]] = CONTROL
+    return kinds
+
+
+def add_tokens(encoder, tokens, kinds):
+    """Make of the special and user-defined tokens what stands for itself wherever it occurs."""
+    from tokenizers import AddedToken
+
+    encoder.add_tokens(
+        [
+            AddedToken(tokens[i], normalized=False, special=bool(kinds[i] != USER_DEFINED))
+            for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN, USER_DEFINED)))
+        ]
+    )
+
+
+# SentencePiece ------------------------------------------------------------------------------------
+
+
+def _pieces(fields, tokens, config):
+    found = read_pieces(fields, tokens, config)
+    encoder = pieces.Encoder(found, {})
+    prefix, suffix = around(fields, config, True)
+    return of_pieces(
+        found,
+        config,
+        _ends(fields, tokens),
+        encode=lambda text, begins: encoder(text),
+        longest=encoder.longest,
+        prefix=prefix,
+        suffix=suffix,
+        chat_template=_template(fields),
+    )
+
+
+def read_pieces(fields, tokens, config):
+    """The Pieces of a file."""
+    scores = fields.numbers("scores", len(tokens)).astype(np.float32)
+    if not np.isfinite(scores).all():
+        i = int(np.argmin(np.isfinite(scores)))
+        raise fields.error(f"scores[{i}]", float(scores[i]), "finite")
+    kinds = fields.numbers("token_type", len(tokens))
+    for i in np.flatnonzero(kinds == BYTE):
+        if byte_of(tokens[i]) is None:
+            raise fields.error(f"tokens[{i}]", tokens[i], "<0x00> to <0xFF>, as of type byte")
+    adds_space = fields.get("add_space_prefix", bool, True)
+    merges = fields.strings("merges")  # see tokenizer_files.py; llama.cpp passes over them
+    if merges is not None:
+        merges = byte_level.split_merges(fields.path, merges)
+    found = pieces.Pieces(fields.path, tokens, scores, kinds, adds_space=adds_space, merges=merges)
+    make_special(found, config)
+    return found

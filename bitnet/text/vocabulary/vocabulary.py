@@ -1,0 +1,110 @@
+"""Vocabulary: what a tokenizer needs to know of a model's tokens, whatever file they come from."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...errors import FormatError
+
+# tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+SPACE = "\u2581"  # SentencePiece's sign for it
+
+# Tokens that end a turn or a text in the published vocabularies. Files often name only one of them.
+END_TOKENS = (
+    "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|eom_id|>",
+    "<end_of_turn>", "</s>",
+)  # fmt: skip
+# Also where a file lists them as ordinary added tokens: a text could end a turn, or forge one.
+ALWAYS_SPECIAL = frozenset((*END_TOKENS, "<start_of_turn>", "<|im_start|>"))
+
+# A normalizer may make text shorter (NFC joins a letter and its accents): never by more than this.
+MAX_SHRINKING = 8
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _bytes_alphabet():
+    """GPT-2's characters for the 256 bytes: printable Latin-1 stands for itself."""
+    same = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in same]
+    return {chr(byte): byte for byte in same} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+BYTE_OF = _bytes_alphabet()
+
+
+@dataclass
+class Vocabulary:
+    """The tokens of a model. special: {text: id}.
+
+    encode: (text, whether it begins the prompt) -> ids; special tokens in it are text.
+    token: id -> text as stored, None if there is none.
+    longest: () -> characters of a text that one token stands for at most, maybe infinite.
+    prefix, suffix: ids in front of every prompt, and behind every text that is embedded.
+    byte_level: GPT-2's alphabet stands for bytes; otherwise U+2581 is a space and <0x0A> a byte.
+    drops_space: decoding takes away one space in front, which encoding has put there.
+    """
+
+    encode: Callable[[str, bool], list[int]]
+    token: Callable[[int], str | None]
+    longest: Callable[[], float]
+    special: dict[str, int]
+    prefix: list[int]
+    suffix: list[int]
+    byte_level: bool
+    drops_space: bool
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    chat_template: str | None
+
+    @cached_property
+    def most_text_a_token(self):
+        """Characters that one token stands for at most: a bound without encoding a long text."""
+        return max(self.longest(), 1)
+
+    def is_special(self, token_id):
+        return token_id in self._special_ids
+
+    @cached_property
+    def _special_ids(self):
+        return frozenset(self.special.values())
+
+    def token_bytes(self, token_id):
+        """The bytes of text that a token stands for; none for special and unknown ones."""
+        token = self.token(token_id)
+        if token is None or self.is_special(token_id):
+            return b""
+        if self.byte_level:
+            try:
+                return bytes([BYTE_OF[character] for character in token])
+            except KeyError:  # a token added as it is
+                return token.encode()
+        byte = byte_of(token)
+        return bytes([byte]) if byte is not None else token.replace(SPACE, " ").encode()
+
+
+def byte_of(token):
+    """The byte that a token like <0x0A> stands for, None for any other."""
+    found = _BYTE_TOKEN.fullmatch(token)
+    return int(found[1], 16) if found else None
+
+
+def end_ids(special, config, more=()):
+    """The ids that end a text: those of the configuration first, then those known by their text."""
+    known = [special[text] for text in END_TOKENS if text in special]
+    return tuple(dict.fromkeys([*config.eos_token_ids, *more, *known]))
+
+
+def border_ids(config):
+    """The begin and end tokens, which are special whatever a file calls them."""
+    return {config.bos_token_id, *config.eos_token_ids} - {None}
+
+
+def checked_template(template, path):
+    """A chat template, or None; FormatError if it is not text."""
+    if template is not None and not isinstance(template, str):
+        raise FormatError(path, "chat_template", type(template).__name__, "a string")
+    return template

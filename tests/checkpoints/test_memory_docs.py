@@ -1,0 +1,46 @@
+"""docs/memory.md says what the planner says, and names files that are there."""
+
+import re
+
+import pytest
+from support.benches import bench
+from support.paths import ROOT
+
+import bitnet
+
+made = bench("memory_table")
+TEXT = made.DOCUMENT.read_text("utf-8")
+
+
+def test_the_table_is_what_the_planner_says():
+    _, inside, _ = made.parts(TEXT)
+    assert inside == "".join(made.table()), "python bench/support/memory_table.py --write"
+
+
+@pytest.mark.parametrize("kv_dtype", made.DTYPES)
+def test_a_session_takes_what_the_table_says(kv_dtype):
+    """Of the bundled model: the bytes that its pool has handed out."""
+    with bitnet.load(kv_dtype=kv_dtype, threads=1, prefix_cache=False) as model:
+        c = model.config
+        shape = c.num_hidden_layers, c.num_key_value_heads, c.head_dim
+        assert shape == made.SHAPES["bundled"]
+        with model.session() as session:
+            session.feed([1] * 512)
+            assert model.memory().pool.by_purpose["kv"][0] == made.kv_bytes(c, 512, kv_dtype)
+
+
+def test_files_that_the_document_names_are_there():
+    named = re.findall(r"\b((?:bench|tests|train|bitnet)/[\w/.]+\w)", TEXT)
+    assert len(set(named)) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
+    assert (ROOT / "docs" / "memory.png").exists()
+
+
+def test_what_bench_measures_of_sessions(tmp_path):
+    sessions = bench("sessions")
+    found = sessions.prefix(None, 200, rounds=2)
+    assert found["reused_s"] > 0 and found["tokens"] == 200
+    assert sessions.restart(None, 200, rounds=1)["from_file_s"] > 0
+    saved = sessions.saved(None, 200, "int8", rounds=1)
+    assert saved["file_bytes"] > 2 * made.kv_bytes(bitnet.load().config, 128, "int8")

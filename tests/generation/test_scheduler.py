@@ -1,0 +1,307 @@
+"""The scheduler on a mock model: who runs when, who fails alone, and that nothing is left."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from support.mock_model import BOS, MockTransformer, says
+from support.requests import PROMPTS, alone, plain, request
+
+from bitnet import Cancelled, ContextFull, PoolExhausted
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("max_batch", [5, 7, 64])
+@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.7, "repetition_penalty": 1.5}])
+def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
+    engine = plain(MockTransformer(max_batch=max_batch), slots=slots)
+    keywords = [
+        {"prompt": p, "max_tokens": 10 + 3 * i, "seed": i, **sampling}
+        for i, p in enumerate(PROMPTS)
+    ]
+    done = engine.complete([request(**k) for k in keywords])
+    for i in range(len(PROMPTS)):
+        expected = alone(**keywords[i])
+        assert done[i].token_ids == expected.token_ids
+        assert done[i].text == expected.text
+    assert not engine.transformer.open_caches
+    at_once = max(map(len, engine.transformer.steps))
+    assert at_once == slots if max_batch == 64 else at_once <= slots
+
+
+def test_a_long_prompt_is_prefilled_beside_running_sequences():
+    engine = plain(MockTransformer(max_batch=8), slots=2)
+    first, second = request("a", max_tokens=12), request("y" * 39, max_tokens=2)
+    engine.submit(first)
+    engine.step()
+    engine.submit(second)
+    while not second.is_done:
+        engine.step()
+    assert engine.transformer.steps[:7] == [[2], [1, 7], [1, 7], [1, 7], [1, 7], [1, 7], [1, 5]]
+    engine.complete([])
+    while engine.step():
+        pass
+    assert first.completion.completion_tokens == 12
+
+
+def test_requests_wait_in_order_of_arrival():
+    engine = plain(MockTransformer(), slots=2)
+    order = []
+    requests = [request(max_tokens=3, seed=i) for i in range(5)]
+    for one in requests:
+        engine.submit(one)
+    while engine.step():
+        order += [i for i, one in enumerate(requests) if one.is_done and i not in order]
+        assert len(engine.transformer.open_caches) <= 2
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_more_slots_than_rows():
+    engine = plain(MockTransformer(max_batch=2), slots=8)
+    done = engine.complete([request(p) for p in PROMPTS])
+    assert [d.token_ids for d in done] == [alone(prompt=p).token_ids for p in PROMPTS]
+
+
+def test_logits_are_asked_for_only_when_a_prompt_is_complete():
+    asked = []
+
+    class Transformer(MockTransformer):
+        def forward(self, token_ids, sequences, *, logits="last", wanted=None):
+            asked.append(logits)
+            return super().forward(token_ids, sequences, logits=logits)
+
+    plain(Transformer(max_batch=8)).complete([request("y" * 19, max_tokens=2)])
+    assert asked == [[0], [0], [1], [1]]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 9])
+def test_cancelling_in_prefill_and_decode_frees_the_cache(steps):
+    engine = plain(MockTransformer(max_batch=8), slots=2)
+    other, one = request("z"), request("y" * 29)  # 4 steps of prefill
+    for r in (other, one):
+        engine.submit(r)
+    for _ in range(steps):
+        engine.step()
+    assert not one.is_done
+    engine.cancel(one)
+    assert one.is_done and isinstance(one.error, Cancelled)
+    assert len(engine.transformer.open_caches) == min(steps, 1)
+    while engine.step():
+        pass
+    assert other.completion.token_ids == alone(prompt="z").token_ids
+    engine.cancel(other)  # done already: nothing happens
+    assert other.completion and other.error is None
+    assert not engine.transformer.open_caches
+
+
+def test_leaving_a_stream_cancels_it():
+    engine = plain(MockTransformer())
+    for leave in (lambda p: p.close(), lambda p: None):
+        pieces = engine.pieces(request())
+        assert next(pieces)
+        assert engine.transformer.open_caches
+        leave(pieces)
+        del pieces
+        gc.collect()
+        assert not engine.transformer.open_caches
+        assert not engine.step()
+
+
+def test_a_stream_that_is_never_started_takes_nothing():
+    engine = plain(MockTransformer())
+    engine.pieces(request())
+    assert not engine.step()
+
+
+def test_cancelling_from_another_thread_during_a_step():
+    seen = []
+
+    def cancel(sequences):
+        if len(model.steps) == 3 and not seen:
+            thread = threading.Thread(target=lambda: seen.append(engine.cancel(one)))
+            thread.start()
+            thread.join()  # does not wait for the step
+            assert not one.is_done
+
+    model = MockTransformer(on_forward=cancel)
+    engine = plain(model)
+    one = request()
+    with pytest.raises(Cancelled):
+        engine.complete([one])
+    assert seen and not model.open_caches and len(model.steps) == 4
+
+
+def test_cancelling_from_within_a_step_of_the_same_thread():
+    def cancel(sequences):  # as the garbage collector may do
+        if len(model.steps) == 3:
+            engine.cancel(one)
+            assert not one.is_done
+
+    model = MockTransformer(on_forward=cancel)
+    engine, one = plain(model), request()
+    with pytest.raises(Cancelled):
+        engine.complete([one])
+    assert not model.open_caches
+
+
+def guilty(sequences):
+    for tokens, _ in sequences:
+        if tokens[1:2] == [ord("!")] and len(tokens) > 4:
+            raise PoolExhausted(1, "kv", 0, 0, 0, {})
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_one_failing_request_does_not_take_the_others_down(slots):
+    engine = plain(MockTransformer(on_forward=guilty), slots=slots)
+    requests = [request("one"), request("!bad"), request("two")]
+    for r in requests:
+        engine.submit(r)
+    while engine.step():
+        pass
+    assert isinstance(requests[1].error, PoolExhausted)
+    for r, prompt in ((requests[0], "one"), (requests[2], "two")):
+        assert r.completion.token_ids == alone(prompt=prompt).token_ids
+    assert not engine.transformer.open_caches
+    with pytest.raises(PoolExhausted):
+        engine.complete([request("one"), request("!bad")])
+    assert not engine.transformer.open_caches and not engine.step()
+
+
+def test_a_sampler_that_fails_ends_its_request_only():
+    class Transformer(MockTransformer):
+        def logits_after(self, tokens):
+            logits = super().logits_after(tokens)
+            if len(tokens) == 9 and tokens[1] == ord("n"):
+                logits[7] = np.nan
+            return logits
+
+    engine = plain(Transformer(), slots=2)
+    bad, good = request("nan"), request("good")
+    for r in (bad, good):
+        engine.submit(r)
+    while engine.step():
+        pass
+    assert "not finite" in str(bad.error)
+    assert good.completion.token_ids == alone(prompt="good").token_ids
+
+
+def test_a_cache_that_cannot_be_made_ends_its_request_only():
+    model = MockTransformer()
+    engine = plain(model, slots=2)
+    good, bad = engine.submit(request("good")), engine.submit(request("bad"))
+    make, made = model.new_cache, []
+
+    def new_cache(**keywords):
+        made.append(1)
+        if len(made) == 2:
+            raise MemoryError("no table")
+        return make(**keywords)
+
+    model.new_cache = new_cache
+    while engine.step():
+        pass
+    assert good.completion and isinstance(bad.error, MemoryError)
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_an_interrupt_leaves_the_engine_consistent(at):
+    """Ctrl-C in a step ends the call it hits; sequences of other callers go on as before."""
+
+    def interrupt(sequences):
+        interrupt.n += 1
+        if interrupt.n == at:
+            raise KeyboardInterrupt
+
+    interrupt.n = 0
+    engine = plain(MockTransformer(max_batch=8, on_forward=interrupt), slots=2)
+    other = engine.submit(request("other caller's long prompt"))
+    with pytest.raises(KeyboardInterrupt):
+        engine.complete([request("interrupted")])
+    assert len(engine.transformer.open_caches) <= 1
+    while engine.step():
+        pass
+    assert other.completion.token_ids == alone(prompt="other caller's long prompt").token_ids
+    assert not engine.transformer.open_caches
+
+
+@pytest.mark.parametrize("where", ["sampler", "push"])
+def test_an_interrupt_between_logits_and_token(where, monkeypatch):
+    engine = plain(MockTransformer(), slots=2)
+    one, other = engine.submit(request("one")), engine.submit(request("other"))
+    for _ in range(4):
+        engine.step()
+    target, name = (one, "sampler") if where == "sampler" else (one.text, "push")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    interrupt.wanted = one.sampler.wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    while engine.step():
+        pass
+    for r, prompt in ((one, "one"), (other, "other")):
+        assert r.completion.token_ids == alone(prompt=prompt).token_ids
+        assert r.completion.text == alone(prompt=prompt).text
+
+
+def test_threads_share_the_engine():
+    engine = plain(MockTransformer(max_batch=8), slots=3)
+    found = {}
+
+    def run(i):
+        found[i] = "".join(engine.pieces(request(PROMPTS[i % 5], seed=i)))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: alone(prompt=PROMPTS[i % 5], seed=i).text for i in range(12)}
+    assert not engine.transformer.open_caches
+    assert max(map(len, engine.transformer.steps)) <= 3
+
+
+def test_a_closed_engine():
+    engine = plain(MockTransformer(), slots=2)
+    model = engine.transformer
+    one, two = engine.submit(request()), request()
+    pieces = engine.pieces(two)
+    next(pieces)
+    engine.close()
+    assert not model.open_caches
+    assert isinstance(one.error, Cancelled)
+    with pytest.raises(Cancelled):
+        list(pieces)
+    with pytest.raises(ValueError, match="closed"):
+        engine.submit(request())
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ([], "none"),
+        ([300], "0 to 299"),
+        ([-1], "0 to 299"),
+        ([1, 10**12], "0 to 299"),
+    ],
+)
+def test_prompts_that_are_refused(prompt, error):
+    engine = plain(MockTransformer())
+    with pytest.raises(ValueError, match=error):
+        engine.submit(request(prompt))
+    with pytest.raises(ContextFull):
+        engine.submit(request([1] * 513))
+    assert not engine.step()
+
+
+def test_a_script_of_many_replies():
+    script = says("done")
+    script.n_prompt = 4
+    engine = plain(MockTransformer(script), slots=4)
+    done = engine.complete([request([BOS, 1, 2, i]) for i in range(9)])
+    assert [d.text for d in done] == ["done"] * 9

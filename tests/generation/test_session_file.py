@@ -1,0 +1,112 @@
+"""Sessions on disk: restored they go on as if nothing had happened; other files are refused."""
+
+import numpy as np
+import pytest
+from support.paths import DATA
+
+import bitnet
+from bitnet.errors import FormatError
+from bitnet.formats.gguf import GGUFFile
+
+IDS = [(7 * i) % 2000 for i in range(300)]  # two full pages and a part of a third
+
+
+@pytest.fixture(scope="module", params=["f16", "f32", "int8"])
+def model(request):
+    with bitnet.load(kv_dtype=request.param, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 256, 300])
+def test_a_restored_session_goes_on_as_if_nothing_had_happened(model, tmp_path, n):
+    session, other = model.session(), model.session()
+    session.feed(IDS[:n])
+    session.save(tmp_path / "s.gguf")
+    other.feed([1, 2, 3])
+    other.restore(tmp_path / "s.gguf")
+    assert other.token_ids == IDS[:n] and other.length == n
+    expected = session.feed([5, 6]).tobytes()
+    assert other.feed([5, 6]).tobytes() == expected
+    twin = other.fork()
+    assert twin.decode(9).tobytes() == session.decode(9).tobytes()
+    for s in (session, other, twin):
+        s.close()
+
+
+def test_nothing_of_others_is_in_the_file(model, tmp_path):
+    """The rest of the last page has held another sequence."""
+    with model.session() as old:
+        old.feed(IDS[:128])
+    with model.session() as session:
+        session.feed([1, 2, 3])
+        session.save(tmp_path / "a.gguf")
+    with (
+        bitnet.load(kv_dtype=model._engine.kv_dtype, threads=1) as fresh,
+        fresh.session() as session,
+    ):
+        session.feed([1, 2, 3])
+        session.save(tmp_path / "b.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_an_empty_session_is_not_saved(model, tmp_path):
+    with model.session() as session, pytest.raises(ValueError, match="empty"):
+        session.save(tmp_path / "s.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_are_refused_and_the_session_stays(model, tmp_path):
+    path = tmp_path / "s.gguf"
+    with model.session() as session:
+        session.feed(IDS[:200])
+        session.save(path)
+        good = path.read_bytes()
+        page = next(iter(GGUFFile(path).tensors.values()))
+        at = good.index(page.data.tobytes())
+        expected = session.fork().decode(1).tobytes()
+        for damage in (
+            good[:-1], good[:1000], b"",
+            good[:at + 77] + bytes([good[at + 77] ^ 1]) + good[at + 78:],
+            good.replace(b"session.tokens", b"session.xokens"),
+            good.replace(b"session.checksum", b"session.checkXum"),
+        ):  # fmt: skip
+            path.write_bytes(damage)
+            with pytest.raises(FormatError):
+                session.restore(path)
+            assert session.token_ids == IDS[:200]
+        assert session.decode(1).tobytes() == expected
+
+
+def test_files_of_others_are_refused(model, tmp_path):
+    path, dtype = tmp_path / "s.gguf", model._engine.kv_dtype
+    with model.session() as session:
+        session.feed(IDS[:50])
+        session.save(path)
+        with pytest.raises(FormatError, match=r"general\.architecture: bitnet-b1"):
+            session.restore(bitnet.api.load.BUNDLED_MODEL)
+        with pytest.raises(FileNotFoundError):
+            session.restore(tmp_path / "nothing")
+    with model.session(capacity=40) as small, pytest.raises(bitnet.ContextFull):
+        small.restore(path)
+    other = "f16" if dtype == "f32" else "f32"
+    wrong_dtype = pytest.raises(FormatError, match=f"session.dtype: {dtype}")
+    with bitnet.load(kv_dtype=other) as wrong, wrong.session() as session, wrong_dtype:
+        session.restore(path)
+    data = DATA / "hf_bitnet_offline"
+    wrong_model = pytest.raises(FormatError, match=r"session\.model")
+    with bitnet.load(data, kv_dtype=dtype) as wrong, wrong.session() as session, wrong_model:
+        session.restore(path)
+
+
+def test_a_model_is_known_by_its_weights(tmp_path):
+    raw = bytearray(bitnet.api.load.BUNDLED_MODEL.read_bytes())
+    (tmp_path / "same.gguf").write_bytes(raw)
+    tensor = GGUFFile(tmp_path / "same.gguf").tensors["blk.0.attn_norm.weight"]
+    at = raw.index(tensor.data.tobytes())
+    raw[at : at + 4] = np.float32(0.5).tobytes()
+    (tmp_path / "other.gguf").write_bytes(raw)
+    found = []
+    for path in (None, tmp_path / "same.gguf", tmp_path / "other.gguf"):
+        with bitnet.load(path) as model:
+            found.append(model._weights.fingerprint())
+    assert found[0] == found[1] != found[2]

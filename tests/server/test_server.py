@@ -1,0 +1,213 @@
+"""The server's endpoints, on a real process: OpenAI's client, plain HTTP, the bundled model."""
+
+import base64
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from support.paths import DATA
+from support.server_process import NO_END, USER, ServerProcess, openai_client
+
+import bitnet
+
+EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess("--slots", 4) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai_client(server)
+
+
+# ---------------------------------------------------------------------------------- OpenAI's client
+def test_openai_chat(client, model):
+    reply = client.chat.completions.create(
+        model="bundled", messages=USER, max_completion_tokens=20, seed=3, temperature=0.7
+    )
+    expected = model.chat(USER, max_tokens=20, seed=3, temperature=0.7)
+    assert reply.choices[0].message.content == expected.text
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.prompt_tokens == expected.prompt_tokens
+    assert reply.usage.completion_tokens == expected.completion_tokens
+    assert reply.usage.total_tokens == expected.prompt_tokens + expected.completion_tokens
+
+
+def test_openai_chat_stream(client, model):
+    with client.chat.completions.create(
+        model="bundled", messages=USER, max_tokens=20, seed=4, stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:  # fmt: skip
+        chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == model.chat(USER, max_tokens=20, seed=4).text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage.completion_tokens and not chunks[-1].choices
+
+
+def test_openai_text_and_models(client, model):
+    reply = client.completions.create(model="bundled", prompt="It was", max_tokens=9, seed=1)
+    assert reply.choices[0].text == model.generate("It was", max_tokens=9, seed=1).text
+    assert [m.id for m in client.models.list()] == ["bundled"]
+    assert client.models.retrieve("bundled").id == "bundled"
+
+
+def test_openai_errors(client):
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="bundled", messages=USER, temperature=-1)
+    assert caught.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=USER)
+    assert caught.value.code == "model_not_found"
+
+
+def test_openai_embeddings():
+    openai = pytest.importorskip("openai")
+    path = next(EMBEDDER.glob("*.gguf"))
+    texts = ["one", "a second one", "third"]
+    with ServerProcess(path, "--slots", 2) as server, bitnet.load(path) as model:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+        reply = client.embeddings.create(model=path.stem, input=texts)  # asks for base64
+        rows = np.array([entry.embedding for entry in reply.data], np.float32)
+        assert rows.tobytes() == model.embed(texts).tobytes()
+        answer = server.post("/v1/embeddings", {"input": texts[1]})
+        row = np.array(answer.json["data"][0]["embedding"], np.float32)
+        assert row.tobytes() == rows[1].tobytes()
+        answer = server.post(
+            "/v1/embeddings", {"input": [[1, 2], [3]], "encoding_format": "base64"}
+        )
+        data = base64.b64decode(answer.json["data"][1]["embedding"])
+        (first,) = struct.unpack("<f", data[:4])
+        assert first == model.embed_tokens([[3]])[0, 0]
+        assert answer.json["usage"]["prompt_tokens"] == 3
+        for wrong in ([], [[]], ["a", 1], [-1], "x" * 1_000_000, [["a"]], {}):
+            assert server.post("/v1/embeddings", {"input": wrong}).status == 400
+        assert server.chat().status == 400
+
+
+# ---------------------------------------------------------------------------------- what it returns
+def test_a_request_gives_the_same_text_alone_and_in_a_full_batch(server):
+    prompts = ["It was", "He said that", "The king " * 20, "a", "Once upon a time there was a"] * 4
+
+    def text(i):
+        fields = {"prompt": prompts[i], "seed": i, "max_tokens": 60, "temperature": 0.9}
+        return server.post("/v1/completions", fields).json["choices"][0]["text"]
+
+    alone = [text(i) for i in range(len(prompts))]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(text, range(len(prompts)))) == alone
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_the_whole_is_the_fold_of_the_stream(server, path):
+    fields = {"seed": 5, "max_tokens": 12, "n": 2, "logprobs": True, "top_logprobs": 2}
+    fields |= {"messages": USER, "temperature": 0.8}
+    if path == "/v1/completions":
+        fields |= {"prompt": ["So", "And"], "logprobs": 2}
+        del fields["messages"], fields["top_logprobs"]
+    whole = server.post(path, fields).json["choices"]
+    chunks = server.chunks(path, **fields)
+    assert len(whole) == (2 if "messages" in fields else 4)
+    for index, choice in enumerate(whole):
+        parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        pieces = [p["text"] if "text" in p else p["delta"].get("content", "") for p in parts]
+        assert "".join(pieces) == (choice.get("text") or choice["message"]["content"])
+        assert parts[-1]["finish_reason"] == choice["finish_reason"]
+        probs = [p["logprobs"] for p in parts if p.get("logprobs")]
+        for key, values in choice["logprobs"].items():
+            if values:
+                assert [v for p in probs for v in p[key]] == values
+
+
+def test_logprobs(server, model):
+    fields = {"prompt": "It was", "max_tokens": 6, "logprobs": 3, "temperature": 0}
+    found = server.post("/v1/completions", fields).json["choices"][0]["logprobs"]
+    ids = model.tokenizer.encode("It was")
+    for token, own, top in zip(
+        found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True
+    ):
+        logits = model.logits(ids)[-1].astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert own == pytest.approx(expected.max(), abs=1e-5) and top[token] == own
+        assert sorted(top.values()) == pytest.approx(np.sort(expected)[-3:], abs=1e-5)
+        ids.append(int(expected.argmax()))
+    content = server.chat(logprobs=True).json["choices"][0]["logprobs"]["content"]
+    assert all(e["top_logprobs"] == [] and bytes(e["bytes"]).decode() for e in content)
+
+
+def test_stop_usage_and_reasons(server):
+    text = server.chat(seed=1, max_tokens=40).json["choices"][0]["message"]["content"]
+    stop = text[4:7]
+    cut = server.chat(seed=1, max_tokens=40, stop=[stop, "zzz"]).json["choices"][0]
+    assert cut["message"]["content"] == text[: text.index(stop)]
+    assert cut["finish_reason"] == "stop"
+    one = server.chat(max_tokens=3, logit_bias=NO_END).json
+    assert one["choices"][0]["finish_reason"] == "length"
+    assert one["usage"]["completion_tokens"] == 3
+    assert one["timings"]["total_ms"] >= one["timings"]["first_token_ms"] > 0
+    full = server.chat(max_tokens=None, logit_bias=NO_END).json  # until the context is full
+    assert full["choices"][0]["finish_reason"] == "length"
+    assert full["usage"]["total_tokens"] in (512, 513)
+
+
+def test_prefixes_are_reused(server):
+    long = [{"role": "system", "content": "Speak plainly. " * 20}, *USER]
+    first, second = (server.chat(messages=long, seed=1).json for _ in range(2))
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == second["usage"]["prompt_tokens"] - 1
+    assert second["choices"] == first["choices"]
+
+
+def test_penalties_and_bias(server):
+    fields = {"prompt": "the the the", "temperature": 0, "max_tokens": 40, "logit_bias": NO_END}
+    plain = server.post("/v1/completions", fields).json["choices"][0]["text"].split()
+    fields |= {"frequency_penalty": 2, "presence_penalty": 2}
+    varied = server.post("/v1/completions", fields).json["choices"][0]["text"].split()
+    assert len(set(varied)) / len(varied) > len(set(plain)) / len(plain)
+    fields = {"prompt": "It", "max_tokens": 3, "logit_bias": {"300": 100}, "temperature": 0}
+    assert len(set(server.post("/v1/completions", fields).json["choices"][0]["text"].split())) <= 1
+
+
+def test_tokens(server, model):
+    ids = server.post("/tokenize", {"prompt": "It was <|eot_id|>"}).json
+    assert ids["tokens"] == model.tokenizer.encode("It was <|eot_id|>")
+    assert ids["count"] == len(ids["tokens"]) and ids["max_model_len"] == 512
+    assert not set(ids["tokens"][1:]) & {2045, 2046, 2047}  # written by a user: text
+    text = server.post("/detokenize", {"tokens": ids["tokens"]}).json["prompt"]
+    assert text == "It was <|eot_id|>"
+    chat = server.post("/tokenize", {"messages": USER}).json["tokens"]
+    assert chat == model.tokenizer.chat(USER)
+    assert server.post("/detokenize", {"tokens": [99999]}).status == 400
+    assert server.post("/tokenize", {}).json["error"]["param"] == "prompt"
+
+
+def test_content_parts_and_harmless_fields(server):
+    parts = [{"type": "text", "text": "Who goes "}, {"type": "text", "text": "there?"}]
+    harmless = {"user": "me", "metadata": {"a": "b"}, "store": True, "tools": None, "n": None,
+                "response_format": {"type": "text"}, "service_tier": "auto"}  # fmt: skip
+    messages = [{"role": "user", "content": parts}]
+    assert (
+        server.chat(messages=messages, seed=1, **harmless).json["choices"]
+        == server.chat(seed=1).json["choices"]
+    )
+
+
+def test_small_endpoints(server):
+    assert server.get("/health").json == {"status": "ok"}
+    assert server.get("/ready").json == {"status": "ready"}
+    page = server.get("/")
+    assert page.headers.get_content_type() == "text/html"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    found = server.metrics()
+    assert found['bitnet_tokens_total{kind="generated"}'] > 0
+    assert found['bitnet_pool_bytes{purpose="kv"}'] > 0
+    assert server.post("/v1/embeddings", {"input": "x"}).json["error"]["param"] == "model"
+    assert server.get("/v1/nothing").json["error"]["message"] == "Not Found"
+    assert server.get("/v1/chat/completions").status == 405

@@ -1,0 +1,211 @@
+"""Function calls: OpenAI's client against a real process and the bundled model, and the pieces."""
+
+import json
+import random
+
+import pytest
+from support.server_process import USER, ServerProcess, openai_client
+
+from bitnet.server.tools import Calls
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    },
+}
+NOW = {"name": "now"}
+TOOLS = [{"type": "function", "function": f} for f in (WEATHER, NOW)]
+ONLY_NOW = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("llguidance")
+    with ServerProcess("--slots", 2) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def completions(server):
+    return openai_client(server).chat.completions
+
+
+def ask(completions, seed, **more):
+    options = {"tools": TOOLS, "max_tokens": 150, "temperature": 0.9, "messages": USER} | more
+    return completions.create(model="bundled", seed=seed, **options)
+
+
+def check(call):
+    arguments = json.loads(call.function.arguments)
+    if call.function.name == "get_weather":
+        assert set(arguments) == {"city", "unit"}
+        assert len(arguments["city"]) <= 12 and arguments["unit"] in ("C", "F")
+    else:
+        assert (call.function.name, arguments) == ("now", {})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_call_that_is_required_follows_a_schema(completions, seed):
+    choice = ask(completions, seed, tool_choice="required").choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert len({call.id for call in choice.message.tool_calls}) == len(choice.message.tool_calls)
+    for call in choice.message.tool_calls:
+        check(call)
+
+
+def test_one_call_where_several_are_not_wanted(completions):
+    options = {"tool_choice": "required", "parallel_tool_calls": False}
+    for seed in range(4):
+        assert len(ask(completions, seed, **options).choices[0].message.tool_calls) == 1
+
+
+def test_the_function_that_is_named(completions):
+    for seed in range(3):
+        (call,) = ask(completions, seed, tool_choice=ONLY_NOW).choices[0].message.tool_calls
+        assert call.function.name == "now"
+
+
+def test_only_the_listed_arguments_are_written(completions):
+    listed = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    for seed in range(4):
+        tools = function(parameters=listed)
+        choice = ask(completions, seed, tools=tools, tool_choice="required").choices[0]
+        call = choice.message.tool_calls[0]
+        assert set(json.loads(call.function.arguments)) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "cut, reason", [({"max_tokens": 40}, "length"), ({"stop": "city"}, "stop")]
+)
+def test_a_call_that_is_cut_says_so(completions, cut, reason):
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    assert ask(completions, 1, tool_choice=named, **cut).choices[0].finish_reason == reason
+
+
+def test_text_and_calls_by_choice(completions):
+    """The model is free to answer; without a choice of calls it writes what it does with none."""
+    plain = ask(completions, 2, tool_choice="none").choices[0]
+    free = ask(completions, 2).choices[0]
+    assert plain.message.content == free.message.content and plain.message.tool_calls is None
+    assert plain.finish_reason == free.finish_reason != "tool_calls"
+
+
+def test_the_stream_is_the_whole(completions):
+    whole = ask(completions, 3, tool_choice="required").choices[0].message.tool_calls
+    found = {}
+    for chunk in ask(completions, 3, tool_choice="required", stream=True):
+        for call in chunk.choices[0].delta.tool_calls or ():
+            if call.id:
+                assert call.function.arguments == ""
+                found[call.index] = [call.function.name, ""]
+            else:
+                found[call.index][1] += call.function.arguments
+        last = chunk.choices[0].finish_reason
+    assert last == "tool_calls"
+    assert list(found.values()) == [[c.function.name, c.function.arguments] for c in whole]
+
+
+def test_results_go_back(completions):
+    asked = ask(completions, 4, tool_choice="required")
+    calls = asked.choices[0].message
+    told = [{"role": "tool", "tool_call_id": c.id, "content": "fine"} for c in calls.tool_calls]
+    messages = [*USER, calls.model_dump(exclude_none=True), *told]
+    answer = ask(completions, 4, messages=messages, tool_choice="none", max_tokens=8)
+    assert answer.usage.prompt_tokens > asked.usage.total_tokens
+    assert answer.choices[0].message.content
+
+
+def test_a_reply_that_is_no_call_follows_response_format(server):
+    shape = {"type": "json_schema", "json_schema": {"schema": {"enum": ["yes", "no"]}}}
+    for seed in range(4):
+        answer = server.chat(tools=TOOLS, response_format=shape, seed=seed, max_tokens=150)
+        message = answer.json["choices"][0]["message"]
+        assert message.get("tool_calls") or json.loads(message["content"]) in ("yes", "no")
+
+
+def function(**fields):
+    return [{"type": "function", "function": {"name": "f"} | fields}]
+
+
+def of(**properties):
+    return function(parameters={"type": "object", "properties": properties})
+
+
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"tools": TOOLS * 2}, "tools[2].function.name"),
+        ({"tools": TOOLS * 65}, "tools"),
+        ({"tools": function(name="a b")}, "tools[0].function.name"),
+        ({"tools": function(name="a" * 65)}, "tools[0].function.name"),
+        ({"tools": function(description="a" * 5000)}, "tools[0].function.description"),
+        ({"tools": function(parameters={"type": "string"})}, "tools[0].function.parameters"),
+        ({"tools": of(a={"type": "array", "uniqueItems": True})}, "tools"),
+        ({"tools": of(a={"$ref": "http://localhost/x"})}, "tools"),
+        ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools"),
+        ({"tools": TOOLS, "response_format": {
+            "type": "json_schema", "json_schema": {"schema": False}}}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": TOOLS, "tool_choice": function(name="x")[0]}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a" * 129}]},
+         "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [
+            {"id": "1", "type": "function", "function": NOW | {"arguments": "{}"}}]}]},
+         "messages[0].tool_calls"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(server, fields, param):
+    answer = server.chat(**fields)
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+    assert "\n" not in answer.json["error"]["message"]
+
+
+# --------------------------------------------------------------------------------------- the pieces
+NASTY = [
+    {"a": '}</tool_call>"{\\'},
+    {},
+    {"b": {"c": [{}, "\\\\", "\u20ac<tool_call>"]}},
+    {"d": "{"},
+]
+
+
+def written(arguments):
+    return f'<tool_call>{{"name": "f", "arguments": {json.dumps(arguments)}}}</tool_call>'
+
+
+def deltas(text, rng):
+    """What Calls makes of a text that comes in random pieces."""
+    calls, at, found = Calls(), 0, []
+    while at < len(text):
+        n = rng.choice((1, 1, 2, 5, 40))
+        found += calls.push(text[at : at + n], at + n >= len(text))
+        at += n
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calls_in_any_pieces(seed):
+    rng = random.Random(seed)
+    arguments = rng.choices(NASTY, k=rng.randint(1, 4))
+    found = {}
+    for delta in deltas("".join(map(written, arguments)), rng):
+        (call,) = delta["tool_calls"]
+        if "id" in call:
+            assert call["function"]["name"] == "f"
+        found[call["index"]] = found.get(call["index"], "") + call["function"]["arguments"]
+    assert [json.loads(text) for text in found.values()] == arguments
+
+
+@pytest.mark.parametrize("text", ["", "<", "<tool", "<tool_calls>", " <tool_call>", "a<tool_call>"])
+def test_text_in_any_pieces(text):
+    for seed in range(8):
+        found = deltas(text, random.Random(seed)) if text else list(Calls().push("", True))
+        assert "".join(delta["content"] for delta in found) == text
