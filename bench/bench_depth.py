@@ -13,7 +13,7 @@ from bitnet.runtime.kv_cache import PAGE
 import bitnet
 from bitnet.checkpoints import weights
 from bitnet.cli.bench import bytes_per_token
-from bitnet.models.lm_head_screen import Wanted
+from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
 
 DEPTHS = (128, 3968)  # and the context of 4096 has room for what is decoded
@@ -49,14 +49,14 @@ def model(synthetic_path, n_threads, request):
 
 
 def test_decode_at_depth(model, synthetic_path, timed, figures):
-    transformer = model._engine.transformer
-    shallow, deep = (filled(transformer, model._engine.kv_dtype, depth) for depth in DEPTHS)
+    transformer = model._scheduler.transformer
+    shallow, deep = (filled(transformer, model._scheduler.kv_dtype, depth) for depth in DEPTHS)
     token = np.zeros(1, np.int32)
 
     def decode(cache):
         length = cache.length
         for _ in range(N_DECODED):
-            transformer.forward(token, [(cache, 1)], wanted=[Wanted(1)])
+            transformer.forward(token, [(cache, 1)], wanted=[LogitsQuery(1)])
         cache.trim(length)
 
     def reference():

@@ -12,7 +12,7 @@ from support.bounds import seconds_of
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
 from bitnet.compute import operands, ops
-from bitnet.models.lm_head_screen import Wanted, derive
+from bitnet.models.lm_head_screen import LogitsQuery, derive
 from bitnet.models.transformer import Transformer
 from bitnet.runtime import cpu
 
@@ -28,7 +28,7 @@ class Head:
         self.source, self.inputs = rows, inputs
         self.bounds = np.empty((rows.n_rows, 3), np.float32)
         self.codes = np.empty((rows.n_rows, rows.n_cols), np.int8)
-        self.rows = operands.Rows(rows.data, rows.type, rows.n_cols)
+        self.rows = operands.QuantizedRows(rows.data, rows.type, rows.n_cols)
         self.derive(max(THREADS))
         self.screen = operands.Screen(self.codes, self.bounds)
         self.out = operands.Matrix(np.zeros((1, rows.n_rows), np.float32))
@@ -77,7 +77,7 @@ def test_head(random_head, is_screened, n_threads, timed, figures):
 
     def run():
         if is_screened:
-            return ops.screen(h.out, h.rows, h.screen, x, batch, [Wanted(1)])
+            return ops.screen(h.out, h.rows, h.screen, x, batch, [LogitsQuery(1)])
         return ops.head(h.out, h.rows, x, batch)
 
     seconds, read = timed(run, lambda: ops.read_bandwidth(data.reshape(-1), n_threads), rounds=9)
@@ -104,7 +104,7 @@ def test_draw(random_head, n_threads, timed, figures):
 
     def screened(position=0):
         draw = position, 0, 1.0, 1.0, 0.0
-        counts.extend(ops.screen(h.out, h.rows, h.screen, x, batch, [Wanted(1, draw=draw)]))
+        counts.extend(ops.screen(h.out, h.rows, h.screen, x, batch, [LogitsQuery(1, draw=draw)]))
         return ops.sample(logits, *draw)
 
     def full(position=0):
@@ -118,7 +118,9 @@ def test_draw(random_head, n_threads, timed, figures):
 
 @pytest.mark.parametrize("of", ["random", "bundled"])
 @pytest.mark.parametrize(
-    "wanted", [Wanted(1), Wanted(40), Wanted(1, 3.0)], ids=["greedy", "top_k=40", "min_p=0.05"]
+    "wanted",
+    [LogitsQuery(1), LogitsQuery(40), LogitsQuery(1, 3.0)],
+    ids=["greedy", "top_k=40", "min_p=0.05"],
 )
 def test_survivors(request, of, wanted, benchmark, figures):
     h = request.getfixturevalue(f"{of}_head")

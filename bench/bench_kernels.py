@@ -57,7 +57,7 @@ def activations(n_tokens, n_threads):
     """(codes of random activations, output, batch) for a matrix of gate and up."""
     rng = np.random.default_rng(1)
     batch = operands.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
-    codes = operands.Codes(
+    codes = operands.QuantizedActivations(
         zeros((n_tokens, HIDDEN), np.int8),
         np.zeros(n_tokens, np.float32),
         np.zeros(n_tokens, np.int32),
@@ -120,7 +120,10 @@ def test_head(isa, n_threads, type, timed, figures):
     data = np.random.default_rng(2).integers(0, 60, shape, np.uint8)
     x = operands.Matrix(np.ones((1, HIDDEN), np.float32))
     out = operands.Matrix(np.zeros((1, n_rows), np.float32))
-    rows, batch = operands.Rows(data, type, HIDDEN), operands.Batch(1, 1, n_threads).rows_only(1)
+    rows, batch = (
+        operands.QuantizedRows(data, type, HIDDEN),
+        operands.Batch(1, 1, n_threads).rows_only(1),
+    )
     seconds, read = timed(
         lambda: ops.head(out, rows, x, batch),
         lambda: ops.read_bandwidth(data.reshape(-1), n_threads),
@@ -144,7 +147,7 @@ def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
         dtype=dtype,
     )
     batch = operands.Batch(128, 1, n_threads)
-    batch.found = np.zeros(ops.found_floats(HEADS, HEAD_DIM), np.float32)
+    batch.found = np.zeros(ops.partials_floats(HEADS, HEAD_DIM), np.float32)
     frequencies = inverse_frequencies(HEAD_DIM, 500000.0)
     turns = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
     rope = operands.Rope(frequencies, turns, False, 4096)

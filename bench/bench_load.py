@@ -8,7 +8,7 @@ import pytest
 import bitnet
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats.gguf import GGUFFile
 from bitnet.text.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def test_header(benchmark, path):
 
 def test_scan(benchmark, path):
     """The header, the configuration, and every tensor's place."""
-    rounds(benchmark, lambda: scan(path))
+    rounds(benchmark, lambda: open_checkpoint(path))
 
 
 def test_open(benchmark, path):
@@ -41,7 +41,7 @@ def test_open(benchmark, path):
 
 def test_tokenizer(benchmark, path):
     """The encoder of the library, for llama-3's 128,256 tokens and 280,147 merges."""
-    source = scan(path)
+    source = open_checkpoint(path)
     rounds(benchmark, lambda: Tokenizer.from_source(source.tokenizer_source, source.config))
 
 

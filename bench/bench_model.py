@@ -14,7 +14,7 @@ from support.bounds import Bounds, seconds_of
 
 import bitnet
 from bitnet.compute import ops
-from bitnet.models.lm_head_screen import Wanted
+from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
 
 N_DECODED = 8
@@ -117,7 +117,7 @@ def test_threads(model, prompt, is_busy, timed, figures):
 def test_batch(model, prompt, n_sequences, timed, figures):
     """Tokens a second of all sequences together, each 128 tokens deep: the likeliest token of each,
     as decoding does; beside steps that give all logits."""
-    with model._engine.exclusive() as engine_model, model.session() as session:
+    with model._scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
         caches = [session._cache.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
@@ -130,7 +130,7 @@ def test_batch(model, prompt, n_sequences, timed, figures):
                 logits = engine_model.forward(tokens, sequences, wanted=wanted)
                 tokens[:] = [ops.argmax(row) for row in logits]
 
-        wanted = [Wanted(1)] * n_sequences
+        wanted = [LogitsQuery(1)] * n_sequences
         seconds, whole = timed(lambda: step(wanted), lambda: seconds_of(lambda: step(None)))
         n_tokens = n_sequences * N_DECODED
         figures(tokens_s=n_tokens / seconds, tokens_s_all_logits=n_tokens / whole)
@@ -145,13 +145,13 @@ def test_verification(model, prompt, n_rows, timed, figures):
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
     """
-    with model._engine.exclusive() as engine_model, model.session() as session:
+    with model._scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
         cache, tokens = session._cache, np.arange(n_rows, dtype=np.int32)
         engine_model.reserve_logits(n_rows)
 
         def step(n):
-            engine_model.forward(tokens[:n], [(cache, n)], logits=[n], wanted=[Wanted(1)] * n)
+            engine_model.forward(tokens[:n], [(cache, n)], logits=[n], wanted=[LogitsQuery(1)] * n)
             cache.trim(128)
 
         def plain():

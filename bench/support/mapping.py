@@ -25,7 +25,7 @@ import numpy as np
 
 import bitnet
 from bitnet.checkpoints import weights
-from bitnet.models.lm_head_screen import Wanted
+from bitnet.models.lm_head_screen import LogitsQuery
 
 MADV_PAGEOUT = 21
 PAGE = mmap.PAGESIZE
@@ -81,12 +81,12 @@ def files_of(path):
 # -------------------------------------------------------------------------------------- experiments
 SHARER = """
 import json, sys, bitnet
-from bitnet.runtime import memory_report as report
+from bitnet.runtime import memory_report
 with bitnet.load(sys.argv[1], threads=1) as model:
     model.generate([1] * 16, max_tokens=8, temperature=0)
     print("ready", flush=True)
     sys.stdin.readline()
-    now, names = report.usage(), {str(name) for name, _, _ in model._weights.mappings()}
+    now, names = memory_report.usage(), {str(name) for name, _, _ in model._weights.mappings()}
     ours = [r for r in now.ranges if r.name in names]
     print(json.dumps({"rss": now.rss, "pss": now.pss, "file_rss": sum(r.rss for r in ours),
                       "file_pss": sum(r.pss for r in ours)}), flush=True)
@@ -161,7 +161,7 @@ def less(path, shares=(1.0, 0.75, 0.5, 0.0), n_tokens=8, rounds=3):
     for file in files_of(path):
         evict(file)  # pages as they were written, in large pieces, cannot be paged out one by one
     with bitnet.load(path, prefix_cache=False) as model:
-        yield from less_of(model._engine.transformer, shares, n_tokens, rounds)
+        yield from less_of(model._scheduler.transformer, shares, n_tokens, rounds)
 
 
 def less_of(transformer, shares, n_tokens, rounds):
@@ -193,7 +193,7 @@ def decode_with(transformer, layers, n_kept, n_tokens):
     try:
         for i in range(2 + n_tokens):
             begin, ids = time.perf_counter(), np.full(1, i, np.int32)
-            transformer.forward(ids, [(cache, 1)], wanted=[Wanted(1)], after_layer=let_go)
+            transformer.forward(ids, [(cache, 1)], wanted=[LogitsQuery(1)], after_layer=let_go)
             let_go(len(layers) - 1, None)
             seconds.append(time.perf_counter() - begin)
     finally:

@@ -11,14 +11,14 @@ import numpy as np
 from ..checks import check_ids, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
-from ..generation.detokenizer import TextAssembler
-from ..generation.prefix_cache_disk import PrefixFiles
+from ..generation.detokenizer import Detokenizer
+from ..generation.prefix_cache_disk import DiskPrefixCache
 from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Request
 from ..generation.sampling import Sampling, make_sampler
-from ..generation.scheduler import Engine
+from ..generation.scheduler import Scheduler
 from ..generation.session import Session
-from ..generation.stopping import Limits
+from ..generation.stopping import StopConditions
 from ..models.transformer import Transformer
 from ..runtime import cpu
 
@@ -52,7 +52,7 @@ class Model:
             files, pool, n_threads=n_threads, context=context, max_sequences=slots
         )
         transformer.prefetch = prefetch
-        self._engine = Engine(
+        self._scheduler = Scheduler(
             transformer, slots=slots, kv_dtype=kv_dtype, prefix_cache=prefix_cache
         )
         self._sessions = weakref.WeakSet()
@@ -86,25 +86,25 @@ class Model:
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         prompts = [prompt] if one else prompt
         requests = [self._request(self._ids(p, parse_special), **options) for p in prompts]
-        completions = self._engine.complete(requests)
+        completions = self._scheduler.complete(requests)
         return completions[0] if one else completions
 
     def stream(self, prompt, *, parse_special=False, **options):
         """The same for one prompt as a Stream: an iterator of pieces of text as they come."""
-        return Stream(self._engine, self._request(self._ids(prompt, parse_special), **options))
+        return Stream(self._scheduler, self._request(self._ids(prompt, parse_special), **options))
 
     async def astream(self, prompt, *, parse_special=False, **options):
         """The same as an asynchronous iterator. Leaving it early (aclose) cancels generation."""
         import asyncio  # 60 ms, for those who have imported it already
 
         request = self._request(self._ids(prompt, parse_special), **options)
-        pieces = self._engine.pieces(request)
+        pieces = self._scheduler.pieces(request)
         loop, worker = asyncio.get_running_loop(), self._async_worker()
         try:
             while (piece := await loop.run_in_executor(worker, next, pieces, None)) is not None:
                 yield piece
         finally:
-            self._engine.cancel(request)
+            self._scheduler.cancel(request)
 
     def chat(self, messages, **options):
         """The model's reply to [{"role": "user", "content": text}, ...], as a Completion.
@@ -113,16 +113,16 @@ class Model:
         no chat template or its template fails.
         """
         request = self._request(self._chat_ids(messages), **options)
-        return self._engine.complete([request])[0]
+        return self._scheduler.complete([request])[0]
 
     def chat_stream(self, messages, **options):
         """The same as a Stream."""
-        return Stream(self._engine, self._request(self._chat_ids(messages), **options))
+        return Stream(self._scheduler, self._request(self._chat_ids(messages), **options))
 
     # --------------------------------------------------------------------------------- evaluation
     def logits(self, token_ids):
         """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
-        return scoring.all_logits(self._open_engine(), self._token_ids(token_ids))
+        return scoring.all_logits(self._open_scheduler(), self._token_ids(token_ids))
 
     def loglikelihood(self, context, continuation):
         """(log of the probability of the continuation after the context, whether it is greedy).
@@ -140,7 +140,7 @@ class Model:
         if not 1 <= n_context < len(ids):
             n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
             raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
-        return scoring.loglikelihood(self._open_engine(), self._token_ids(ids), n_context)
+        return scoring.loglikelihood(self._open_scheduler(), self._token_ids(ids), n_context)
 
     # --------------------------------------------------------------------------------- embeddings
     @property
@@ -174,7 +174,7 @@ class Model:
             if not len(sequence):
                 raise ValueError(f"texts[{i}]: no tokens (at least 1)")
         ids = [self._token_ids(sequence) for sequence in token_ids]
-        return embedding.embed(self._open_engine(), ids)
+        return embedding.embed(self._open_scheduler(), ids)
 
     def session(self, capacity=None, context_end="error"):
         """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context).
@@ -184,17 +184,17 @@ class Model:
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
         if context_end not in ("error", "window"):
             raise ValueError(f"context_end: {context_end!r} (error or window)")
-        engine = self._open_engine()
+        engine = self._open_scheduler()
         self._follow_machine()
         cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
-        cache.sinks = Limits(context_end=context_end).n_sinks
+        cache.sinks = StopConditions(context_end=context_end).n_sinks
         return Session(engine, cache, self._sessions, self._weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest
     @property
     def tokenizer(self):
         """The Tokenizer. FormatError where the model came without one: token ids still work."""
-        self._open_engine()
+        self._open_scheduler()
         if self._tokenizer is None:
             raise FormatError(self.path, "tokenizer", "missing", "only token ids can be used")
         return self._tokenizer
@@ -207,12 +207,12 @@ class Model:
         at the beginning of a generation or session, once a second at most: where affinity or cgroup
         quota have become smaller, fewer are used until they grow again.
         """
-        return self._open_engine().transformer.n_threads
+        return self._open_scheduler().transformer.n_threads
 
     @threads.setter
     def threads(self, n):
         n, why = cpu.threads(n)
-        with self._open_engine().exclusive() as transformer:
+        with self._open_scheduler().exclusive() as transformer:
             transformer.n_threads = n
         self._most_threads = None if why in cpu.ASKED else n
 
@@ -223,29 +223,29 @@ class Model:
             return
         self._looked, n = now, min(self._most_threads, cpu.threads()[0])
         if n != self.threads:
-            with self._open_engine().exclusive() as transformer:
+            with self._open_scheduler().exclusive() as transformer:
                 transformer.n_threads = n
 
     def _after_fork(self):
         """In the child of a fork: threads that waited or worked for us are not there."""
         self._worker = None
-        if self._engine is not None:
-            self._engine.after_fork()
+        if self._scheduler is not None:
+            self._scheduler.after_fork()
 
     def memory(self):
         """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
         from ..runtime import memory_report
 
-        self._open_engine()
+        self._open_scheduler()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self._weights.mappings(), self._pool, self.measured, planned)
 
     def keep_prefixes(self, folder, limit):
         """Keep caches of finished sequences in files as well: see load's prefix_folder."""
-        engine, dtype = self._open_engine(), self._engine.kv_dtype
+        engine, dtype = self._open_scheduler(), self._scheduler.kv_dtype
         if engine.prefixes is None:
             raise ValueError("prefix_folder: nothing is kept without prefix_cache")
-        engine.prefixes.files = PrefixFiles(
+        engine.prefixes.files = DiskPrefixCache(
             folder, limit, self._weights.fingerprint(), dtype,
             lambda: engine.transformer.new_cache(dtype=dtype),
         )  # fmt: skip
@@ -255,13 +255,13 @@ class Model:
 
         BufferError while logits of a session are alive, which lie in the model's memory.
         """
-        if self._engine is not None:
-            self._engine.close()
+        if self._scheduler is not None:
+            self._scheduler.close()
         if self._worker is not None:
             self._worker.shutdown()
         for session in list(self._sessions):
             session.close()
-        self._engine = self._worker = self._tokenizer = None
+        self._scheduler = self._worker = self._tokenizer = None
         self._weights.close()
         try:
             self._pool.close()
@@ -280,10 +280,10 @@ class Model:
                 raise
             # the frames of the error's traceback hold arrays; the pool goes with them
 
-    def _open_engine(self):
-        if self._engine is None:
+    def _open_scheduler(self):
+        if self._scheduler is None:
             raise ValueError("the model is closed")
-        return self._engine
+        return self._scheduler
 
     def _async_worker(self):
         """One thread for all asynchronous calls: each thread that runs kernels has its own team."""
@@ -331,7 +331,7 @@ class Model:
         speculative=None,
     ):
         """A Request of the engine, everything in it checked; see generate."""
-        config, engine = self.config, self._open_engine()
+        config, engine = self.config, self._open_scheduler()
         if config.pooling is not None:
             raise ValueError(f"{self.path.name}: an embedding model (embed works, not generation)")
         defaults = (0.0, 0, 1.0)
@@ -346,8 +346,8 @@ class Model:
         text = None
         if self._tokenizer is not None or stop:
             eos_ids |= frozenset(self.tokenizer.eos_ids)
-            text = TextAssembler(self.tokenizer.stream(), stop)
-        limits = Limits(max_tokens, stop, eos_ids, context_end)
+            text = Detokenizer(self.tokenizer.stream(), stop)
+        limits = StopConditions(max_tokens, stop, eos_ids, context_end)
         sampler = make_sampler(sampling, config.vocab_size)
         request = Request(token_ids, sampler, limits, text, drafts=make_drafts(speculative))
         engine.check(request)

@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..formats.float_blocks import dequantize
 from ..formats.tensor import Tensor
 from ..models.config import ModelConfig
-from ..models.registry import FAMILIES
+from ..models.registry import ARCHITECTURES
 
 FLOATS = ("F32", "F16", "BF16")
 TERNARY_TYPES = (
@@ -26,7 +26,7 @@ LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
 
 
 @dataclass(frozen=True)
-class TernarySource:
+class TernaryTensor:
     """A linear layer as a file holds it.
 
     stored_as: its type ("I2_S", "TQ2_0", "HF packed", "BF16 masters", ...).
@@ -83,10 +83,10 @@ class TokenizerSource:
 
 
 @dataclass
-class Source:
+class Checkpoint:
     """The tensors of one model where they lie.
 
-    ternary: {name: TernarySource}. floats: {name: Tensor} of norms, embedding and head.
+    ternary: {name: TernaryTensor}. floats: {name: Tensor} of norms, embedding and head.
     files: the mapped files, each with path and data. changed_by: paths whose change changes it.
     prompts: {name: text} an embedding model puts in front of texts, {"query": "Instruct: ..."}.
     """
@@ -94,7 +94,7 @@ class Source:
     path: Path
     config: ModelConfig
     tokenizer_source: TokenizerSource
-    ternary: dict[str, TernarySource]
+    ternary: dict[str, TernaryTensor]
     floats: dict[str, Tensor]
     files: list
     changed_by: list[Path]
@@ -103,7 +103,7 @@ class Source:
 
     @property
     def family(self):
-        return FAMILIES[self.config.family]
+        return ARCHITECTURES[self.config.family]
 
     def vector(self, name):
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""

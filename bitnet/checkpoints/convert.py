@@ -27,7 +27,7 @@ from ..runtime import memory_report
 from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import FLOATS, is_linear
-from .export_config import differences, gguf_metadata, gguf_target, hf_files, hf_target
+from .export_config import differences, gguf_export_spec, gguf_metadata, hf_export_spec, hf_files
 from .open_checkpoint import open_checkpoint
 
 HEADS = {"f16": ("F16", 1), "q8_0": ("Q8_0", 32), "q6_k": ("Q6_K", 256)}  # type, columns a block
@@ -88,7 +88,7 @@ def convert(
         raise ValueError(f"head: {head!r} ({', '.join(HEADS)})")
     source = open_checkpoint(src, layout=layout, masters=masters)
     _check_paths(source, dst, to, force)
-    write, target = (_write_gguf, gguf_target) if to == "gguf" else (_write_hf, hf_target)
+    write, target = (_write_gguf, gguf_export_spec) if to == "gguf" else (_write_hf, hf_export_spec)
     work = _Work(source, target(source.config), head, verify, progress)
     with _staged(dst, force) as temporary:
         write(work, temporary)

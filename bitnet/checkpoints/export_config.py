@@ -1,6 +1,6 @@
 """What a converted model says of itself: GGUF metadata, or the JSON files of an HF folder.
 
-A Target is that, and the ModelConfig it must read back as. Knows no tensor data.
+A ExportSpec is that, and the ModelConfig it must read back as. Knows no tensor data.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from ..models.config import GGUF_KEYS, SAMPLING_DEFAULTS, ModelConfig
-from ..models.registry import BY_GGUF_ARCHITECTURE, FAMILIES
+from ..models.registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE
 
 FILE_TYPE_I2_S = 40  # general.file_type; other engines use the number for something else
 POOLING_LAST = 3  # llama.cpp's number
@@ -26,7 +26,7 @@ _SLIDING = ("sliding_window", "sliding_layers", "rope_local_theta")
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportSpec:
     """config: what the result must read as, see differences(). prefix: of names of HF tensors."""
 
     config: ModelConfig
@@ -34,21 +34,21 @@ class Target:
 
     @property
     def family(self):
-        return FAMILIES[self.config.family]
+        return ARCHITECTURES[self.config.family]
 
 
-def gguf_target(config):
-    """The Target of a model as GGUF.
+def gguf_export_spec(config):
+    """The ExportSpec of a model as GGUF.
 
     2B-4T's architecture is "bitnet-b1.58", that of other BitNets, with SiLU, "bitnet"; llama has
     the rows of q and k in the order of interleaved RoPE. Norms are stored as they are applied, with
     the query scale in those of q, as no key has it.
     """
-    arch = FAMILIES[config.family].gguf_architectures
+    arch = ARCHITECTURES[config.family].gguf_architectures
     if config.family in ("bitnet", "bitnet_b1_58"):
         arch = ["bitnet-b1.58" if config.hidden_act == "relu2" else "bitnet"]
     family = BY_GGUF_ARCHITECTURE[arch[0]]
-    return Target(
+    return ExportSpec(
         replace(
             config,
             family=family.name,
@@ -61,7 +61,7 @@ def gguf_target(config):
 
 
 def gguf_metadata(config, name):
-    """The general.* and <arch>.* keys of a gguf_target's configuration."""
+    """The general.* and <arch>.* keys of a gguf_export_spec's configuration."""
     arch, of_layers = config.architecture, any(config.sliding_layers)
     values = {
         key: getattr(config, field)
@@ -90,10 +90,10 @@ def gguf_metadata(config, name):
     return general | {f"{arch}.{key}": value for key, value in values.items()}
 
 
-def hf_target(config):
-    """The Target of a model as an HF folder; 1bitLLM's BitNet becomes that of transformers."""
+def hf_export_spec(config):
+    """The ExportSpec of a model as an HF folder; 1bitLLM's BitNet becomes that of transformers."""
     family = "bitnet" if config.family == "bitnet_b1_58" else config.family
-    return Target(
+    return ExportSpec(
         replace(
             config,
             family=family,
@@ -106,7 +106,7 @@ def hf_target(config):
 
 
 def hf_files(config, linear_class, prompts):
-    """{name: bytes} of the JSON files of an hf_target's configuration.
+    """{name: bytes} of the JSON files of an hf_export_spec's configuration.
 
     linear_class: "autobitlinear", scales multiply, or "bitlinear", they divide.
     """

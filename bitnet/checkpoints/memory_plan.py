@@ -1,6 +1,6 @@
 """What a model will need: bytes by purpose, from its headers alone, and which settings need less.
 
-tests/test_memory_plan.py holds these figures against the pool of a loaded model, and `bitnet memory
+tests/checkpoints/test_memory_plan.py holds these figures against the pool of a loaded model, and `bitnet memory
 --measure` against the operating system.
 """
 
@@ -16,7 +16,7 @@ from ..compute.operands import screen_work
 from ..errors import MemoryLimitExceeded
 from ..formats.ternary_layouts import padded
 from ..models import lm_head_screen
-from ..models.registry import FAMILIES
+from ..models.registry import ARCHITECTURES
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES, KVCache
 from ..runtime.pool import Pool
@@ -236,10 +236,10 @@ def _scratch(config, n):
     hidden, ffn = config.hidden_size, config.intermediate_size
     q_width = config.num_attention_heads * config.head_dim
     qkv = q_width + 2 * config.num_key_value_heads * config.head_dim
-    has_projected = "self_attn.q_proj.norm" in FAMILIES[config.family].norms
+    has_projected = "self_attn.q_proj.norm" in ARCHITECTURES[config.family].norms
     columns = [hidden, hidden, qkv, q_width, 2 * ffn, ffn, hidden if has_projected else 0]
     codes = _array(n, padded(max(hidden, q_width, ffn)), item=1) + 2 * _array(n)
-    found = _array(ops.found_floats(config.num_attention_heads, config.head_dim))
+    found = _array(ops.partials_floats(config.num_attention_heads, config.head_dim))
     return sum(_array(n, width) for width in columns) + codes + found
 
 

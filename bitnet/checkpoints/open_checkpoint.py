@@ -8,7 +8,7 @@ from .read_hf import read_hf
 
 
 def open_checkpoint(path, *, layout="128x32", masters=False):
-    """The Source of an HF folder or a .gguf file: headers are read, tensors are not.
+    """The Checkpoint of an HF folder or a .gguf file: headers are read, tensors are not.
 
     layout: how I2_S tensors lie, one of LAYOUTS. masters: the float linear layers of a folder whose
         configuration does not say so are BitNet's master weights.

@@ -8,13 +8,13 @@ from ..formats.float_blocks import ROW_TYPES
 from ..formats.gguf import GGUFFile
 from ..formats.gguf_metadata import StringArray
 from ..models.config import ModelConfig
-from ..models.registry import FAMILIES
+from ..models.registry import ARCHITECTURES
 from .checkpoint import (
     FLOATS,
     LAYOUTS,
     TERNARY_TYPES,
-    Source,
-    TernarySource,
+    Checkpoint,
+    TernaryTensor,
     TokenizerSource,
     check_all_used,
     check_scale,
@@ -41,7 +41,7 @@ def read_gguf(path, layout):
     if n_tokens > config.vocab_size:
         limit = f"at most vocab_size {config.vocab_size}"
         raise FormatError(path, "tokenizer.ggml.tokens count", n_tokens, limit)
-    family, ternary, floats, used = FAMILIES[config.family], {}, {}, set()
+    family, ternary, floats, used = ARCHITECTURES[config.family], {}, {}, set()
     for name, shape in config.tensor_shapes().items():
         stem = family.gguf_name(name)
         used.add(f"{stem}.weight")
@@ -53,7 +53,7 @@ def read_gguf(path, layout):
         else:
             floats[name] = tensor
     check_all_used(found, used, path)
-    return Source(path, config, tokenizer, ternary, floats, [file], [path], layout)
+    return Checkpoint(path, config, tokenizer, ternary, floats, [file], [path], layout)
 
 
 def _gguf_ternary(name, tensor, companion, layout):
@@ -78,7 +78,7 @@ def _gguf_ternary(name, tensor, companion, layout):
         scales, chunks = ternary_layouts.unpack(stored_as, tensor.data, n_rows, n_cols)
         return scales * factor, chunks
 
-    return TernarySource(name, tensor, n_rows, n_cols, stored_as, scale is None, in_place, read)
+    return TernaryTensor(name, tensor, n_rows, n_cols, stored_as, scale is None, in_place, read)
 
 
 def _gguf_tokenizer(file):

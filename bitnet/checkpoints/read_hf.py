@@ -11,11 +11,11 @@ from ..formats.float_blocks import dequantize
 from ..formats.safetensors import member, open_folder
 from ..formats.text_files import read_json, read_text
 from ..models.config import END_OF_TURN, ModelConfig, hf_linears
-from ..models.registry import FAMILIES
+from ..models.registry import ARCHITECTURES
 from .checkpoint import (
     FLOATS,
-    Source,
-    TernarySource,
+    Checkpoint,
+    TernaryTensor,
     TokenizerSource,
     check_all_used,
     check_scale,
@@ -40,7 +40,7 @@ def read_hf(folder, masters):
     config = ModelConfig.from_hf(raw, generation, config_path, has_head, end_ids)
     if config.pooling is not None:
         config = replace(config, pooling=_hf_pooling(folder))
-    family, ternary, floats, used = FAMILIES[config.family], {}, {}, set()
+    family, ternary, floats, used = ARCHITECTURES[config.family], {}, {}, set()
     for name, shape in config.tensor_shapes().items():
         stem = name if name == "lm_head" else prefix + family.hf_name(name)
         used.add(f"{stem}.weight")
@@ -59,7 +59,9 @@ def read_hf(folder, masters):
     check_all_used(found, used, folder)
     changed_by = [config_path, *(file.path for file in files)]
     prompts = _prompts(folder) if config.pooling else {}
-    return Source(folder, config, tokenizer, ternary, floats, files, changed_by, prompts=prompts)
+    return Checkpoint(
+        folder, config, tokenizer, ternary, floats, files, changed_by, prompts=prompts
+    )
 
 
 def _optional_json(folder, name):
@@ -90,7 +92,7 @@ def _packed(name, tensor, shape, scale):
     def read():
         return scales, ternary_layouts.codes_hf(packed, shape[0])
 
-    return TernarySource(name, tensor, *shape, "HF packed", False, None, read)
+    return TernaryTensor(name, tensor, *shape, "HF packed", False, None, read)
 
 
 def _float_linear(name, tensor, are_masters):
@@ -121,7 +123,7 @@ def _float_linear(name, tensor, are_masters):
     else:
         limit = "ternary weights, or masters by a quantization_config or `bitnet convert --masters`"
         raise FormatError(tensor.path, tensor.name, "floats that are not ternary", limit)
-    return TernarySource(name, tensor, n_rows, n_cols, stored_as, False, None, read)
+    return TernaryTensor(name, tensor, n_rows, n_cols, stored_as, False, None, read)
 
 
 def _looks_ternary(sample):

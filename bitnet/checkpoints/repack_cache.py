@@ -35,10 +35,10 @@ FREE_MARGIN = 64 << 20  # bytes of disk left to others
 _OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
 
 
-def realise(derived, source, cache=None, pool=None, rows=None, n_threads=1):
-    """Make the tensors of {name: source.TernarySource}, or map them as they were made before.
+def load_or_repack(derived, source, cache=None, pool=None, rows=None, n_threads=1):
+    """Make the tensors of {name: source.TernaryTensor}, or map them as they were made before.
 
-    source: the source.Source of the model, which has one sidecar for each layout of its tensors.
+    source: the source.Checkpoint of the model, which has one sidecar for each layout of its tensors.
     cache: the folder, None for the default, False for none. Without a usable one a warning is
         logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
     rows: of a head to be screened, or None; n_threads: to do that with.

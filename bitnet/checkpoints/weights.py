@@ -52,7 +52,7 @@ class Rows:
 class Weights:
     """The tensors of one model, mapped. Made by open().
 
-    path: of the file or folder. config: ModelConfig. source: the source.Source it comes from.
+    path: of the file or folder. config: ModelConfig. source: the source.Checkpoint it comes from.
     screen: of the head, see lm_head_screen.py, or None: (codes int8 (n_rows, n_cols), float32 bounds).
     """
 
@@ -101,7 +101,7 @@ class Weights:
 
     def check_maps(self):
         """FormatError if one of the files has shrunk: then zeros were read of it."""
-        for file in self._files if mmap.n_lost() and not self._is_copied else ():
+        for file in self._files if mmap.n_truncated() and not self._is_copied else ():
             check_map(file.data, file.path)
 
     def copy_into(self, pool):
@@ -112,7 +112,7 @@ class Weights:
                 return data
             copy = pool.array(data.shape, np.uint8, "weights")
             copy[:] = data
-            mmap.forget(data.ctypes.data, data.nbytes)
+            mmap.dontneed(data.ctypes.data, data.nbytes)
             return copy
 
         for name, t in self._ternary.items():
@@ -153,7 +153,7 @@ def open(path, *, cache=None, pool=None, layout="128x32"):
 
 
 def of_source(source, *, cache=None, pool=None, n_threads=1):
-    """The Weights of a source.Source, which they take over.
+    """The Weights of a source.Checkpoint, which they take over.
 
     cache: the folder for repacked weights, None for the default (see repack_cache.cache_folder), False
     to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in NumPy's.
@@ -169,7 +169,9 @@ def of_source(source, *, cache=None, pool=None, n_threads=1):
     if not lm_head_screen.is_worth_it(rows.type, (rows.n_rows, rows.n_cols)):
         rows = None
     if derived or rows:
-        made, file, screen = repack_cache.realise(derived, source, cache, pool, rows, n_threads)
+        made, file, screen = repack_cache.load_or_repack(
+            derived, source, cache, pool, rows, n_threads
+        )
         for name, (codes, scales) in made.items():
             t = derived[name]
             ternary[name] = Ternary(codes, scales, t.n_rows, t.n_cols, t.tensor.where)
@@ -178,7 +180,7 @@ def of_source(source, *, cache=None, pool=None, n_threads=1):
 
 
 def head_rows(source):
-    """The Rows of the output matrix of a Source: the embedding's where they are tied."""
+    """The Rows of the output matrix of a Checkpoint: the embedding's where they are tied."""
     return _rows(source.floats["embed_tokens" if source.config.tie_word_embeddings else "lm_head"])
 
 

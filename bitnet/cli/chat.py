@@ -9,7 +9,7 @@ import numpy as np
 
 import bitnet
 
-from ..generation.detokenizer import TextAssembler
+from ..generation.detokenizer import Detokenizer
 from ..generation.sampling import Sampling, make_sampler
 from . import options
 from .terminal import Status, write
@@ -148,7 +148,7 @@ class Conversation:
 
     def _pieces(self, ids):
         """Generate after ``ids``, of which only what the session does not hold yet is read."""
-        session, text = self.session, TextAssembler(self.model.tokenizer.stream(), self.stop)
+        session, text = self.session, Detokenizer(self.model.tokenizer.stream(), self.stop)
         sampler = make_sampler(self.sampling, self.model.config.vocab_size)
         self.n_read = self.n_written = 0
         self.times = [time.perf_counter()] * 3

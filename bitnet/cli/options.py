@@ -10,7 +10,7 @@ from ..checkpoints.checkpoint import LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import Sampling
-from ..generation.stopping import Limits
+from ..generation.stopping import StopConditions
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,7 +181,7 @@ def generation_keywords(args):
     drafts = {"speculative": args.speculative} if args.speculative else {}
     try:
         Sampling(**given)
-        Limits(**limits)
+        StopConditions(**limits)
     except ValueError as error:
         args.parser.error(str(error))
     return given | limits | drafts

@@ -33,7 +33,7 @@ def workspace_bytes(Py_ssize_t n_rows):
     return WORK_BYTES if kernels.ternary_lookup and n_rows >= LOOKUP_FEWEST else 0
 
 
-def linear(Matrix out not None, Linear weights not None, Codes x not None, Batch batch not None,
+def linear(Matrix out not None, Linear weights not None, QuantizedActivations x not None, Batch batch not None,
            bint add=False, Py_ssize_t column=0):
     """out = x W^T with the scales of both multiplied in, or out += where ``add``.
 
@@ -79,7 +79,7 @@ cdef const Part* part_of(Linear weights, Py_ssize_t chunk) noexcept nogil:
     return &weights.parts[i]
 
 
-cdef void linear_chunk(Matrix out, Linear weights, Codes x, Py_ssize_t first_token,
+cdef void linear_chunk(Matrix out, Linear weights, QuantizedActivations x, Py_ssize_t first_token,
                        Py_ssize_t n_tokens, bint add, Py_ssize_t column,
                        Py_ssize_t chunk) noexcept nogil:
     """One chunk of rows times the tokens from first_token on.
@@ -131,7 +131,7 @@ cdef inline Py_ssize_t n_ranges(const Part* part, Py_ssize_t n_rows) noexcept no
     return (part.n_rows + n_rows - 1) // n_rows
 
 
-cdef void lookup_item(Matrix out, Linear weights, Codes x, Batch batch, bint add,
+cdef void lookup_item(Matrix out, Linear weights, QuantizedActivations x, Batch batch, bint add,
                       Py_ssize_t column, const Lookup* plan, Py_ssize_t item,
                       Py_ssize_t thread) noexcept nogil:
     """A range of rows times a set of groups; neighbours have the same rows."""

@@ -33,7 +33,7 @@ cdef class Norm:
     cdef const float[::1] weight
     cdef readonly float eps
 
-cdef class Codes:
+cdef class QuantizedActivations:
     cdef int8_t[:, ::1] codes           # (n_rows, widest input, padded)
     cdef float[::1] inv_scale
     cdef int32_t[::1] sums
@@ -46,14 +46,14 @@ cdef class Linear:
     cdef readonly Py_ssize_t fewest_rows        # of a part
     cdef list owners                    # memoryviews of codes and scales
 
-cdef class Rows:
+cdef class QuantizedRows:
     cdef const uint8_t[:, ::1] data
     cdef int type                       # ggml's number
     cdef readonly Py_ssize_t n_rows, n_cols
 
 cdef class Rope:
     cdef const float[::1] frequencies   # (head_dim / 2)
-    cdef float[:, :, ::1] turns         # cosines, sines: (2, rows and then sequences, head_dim / 2)
+    cdef float[:, :, ::1] cos_sin         # cosines, sines: (2, rows and then sequences, head_dim / 2)
     cdef Py_ssize_t n_trained
     cdef bint interleaved
 

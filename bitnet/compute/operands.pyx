@@ -48,7 +48,7 @@ cdef class Norm:
         self.weight, self.eps = weight, eps
 
 
-cdef class Codes:
+cdef class QuantizedActivations:
     """Activations quantised per token: int8 (n_rows, padded n_cols), 1 / scale, sums of codes."""
 
     def __init__(self, int8_t[:, ::1] codes not None, float[::1] inv_scale not None,
@@ -97,7 +97,7 @@ cdef class Linear:
         self.fewest_rows = min([codes.shape[0] for codes, _ in self.owners])
 
 
-cdef class Rows:
+cdef class QuantizedRows:
     """Rows of an embedding or a head, read in place: uint8 (n_rows, bytes of a row) of a type."""
 
     def __init__(self, const uint8_t[:, ::1] data not None, str type, Py_ssize_t n_cols):
@@ -111,18 +111,19 @@ cdef class Rows:
 cdef class Rope:
     """Rotary positions (Su et al. 2021): frequencies, and what a batch's positions make of them.
 
-    frequencies: float32 (head_dim / 2,). turns: writable float32 (2, n, head_dim / 2), n the rows
+    frequencies: float32 (head_dim / 2,). cos_sin: writable float32 (2, n, head_dim / 2), n the rows
     of a batch and behind them its sequences. Angles of positions below n_trained are rounded to
     float32, as transformers does: at position 4000 by 2e-4, the largest difference between
     engines. Beyond, where it would grow to 0.06 at 10^6, they are exact.
     """
 
-    def __init__(self, const float[::1] frequencies not None, float[:, :, ::1] turns not None,
+    def __init__(self, const float[::1] frequencies not None, float[:, :, ::1] cos_sin not None,
                  bint interleaved, Py_ssize_t n_trained):
-        if turns.shape[0] != 2 or turns.shape[2] != frequencies.shape[0] or not turns.shape[2]:
-            raise ValueError(f"turns are {turns.shape[0]} x {turns.shape[1]} x {turns.shape[2]}, "
+        if (cos_sin.shape[0] != 2 or cos_sin.shape[2] != frequencies.shape[0]
+                or not cos_sin.shape[2]):
+            raise ValueError(f"cos_sin is {cos_sin.shape[0]} x {cos_sin.shape[1]} x {cos_sin.shape[2]}, "
                              f"not 2 x rows x {frequencies.shape[0]} frequencies")
-        self.frequencies, self.turns = frequencies, turns
+        self.frequencies, self.cos_sin = frequencies, cos_sin
         self.interleaved, self.n_trained = interleaved, n_trained
 
 

@@ -15,8 +15,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from .operands cimport (
-    BLOCK, BLOCK_BYTES, CHUNK, SCREEN_BEST, SCREEN_COLS, SCREEN_TOKENS, Batch, Codes, Linear,
-    Matrix, Norm, Part, Rope, Rows, Screen, Sequence,
+    BLOCK, BLOCK_BYTES, CHUNK, SCREEN_BEST, SCREEN_COLS, SCREEN_TOKENS, Batch, QuantizedActivations, Linear,
+    Matrix, Norm, Part, Rope, QuantizedRows, Screen, Sequence,
 )
 from ..runtime.kv_cache cimport PAGE, KVCache, slot_of
 from ..runtime.dispatch cimport kernels
@@ -91,7 +91,7 @@ cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wa
 
 
 # -------------------------------------------------------------------------------------- operations
-def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids not None,
+def embed(Matrix out not None, QuantizedRows rows not None, const int32_t[::1] token_ids not None,
           Batch batch not None, float scale=1.0):
     """out[i] = scale times row token_ids[i], as float32."""
     cdef Py_ssize_t i, j
@@ -104,7 +104,7 @@ def embed(Matrix out not None, Rows rows not None, const int32_t[::1] token_ids 
             raise ValueError(f"token id {token_ids[i]} is not in 0..{rows.n_rows - 1}")
     for i in range(batch.n_tokens):
         row = out.data + i * out.n_cols
-        kernels.decode_row(row, &rows.data[token_ids[i], 0], rows.type, rows.n_cols)
+        kernels.dequantize_row(row, &rows.data[token_ids[i], 0], rows.type, rows.n_cols)
         for j in range(rows.n_cols if scale != 1.0 else 0):
             row[j] *= scale
 
@@ -150,7 +150,7 @@ cdef void norm_heads(float* x, Norm norm, Py_ssize_t head_dim, Py_ssize_t n_head
         kernels.rms_norm(x + h * head_dim, &norm.weight[0], x + h * head_dim, norm.eps, head_dim)
 
 
-def quantize(Codes out not None, Matrix x not None, Batch batch not None):
+def quantize(QuantizedActivations out not None, Matrix x not None, Batch batch not None):
     """int8 codes of each row of x, padded with zeros to a multiple of 128."""
     cdef Py_ssize_t r, n = x.n_cols, stride = out.codes.shape[1]
     cdef Py_ssize_t padded = (n + BLOCK - 1) // BLOCK * BLOCK
@@ -176,7 +176,7 @@ def quantize(Codes out not None, Matrix x not None, Batch batch not None):
 include "linear.pxi"
 
 
-def turn(Rope rope not None, Batch batch not None):
+def rope_table(Rope rope not None, Batch batch not None):
     """Make the cosines and sines of a batch's positions: once, before ops.rope of any layer.
 
     And for each sequence whose window has moved those that turn a query back, as if its sinks stood
@@ -184,38 +184,38 @@ def turn(Rope rope not None, Batch batch not None):
     """
     cdef Py_ssize_t i, j, n = rope.frequencies.shape[0]
     cdef Sequence* s
-    if batch.max_tokens + batch.max_sequences > rope.turns.shape[1]:
-        raise ValueError(f"turns are of {rope.turns.shape[1]} rows, not {batch.max_tokens} and "
+    if batch.max_tokens + batch.max_sequences > rope.cos_sin.shape[1]:
+        raise ValueError(f"cos_sin is of {rope.cos_sin.shape[1]} rows, not {batch.max_tokens} and "
                          f"{batch.max_sequences}")
     for i in range(batch.n_tokens):
-        make_turn(rope, i, batch.positions[i])
+        make_cos_sin(rope, i, batch.positions[i])
     for i in range(batch.n_sequences):
         s = &batch.sequences[i]
         if s.n_sinks:
-            make_turn(rope, batch.max_tokens + i, s.start - s.n_sinks)
+            make_cos_sin(rope, batch.max_tokens + i, s.start - s.n_sinks)
             for j in range(n):
-                rope.turns[1, batch.max_tokens + i, j] *= -1
+                rope.cos_sin[1, batch.max_tokens + i, j] *= -1
 
 
-cdef void make_turn(Rope rope, Py_ssize_t row, Py_ssize_t position) noexcept:
-    kernels.turns(&rope.turns[0, row, 0], &rope.turns[1, row, 0], &rope.frequencies[0], position,
+cdef void make_cos_sin(Rope rope, Py_ssize_t row, Py_ssize_t position) noexcept:
+    kernels.cos_sin(&rope.cos_sin[0, row, 0], &rope.cos_sin[1, row, 0], &rope.frequencies[0], position,
                   position < rope.n_trained, rope.frequencies.shape[0])
 
 
 def rope(Matrix x not None, Rope rope not None, Py_ssize_t n_heads, Batch batch not None):
-    """Rotate the first n_heads heads of a row by its position, which ops.turn has seen."""
+    """Rotate the first n_heads heads of a row by its position, which ops.rope_table has seen."""
     cdef Py_ssize_t r, h, head_dim = 2 * rope.frequencies.shape[0]
     if n_heads < 0 or n_heads > x.n_cols // head_dim or batch.n_tokens > min(
-            x.n_rows, rope.turns.shape[1]):
-        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, turns {rope.turns.shape[1]} x "
+            x.n_rows, rope.cos_sin.shape[1]):
+        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, turns {rope.cos_sin.shape[1]} x "
                          f"{head_dim // 2}, {n_heads} heads, {batch.n_tokens} rows")
     for r in range(batch.n_tokens):
         for h in range(n_heads):
-            kernels.rope(x.data + r * x.n_cols + h * head_dim, &rope.turns[0, r, 0],
-                         &rope.turns[1, r, 0], rope.interleaved, head_dim)
+            kernels.rope(x.data + r * x.n_cols + h * head_dim, &rope.cos_sin[0, r, 0],
+                         &rope.cos_sin[1, r, 0], rope.interleaved, head_dim)
 
 
-def found_floats(Py_ssize_t n_heads, Py_ssize_t head_dim):
+def partials_floats(Py_ssize_t n_heads, Py_ssize_t head_dim):
     """Size of Batch.found: for rows that see 16,384 positions in all, beyond which heads are enough
     to share between threads or positions are not shared."""
     return 33 * n_heads * (head_dim + 2)
@@ -265,8 +265,8 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
     if window < 0:
         raise ValueError(f"window is {window}, limit: 0 or more")
     if (2 * rope.frequencies.shape[0] != batch.head_dim
-            or batch.max_tokens + batch.max_sequences > rope.turns.shape[1]):
-        raise ValueError(f"turns are {rope.turns.shape[1]} x {rope.frequencies.shape[0]}, not "
+            or batch.max_tokens + batch.max_sequences > rope.cos_sin.shape[1]):
+        raise ValueError(f"cos_sin is {rope.cos_sin.shape[1]} x {rope.frequencies.shape[0]}, not "
                          f"{batch.max_tokens} and {batch.max_sequences} x {batch.head_dim // 2}")
     if batch.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"head_dim is {batch.head_dim}, limit: {MAX_HEAD_DIM}")
@@ -313,7 +313,7 @@ cdef View view_of(Py_ssize_t layer, Rope rope, Batch batch, Py_ssize_t window,
     view.kv_head = item % batch.n_kv_heads
     view.first, view.last = first_seen(batch, r, window), batch.positions[r]
     view.n_sinks = s.n_sinks if view.first == s.start else 0    # the model's own window hides them
-    view.cosines, view.sines = &rope.turns[0, turn, 0], &rope.turns[1, turn, 0]
+    view.cosines, view.sines = &rope.cos_sin[0, turn, 0], &rope.cos_sin[1, turn, 0]
     view.interleaved = rope.interleaved
     return view
 
@@ -376,7 +376,7 @@ cdef void merge_parts(Matrix out, Batch batch, Py_ssize_t n_group, Py_ssize_t wi
     kernels.attention_merge(into, found, parts_of(batch, window, r), n_group, batch.head_dim)
 
 
-def gate(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):
+def gated_activation(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):
     """out = act(gate) * up, act "relu2", "silu" or "gelu" (its tanh form); gate_up holds both side
     by side."""
     cdef Py_ssize_t r, n = out.n_cols
@@ -402,7 +402,7 @@ cdef Gate gate_kernel(str act) except NULL:
     raise ValueError(f"act is {act!r}, not relu2, silu or gelu")
 
 
-def pick(Matrix out not None, Matrix x not None, list rows not None):
+def gather_rows(Matrix out not None, Matrix x not None, list rows not None):
     """out[i] = x[rows[i]]."""
     cdef Py_ssize_t i = 0, r, n = x.n_cols
     if len(rows) > out.n_rows or out.n_cols != n:
@@ -414,7 +414,7 @@ def pick(Matrix out not None, Matrix x not None, list rows not None):
         i += 1
 
 
-def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch not None):
+def head(Matrix out not None, QuantizedRows rows not None, Matrix x not None, Batch batch not None):
     """Logits: out[i] = rows x[i]."""
     cdef Py_ssize_t c, n = batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
@@ -430,7 +430,7 @@ def head(Matrix out not None, Rows rows not None, Matrix x not None, Batch batch
         head_chunk(out, rows, x, 0, n, c)
 
 
-cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py_ssize_t n_tokens,
+cdef void head_chunk(Matrix out, QuantizedRows rows, Matrix x, Py_ssize_t first_token, Py_ssize_t n_tokens,
                      Py_ssize_t chunk) noexcept nogil:
     """Four tokens at a time; where there are fewer, the last of them again."""
     cdef Py_ssize_t first = chunk * CHUNK
@@ -444,10 +444,10 @@ cdef void head_chunk(Matrix out, Rows rows, Matrix x, Py_ssize_t first_token, Py
             outs[t] = out.data + (begin + min(t, n - 1)) * out.n_cols + first
             xs[t] = x.data + (begin + min(t, n - 1)) * x.n_cols
         if n == 1:
-            kernels.rows_dot(outs[0], &rows.data[first, 0], xs[0], rows.type, rows.data.shape[1],
+            kernels.matvec_rows(outs[0], &rows.data[first, 0], xs[0], rows.type, rows.data.shape[1],
                              n_rows, rows.n_cols)
         else:
-            kernels.rows_dot_4(outs, &rows.data[first, 0], xs, rows.type, rows.data.shape[1],
+            kernels.matvec_rows_4(outs, &rows.data[first, 0], xs, rows.type, rows.data.shape[1],
                                n_rows, rows.n_cols)
 
 

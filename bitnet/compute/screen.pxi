@@ -34,7 +34,7 @@ cdef float COARSE_MOST = 2.0
 cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
 screened = float(SCREENED)
 
-cdef struct Aim:            # which logits of a row are wanted: head.Wanted
+cdef struct Aim:            # which logits of a row are wanted: head.LogitsQuery
     Py_ssize_t n
     double margin
     double noise                        # the temperature by which the noise counts, 0: not at all
@@ -55,11 +55,11 @@ cdef struct Pass:           # over the rows, for all inputs
     Coarse coarse[4]                    # SCREEN_TOKENS / COARSE_INPUTS; n is 0: all bits everywhere
 
 
-def screen(Matrix out not None, Rows rows not None, Screen copy not None, Matrix x not None,
+def screen(Matrix out not None, QuantizedRows rows not None, Screen copy not None, Matrix x not None,
            Batch batch not None, list wanted not None):
     """Logits out[i] of those that can be among the best, as head gives them; else ``screened``.
 
-    wanted: a head.Wanted for each row of x. Where more than a quarter of the rows may be that, or
+    wanted: a head.LogitsQuery for each row of x. Where more than a quarter of the rows may be that, or
     the input is not finite, or a draw cannot be settled, all of them are there.
     Returns how many logits of each row are there.
     """
@@ -147,7 +147,7 @@ cdef Aim aim_of(wanted) except *:
     return aim
 
 
-cdef Py_ssize_t screen_row(Matrix out, Rows rows, Screen copy, Matrix x, Pass* p, Py_ssize_t token,
+cdef Py_ssize_t screen_row(Matrix out, QuantizedRows rows, Screen copy, Matrix x, Pass* p, Py_ssize_t token,
                            const int32_t[::1] ids, int n_threads) except? -2:
     """Logits in the place of bounds: how many are there, -1 if those are not enough."""
     cdef float* logits = out.data + token * out.n_cols
@@ -368,7 +368,7 @@ cdef Py_ssize_t keep(Matrix out, Screen copy, Py_ssize_t token, double threshold
     return n
 
 
-cdef int rescore(Matrix out, Rows rows, Screen copy, Matrix x, Py_ssize_t token, Py_ssize_t n,
+cdef int rescore(Matrix out, QuantizedRows rows, Screen copy, Matrix x, Py_ssize_t token, Py_ssize_t n,
                  int n_threads) except -1:
     """Logits of the survivors from the rows themselves."""
     cdef Py_ssize_t i, r
@@ -382,7 +382,7 @@ cdef int rescore(Matrix out, Rows rows, Screen copy, Matrix x, Py_ssize_t token,
     return 0
 
 
-cdef void rescore_row(Matrix out, Rows rows, Matrix x, Py_ssize_t token,
+cdef void rescore_row(Matrix out, QuantizedRows rows, Matrix x, Py_ssize_t token,
                       Py_ssize_t r) noexcept nogil:
-    kernels.rows_dot(out.data + token * out.n_cols + r, &rows.data[r, 0],
+    kernels.matvec_rows(out.data + token * out.n_cols + r, &rows.data[r, 0],
                      x.data + token * x.n_cols, rows.type, rows.data.shape[1], 1, rows.n_cols)

@@ -78,7 +78,7 @@ cdef inline double lower_of(float upper, double around) noexcept nogil:
     return upper - 2 * around - 2.0**-22 * fabs(upper) - 2.0**-125
 
 
-def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, Rows rows not None,
+def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, QuantizedRows rows not None,
                   Py_ssize_t first=0, int n_threads=1):
     """Codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen takes."""
     cdef Py_ssize_t r, n = codes.shape[0]
@@ -91,7 +91,7 @@ def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, 
         derive_row(&codes[r, 0], &bounds[r, 0], rows, first + r)
 
 
-cdef void derive_row(int8_t* codes, float* bounds, Rows rows, Py_ssize_t row) noexcept nogil:
+cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows, Py_ssize_t row) noexcept nogil:
     """Loops of one thing each, which compilers make vectors of."""
     cdef float w[SCREEN_COLS]
     cdef float q[SCREEN_COLS]
@@ -103,7 +103,7 @@ cdef void derive_row(int8_t* codes, float* bounds, Rows rows, Py_ssize_t row) no
     cdef float middle = 12582912.0      # 1.5 * 2^23: added and taken away, it rounds to integers
     cdef int64_t squares = 0
     cdef Py_ssize_t i, j, n = rows.n_cols
-    kernels.decode_row(w, &rows.data[row, 0], rows.type, n)
+    kernels.dequantize_row(w, &rows.data[row, 0], rows.type, n)
     for j in range(n):                  # as integers: NaN is largest
         magnitude = bits[j] & 0x7FFFFFFF
         most = magnitude if magnitude > most else most

@@ -41,6 +41,6 @@ def _release(address):
 
 def check_map(data, path):
     """FormatError if a file has turned out to be shorter than map_file found it."""
-    if mmap.n_lost() and mmap.is_lost(_guards.get(data.ctypes.data, -1)):
+    if mmap.n_truncated() and mmap.is_truncated(_guards.get(data.ctypes.data, -1)):
         limit = "a file must stay as it is while a model uses it"
         raise FormatError(path, "file size", "shrank while it was mapped", limit)

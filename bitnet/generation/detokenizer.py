@@ -1,7 +1,7 @@
 """Tokens in, text out: whole characters only, and nothing that a stop string would take back."""
 
 
-class TextAssembler:
+class Detokenizer:
     """Tokens in, text out: whole characters only, and nothing that a stop string would take back.
 
     stream: a decoder of the tokenizer, .push(id) -> str and .finish() -> str. stop: strings.

@@ -7,7 +7,7 @@ SHARED_ROWS = 32  # of prompts in a step beside sequences that generate: a block
 PRICE = 1.5  # of a prompt's second: with 1.2, streams over HTTP kept 43 to 48 % of their speed
 
 
-class Pace:
+class PrefillBudget:
     """Sees to it that prompts get less time than the sequences that generate beside them.
 
     is_shared: whether both wait in the step that is planned.
@@ -38,7 +38,7 @@ class Pace:
             self._debt += PRICE * (seconds - others) - others
 
 
-def in_order(prompts, n_rows):
+def split_fifo(prompts, n_rows):
     """{request: how many of n_rows it gets}: as many as it wants, first come, first served."""
     shares = {}
     for request in prompts:
@@ -47,7 +47,7 @@ def in_order(prompts, n_rows):
     return shares
 
 
-def in_halves(prompts, n_rows):
+def split_fair(prompts, n_rows):
     """The same: half to the one that came first, the rest to those that want least."""
     if not prompts:
         return {}

@@ -13,10 +13,10 @@ WORTH = (
 )
 
 
-class Prefixes:
+class PrefixCache:
     """Kept caches with their tokens, the one used last at the end.
 
-    files (may be set): a PrefixFiles, which takes those that are dropped.
+    files (may be set): a DiskPrefixCache, which takes those that are dropped.
     """
 
     def __init__(self):

@@ -21,7 +21,7 @@ SUFFIX = ".prefix.gguf"
 WORTH = PAGE  # tokens: a file takes milliseconds to open, as long as reading some tokens
 
 
-class PrefixFiles:
+class DiskPrefixCache:
     """Saved caches of one model and dtype in a folder, which others may use as well.
 
     folder: made if it is missing, for its owner alone. limit: bytes of all files in it, those used

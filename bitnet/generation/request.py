@@ -44,10 +44,10 @@ class Completion:
 
 
 class Request:
-    """One generation on its way through an engine; made by the caller, run by Engine.
+    """One generation on its way through an engine; made by the caller, run by Scheduler.
 
     prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
-    text: a TextAssembler, or None where only ids are wanted. n_logprobs: None, or of how many of
+    text: a Detokenizer, or None where only ids are wanted. n_logprobs: None, or of how many of
     the likeliest tokens the probabilities are wanted at each place. constraint (may be set): has
     allowed() -> bool (vocab,), which tokens may come next, and accept(token_id). drafts: None, or
     what proposes tokens that the next step is to try as well, speculation.NgramDrafts.
@@ -98,7 +98,7 @@ class Request:
         self.draft = self.drafts.propose(self.tokens, most) if most > 0 else []
 
     def wanted(self, n):
-        """Of which logits each of the next n tokens depends, [head.Wanted or None]."""
+        """Of which logits each of the next n tokens depends, [head.LogitsQuery or None]."""
         if self.n_logprobs is not None or self.constraint is not None:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from ..compute import ops
-from ..models.lm_head_screen import MOST_BEST, NO_IDS, Wanted
+from ..models.lm_head_screen import MAX_BEST, NO_IDS, LogitsQuery
 
 SEEDS = 1 << 64
 COLDEST = 1e-4  # below, the quotient of two logits' difference would overflow float32; taken as 0
@@ -123,7 +123,7 @@ class Sampler:
         return self.seed, position, self._temperature, self._top_p, self._min_p
 
     def wanted(self, position, ids=()):
-        """Of which logits the choice depends, a head.Wanted; None for all of them.
+        """Of which logits the choice depends, a head.LogitsQuery; None for all of them.
 
         ids: those whose logits penalties change. Each may put one of the best behind another.
         """
@@ -132,13 +132,13 @@ class Sampler:
             ids = np.union1d(self._bias_ids, np.fromiter(ids, np.intp, len(ids)))
             changed = ids.astype(np.int32)
         n = (self.top_k or 1) + len(changed)
-        if n > MOST_BEST:
+        if n > MAX_BEST:
             return None
         if self.top_k:
-            return Wanted(n, 0.0, changed)
+            return LogitsQuery(n, 0.0, changed)
         if self.adjusts and (self._top_p < 1 or self._min_p):
             return None
-        return Wanted(n, 0.0, changed, self._draw(position))
+        return LogitsQuery(n, 0.0, changed, self._draw(position))
 
     def adjust(self, logits, seen, counts=None, allowed=None):
         """The logits with penalties and biases, -inf where nothing is allowed.

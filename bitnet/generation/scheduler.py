@@ -14,15 +14,15 @@ import numpy as np
 from ..checks import check_ids
 from ..errors import Cancelled, ContextFull
 from ..runtime.kv_cache import check_window
-from .fairness import SHARED_ROWS, Pace, in_halves, in_order
-from .prefix_cache import Prefixes
+from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
+from .prefix_cache import PrefixCache
 
 PAGE_TOKENS = 128  # of a cache's page
 FORKED = "the model was in use in another thread when the process was forked: load it again"
 DRAFT_ROWS = 8  # of a step, for all sequences: 9 rows of a 2B model take as long as 3 steps of one
 
 
-class Engine:
+class Scheduler:
     """Runs requests on a transformer, up to ``slots`` at a time.
 
     transformer: model.Transformer, or what has its forward, new_cache, max_batch, context and
@@ -40,8 +40,8 @@ class Engine:
     def __init__(self, transformer, *, slots=1, kv_dtype="f16", prefix_cache=True):
         self.transformer, self.kv_dtype = transformer, kv_dtype
         self.is_fair = False
-        self._pace = Pace()
-        self.prefixes = Prefixes() if prefix_cache else None
+        self._pace = PrefillBudget()
+        self.prefixes = PrefixCache() if prefix_cache else None
         transformer.make_room = self._make_room
         self.slots = min(slots, transformer.max_batch)
         self._requests = []  # those not done, in order of arrival
@@ -252,11 +252,11 @@ class Engine:
         """{request: rows of the step it gets} of those whose prompt is still read."""
         n_left = self.transformer.max_batch - len(running)
         if not self.is_fair:
-            return in_order(prompts, n_left)
+            return split_fifo(prompts, n_left)
         self._pace.is_shared = bool(running and prompts)
         if self._pace.prompts_wait():
             return {}
-        return in_halves(prompts, min(n_left, SHARED_ROWS) if running else n_left)
+        return split_fair(prompts, min(n_left, SHARED_ROWS) if running else n_left)
 
     def _run(self, batch):
         """Run a planned batch; if it fails, each sequence alone, so that only the guilty ends."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..checks import check_ids
 from ..compute import ops
-from ..models.lm_head_screen import Wanted
+from ..models.lm_head_screen import LogitsQuery
 from . import session_file
 
 
@@ -18,7 +18,7 @@ class Session:
     """
 
     def __init__(self, engine, cache, siblings, fingerprint):
-        self._engine, self._cache, self._siblings = engine, cache, siblings
+        self._scheduler, self._cache, self._siblings = engine, cache, siblings
         self._fingerprint = fingerprint  # a function
         self._token_ids = []
         siblings.add(self)  # those the model closes
@@ -56,11 +56,11 @@ class Session:
 
         Faster than that where the head is large. Errors as of feed.
         """
-        return ops.argmax(self._feed(token_ids, [Wanted(1)]))
+        return ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
 
     def _feed(self, token_ids, wanted):
         length, start = self._cache.length, self._cache.start
-        with self._engine.exclusive():
+        with self._scheduler.exclusive():
             try:
                 logits = self._run(token_ids, wanted)
             except BaseException:
@@ -71,7 +71,7 @@ class Session:
         return logits
 
     def _run(self, token_ids, wanted):
-        transformer = self._engine.transformer
+        transformer = self._scheduler.transformer
         check_ids(token_ids, transformer.vocab_size)
         ids = np.array(token_ids, np.int32)
         begin = 0
@@ -97,7 +97,7 @@ class Session:
 
     def fork(self):
         """A second session with the same tokens; keys and values are shared until either writes."""
-        twin = Session(self._engine, self._cache.fork(), self._siblings, self._fingerprint)
+        twin = Session(self._scheduler, self._cache.fork(), self._siblings, self._fingerprint)
         twin._token_ids = self.token_ids
         return twin
 
@@ -120,9 +120,9 @@ class Session:
         cache = self._cache.fork()
         try:
             cache.reset()
-            with self._engine.exclusive():
+            with self._scheduler.exclusive():
                 token_ids = session_file.load(path, cache, self._fingerprint())
-                check_ids(token_ids, self._engine.transformer.vocab_size)
+                check_ids(token_ids, self._scheduler.transformer.vocab_size)
         except BaseException:
             cache.close()
             raise

@@ -7,7 +7,7 @@ CONTEXT_ENDS = ("stop", "error", "window")
 
 
 @dataclass(frozen=True)
-class Limits:
+class StopConditions:
     """When to stop. ValueError for what makes no sense.
 
     max_tokens: tokens at most. stop: strings before which the text ends. eos_ids: tokens that end

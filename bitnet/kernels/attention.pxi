@@ -24,7 +24,7 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
         x[j + half] = b * cosines[j] + a * sines[j]
 
 
-cdef void turns(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
+cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                 int is_rounded, Py_ssize_t n) noexcept nogil:
     """NumPy's and libm's cos differ between machines in the last place; additions and
     multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""

@@ -281,8 +281,8 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes, bint once) noexcept nog
 cdef Kernels table = Kernels(
     ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate,
-    silu_gate=silu_gate, gelu_gate=gelu_gate, rows_dot=rows_dot, rows_dot_4=rows_dot_4,
-    decode_row=decode_row, exp=exp, read=read, turns=turns, attention_part=attention_part,
+    silu_gate=silu_gate, gelu_gate=gelu_gate, matvec_rows=matvec_rows, matvec_rows_4=matvec_rows_4,
+    dequantize_row=dequantize_row, exp=exp, read=read, cos_sin=cos_sin, attention_part=attention_part,
     attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
     apply_scales=apply_scales, screen_coarse=screen_coarse, tile_tokens=TILE_TOKENS,
     plane_bits=PLANE_BITS)

@@ -199,7 +199,7 @@ cdef inline f32x16 load_last(const uint8_t* row, int type, Py_ssize_t n) noexcep
     return load_row(<const uint8_t*>padded, type, 0)
 
 
-cdef void decode_row(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil:
+cdef void dequantize_row(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil:
     cdef Chunk chunk
     cdef Py_ssize_t i, j, n, rest = n_cols % LANES
     if is_float(type):
@@ -259,7 +259,7 @@ cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
     out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)
 
 
-cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
+cdef void matvec_rows(float* out, const uint8_t* rows, const float* x, int type,
                    Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t i, r = 0
     if not is_float(type):
@@ -274,7 +274,7 @@ cdef void rows_dot(float* out, const uint8_t* rows, const float* x, int type,
         out[i] = float_row_dot(rows + i * row_bytes, x, type, n_cols)
 
 
-cdef void rows_dot_4(float** out, const uint8_t* rows, const float** x, int type,
+cdef void matvec_rows_4(float** out, const uint8_t* rows, const float** x, int type,
                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t r, t
     cdef float dots[4]

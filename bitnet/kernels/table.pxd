@@ -56,17 +56,17 @@ cdef struct Kernels:
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     # out[r] = row r of an embedding or head, type a ggml type number, times x
-    void (*rows_dot)(float* out, const uint8_t* rows, const float* x, int type,
+    void (*matvec_rows)(float* out, const uint8_t* rows, const float* x, int type,
                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     # the same of four inputs, each to an output of its own
-    void (*rows_dot_4)(float** out, const uint8_t* rows, const float** x, int type,
+    void (*matvec_rows_4)(float** out, const uint8_t* rows, const float** x, int type,
                        Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
-    void (*decode_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
+    void (*dequantize_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
     uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes, bint once) noexcept nogil
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
-    void (*turns)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
+    void (*cos_sin)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                   int is_rounded, Py_ssize_t n) noexcept nogil
     # attention of one part of what q sees, and of all of them: the same bits as attention.
     # found: (head_dim + 2) * n_group floats a part; parts: spans of 512 positions, then the sinks

@@ -1,4 +1,4 @@
-"""Family: what tells the models of one kind from others, in their files and in their graph."""
+"""Architecture: what tells the models of one kind from others, in their files and in their graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ def _nothing(fields):
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """One kind of model. Tensors are named as in its HF checkpoints, less "model." and ".weight".
 
     block: the graph of one block; block(bind) binds its weights (see model.Binder), block(s, batch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import FormatError
 from .architecture import LINEARS
-from .registry import BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE, FAMILIES
+from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
 
 log = logging.getLogger("bitnet")
 
@@ -62,7 +62,7 @@ SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 class ModelConfig:
     """The shape of a model, its arithmetic, and the defaults its author gives for generation.
 
-    Fields are named as in HF config.json. family: a key of families.FAMILIES. architecture: what
+    Fields are named as in HF config.json. family: a key of families.ARCHITECTURES. architecture: what
     the file calls it.
     rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
     pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
@@ -209,7 +209,7 @@ class ModelConfig:
             "q": heads * head, "kv": self.num_key_value_heads * head,
         }  # fmt: skip
         block = {name: (width[n], width[k]) for name, (n, k) in LINEARS.items()}
-        block |= {name: (width[n],) for name, n in FAMILIES[self.family].norms.items()}
+        block |= {name: (width[n],) for name, n in ARCHITECTURES[self.family].norms.items()}
         embedding = (self.vocab_size, self.hidden_size)
         shapes = {"embed_tokens": embedding, "norm": (self.hidden_size,)}
         if not self.tie_word_embeddings:
@@ -221,7 +221,7 @@ class ModelConfig:
     @property
     def sub_norms(self):
         """Whether there are RMSNorms before o_proj and down_proj, in a Llama graph."""
-        return "mlp.ffn_sub_norm" in FAMILIES[self.family].norms
+        return "mlp.ffn_sub_norm" in ARCHITECTURES[self.family].norms
 
 
 class _Fields:
@@ -336,7 +336,7 @@ def _gguf_eos_token_ids(fields):
 
 
 def hf_family(config, path):
-    """The Family of a config.json, by its architectures, as 1bitLLM's needs it, or model_type."""
+    """The Architecture of a config.json, by its architectures, as 1bitLLM's needs it, or model_type."""
     listed = config.get("architectures")
     for name in listed if isinstance(listed, list) else ():
         if isinstance(name, str) and name in BY_HF_ARCHITECTURE:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..compute import ops
 from . import qwen3
-from .architecture import Family
+from .architecture import Architecture
 
 LOCAL_ROPE_THETA = 10000.0  # of sliding layers in a GGUF, which does not say; as llama.cpp has it
 FULL_EVERY = 6  # layers, where a GGUF does not say; as llama.cpp has it
@@ -90,7 +90,7 @@ def _from_gguf(fields):
     }
 
 
-GEMMA3 = Family(
+GEMMA3 = Architecture(
     name="gemma3",
     block=Block,
     norms=qwen3.NORMS

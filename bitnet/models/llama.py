@@ -7,7 +7,7 @@ down_proj.
 """
 
 from ..compute import ops
-from .architecture import Family
+from .architecture import Architecture
 
 
 class Block:
@@ -48,7 +48,7 @@ class Block:
         ops.rms_norm(s.normed, self.post_attention_layernorm, s.hidden, batch)
         ops.quantize(s.codes, s.normed, batch)
         ops.linear(s.gate_up, self.gate_up_proj, s.codes, batch)  # (n, 2 ffn)
-        ops.gate(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
+        ops.gated_activation(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
         if self.ffn_sub_norm:
             ops.rms_norm(s.gated, self.ffn_sub_norm, s.gated, batch)
         ops.quantize(s.codes, s.gated, batch)
@@ -61,7 +61,7 @@ _SUB_NORMS_IN_GGUF = {
     "self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm",
 }  # fmt: skip
 
-BITNET = Family(
+BITNET = Architecture(
     name="bitnet",
     block=Block,
     norms=NORMS | SUB_NORMS,
@@ -71,7 +71,7 @@ BITNET = Family(
     gguf_names=_SUB_NORMS_IN_GGUF,
     from_gguf=lambda fields: {"hidden_act": _gguf_activation(fields)},
 )
-BITNET_B1_58 = Family(
+BITNET_B1_58 = Architecture(
     name="bitnet_b1_58",
     block=Block,
     norms=NORMS | SUB_NORMS,
@@ -83,7 +83,7 @@ BITNET_B1_58 = Family(
     gguf_names=_SUB_NORMS_IN_GGUF,
     always_masters=True,
 )
-LLAMA = Family(
+LLAMA = Architecture(
     name="llama",
     block=Block,
     norms=NORMS,

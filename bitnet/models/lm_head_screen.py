@@ -9,19 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from ..compute import ops
-from ..compute.operands import SCREEN_LIMITS, Rows
+from ..compute.operands import SCREEN_LIMITS, QuantizedRows
 
 TYPES = ("F16", "BF16", "F32")  # of rows that are exact in float32, and twice as large as the copy
 LEAST = 1 << 24  # weights: below, a step takes no time that anyone would notice
 CHUNK_ROWS = 4096
 NAMES = ("lm_head.screen", "lm_head.screen_bounds")  # of the tensors in a sidecar
-MOST_BEST, MOST_ROWS, MOST_COLS = SCREEN_LIMITS
+MAX_BEST, MAX_ROWS, MAX_COLS = SCREEN_LIMITS
 
 
 NO_IDS = np.empty(0, np.int32)
 
 
-class Wanted(NamedTuple):
+class LogitsQuery(NamedTuple):
     """Which logits of a row are wanted: the n best and those equal to the least of them, those
     that are less than it by margin at most, and those of ids (int32).
 
@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
     draw: tuple | None = None
 
 
-class Patience:
+class Backoff:
     """When to do without the screen: once it was of no use twice in a row, for 1, 2, 4 ... 16 steps
     after each further time."""
 
@@ -55,7 +55,7 @@ class Patience:
 def is_worth_it(type_name, shape):
     """Whether a head of this type and shape (n_rows, n_cols) is screened."""
     n_rows, n_cols = shape
-    return type_name in TYPES and n_cols <= MOST_COLS and n_rows * n_cols >= LEAST
+    return type_name in TYPES and n_cols <= MAX_COLS and n_rows * n_cols >= LEAST
 
 
 def table(shape):
@@ -68,7 +68,7 @@ def derive(rows, bounds, n_threads=1):
 
     rows: weights.Rows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
     """
-    bound = Rows(rows.data, rows.type, rows.n_cols)
+    bound = QuantizedRows(rows.data, rows.type, rows.n_cols)
     buffer = np.empty((min(CHUNK_ROWS, bound.n_rows), bound.n_cols), np.int8)
     for first in range(0, bound.n_rows, CHUNK_ROWS):
         codes = buffer[: bound.n_rows - first]

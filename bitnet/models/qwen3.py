@@ -4,7 +4,7 @@ An embedding model: the final norm of the last token, L2-normalised, is the embe
 """
 
 from ..compute import ops
-from .architecture import Family
+from .architecture import Architecture
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -61,7 +61,7 @@ class Block:
         """s.codes = what down_proj takes."""
         ops.rms_norm(s.normed, self.pre_mlp_norm, s.hidden, batch)
         self.project(s.gate_up, self.gate_up, s, batch)  # (n, 2 ffn)
-        ops.gate(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
+        ops.gated_activation(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
         ops.rms_norm(s.gated, self.down_norm, s.gated, batch)
         ops.quantize(s.codes, s.gated, batch)
 
@@ -103,7 +103,7 @@ def gguf_pooling(fields):
     return {"pooling": "last"}
 
 
-QWEN3 = Family(
+QWEN3 = Architecture(
     name="qwen3",
     block=Block,
     norms=NORMS,

@@ -1,4 +1,4 @@
-"""The frequencies of rotary position embeddings (Su et al. 2021); ops.turn makes angles of them."""
+"""The frequencies of rotary position embeddings (Su et al. 2021); ops.rope_table makes angles of them."""
 
 from decimal import Decimal, localcontext
 

@@ -10,12 +10,21 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..compute import ops
-from ..compute.operands import Batch, Codes, Linear, Matrix, Norm, Rope, Rows, Screen
+from ..compute.operands import (
+    Batch,
+    Linear,
+    Matrix,
+    Norm,
+    QuantizedActivations,
+    QuantizedRows,
+    Rope,
+    Screen,
+)
 from ..errors import FormatError, PoolExhausted
 from ..runtime import mmap
 from ..runtime.kv_cache import KVCache
-from .lm_head_screen import MOST_ROWS, Patience
-from .registry import FAMILIES
+from .lm_head_screen import MAX_ROWS, Backoff
+from .registry import ARCHITECTURES
 from .rope import inverse_frequencies
 
 
@@ -68,16 +77,16 @@ class Transformer:
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
-        self.screen, self._patience = self._screen(weights), Patience()
+        self.screen, self._patience = self._screen(weights), Backoff()
         self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
-        block = FAMILIES[config.family].block
+        block = ARCHITECTURES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
         self.prefetch = False  # whether the first pass asks for pages a layer ahead
         self.make_room = None  # a function that frees memory of the pool, or returns False
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
-        n_found = ops.found_floats(config.num_attention_heads, config.head_dim)
+        n_found = ops.partials_floats(config.num_attention_heads, config.head_dim)
         self.batch.found = self.pool.array((n_found,), np.float32, "scratch")
         self.n_threads = n_threads
         self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
@@ -88,7 +97,7 @@ class Transformer:
 
     def _rows(self, weights, name):
         rows = weights.rows(name)
-        return Rows(rows.data, rows.type, rows.n_cols)
+        return QuantizedRows(rows.data, rows.type, rows.n_cols)
 
     def _screen(self, weights):
         """The bound screen of the head, None where it is too small for one."""
@@ -126,7 +135,7 @@ class Transformer:
     def _scratch(self, n):
         """Work arrays of one forward pass; codes are as wide as the widest linear input."""
         c = self.config
-        has_norms = "self_attn.q_proj.norm" in FAMILIES[c.family].norms
+        has_norms = "self_attn.q_proj.norm" in ARCHITECTURES[c.family].norms
         q_width = c.num_attention_heads * c.head_dim
         padded = -(-max(c.hidden_size, q_width, c.intermediate_size) // 128) * 128
         return SimpleNamespace(
@@ -137,7 +146,7 @@ class Transformer:
             gate_up=self._matrix(n, 2 * c.intermediate_size),
             gated=self._matrix(n, c.intermediate_size),
             projected=self._matrix(n, c.hidden_size) if has_norms else None,
-            codes=Codes(
+            codes=QuantizedActivations(
                 self.pool.array((n, padded), np.int8, "scratch"),
                 self.pool.array((n,), np.float32, "scratch"),
                 self.pool.array((n,), np.int32, "scratch"),
@@ -184,7 +193,7 @@ class Transformer:
         "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
         how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
         and valid until the next call. wanted: None, or an iterable, read where there is a screen,
-        of a head.Wanted for each row of logits, None for all: others may be ops.screened, the least
+        of a head.LogitsQuery for each row of logits, None for all: others may be ops.screened, the least
         float32. after_layer(i, hidden) is called behind each layer with float32 (n, hidden), to
         look at.
 
@@ -195,7 +204,7 @@ class Transformer:
         rows = wanted_rows(sequences, logits)
         batch, s = self._set_batch(sequences), self.scratch
         for rope in self._ropes.values():
-            ops.turn(rope, batch)
+            ops.rope_table(rope, batch)
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
         for i, layer in enumerate(self.layers):
@@ -226,7 +235,7 @@ class Transformer:
         if not rows:
             return None
         n, batch = len(rows), self.head_batch.rows_only(len(rows))
-        ops.pick(s.normed, s.hidden, rows)  # (n, hidden)
+        ops.gather_rows(s.normed, s.hidden, rows)  # (n, hidden)
         ops.rms_norm(s.normed, self.norm, s.normed, batch)
         out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
@@ -240,7 +249,7 @@ class Transformer:
     def _is_screened(self, out, x, batch, wanted):
         """Whether out has the logits that are wanted, by the screen."""
         n = batch.n_tokens
-        if not (wanted is not None and self.screen and n <= MOST_ROWS) or self._patience.is_over():
+        if not (wanted is not None and self.screen and n <= MAX_ROWS) or self._patience.is_over():
             return False
         rows = list(wanted)
         if None in rows:
@@ -253,7 +262,7 @@ class Transformer:
         """Ask for the pages of a layer, or of the head behind the last one."""
         if self.prefetch:
             for data in self._mapped[layer]:
-                mmap.will_need(data.ctypes.data, data.nbytes)
+                mmap.willneed(data.ctypes.data, data.nbytes)
 
     def _check_codes(self, layer):
         """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""

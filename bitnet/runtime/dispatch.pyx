@@ -204,8 +204,8 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
     cdef int[3] types = [0, 1, 24]
     cdef View view
     cdef Py_ssize_t i, t
-    k.turns(y, y + DIM, x + 100, 12345, False, DIM)
-    k.turns(y + 2 * DIM, y + 3 * DIM, x + 100, 12345, True, DIM)
+    k.cos_sin(y, y + DIM, x + 100, 12345, False, DIM)
+    k.cos_sin(y + 2 * DIM, y + 3 * DIM, x + 100, 12345, True, DIM)
     hashed = mix(hashed, y, 4 * DIM * sizeof(float))
     for t in range(5):
         pages[t] = <char*>page
@@ -242,22 +242,22 @@ cdef uint32_t rows_answer(const Kernels* k, uint32_t hashed, const float* x,
     cdef Py_ssize_t i
     for i in range(N_ROWS * DIM):
         halves[i] = <uint16_t>(0x3000 + 37 * i)         # f16 and bf16 numbers of moderate size
-    k.rows_dot(y, <const uint8_t*>x, x + DIM, 0, DIM * 4, N_ROWS, DIM)
-    k.rows_dot(y + N_ROWS, <const uint8_t*>halves, x, 1, DIM * 2, N_ROWS, DIM)
-    k.rows_dot(y + 2 * N_ROWS, <const uint8_t*>halves, x, 30, DIM * 2, N_ROWS, DIM)
+    k.matvec_rows(y, <const uint8_t*>x, x + DIM, 0, DIM * 4, N_ROWS, DIM)
+    k.matvec_rows(y + N_ROWS, <const uint8_t*>halves, x, 1, DIM * 2, N_ROWS, DIM)
+    k.matvec_rows(y + 2 * N_ROWS, <const uint8_t*>halves, x, 30, DIM * 2, N_ROWS, DIM)
     hashed = mix(hashed, y, 3 * N_ROWS * sizeof(float))
     for i in range(4):
         inputs[i], outputs[i] = x + i, y + i
-    k.rows_dot_4(outputs, <const uint8_t*>halves, inputs, 1, DIM * 2, 1, DIM)
+    k.matvec_rows_4(outputs, <const uint8_t*>halves, inputs, 1, DIM * 2, 1, DIM)
     hashed = mix(hashed, y, 4 * sizeof(float))
     for i in range(2 * 340):
         seed = seed * 1664525u + 1013904223u
         blocks[i] = (seed >> 24) & 0xBF                 # without bit 14 an f16 is below 2
     for i in range(9):
-        k.rows_dot_4(outputs, blocks, inputs, types[i], n_bytes[i], 1, n_cols[i])
+        k.matvec_rows_4(outputs, blocks, inputs, types[i], n_bytes[i], 1, n_cols[i])
         hashed = mix(hashed, y, 4 * sizeof(float))
-        k.rows_dot(y, blocks, x, types[i], n_bytes[i], 2, n_cols[i])
-        k.decode_row(y + 2, blocks, types[i], n_cols[i])
+        k.matvec_rows(y, blocks, x, types[i], n_bytes[i], 2, n_cols[i])
+        k.dequantize_row(y + 2, blocks, types[i], n_cols[i])
         hashed = mix(hashed, y, (2 + n_cols[i]) * sizeof(float))
     return hashed
 

@@ -18,8 +18,8 @@ cdef extern from *:
     static int bitnet_is_lost(int i) { return 0; }
     static int bitnet_lock(char* begin, size_t n) { return -1; }
     static int bitnet_unlock(char* begin, size_t n) { return -1; }
-    static int bitnet_will_need(char* begin, size_t n) { return -1; }
-    static int bitnet_forget(char* begin, size_t n) { return -1; }
+    static int bitnet_willneed(char* begin, size_t n) { return -1; }
+    static int bitnet_dontneed(char* begin, size_t n) { return -1; }
     static int bitnet_huge_pages(char* begin, size_t n) { return -1; }
     #else
     #define BITNET_GUARDS 4096      /* the largest models have 200 files */
@@ -31,7 +31,7 @@ cdef extern from *:
     #endif
 
     /* begin is set last and cleared first: the handler may run in any thread at any time. */
-    static struct { char* volatile begin; char* end; volatile int is_lost; }
+    static struct { char* volatile begin; char* end; volatile int is_truncated; }
         bitnet_ranges[BITNET_GUARDS];
     static volatile long bitnet_lost;
     static size_t bitnet_page;
@@ -46,7 +46,7 @@ cdef extern from *:
             char* page = (char*)((size_t)at & ~(bitnet_page - 1));
             if (mmap(page, bitnet_page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
                     != MAP_FAILED) {
-                bitnet_ranges[i].is_lost = 1;
+                bitnet_ranges[i].is_truncated = 1;
                 bitnet_lost++;
                 return;             /* the read is tried again, and finds zeros */
             }
@@ -73,17 +73,17 @@ cdef extern from *:
         while (i < bitnet_n_ranges && bitnet_ranges[i].begin != NULL) i++;
         if (i == BITNET_GUARDS) return -1;
         bitnet_ranges[i].end = begin + n;
-        bitnet_ranges[i].is_lost = 0;
+        bitnet_ranges[i].is_truncated = 0;
         bitnet_ranges[i].begin = begin;
         if (i == bitnet_n_ranges) bitnet_n_ranges++;
         return i;
     }
     static void bitnet_release(int i) { bitnet_ranges[i].begin = NULL; }
-    static int bitnet_is_lost(int i) { return bitnet_ranges[i].is_lost; }
+    static int bitnet_is_lost(int i) { return bitnet_ranges[i].is_truncated; }
     static int bitnet_lock(char* begin, size_t n) { return mlock(begin, n); }
     static int bitnet_unlock(char* begin, size_t n) { return munlock(begin, n); }
-    static int bitnet_will_need(char* begin, size_t n) { return madvise(begin, n, MADV_WILLNEED); }
-    static int bitnet_forget(char* begin, size_t n) { return madvise(begin, n, MADV_DONTNEED); }
+    static int bitnet_willneed(char* begin, size_t n) { return madvise(begin, n, MADV_WILLNEED); }
+    static int bitnet_dontneed(char* begin, size_t n) { return madvise(begin, n, MADV_DONTNEED); }
     #if defined(MADV_HUGEPAGE)
     static int bitnet_huge_pages(char* begin, size_t n) { return madvise(begin, n, MADV_HUGEPAGE); }
     #else
@@ -98,8 +98,8 @@ cdef extern from *:
     int bitnet_is_lost(int i)
     int bitnet_lock(char* begin, size_t n)
     int bitnet_unlock(char* begin, size_t n)
-    int bitnet_will_need(char* begin, size_t n)
-    int bitnet_forget(char* begin, size_t n)
+    int bitnet_willneed(char* begin, size_t n)
+    int bitnet_dontneed(char* begin, size_t n)
     int bitnet_huge_pages(char* begin, size_t n)
 
 cdef enum:
@@ -122,12 +122,12 @@ def release(int number):
         bitnet_release(number)
 
 
-def n_lost():
+def n_truncated():
     """How many pages of guarded ranges have been lost so far: cheap enough for every step."""
     return bitnet_lost
 
 
-def is_lost(int number):
+def is_truncated(int number):
     """Whether the file of this range has lost pages that were read."""
     return number >= 0 and bool(bitnet_is_lost(number))
 
@@ -151,10 +151,10 @@ def unlock(size_t address, size_t n_bytes):
     bitnet_unlock(<char*><uintptr_t><size_t>begin, n)
 
 
-def will_need(size_t address, size_t n_bytes):
+def willneed(size_t address, size_t n_bytes):
     """Ask the system to read a range from disk, in the background."""
     begin, n = pages(address, n_bytes)
-    bitnet_will_need(<char*><uintptr_t><size_t>begin, n)
+    bitnet_willneed(<char*><uintptr_t><size_t>begin, n)
 
 
 def huge_pages(ranges):
@@ -172,10 +172,10 @@ def huge_pages(ranges):
         begin, end = begin if end else address, max(end, address + n)
 
 
-def forget(size_t address, size_t n_bytes):
+def dontneed(size_t address, size_t n_bytes):
     """Let go of the pages of a mapped file; they are mapped again as they are read."""
     begin, n = pages(address, n_bytes)
-    bitnet_forget(<char*><uintptr_t><size_t>begin, n)
+    bitnet_dontneed(<char*><uintptr_t><size_t>begin, n)
 
 
 def _limit():

@@ -16,7 +16,7 @@ _HEADERS = [
 ]
 
 
-class Answer:
+class ResponseStream:
     """Of one request: a Generation told by a reply; when the client leaves, it is cancelled."""
 
     def __init__(self, request, generation, reply, metrics):

@@ -16,8 +16,8 @@ from starlette.routing import Route, Router
 
 from ..api.load import BUNDLED_MODEL
 from . import schema
-from .answer import Answer, watched
-from .bodies import Bodies
+from .answer import ResponseStream, watched
+from .bodies import BodyLimit
 from .errors import JSON, ApiError, of_exception
 from .grammar import Grammars
 from .guard import ClientGone, Guard
@@ -34,7 +34,7 @@ class Application:
 
     def __init__(self, model, worker, options):
         self._model, self._worker, self._options = model, worker, options
-        self.metrics, self._bodies = Metrics(), Bodies(schema.MAX_BODY, schema.MAX_BODIES)
+        self.metrics, self._bodies = Metrics(), BodyLimit(schema.MAX_BODY, schema.MAX_BODIES)
         self.model_name = options.model_name or _name_of(model.path)
         self._grammars = Grammars(model)
         # tokenizers and templates take milliseconds that the event loop cannot spare
@@ -221,7 +221,7 @@ class Application:
             requests = await self._read(self._requests, wanted, prompts, most, n_logprobs, tools)
             generation = self._worker.start(requests)
             reservation.n = 0  # each sequence gives its own back when it ends
-        answer = Answer(request, generation, reply, self.metrics)
+        answer = ResponseStream(request, generation, reply, self.metrics)
         if not wanted.stream:
             return JSON(await answer.whole())
         has_usage = wanted.stream_options is not None and wanted.stream_options.include_usage

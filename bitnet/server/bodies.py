@@ -7,7 +7,7 @@ from .errors import ApiError, unavailable
 from .guard import ClientGone
 
 
-class Bodies:
+class BodyLimit:
     """All that are being read. limit: bytes of one. limit_of_all: of all of them."""
 
     def __init__(self, limit, limit_of_all):

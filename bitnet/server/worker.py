@@ -86,9 +86,9 @@ class Worker:
 
     def __init__(self, model, n_waiting):
         self.model = model
-        self._engine = model._engine
-        self._engine.is_fair = True
-        self.slots = self._engine.slots
+        self._scheduler = model._scheduler
+        self._scheduler.is_fair = True
+        self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
         self.n_open = 0  # sequences that run or wait, counted in the event loop
         self.is_draining = False
@@ -174,7 +174,7 @@ class Worker:
         failed = []
         for index, request in enumerate(generation.requests):
             try:
-                self._engine.submit(request)
+                self._scheduler.submit(request)
                 self._open.append((generation, index, request))
             except Exception as error:
                 failed.append((generation, Event(index, error=error)))
@@ -182,12 +182,12 @@ class Worker:
 
     def _step(self):
         try:
-            self._engine.step()
+            self._scheduler.step()
         except Exception as error:  # not of one request, which the engine sees to
             log_mistake(error)
             traceback.clear_frames(error.__traceback__)
             for _, _, request in self._open:
-                self._engine.cancel(request)
+                self._scheduler.cancel(request)
         self._send([found for entry in self._open for found in self._news(*entry)])
         self._open = [entry for entry in self._open if not entry[2].is_done]
 

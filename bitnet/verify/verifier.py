@@ -83,7 +83,7 @@ class _Work:
                 self.checks.append(Check("file", FAILED, reason(error, source.path)))
 
     def scan(self, name, path, layout):
-        """The Source of a path, None where it is refused, and the check that says so."""
+        """The Checkpoint of a path, None where it is refused, and the check that says so."""
         self.show(f"reading {path}")
         try:
             source = open_checkpoint(path, layout=layout, masters=self.masters)

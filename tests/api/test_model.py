@@ -21,8 +21,8 @@ from bitnet.api import load
 from bitnet.checkpoints import weights
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
-from bitnet.generation.scheduler import Engine
-from bitnet.generation.stopping import Limits
+from bitnet.generation.scheduler import Scheduler
+from bitnet.generation.stopping import StopConditions
 from bitnet.models.transformer import Transformer
 
 TALKER = DATA / "hf_bitnet_offline"  # trained, so it talks
@@ -100,9 +100,9 @@ def test_chunk_sizes_do_not_matter(model, max_batch):
     with weights.open(TALKER) as files:
         transformer = Transformer(files, pool, context=512, max_batch=max_batch, max_sequences=3)
         sampling = Sampling(temperature=4.0, top_p=0.99, seed=9)
-        limits = Limits(40, (), frozenset())
+        limits = StopConditions(40, (), frozenset())
         requests = [Request(prompt[i:], make_sampler(sampling, 384), limits) for i in (0, 1, 0)]
-        done = Engine(transformer, slots=3).complete(requests)
+        done = Scheduler(transformer, slots=3).complete(requests)
     assert done[0].token_ids == done[2].token_ids == expected
     assert done[1].token_ids != expected
 

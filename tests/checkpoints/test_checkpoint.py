@@ -11,11 +11,11 @@ from support.paths import DATA
 
 from bitnet.checkpoints import weights
 from bitnet.checkpoints.checkpoint import LAYOUTS
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats.ternary_layouts import unpack_i2_s
 from bitnet.models.config import ModelConfig
-from bitnet.models.registry import FAMILIES
+from bitnet.models.registry import ARCHITECTURES
 
 UP = "layers.0.mlp.up_proj"
 
@@ -42,8 +42,8 @@ def load_path(name):
     ],
 )
 def test_families_and_how_they_are_stored(name, family, stored_as):
-    source = scan(load_path(name))
-    assert source.family is FAMILIES[family]
+    source = open_checkpoint(load_path(name))
+    assert source.family is ARCHITECTURES[family]
     assert {t.stored_as for t in source.ternary.values()} == {stored_as}
     assert all((t.in_place is not None) == (stored_as == "I2_S") for t in source.ternary.values())
     t = source.ternary[UP]
@@ -95,7 +95,7 @@ def test_weights_that_are_ternary_already_keep_their_scale(llama):
     for changes in ({}, {"quantization_config": {
             "quant_method": "bitnet", "linear_class": "autobitlinear",
             "quantization_mode": "online"}}):  # fmt: skip
-        t = scan(llama(tensors, **changes)).ternary[UP]
+        t = open_checkpoint(llama(tensors, **changes)).ternary[UP]
         assert t.stored_as == "BF16 ternary"
         scales, chunks = t.read()
         assert (np.concatenate(list(chunks)) == codes).all()
@@ -106,8 +106,8 @@ def test_weights_that_are_ternary_already_keep_their_scale(llama):
 def test_floats_that_are_not_ternary_need_a_word(llama):
     folder = llama(small_files.hf_tensors(packed=False))
     with pytest.raises(FormatError, match=r"floats that are not ternary \(.*--masters"):
-        scan(folder)
-    assert scan(folder, masters=True).ternary[UP].stored_as == "F32 masters"
+        open_checkpoint(folder)
+    assert open_checkpoint(folder, masters=True).ternary[UP].stored_as == "F32 masters"
 
 
 def test_one_false_weight_among_ternary_ones_is_found(llama):
@@ -116,7 +116,7 @@ def test_one_false_weight_among_ternary_ones_is_found(llama):
     data = data[:-2] + bf16(np.array([0.02], np.float32)).tobytes()
     tensors[f"model.{UP}.weight"] = (dtype, shape, data)
     with pytest.raises(FormatError, match="up_proj"):
-        list(scan(llama(tensors)).ternary[UP].read()[1])
+        list(open_checkpoint(llama(tensors)).ternary[UP].read()[1])
 
 
 def test_the_old_bitnet_is_known_by_its_architecture(tmp_path):
@@ -125,7 +125,7 @@ def test_the_old_bitnet_is_known_by_its_architecture(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for model_type in ("llama", "bitnet", None):
         (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
-        assert scan(folder).config.family == "bitnet_b1_58"
+        assert open_checkpoint(folder).config.family == "bitnet_b1_58"
 
 
 def write_layout(layout, tmp_path):
@@ -160,7 +160,7 @@ def test_layouts_by_override(layout, tmp_path, monkeypatch):
         assert (unpack_i2_s(weights.open(path, layout=other).ternary(UP).codes) != q).any()
     assert (unpack_i2_s(weights.open(path, layout=layout).ternary(UP).codes) == q).all()
     with pytest.raises(ValueError, match="layout: '32x128'"):
-        scan(path, layout="32x128")
+        open_checkpoint(path, layout="32x128")
 
 
 @pytest.mark.parametrize("cache", [None, False])
@@ -180,7 +180,7 @@ def test_scales_of_each_row_are_kept_and_equal_ones_collapse(cache, tmp_path, mo
 
 
 def test_gemma_norms_are_stored_less_one():
-    source = scan(load_path("hf_embedding_gemma3"))
+    source = open_checkpoint(load_path("hf_embedding_gemma3"))
     stored = {name: t for name, t in source.floats.items() if len(t.shape) == 1}
     for name, tensor in stored.items():
         raw = (tensor.data.view("<u2").astype("<u4") << 16).view("<f4")
@@ -232,6 +232,6 @@ def test_pooling_other_than_of_the_last_token_is_refused(tmp_path):
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     with pytest.raises(FormatError, match=r"pooling_mode: pooling_mode_mean_tokens"):
-        scan(folder)
+        open_checkpoint(folder)
     pooling.unlink()
-    assert scan(folder).config.pooling == "last"
+    assert open_checkpoint(folder).config.pooling == "last"

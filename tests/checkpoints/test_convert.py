@@ -14,7 +14,7 @@ from support.paths import DATA
 from bitnet.checkpoints import convert, weights
 from bitnet.checkpoints.checkpoint import TERNARY_TYPES
 from bitnet.checkpoints.export_config import differences
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import gguf, safetensors
 from bitnet.formats.float_blocks import ROW_TYPES
@@ -74,7 +74,10 @@ def test_a_converted_model_gives_what_its_reference_gives(name, target, tmp_path
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", FIXTURES)
 def test_its_configuration_is_that_of_the_source(name, target, tmp_path):
-    before, after = scan(source_of(name)).config, scan(to(name, tmp_path, target)).config
+    before, after = (
+        open_checkpoint(source_of(name)).config,
+        open_checkpoint(to(name, tmp_path, target)).config,
+    )
     family = "bitnet" if before.family == "bitnet_b1_58" else before.family
     assert after.architecture == ARCHITECTURES[name][target == "hf"]
     expected = replace(
@@ -90,7 +93,7 @@ def test_its_configuration_is_that_of_the_source(name, target, tmp_path):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", FIXTURES)
 def test_its_tokenizer_is_that_of_the_source(name, target, tmp_path):
-    source = scan(to(name, tmp_path, target))
+    source = open_checkpoint(to(name, tmp_path, target))
     tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
     cases = json.loads((DATA / name / "tokenizer_cases.json").read_text())
     for case in cases:
@@ -120,7 +123,7 @@ SHAPE = small_models.Shape(hidden=256, ffn=256, heads=2, kv_heads=1, head_dim=12
 def test_every_ternary_type(ternary, target, tmp_path):
     (tmp_path / "a.gguf").write_bytes(small_models.gguf_model("bitnet", SHAPE, ternary).bytes())
     convert.convert(tmp_path / "a.gguf", tmp_path / "b", to=target)
-    found = scan(tmp_path / "b")
+    found = open_checkpoint(tmp_path / "b")
     assert {t.stored_as for t in found.ternary.values()} == {
         "I2_S" if target == "gguf" else "HF packed"
     }
@@ -215,7 +218,7 @@ def test_scales_by_row_are_refused_by_name(target, tmp_path):
     tensor = model.tensor("blk.0.ffn_up.weight")
     tensor[3] = np.float32(0.75).tobytes() + tensor[3][4:]
     (tmp_path / "a.gguf").write_bytes(model.bytes())
-    assert scan(tmp_path / "a.gguf").ternary["layers.0.mlp.up_proj"].scales().size == 256
+    assert open_checkpoint(tmp_path / "a.gguf").ternary["layers.0.mlp.up_proj"].scales().size == 256
     with pytest.raises(FormatError, match=r"blk\.0\.ffn_up\.weight: 256 scales"):
         convert.convert(tmp_path / "a.gguf", tmp_path / "b", to=target)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
@@ -231,7 +234,7 @@ def test_a_tensor_that_does_not_fill_blocks(tmp_path):
 
 
 def test_one_more_end_token_is_no_difference():
-    config = scan(source_of("hf_bitnet_offline")).config
+    config = open_checkpoint(source_of("hf_bitnet_offline")).config
     more = replace(config, eos_token_ids=(*config.eos_token_ids, 7))
     assert differences(more, config) == []
     assert differences(config, more) == ["eos_token_ids"]
@@ -249,7 +252,7 @@ def test_rows_that_bitnet_cpp_cannot_run_are_noted(tmp_path):
 def test_a_file_in_another_layout_becomes_the_usual_one(layout, tmp_path):
     source = source_of("gguf_i2_s_bitnet158")
     data, file = bytearray(source.read_bytes()), gguf.GGUFFile(source)
-    for t in scan(source).ternary.values():
+    for t in open_checkpoint(source).ternary.values():
         codes = np.concatenate([chunk.copy() for chunk in t.read()[1]])
         if layout == "64x16":
             a, b, c, d = codes.reshape(-1, 4, 16).swapaxes(0, 1)
@@ -292,7 +295,7 @@ def test_llama_scales_divide_where_that_loses_nothing(linear_class, tmp_path):
     convert.convert(tmp_path / "a.gguf", tmp_path / "b")
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["quantization_config"]["linear_class"] == linear_class
-    up = scan(tmp_path / "b").ternary["layers.0.mlp.up_proj"]
+    up = open_checkpoint(tmp_path / "b").ternary["layers.0.mlp.up_proj"]
     assert up.scales().tobytes() == scale.tobytes()
 
 
@@ -316,6 +319,6 @@ def test_an_embedding_model_keeps_its_prompts_in_a_folder(tmp_path):
     path = tmp_path / "a" / "config_sentence_transformers.json"
     path.write_text(json.dumps({"prompts": {"query": "Instruct: find\nQuery: "}}))
     convert.convert(tmp_path / "a", tmp_path / "b")
-    assert scan(tmp_path / "b").prompts == {"query": "Instruct: find\nQuery: "}
+    assert open_checkpoint(tmp_path / "b").prompts == {"query": "Instruct: find\nQuery: "}
     notes = convert.convert(tmp_path / "a", tmp_path / "b.gguf").notes
     assert any("prompts" in note for note in notes)

@@ -12,7 +12,7 @@ from support.conversions import TARGETS, source_of, tensors_of, to
 
 from bitnet import cli
 from bitnet.checkpoints import convert
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import ternary_layouts
 
@@ -86,7 +86,7 @@ def test_what_is_there_stays_without_force(target, folder):
 def test_force_replaces(target, folder):
     path = to("hf_bitnet_online", folder, target, force=True)
     assert sorted(entry.name for entry in folder.iterdir()) == ["model", "model.gguf"]
-    assert scan(path).config.hidden_size == 192
+    assert open_checkpoint(path).config.hidden_size == 192
 
 
 def test_a_new_folder_that_cannot_get_its_name(folder, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_wrong_weight_is_found(folder, monkeypatch):
         to("hf_bitnet_online", folder, force=True)
     assert_untouched(folder)
     to("hf_bitnet_online", folder, force=True, verify=False)
-    assert scan(folder / "model.gguf")
+    assert open_checkpoint(folder / "model.gguf")
 
 
 def test_a_wrong_scale_is_found(folder, monkeypatch):

@@ -13,7 +13,7 @@ from support import small_models as models
 from support.refusals import refused
 from support.small_files import ARRAY, F32, STRING, U32, numbers, strings, text
 
-from bitnet.checkpoints import checkpoint
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 
 WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
@@ -72,7 +72,7 @@ def test_scales_that_differ_within_a_row(tmp_path, type_name):
     set_scale(model, type_name, 5 * n_blocks, 0.75)
     path = saved(tmp_path, model)
     if n_blocks == 1:  # then the whole row has another scale
-        linear = checkpoint.scan(path).ternary["layers.0.mlp.gate_proj"]
+        linear = open_checkpoint(path).ternary["layers.0.mlp.gate_proj"]
         assert linear.scales().tolist() == [0.5] * 5 + [0.75] + [0.5] * 26
     else:
         refused(path, r"group scales.* 0\.5 and 0\.75 in row 5")
@@ -82,7 +82,7 @@ def test_scales_that_differ_within_a_row(tmp_path, type_name):
 def test_scales_of_rows_may_differ(tmp_path, type_name):
     model = with_gate(type_name)
     set_scale(model, type_name, 6, 0.75)
-    linear = checkpoint.scan(saved(tmp_path, model)).ternary["layers.0.mlp.gate_proj"]
+    linear = open_checkpoint(saved(tmp_path, model)).ternary["layers.0.mlp.gate_proj"]
     assert linear.scales().tolist() == [0.5] * 6 + [0.75] + [0.5] * 25
 
 
@@ -137,7 +137,7 @@ def test_rows_that_are_no_groups_of_four(tmp_path, n_rows):
 def test_i2_s_of_four_rows_needs_them(tmp_path):
     model = models.gguf_model("llama", models.Shape(hidden=128, heads=1, head_dim=2, vocab=2))
     path = saved(tmp_path, model)  # q has 2 rows
-    linear = checkpoint.scan(path, layout="4row").ternary["layers.0.self_attn.q_proj"]
+    linear = open_checkpoint(path, layout="4row").ternary["layers.0.self_attn.q_proj"]
     with pytest.raises(FormatError, match=r"q\.weight: .*multiple of 4 rows"):
         linear.read()
 

@@ -12,10 +12,10 @@ import pytest
 from support.paths import DATA
 
 import bitnet
-from bitnet.api import load
+from bitnet.api import load as loading
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.memory_plan import Need, Planner, Settings, plan, table
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.checks import format_bytes
 from bitnet.cli import main
 from bitnet.text import vocabulary
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def planner():
-    return Planner(scan(BUNDLED_MODEL))
+    return Planner(open_checkpoint(BUNDLED_MODEL))
 
 
 def load(memory_limit, settings, path=None, **changes):
@@ -55,9 +55,9 @@ def test_the_least_that_fits_runs_and_less_is_refused(planner, settings):
 
 
 def test_repacked_weights_without_a_cache_folder(monkeypatch):
-    with_cache = Planner(scan(FOLDER)).private(Settings(256))
+    with_cache = Planner(open_checkpoint(FOLDER)).private(Settings(256))
     monkeypatch.setenv("BITNET_CACHE", "off")
-    planner = Planner(scan(FOLDER))
+    planner = Planner(open_checkpoint(FOLDER))
     for mapping in ("map", "copy"):
         settings = Settings(256, mapping=mapping)
         least = planner.least(settings)
@@ -92,7 +92,7 @@ def test_what_is_offered_is_the_most_that_fits(planner):
 
 
 def test_several_changes_where_one_is_not_enough(planner):
-    least = Settings(128, min(load.KV_DTYPES, key=lambda d: kv_of(planner, d)))
+    least = Settings(128, min(loading.KV_DTYPES, key=lambda d: kv_of(planner, d)))
     changes, n_bytes = planner.remedies(SETTINGS, planner.least(least))[0]
     assert replace(SETTINGS, **changes) == least and n_bytes == planner.least(least)
     (only,) = planner.remedies(SETTINGS, planner.least(least) - 1)
@@ -107,7 +107,7 @@ def test_nothing_is_allocated_for_what_does_not_fit(monkeypatch):
     def refuse(*_):
         raise AssertionError("something was allocated")
 
-    monkeypatch.setattr(load, "Pool", refuse)
+    monkeypatch.setattr(loading, "Pool", refuse)
     monkeypatch.setattr(vocabulary, "from_source", refuse)
     with pytest.raises(bitnet.MemoryLimitExceeded):
         bitnet.load(memory_limit="10MiB")
@@ -162,7 +162,7 @@ def command(capsys):
 
 
 def test_the_plan_is_made_without_loading(command, monkeypatch, planner):
-    monkeypatch.setattr(load, "Pool", None)
+    monkeypatch.setattr(loading, "Pool", None)
     code, out, err = command("--context", 300, "--kv-dtype", "f32", "--slots", 2, "--threads", 3)
     assert (code, err) == (0, "")
     settings = Settings(300, "f32", 2, 3)

@@ -115,7 +115,7 @@ def packed_codes(folder, name):
 def test_hf_packed_goes_through_a_sidecar(folder, cache):
     opened = weights.open(folder)
     sidecar = opened.mappings()[1][0]
-    assert repack_cache.parent == cache and [m[0].name for m in opened.mappings()][:1] == [
+    assert sidecar.parent == cache and [m[0].name for m in opened.mappings()][:1] == [
         "model.safetensors"
     ]
     for name in small_files.HF_PROJECTIONS:

@@ -14,7 +14,7 @@ from support.paths import DATA
 import bitnet
 from bitnet.checkpoints import weights
 from bitnet.checkpoints.memory_plan import kv_bytes, plan
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
 from bitnet.models.config import ModelConfig
 from bitnet.models.transformer import Transformer
@@ -61,7 +61,7 @@ def squeezed(text):
 @pytest.mark.parametrize("path", FIXTURES.values(), ids=FIXTURES)
 def test_every_form_of_model(inspect, path, no_tokenizer):
     code, out, err = inspect(path, "--json")
-    found, config = json.loads(out), scan(path).config
+    found, config = json.loads(out), open_checkpoint(path).config
     assert (code, err) == (0, "") and found["family"] == config.family
     counts = {True: 0, False: 0}
     for shape in config.tensor_shapes().values():

@@ -41,9 +41,9 @@ def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, lay
     while begin < len(qkv):
         part = qkv[begin : begin + cache.chunk(min(chunk, len(qkv) - begin))]
         batch = operands.Batch(chunk, 1, n_threads).set([(cache, len(part))])
-        batch.found = guarded(np.zeros(ops.found_floats(n_heads, cache.head_dim), np.float32))
+        batch.found = guarded(np.zeros(ops.partials_floats(n_heads, cache.head_dim), np.float32))
         rows = matrix(part)
-        ops.turn(rope, batch)
+        ops.rope_table(rope, batch)
         ops.store_kv(rows, layer, batch)
         ops.attention(out, rows, layer, rope, batch, window=window)
         cache.advance(len(part))
@@ -76,7 +76,7 @@ def test_rope(isa, head_dim, interleaved):
     batch, rope = operands.Batch(4, 1).set([(cache, 4)]), rope_of(head_dim, interleaved=interleaved)
     x = rng(head_dim).standard_normal((4, 3 * head_dim)).astype(np.float32)
     got = operands.Matrix(guarded(x))
-    ops.turn(rope, batch)
+    ops.rope_table(rope, batch)
     ops.rope(got, rope, 2, batch)
     want = reference.rope(
         x[:, : 2 * head_dim].reshape(4, 2, head_dim), range(300, 304), 10000, interleaved
@@ -96,7 +96,7 @@ def test_cosines_and_sines_are_correctly_rounded_nearly_always(isa, position, n_
         cache.reserve(n)
         cache.advance(n)
     rope = operands.Rope(frequencies, turns, False, n_trained)
-    ops.turn(rope, operands.Batch(1, 1).set([(cache, 1)]))
+    ops.rope_table(rope, operands.Batch(1, 1).set([(cache, 1)]))
     angles = np.float64(position) * frequencies.astype(np.float64)
     if position < n_trained:
         angles = (np.float32(position) * frequencies).astype(np.float64)
@@ -170,7 +170,7 @@ def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
         for chunk in (1, 2, 1):
             batch.set([(cache, chunk)])
             part = matrix(qkv[cache.length : cache.length + chunk])
-            ops.turn(rope, batch)
+            ops.rope_table(rope, batch)
             ops.store_kv(part, 0, batch)
             ops.attention(out, part, 0, rope, batch)
             cache.advance(chunk)

@@ -10,9 +10,8 @@ import bitnet
 from bitnet.checkpoints import repack_cache, weights
 from bitnet.compute import operands, ops
 from bitnet.models import lm_head_screen
-from bitnet.models.lm_head_screen import Wanted
+from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu, dispatch
-from bitnet.server.tools import head
 
 NONE = np.empty(0, np.int32)
 
@@ -27,7 +26,7 @@ def bound(type, values):
     rows = weights.Rows(type, data, *values.shape, "")
     limits = np.empty((len(data), 3), np.float32)
     codes = np.concatenate([part.copy() for part in lm_head_screen.derive(rows, limits)])
-    return operands.Rows(data, type, values.shape[1]), operands.Screen(codes, limits)
+    return operands.QuantizedRows(data, type, values.shape[1]), operands.Screen(codes, limits)
 
 
 def both(table, screen, x, wanted, n_threads=1):
@@ -65,8 +64,8 @@ def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
     x = random_rows(5, n_cols, 1)
     wanted = [
-        Wanted(1), Wanted(7), Wanted(1, 2.5), Wanted(1, 0.0, np.array([3, 999, 3], np.int32)),
-        Wanted(1000),
+        LogitsQuery(1), LogitsQuery(7), LogitsQuery(1, 2.5), LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
+        LogitsQuery(1000),
     ]  # fmt: skip
     full, part, counts = both(table, screen, x, wanted, n_threads=2)
     for i in range(5):
@@ -81,7 +80,7 @@ def test_every_instruction_set_lets_the_same_through():
     parts = []
     for name in cpu.supported():
         dispatch.use(name)
-        parts.append(both(table, screen, random_rows(2, 321, 5), [Wanted(3)] * 2)[1].tobytes())
+        parts.append(both(table, screen, random_rows(2, 321, 5), [LogitsQuery(3)] * 2)[1].tobytes())
     dispatch.use()
     assert len(set(parts)) == 1
 
@@ -95,9 +94,9 @@ def test_codes_at_their_limits(isa):
     inputs = rows[0], -rows[0], rows[2], rows[0]
     for some in (*inputs, inputs[:2], inputs[:3], inputs):
         n_inputs = len(np.atleast_2d(some))
-        full, part, counts = both(table, screen, some, [Wanted(1)] * n_inputs)
+        full, part, counts = both(table, screen, some, [LogitsQuery(1)] * n_inputs)
         for i in range(n_inputs):
-            check(full[i], part[i], Wanted(1))
+            check(full[i], part[i], LogitsQuery(1))
         assert counts == [1] * n_inputs
 
 
@@ -106,9 +105,9 @@ def test_codes_at_their_limits(isa):
 @pytest.mark.parametrize("n_inputs", [2, 3, 4, 5, 7, 8, 11, 32])
 def test_inputs_together_let_the_same_through_as_each_alone(isa, n_rows, n_cols, n_inputs):
     table, screen = bound("F16", random_rows(n_rows, n_cols))
-    x, wanted = random_rows(n_inputs, n_cols, 3), [Wanted(1 + i % 3) for i in range(n_inputs)]
-    wanted[0] = Wanted(1, draw=(1, 2, 1.0, 1.0, 0.0))
-    wanted[-1] = Wanted(40) if n_inputs == 11 else wanted[-1]  # the last three: all bits
+    x, wanted = random_rows(n_inputs, n_cols, 3), [LogitsQuery(1 + i % 3) for i in range(n_inputs)]
+    wanted[0] = LogitsQuery(1, draw=(1, 2, 1.0, 1.0, 0.0))
+    wanted[-1] = LogitsQuery(40) if n_inputs == 11 else wanted[-1]  # the last three: all bits
     _, together, counts = both(table, screen, x, wanted, n_threads=2)
     for i in range(n_inputs):
         _, alone, count = both(table, screen, x[i], wanted[i : i + 1])
@@ -120,7 +119,7 @@ def test_equal_rows_all_pass(isa):
     rows = random_rows(300, 128)
     rows[[5, 100, 299]] = rows[5]
     table, screen = bound("F16", rows)
-    full, part, _ = both(table, screen, rows[5], [Wanted(1)])
+    full, part, _ = both(table, screen, rows[5], [LogitsQuery(1)])
     assert part[0].argmax() == 5
     assert (part[0] == full[0, 5]).sum() == 3
 
@@ -130,8 +129,8 @@ def test_rows_that_are_not_finite_pass(isa, value):
     rows = random_rows(300, 128)
     rows[7, 3], rows[250] = value, value
     table, screen = bound("F32", rows)
-    full, part, counts = both(table, screen, random_rows(1, 128, 2), [Wanted(2)])
-    check(full[0], part[0], Wanted(2))
+    full, part, counts = both(table, screen, random_rows(1, 128, 2), [LogitsQuery(2)])
+    check(full[0], part[0], LogitsQuery(2))
     assert part[0].view(np.uint32)[[7, 250]].tolist() == full[0].view(np.uint32)[[7, 250]].tolist()
     assert counts[0] < 75
 
@@ -141,7 +140,7 @@ def test_inputs_without_bounds_take_the_full_head(isa, value):
     table, screen = bound("F16", random_rows(300, 128))
     x = np.zeros((1, 128), np.float32)
     x[0, 5] = value
-    full, part, counts = both(table, screen, x, [Wanted(1)])
+    full, part, counts = both(table, screen, x, [LogitsQuery(1)])
     assert counts == [300]
     assert part.tobytes() == full.tobytes()
 
@@ -171,8 +170,8 @@ def test_nothing_is_lost(data):
         )
         ids = rng.integers(0, n_rows, data.draw(st.integers(0, 3))).astype(np.int32)
         n, margin = data.draw(st.integers(1, n_rows)), data.draw(st.sampled_from([0, 0.1, 30]))
-        full, part, _ = both(table, screen, x.astype(np.float32), [Wanted(n, margin, ids)])
-    check(full[0], part[0], Wanted(n, margin, ids))
+        full, part, _ = both(table, screen, x.astype(np.float32), [LogitsQuery(n, margin, ids)])
+    check(full[0], part[0], LogitsQuery(n, margin, ids))
 
 
 @settings(deadline=None, max_examples=60)
@@ -198,7 +197,9 @@ def test_nothing_is_lost_where_inputs_share_rows(data):
         table, screen = bound(
             data.draw(st.sampled_from(lm_head_screen.TYPES)), rows.astype(np.float32)
         )
-        wanted = [Wanted(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)]
+        wanted = [
+            LogitsQuery(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)
+        ]
         full, part, _ = both(table, screen, x.astype(np.float32), wanted)
     for i in range(n_inputs):
         check(full[i], part[i], wanted[i])
@@ -206,7 +207,7 @@ def test_nothing_is_lost_where_inputs_share_rows(data):
 
 def check_draws(table, screen, x, draws, n_threads=1):
     """Each gives the same id as from the full head: how many logits that took."""
-    wanted = [Wanted(1, draw=draw) for draw in draws]
+    wanted = [LogitsQuery(1, draw=draw) for draw in draws]
     full, part, counts = both(table, screen, np.tile(x, (len(draws), 1)), wanted, n_threads)
     for i, draw in enumerate(draws):
         there = part[i].view(np.uint32) != np.float32(ops.screened).view(np.uint32)
@@ -253,7 +254,7 @@ def test_draws_with_ids_whose_logits_change(isa):
     for position, x in enumerate(random_rows(30, 64, 4)):
         ids = np.random.default_rng(position).integers(0, 2000, 5).astype(np.int32)
         draw = (9, position, 1.0, 1.0, 0.0)
-        full, part, (count,) = both(table, screen, x, [Wanted(6, 0.0, ids, draw)])
+        full, part, (count,) = both(table, screen, x, [LogitsQuery(6, 0.0, ids, draw)])
         assert count < 500
         for change in (-100, 0, 5):
             full[0, ids] += np.float32(change)
@@ -295,12 +296,12 @@ def test_draws_from_rows_that_are_not_finite(isa):
     rows[7, 3] = np.nan
     table, screen = bound("F32", rows)
     for draw in ((1, 2, 1.0, 1.0, 0.0), (1, 2, 1.0, 0.9, 0.0), (1, 2, 1.0, 1.0, 0.5)):
-        _, part, _ = both(table, screen, random_rows(1, 128, 2), [Wanted(1, draw=draw)])
+        _, part, _ = both(table, screen, random_rows(1, 128, 2), [LogitsQuery(1, draw=draw)])
         assert np.isnan(part[0, 7])
 
 
 def test_patience_grows_with_every_step_of_no_use():
-    patience, skipped = lm_head_screen.Patience(), []
+    patience, skipped = lm_head_screen.Backoff(), []
     for _ in range(8):
         patience.record(False)
         skipped.append(0)
@@ -315,18 +316,18 @@ def test_patience_grows_with_every_step_of_no_use():
 
 def test_arguments_out_of_range():
     table, screen = bound("F16", random_rows(30, 32))
-    for wanted in (Wanted(0), Wanted(2000), Wanted(1, -1.0), Wanted(1, np.nan)):
+    for wanted in (LogitsQuery(0), LogitsQuery(2000), LogitsQuery(1, -1.0), LogitsQuery(1, np.nan)):
         with pytest.raises(ValueError, match="best, limit 1024"):
             both(table, screen, np.ones(32), [wanted])
     for draw in ((1, 0, 0.0, 1.0, 0.0), (1, 0, np.nan, 1.0, 0.0)):
         with pytest.raises(ValueError, match=r"^wanted: "):
-            both(table, screen, np.ones(32), [Wanted(1, draw=draw)])
+            both(table, screen, np.ones(32), [LogitsQuery(1, draw=draw)])
     with pytest.raises(ValueError, match=r"^wanted: "):
-        both(table, screen, np.ones(32), [Wanted(2, draw=(1, 0, 1.0, 0.9, 0.0))])
+        both(table, screen, np.ones(32), [LogitsQuery(2, draw=(1, 0, 1.0, 0.9, 0.0))])
     with pytest.raises(ValueError, match="token id 30"):
-        both(table, screen, np.ones(32), [Wanted(1, 0.0, np.array([30], np.int32))])
+        both(table, screen, np.ones(32), [LogitsQuery(1, 0.0, np.array([30], np.int32))])
     with pytest.raises(ValueError, match="1 wanted, 2 said how"):
-        both(table, screen, np.ones(32), [Wanted(1)] * 2)
+        both(table, screen, np.ones(32), [LogitsQuery(1)] * 2)
 
 
 # a model with one -----------------------------------------------------------------------------
@@ -366,10 +367,10 @@ def texts(model, options):
 def test_text_is_the_same_with_and_without(folder, monkeypatch, options):
     with bitnet.load(slots=3, prefix_cache=False) as model:
         screened = texts(model, options)
-        assert model._engine.transformer.screen is not None
+        assert model._scheduler.transformer.screen is not None
     monkeypatch.setattr(lm_head_screen, "LEAST", 1 << 62)
     with bitnet.load(slots=3, prefix_cache=False) as model:
-        assert model._engine.transformer.screen is None
+        assert model._scheduler.transformer.screen is None
         assert texts(model, options) == screened
 
 
@@ -386,7 +387,7 @@ def test_evaluation_has_all_logits(folder):
 
 def test_it_is_made_once_and_mapped(folder):
     with bitnet.load() as model:
-        assert model._engine.transformer.screen is not None
+        assert model._scheduler.transformer.screen is not None
         mapped = [str(path) for path, _, _ in model._weights.mappings()]
     ((path, _, _),) = repack_cache.cache_list(folder)
     assert str(path) in mapped
@@ -398,7 +399,7 @@ def test_it_is_made_once_and_mapped(folder):
 def test_without_a_cache_there_is_none(folder, monkeypatch):
     monkeypatch.setenv("BITNET_CACHE", "off")
     with bitnet.load() as model:
-        assert model._engine.transformer.screen is None
+        assert model._scheduler.transformer.screen is None
 
 
 def test_a_copy_goes_to_the_pool(folder):
@@ -421,10 +422,10 @@ def test_a_damaged_one_is_made_again(folder, caplog):
 def test_the_plan_counts_it(folder):
     from bitnet.api.load import BUNDLED_MODEL
     from bitnet.checkpoints import memory_plan
-    from bitnet.checkpoints.open_checkpoint import scan
+    from bitnet.checkpoints.open_checkpoint import open_checkpoint
 
     for mapping in ("map", "copy"):
-        plan = memory_plan.Planner(scan(BUNDLED_MODEL))
+        plan = memory_plan.Planner(open_checkpoint(BUNDLED_MODEL))
         chosen = memory_plan.Settings(256, "f16", 1, 1, mapping)
         needs = {need.purpose: need.nbytes for need in plan.needs(chosen)}
         with bitnet.load(context=256, threads=1, mapping=mapping) as model:

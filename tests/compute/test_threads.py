@@ -89,7 +89,7 @@ def test_a_number_that_was_asked_for_stays(free, monkeypatch):
 
 AFFINITY = """
 import os, bitnet
-from bitnet import cpu
+from bitnet.runtime import cpu
 cpus = cpu.affinity()
 with bitnet.load() as model:
     at_load = model.threads
@@ -113,7 +113,7 @@ def test_affinity_is_followed(free):
 LIMITED = """
 import os, sys, bitnet
 import threadpoolctl
-from bitnet import ops
+from bitnet.compute import ops
 count = lambda: len(os.listdir("/proc/self/task"))
 with bitnet.load(threads=3) as model:
     before = count()
@@ -184,7 +184,7 @@ import os, sys, threading, bitnet
 with bitnet.load(threads=2) as model, bitnet.load(threads=1) as other:
     is_inside, may_end = threading.Event(), threading.Event()
     def hold():
-        with model._engine.exclusive():
+        with model._scheduler.exclusive():
             is_inside.set()
             may_end.wait()
     thread = threading.Thread(target=hold)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from support.mock_model import BOS, END, EOT, ByteTokenizer, MockTransformer, says
 
 from bitnet import ContextFull
-from bitnet.generation.detokenizer import TextAssembler
+from bitnet.generation.detokenizer import Detokenizer
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
-from bitnet.generation.scheduler import Engine
-from bitnet.generation.stopping import Limits
+from bitnet.generation.scheduler import Scheduler
+from bitnet.generation.stopping import StopConditions
 
 EOS = frozenset((END, EOT))
 
@@ -21,9 +21,9 @@ def run(text, prompt=(BOS,), then=END, context=512, **limits):
     """(pieces as streamed, Completion) of a scripted reply."""
     script = says(text, then)
     script.n_prompt = len(prompt)
-    engine = Engine(MockTransformer(script, context=context), prefix_cache=False)
-    limits = Limits(**{"eos_ids": EOS, **limits})
-    text = TextAssembler(ByteTokenizer().stream(), limits.stop)
+    engine = Scheduler(MockTransformer(script, context=context), prefix_cache=False)
+    limits = StopConditions(**{"eos_ids": EOS, **limits})
+    text = Detokenizer(ByteTokenizer().stream(), limits.stop)
     request = Request(prompt, make_sampler(Sampling(seed=3), 300), limits, text)
     pieces = list(engine.pieces(request))
     assert "".join(pieces) == request.completion.text
@@ -135,7 +135,7 @@ def test_the_cut_into_tokens_does_not_matter(text, stop, cuts):
     words = [text[a:b] for a, b in pairwise(cuts)]
     results = set()
     for parts in (words, list(text), [text]):
-        assembler = TextAssembler(_Words(parts), tuple(stop))
+        assembler = Detokenizer(_Words(parts), tuple(stop))
         out = ""
         for i in range(len(parts)):
             piece = assembler.push(i)
@@ -165,4 +165,4 @@ def test_the_cut_into_tokens_does_not_matter(text, stop, cuts):
 )
 def test_limits_out_of_range(limits, where):
     with pytest.raises(ValueError, match=where):
-        Limits(**limits)
+        StopConditions(**limits)

@@ -8,11 +8,11 @@ from support.mock_model import END, VOCAB, ByteTokenizer, MockTransformer
 
 import bitnet
 from bitnet.errors import PoolExhausted
-from bitnet.generation.prefix_cache import WORTH, Prefixes, common
+from bitnet.generation.prefix_cache import WORTH, PrefixCache, common
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
-from bitnet.generation.scheduler import Engine
-from bitnet.generation.stopping import Limits
+from bitnet.generation.scheduler import Scheduler
+from bitnet.generation.stopping import StopConditions
 
 SYSTEM = "You are a patient clerk in a very small shop, and answer in one line. "
 
@@ -20,7 +20,7 @@ SYSTEM = "You are a patient clerk in a very small shop, and answer in one line. 
 def request(prompt, max_tokens=5, seed=1):
     sampler = make_sampler(Sampling(temperature=1.0, seed=seed), VOCAB)
     ids = ByteTokenizer().encode(prompt)
-    return Request(ids, sampler, Limits(max_tokens, eos_ids=frozenset((END,))))
+    return Request(ids, sampler, StopConditions(max_tokens, eos_ids=frozenset((END,))))
 
 
 def complete(engine, *prompts, **keywords):
@@ -39,20 +39,20 @@ def test_common():
 
 def test_a_prompt_that_begins_alike_reads_the_rest_only():
     transformer = MockTransformer(max_batch=256)
-    engine = Engine(transformer)
+    engine = Scheduler(transformer)
     first = complete(engine, SYSTEM + "Hello?")[0]
     assert first.cached_tokens == 0
     before = rows_read(transformer)
     second = complete(engine, SYSTEM + "Who is there?")[0]
     assert second.cached_tokens == len(SYSTEM) + 1  # and the begin token
     assert rows_read(transformer) - before == len("Who is there?") + 4
-    plain = Engine(MockTransformer(max_batch=256), prefix_cache=False)
+    plain = Scheduler(MockTransformer(max_batch=256), prefix_cache=False)
     assert complete(plain, SYSTEM + "Who is there?")[0].token_ids == second.token_ids
 
 
 def test_a_conversation_is_read_once():
     transformer = MockTransformer(max_batch=256)
-    engine, text = Engine(transformer), SYSTEM
+    engine, text = Scheduler(transformer), SYSTEM
     for turn in range(5):
         done = complete(engine, text, max_tokens=9)[0]
         assert (
@@ -64,7 +64,7 @@ def test_a_conversation_is_read_once():
 
 
 def test_the_same_prompt_again_keeps_one_token_to_read():
-    engine = Engine(MockTransformer(max_batch=256))
+    engine = Scheduler(MockTransformer(max_batch=256))
     first, again = (complete(engine, SYSTEM)[0] for _ in range(2))
     assert again.token_ids == first.token_ids
     assert again.cached_tokens == again.prompt_tokens - 1
@@ -72,7 +72,7 @@ def test_the_same_prompt_again_keeps_one_token_to_read():
 
 
 def test_short_beginnings_are_not_worth_it():
-    engine = Engine(MockTransformer(max_batch=256))
+    engine = Scheduler(MockTransformer(max_batch=256))
     complete(engine, "abcdef" + "x" * 20)
     assert complete(engine, "abcdef" + "y" * 20)[0].cached_tokens == 0  # 7 with the begin token
     assert complete(engine, "abcdef" + "x" * 3 + "z")[0].cached_tokens == 10
@@ -81,7 +81,7 @@ def test_short_beginnings_are_not_worth_it():
 
 def test_running_sequences_are_beginnings_too():
     transformer = MockTransformer(max_batch=256)
-    engine = Engine(transformer, slots=2)
+    engine = Scheduler(transformer, slots=2)
     running = engine.submit(request(SYSTEM + "one", max_tokens=50))
     engine.step()
     done = complete(engine, SYSTEM + "two")[0]
@@ -92,7 +92,7 @@ def test_running_sequences_are_beginnings_too():
 
 def test_those_used_last_stay_within_the_memory_of_the_slots():
     transformer = MockTransformer(max_batch=256, context=128)  # 8 pages of 16
-    engine = Engine(transformer, slots=1)
+    engine = Scheduler(transformer, slots=1)
     texts = [letter * 40 for letter in "abc"]  # 46 positions: 3 pages each
     for text in (texts[0], texts[1], texts[0], texts[2]):
         complete(engine, text)
@@ -103,7 +103,7 @@ def test_those_used_last_stay_within_the_memory_of_the_slots():
 
 def test_closing_frees_all():
     transformer = MockTransformer(max_batch=256)
-    engine = Engine(transformer)
+    engine = Scheduler(transformer)
     complete(engine, SYSTEM, "x" * 30, "y" * 30)
     assert transformer.open_caches
     engine.close()
@@ -112,7 +112,7 @@ def test_closing_frees_all():
 
 def test_prefixes_against_a_list():
     """Random sequences kept, forked, dropped: the longest beginning is always found."""
-    rng, model, kept, ours = random.Random(3), MockTransformer(), [], Prefixes()
+    rng, model, kept, ours = random.Random(3), MockTransformer(), [], PrefixCache()
     for _ in range(300):
         tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 30))]
         if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Prefixes in files: the same text after a restart, bounded, and no file is trusted or needed."""
+"""PrefixCache in files: the same text after a restart, bounded, and no file is trusted or needed."""
 
 import os
 import stat

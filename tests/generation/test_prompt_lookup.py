@@ -10,12 +10,12 @@ from support.mock_model import END, VOCAB, ByteTokenizer, MockTransformer
 
 import bitnet
 from bitnet import ContextFull, PoolExhausted
-from bitnet.generation.detokenizer import TextAssembler
+from bitnet.generation.detokenizer import Detokenizer
 from bitnet.generation.prompt_lookup import LONGEST_PAUSE, NgramDrafts, find
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
-from bitnet.generation.scheduler import DRAFT_ROWS, Engine
-from bitnet.generation.stopping import Limits
+from bitnet.generation.scheduler import DRAFT_ROWS, Scheduler
+from bitnet.generation.stopping import StopConditions
 
 PROSE = "And the king said unto the people, Go ye out. And the people went out. "
 CODE = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\n"
@@ -199,8 +199,8 @@ class Wrong:
 
 def request(drafts=None, prompt="ababab", max_tokens=30, n_logprobs=None, **sampling):
     sampler = make_sampler(Sampling(**{"temperature": 1.0, "seed": 1, **sampling}), VOCAB)
-    text = TextAssembler(ByteTokenizer().stream())
-    limits = Limits(max_tokens, eos_ids=frozenset((END,)))
+    text = Detokenizer(ByteTokenizer().stream())
+    limits = StopConditions(max_tokens, eos_ids=frozenset((END,)))
     return Request(ByteTokenizer().encode(prompt), sampler, limits, text, n_logprobs, drafts)
 
 
@@ -210,7 +210,7 @@ def loop(tokens):
 
 
 def complete(*requests, **options):
-    engine = Engine(MockTransformer(loop, **options), slots=4, prefix_cache=False)
+    engine = Scheduler(MockTransformer(loop, **options), slots=4, prefix_cache=False)
     done = engine.complete(requests)
     assert not engine.transformer.open_caches
     return done, engine.transformer.steps
@@ -260,7 +260,7 @@ def test_an_end_token_inside_a_draft():
         def record(self, n_drafted, n_accepted):
             assert (n_drafted, n_accepted) == (8, 5)
 
-    engine = Engine(MockTransformer(script), slots=1, prefix_cache=False)
+    engine = Scheduler(MockTransformer(script), slots=1, prefix_cache=False)
     (done,) = engine.complete([request(Right(), prompt="", max_tokens=13)])
     assert (done.text, done.finish_reason) == ("abcde", "stop")
     assert done.token_ids == ending
@@ -299,7 +299,7 @@ def test_an_interrupt_in_a_step_loses_nothing(at):
         calls.clear()
         one = request(NgramDrafts())
         sampler = one.sampler
-        engine = Engine(MockTransformer(loop), slots=1, prefix_cache=False)
+        engine = Scheduler(MockTransformer(loop), slots=1, prefix_cache=False)
         if where == "forward":
             engine.transformer.on_forward = interrupt
         else:

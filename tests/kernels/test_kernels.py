@@ -32,7 +32,7 @@ def rows(n, n_threads=1):
 
 def codes(n, n_cols):
     padded = -(-n_cols // 128) * 128
-    return operands.Codes(
+    return operands.QuantizedActivations(
         guarded(np.zeros((n, padded), np.int8)), np.zeros(n, np.float32), np.zeros(n, np.int32)
     )
 
@@ -180,9 +180,9 @@ def test_norm_and_gates_are_near_numpy(isa, n):
     )
     both = (r.standard_normal((5, 2 * n)) * 20).astype(np.float32)
     gate, up = both[:, :n].astype(np.float64), both[:, n:]
-    ops.gate(out, operands.Matrix(guarded(both)), "relu2", rows(5))
+    ops.gated_activation(out, operands.Matrix(guarded(both)), "relu2", rows(5))
     np.testing.assert_allclose(out.array(), np.maximum(gate, 0) ** 2 * up, rtol=3e-7)
-    ops.gate(out, operands.Matrix(guarded(both)), "silu", rows(5))
+    ops.gated_activation(out, operands.Matrix(guarded(both)), "silu", rows(5))
     np.testing.assert_allclose(out.array(), reference.silu(gate) * up, rtol=1e-6, atol=1e-30)
 
 
@@ -204,7 +204,7 @@ def gated(act, gate, up=1.0):
     """act(gate) * up, float32 (n,)."""
     both = np.concatenate([gate, np.full(len(gate), up)]).astype(np.float32)
     out = matrix(np.full((1, len(gate)), np.nan))
-    ops.gate(out, operands.Matrix(guarded(both.reshape(1, -1))), act, rows(1))
+    ops.gated_activation(out, operands.Matrix(guarded(both.reshape(1, -1))), act, rows(1))
     return out.array()[0]
 
 
@@ -257,7 +257,7 @@ def test_float_kernels_give_the_same_bits_everywhere():
         dispatch.use(name)
         out, results = matrix(np.zeros((4, 1000))), [ops.exp(x.ravel())]
         for act in ("relu2", "silu", "gelu"):
-            ops.gate(out, matrix(both), act, rows(4))
+            ops.gated_activation(out, matrix(both), act, rows(4))
             results.append(out.array().copy())
         ops.rms_norm(out, operands.Norm(x[0], 1e-5), matrix(x), rows(4))
         found[name] = b"".join(a.tobytes() for a in (*results, out.array()))
@@ -341,7 +341,7 @@ def test_wrong_shapes_are_refused():
         with pytest.raises(ValueError, match=f"not 2 x at least 50 from column {column}"):
             ops.linear(qkv, linear, quantized, rows(2), column=column)
     with pytest.raises(ValueError, match="act is 'tanh', not relu2, silu or gelu"):
-        ops.gate(matrix(np.zeros((2, 30))), qkv, "tanh", rows(2))
+        ops.gated_activation(matrix(np.zeros((2, 30))), qkv, "tanh", rows(2))
     cache = KVCache(Pool(1 << 20), n_layers=1, n_kv_heads=1, head_dim=20, capacity=8)
     batch, out = operands.Batch(1, 1).set([(cache, 1)]), matrix(np.zeros((1, 20)))
     rope = operands.Rope(np.ones(10, np.float32), np.zeros((2, 2, 10), np.float32), False, 8)
@@ -351,9 +351,9 @@ def test_wrong_shapes_are_refused():
         rope = operands.Rope(
             np.ones(half, np.float32), np.zeros((2, n_rows, half), np.float32), False, 8
         )
-        with pytest.raises(ValueError, match=f"turns are {n_rows} x {half}, not 1 and 1 x 10"):
+        with pytest.raises(ValueError, match=f"cos_sin is {n_rows} x {half}, not 1 and 1 x 10"):
             ops.attention(out, qkv, 0, rope, batch)
-    with pytest.raises(ValueError, match="turns are 2 x 3 x 10, not 2 x rows x 9 frequencies"):
+    with pytest.raises(ValueError, match="cos_sin is 2 x 3 x 10, not 2 x rows x 9 frequencies"):
         operands.Rope(np.ones(9, np.float32), np.zeros((2, 3, 10), np.float32), False, 8)
 
 

@@ -14,7 +14,7 @@ def linear(x, matrices, workspace, n_threads=1, add=False):
     if workspace is not None:
         batch.workspace = workspace
     padded = -(-x.shape[1] // 128) * 128
-    quantized = operands.Codes(
+    quantized = operands.QuantizedActivations(
         guarded(np.zeros((len(x), padded), np.int8)),
         guarded(np.zeros(len(x), np.float32)),
         np.zeros(len(x), np.int32),

@@ -68,7 +68,7 @@ def logits_of(table, x, n_threads=1):
 def test_rows_are_read_in_place(isa, type, n_cols):
     """The table ends at a page nobody may touch, and begins at any address."""
     data = rows_of(type, 71, n_cols)
-    table = operands.Rows(guarded(data), type, n_cols)
+    table = operands.QuantizedRows(guarded(data), type, n_cols)
     values = float_blocks.dequantize(type, data, n_cols)
     ids = [70, 0, 33, 0, 69]
     np.testing.assert_array_equal(embedded(table, ids), values[ids])
@@ -86,7 +86,7 @@ def test_every_code_and_scale(isa, type, byte):
     scales = [1, -1, 0, -0.0, 65504, -65504, 2**-24, -(2**-24), 2**-14, 1023 * 2**-24, 0.1]
     data = np.full((11, operands.row_bytes(type, 768)), byte, np.uint8)
     data = with_scales(type, data, scales)
-    table = operands.Rows(guarded(data), type, 768)
+    table = operands.QuantizedRows(guarded(data), type, 768)
     values = float_blocks.dequantize(type, data, 768)
     assert embedded(table, range(11)).tobytes() == values.tobytes()
 
@@ -101,7 +101,7 @@ def test_what_is_not_finite_stays_so(isa, type):
         bad = (bad.view(np.uint32) >> 16).astype("<u2") if type == "BF16" else bad
         bad = (bad.astype(np.float16) if type == "F16" else bad).view(np.uint8)
     data[1:2] = bad
-    table = operands.Rows(data, type, 256)
+    table = operands.QuantizedRows(data, type, 256)
     assert np.isnan(embedded(table, [1])).all()
     logits = logits_of(table, np.ones((1, 256), np.float32))[0]
     assert np.isnan(logits).tolist() == [False, True, False]
@@ -111,7 +111,7 @@ def test_what_is_not_finite_stays_so(isa, type):
 def test_rows_times_a_scale(isa, scale):
     data = rows_of("BF16", 9, 100)
     values = float_blocks.dequantize("BF16", data, 100)
-    got = embedded(operands.Rows(guarded(data), "BF16", 100), [8, 3], scale=scale)
+    got = embedded(operands.QuantizedRows(guarded(data), "BF16", 100), [8, 3], scale=scale)
     np.testing.assert_array_equal(got, values[[8, 3]] * np.float32(scale))
 
 
@@ -120,7 +120,7 @@ def test_rows_times_a_scale(isa, scale):
 )
 @pytest.mark.parametrize("n_tokens", [2, 3, 4, 5, 9])
 def test_inputs_together_or_alone(isa, type, n_cols, n_tokens):
-    table = operands.Rows(guarded(rows_of(type, 67, n_cols)), type, n_cols)
+    table = operands.QuantizedRows(guarded(rows_of(type, 67, n_cols)), type, n_cols)
     x = rng(n_tokens).standard_normal((n_tokens, n_cols)).astype(np.float32)
     alone = np.vstack([logits_of(table, row[None]) for row in x])
     assert logits_of(table, x, n_threads=2).tobytes() == alone.tobytes()
@@ -137,7 +137,7 @@ def test_the_same_bits_everywhere():
             ("F16", 761),
             ("Q5_1", 736),
         ]:
-            table = operands.Rows(rows_of(type, 9, n_cols), type, n_cols)
+            table = operands.QuantizedRows(rows_of(type, 9, n_cols), type, n_cols)
             parts += [logits_of(table, x[:, :n_cols].copy()), embedded(table, range(9))]
         found[name] = b"".join(part.tobytes() for part in parts)
     dispatch.use()
@@ -161,10 +161,10 @@ def test_wrong_tables_are_refused():
     with pytest.raises(ValueError, match="rows of type Q2_K, limit: one of F32, F16"):
         operands.row_bytes("Q2_K", 256)
     with pytest.raises(ValueError, match="blocks of 256"):
-        operands.Rows(np.zeros((4, 210), np.uint8), "Q6_K", 100)
+        operands.QuantizedRows(np.zeros((4, 210), np.uint8), "Q6_K", 100)
     with pytest.raises(ValueError, match="rows of 256 Q5_K take 176 bytes, not 175"):
-        operands.Rows(np.zeros((4, 175), np.uint8), "Q5_K", 256)
-    table = operands.Rows(np.zeros((4, 16), np.uint8), "F16", 8)
+        operands.QuantizedRows(np.zeros((4, 175), np.uint8), "Q5_K", 256)
+    table = operands.QuantizedRows(np.zeros((4, 16), np.uint8), "F16", 8)
     for token_id in (4, -1):
         with pytest.raises(ValueError, match=rf"token id {token_id} is not in 0\.\.3"):
             embedded(table, [token_id])

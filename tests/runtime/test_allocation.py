@@ -29,9 +29,10 @@ COUNTS = f"""
 import ctypes, gc, json, sys
 import numpy as np
 import bitnet
-from bitnet import head, ops
+from bitnet.compute import ops
+from bitnet.models import lm_head_screen
 if sys.argv[1] == "screened":
-    head.LEAST = 1
+    lm_head_screen.LEAST = 1
 hook, counts = ctypes.CDLL(None), {{}}
 never = {{i: -100.0 for i in (2046, 2047)}}           # the bundled model's end tokens
 
@@ -45,7 +46,7 @@ def count(name, step):
     counts[name] = hook.count_until_now()
 
 with bitnet.load(threads=2, prefix_cache=False) as model:
-    assert (model._engine.transformer.screen is not None) == (sys.argv[1] == "screened")
+    assert (model._scheduler.transformer.screen is not None) == (sys.argv[1] == "screened")
     with model.session() as session:
         session.feed([1] * 130)                     # so that no page begins in what is counted
         def decode():

@@ -291,7 +291,7 @@ def test_resident_bytes_of_a_file(tmp_path):
 KNOWN_CONTENTS = """
 import sys
 import numpy as np
-from bitnet.runtime import memory_report as report
+from bitnet.runtime import memory_report
 from bitnet.runtime.pool import Pool
 path = sys.argv[1]
 data = np.memmap(path, mode="r")

@@ -12,8 +12,8 @@ import pytest
 from support.paths import DATA
 
 import bitnet
-from bitnet import formats
 from bitnet.api.load import BUNDLED_MODEL
+from bitnet.formats import mapped_file
 from bitnet.runtime import mmap
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
@@ -39,17 +39,17 @@ def test_a_model_whose_file_shrinks_raises_and_others_run_on(tmp_path):
 def test_reads_of_a_lost_page_are_zeros(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"x" * 40_000)
-    data = formats.map_file(path)
+    data = mapped_file.map_file(path)
     assert data.sum() == 40_000 * ord("x")
-    formats.check_map(data, path)
-    lost = mmap.n_lost()
+    mapped_file.check_map(data, path)
+    lost = mmap.n_truncated()
     os.truncate(path, 100)
-    assert data[-1] == 0 and data[0] == ord("x") and mmap.n_lost() > lost
-    with pytest.raises(formats.FormatError, match="data: file size: shrank"):
-        formats.check_map(data, path)
-    again = formats.map_file(path)
+    assert data[-1] == 0 and data[0] == ord("x") and mmap.n_truncated() > lost
+    with pytest.raises(mapped_file.FormatError, match="data: file size: shrank"):
+        mapped_file.check_map(data, path)
+    again = mapped_file.map_file(path)
     assert again.sum() == 100 * ord("x")
-    formats.check_map(again, path)
+    mapped_file.check_map(again, path)
 
 
 @pytest.mark.parametrize("handler", ["none", "faulthandler"])
@@ -58,10 +58,10 @@ def test_a_bus_error_elsewhere_ends_the_process_as_before(tmp_path, handler):
 import mmap, os, sys
 if {handler!r} == "faulthandler":
     import faulthandler; faulthandler.enable()
-from bitnet import formats
+from bitnet.formats import mapped_file
 path = {str(tmp_path / "other")!r}
 open(path, "wb").write(b"x" * 40000)
-data = formats.map_file(path)
+data = mapped_file.map_file(path)
 with open(path, "rb") as file:
     mine = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 os.truncate(path, 100)
@@ -79,16 +79,16 @@ mine[39999]
 def test_ranges_are_numbered_again_once_free(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"abc")
-    before = len(formats._guards)
+    before = len(mapped_file._guards)
     for _ in range(5000):  # more than there are ranges
-        assert formats.map_file(path)[0] == ord("a")
-    assert len(formats._guards) == before
+        assert mapped_file.map_file(path)[0] == ord("a")
+    assert len(mapped_file._guards) == before
 
 
 @locks
 def test_advice_and_locks():
     data = np.zeros(1 << 16, np.uint8)
-    mmap.will_need(data.ctypes.data, data.nbytes)
+    mmap.willneed(data.ctypes.data, data.nbytes)
     mmap.lock(data.ctypes.data, 4096)
     mmap.unlock(data.ctypes.data, 4096)
     with pytest.raises(MemoryError, match=r"locking 1152921504606846976 bytes.*ulimit"):
@@ -153,7 +153,7 @@ def test_huge_pages_are_asked_for_in_whole_ranges(tmp_path):
     """Ranges that a few bytes part are one, so that a map is cut into few pieces."""
     path, mega = tmp_path / "file", 1 << 20
     path.write_bytes(bytes(32 * mega))
-    data = formats.map_file(path)
+    data = mapped_file.map_file(path)
     base = data.ctypes.data
     mmap.huge_pages([(base + 20 * mega, mega), (base + 5000, 4 * mega), (base + 6 * mega, 100)])
     mmap.huge_pages([])

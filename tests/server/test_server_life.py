@@ -34,7 +34,7 @@ class Steps:
 
 
 def worker_of(transformer, slots=2):
-    worker = Worker(SimpleNamespace(_engine=plain(transformer, slots=slots)), 2)
+    worker = Worker(SimpleNamespace(_scheduler=plain(transformer, slots=slots)), 2)
     worker.begin()
     return worker
 
@@ -98,7 +98,7 @@ def test_a_step_that_fails_ends_what_runs_and_no_more():
 
     async def run():
         worker = worker_of(model)
-        engine, plan = worker._engine, worker._engine._plan
+        engine, plan = worker._scheduler, worker._scheduler._plan
         engine._plan = lambda: 1 / 0
         worker.reserve(1)
         events = await events_of(worker.start([request()]))

@@ -7,7 +7,7 @@ import numpy as np
 from support.paths import DATA
 
 from bitnet.api.load import BUNDLED_MODEL
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats import gguf
 from bitnet.formats.gguf_metadata import StringArray
 
@@ -70,7 +70,7 @@ def codes_of(t):
 
 def in_layout(layout, path, source=BUNDLED_MODEL):
     """The model with its linear layers written in another layout."""
-    found, raw = scan(source), bytearray(Path(source).read_bytes())
+    found, raw = open_checkpoint(source), bytearray(Path(source).read_bytes())
     for t in found.ternary.values():
         at = t.tensor.data.ctypes.data - found.files[0].data.ctypes.data
         data = stream(codes_of(t), layout)

@@ -5,7 +5,7 @@ import json
 from support.paths import DATA
 
 from bitnet.checkpoints import convert
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats.float_blocks import dequantize
 
 TARGETS = ["gguf", "hf"]
@@ -24,7 +24,7 @@ def to(name, folder, target="gguf", **options):
 
 def tensors_of(path):
     """{name: bytes of codes and scales, or of values} of a model."""
-    source, found = scan(path), {}
+    source, found = open_checkpoint(path), {}
     for name, t in source.ternary.items():
         scales, chunks = t.read()
         found[name] = scales.tobytes() + b"".join(chunk.tobytes() for chunk in chunks)

@@ -14,7 +14,7 @@ from support.vocabularies import BOS, CONFIG, END, EOT, FOLDER, ID, TOKENS, from
 
 from bitnet import ContextFull, FormatError
 from bitnet.checkpoints.checkpoint import TokenizerSource
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats.gguf import GGUFFile
 from bitnet.text.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def test_special_tokens_parsed_as_the_library_does(text, tokenizer):
 )
 def test_fixture_texts(folder):
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    model = scan(folder / meta["load"])
+    model = open_checkpoint(folder / meta["load"])
     tokenizer = Tokenizer.from_source(model.tokenizer_source, model.config)
     for case in json.loads((folder / "tokenizer_cases.json").read_text(encoding="utf-8")):
         plain = tokenizer.encode(case["text"], add_bos=False, parse_special=True)

@@ -24,7 +24,7 @@ from support.vocabularies import (
 )
 
 from bitnet.checkpoints.checkpoint import TokenizerSource
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
 from bitnet.text import tokenizer_export
@@ -50,7 +50,7 @@ PIECES = SimpleNamespace(
 
 def source_of(name):
     meta = json.loads((DATA / name / "meta.json").read_text())
-    return scan(DATA / name / meta["load"])
+    return open_checkpoint(DATA / name / meta["load"])
 
 
 def of_json(folder, name="tokenizer.json", change=None, **tokenizer_config):

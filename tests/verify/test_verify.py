@@ -11,7 +11,7 @@ from support.changed_models import FIXTURES, GGUF, damaged, floats, in_layout, r
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.checkpoint import LAYOUTS
 from bitnet.checkpoints.convert import convert
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
 from bitnet.verify import verify
 from bitnet.verify.running import Run, _judged, some_ids
@@ -124,7 +124,7 @@ def test_norms_of_a_gemma_gguf_that_are_stored_less_1(gemma_gguf, tmp_path):
     assert verify(gemma_gguf)["norms"].status == "ok"
     native = {
         tensor.name: source.vector(name) - 1
-        for source in [scan(gemma_gguf)]
+        for source in [open_checkpoint(gemma_gguf)]
         for name, tensor in source.floats.items()
         if len(tensor.shape) == 1 and not name.endswith("_proj.norm")
     }
@@ -134,7 +134,7 @@ def test_norms_of_a_gemma_gguf_that_are_stored_less_1(gemma_gguf, tmp_path):
 
 def test_norms_of_a_gemma_folder_that_1_was_added_to(tmp_path):
     folder = shutil.copytree(FIXTURES["hf_embedding_gemma3"], tmp_path / "gemma")
-    source, raw = scan(folder), bytearray((folder / "model.safetensors").read_bytes())
+    source, raw = open_checkpoint(folder), bytearray((folder / "model.safetensors").read_bytes())
     for name, tensor in source.floats.items():
         if len(tensor.shape) == 1 and not name.endswith("_proj.norm"):
             at = tensor.data.ctypes.data - source.files[0].data.ctypes.data

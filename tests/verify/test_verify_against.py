@@ -16,7 +16,7 @@ from support.changed_models import (
 
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.convert import convert
-from bitnet.checkpoints.open_checkpoint import scan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats import gguf
 from bitnet.verify import verify
 from bitnet.verify.compare import in_step, rotate_half_order
@@ -78,7 +78,7 @@ def scale_times(factor):
 
 
 def test_a_scale_of_weights_quantised_twice_is_recognised(tmp_path):
-    codes = codes_of(scan(GGUF).ternary[UP])
+    codes = codes_of(open_checkpoint(GGUF).ternary[UP])
     nonzero = (codes != 1).mean()
     path = damaged(tmp_path, scale_times(nonzero), "blk.1.ffn_up.weight")
     for a, b, which in ((path, GGUF, "the file's"), (GGUF, path, "SRC's")):
@@ -88,7 +88,7 @@ def test_a_scale_of_weights_quantised_twice_is_recognised(tmp_path):
 
 
 def test_an_inverted_scale_is_recognised(tmp_path):
-    scale = float(scan(GGUF).ternary[UP].scales()[0])
+    scale = float(open_checkpoint(GGUF).ternary[UP].scales()[0])
     check = verify(damaged(tmp_path, scale_times(scale**-2), "blk.1.ffn_up.weight"), GGUF)[
         "= scales"
     ]
@@ -112,7 +112,7 @@ def test_a_layout_that_was_mistaken_is_named(tmp_path):
 
 
 def test_rows_of_the_other_kind_of_rope_are_named(tmp_path):
-    t = scan(GGUF).ternary["layers.0.self_attn.q_proj"]
+    t = open_checkpoint(GGUF).ternary["layers.0.self_attn.q_proj"]
     permuted = np.empty((t.n_rows, t.n_cols), np.uint8)
     permuted[:] = codes_of(t)[rotate_half_order(t.n_rows, 64)]
 
