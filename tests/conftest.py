@@ -1,20 +1,21 @@
 """What all tests share: the bundled model, instruction sets, a cache folder of their own."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
-import bitnet
-
 # A Python that a test starts finds the bitnet that is tested, whatever folder it is started in.
+# (Nothing is imported here: test_layout.py and test_docs.py need no compiled modules.)
+TESTED = Path(importlib.util.find_spec("bitnet").origin).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(bitnet.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [str(TESTED.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
 
 def pytest_report_header():
-    return f"bitnet {bitnet.__version__} from {Path(bitnet.__file__).parent}"
+    return f"bitnet from {TESTED}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,5 +43,7 @@ def isa(request):
 @pytest.fixture(scope="module")
 def model():
     """The bundled one."""
+    import bitnet
+
     with bitnet.load() as one:
         yield one
