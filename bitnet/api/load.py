@@ -70,19 +70,19 @@ def load(
     if path is BUNDLED_MODEL and not path.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
     folder_limit = parse_bytes("prefix_folder_limit", prefix_folder_limit)
-    model = _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
+    model = _load(
+        path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache,
+        prefix_folder, folder_limit,
+    )  # fmt: skip
     if threads is None:
         model.threads = None  # what the machine grants, also later on
-    if prefix_folder is not None:
-        try:
-            model.keep_prefixes(prefix_folder, folder_limit)
-        except BaseException:
-            model.close()
-            raise
     return model
 
 
-def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache):
+def _load(
+    path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache,
+    prefix_folder, folder_limit,
+):  # fmt: skip
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
@@ -101,7 +101,7 @@ def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, pre
             files.copy_into(pool)
         model = Model(
             files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache,
-            mapping == "prefetch",
+            mapping == "prefetch", prefix_folder, folder_limit,
         )  # fmt: skip
         model.needs = planner.needs(settings)
         model.measured = [("tokenizer", after - before)] if before is not None else []

@@ -5,6 +5,7 @@ import math
 import os
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ..checks import check_ids, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
+from ..generation.prefix_cache import PrefixCache
 from ..generation.prefix_cache_disk import DiskPrefixCache
 from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Request
@@ -42,19 +44,28 @@ class Model:
 
     def __init__(
         self, files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache=True,
-        prefetch=False,
+        prefetch=False, prefix_folder=None, prefix_folder_limit=0,
     ):  # fmt: skip
         self.path, self.config, self.context = files.path, files.config, context
         self._weights, self._pool, self._tokenizer = files, pool, tokenizer
         self.needs = []  # memory_plan.Need: what was planned
         self.measured = []  # (name, bytes) of what the process grew by, measured at its loading
         transformer = Transformer(
-            files, pool, n_threads=n_threads, context=context, max_sequences=slots
-        )
-        transformer.prefetch = prefetch
+            files, pool, n_threads=n_threads, context=context, max_sequences=slots,
+            prefetch=prefetch,
+        )  # fmt: skip
+        disk = None
+        if prefix_folder is not None:
+            if not prefix_cache:
+                raise ValueError("prefix_folder: nothing is kept without prefix_cache")
+            disk = DiskPrefixCache(
+                prefix_folder, prefix_folder_limit, files.fingerprint(), kv_dtype,
+                partial(transformer.new_state, dtype=kv_dtype),
+            )  # fmt: skip
         self._scheduler = Scheduler(
-            transformer, slots=slots, kv_dtype=kv_dtype, prefix_cache=prefix_cache
-        )
+            transformer, slots=slots, kv_dtype=kv_dtype,
+            prefix_cache=PrefixCache(disk) if prefix_cache else None,
+        )  # fmt: skip
         self._sessions = weakref.WeakSet()
         self._worker = None
         self._most_threads = None  # where fewer are used when the machine grants no more
@@ -98,7 +109,7 @@ class Model:
         import asyncio  # 60 ms, for those who have imported it already
 
         request = self._request(self._ids(prompt, parse_special), **options)
-        pieces = self._scheduler.pieces(request)
+        pieces = self._scheduler.stream(request)
         loop, worker = asyncio.get_running_loop(), self._async_worker()
         try:
             while (piece := await loop.run_in_executor(worker, next, pieces, None)) is not None:
@@ -186,9 +197,9 @@ class Model:
             raise ValueError(f"context_end: {context_end!r} (error or window)")
         engine = self._open_scheduler()
         self._follow_machine()
-        cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
-        cache.sinks = StopConditions(context_end=context_end).n_sinks
-        return Session(engine, cache, self._sessions, self._weights.fingerprint)
+        sinks = StopConditions(context_end=context_end).n_sinks
+        state = engine.transformer.new_state(capacity, engine.kv_dtype, sinks)
+        return Session(engine, state, self._sessions, self._weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest
     @property
@@ -239,16 +250,6 @@ class Model:
         self._open_scheduler()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self._weights.mappings(), self._pool, self.measured, planned)
-
-    def keep_prefixes(self, folder, limit):
-        """Keep caches of finished sequences in files as well: see load's prefix_folder."""
-        engine, dtype = self._open_scheduler(), self._scheduler.kv_dtype
-        if engine.prefixes is None:
-            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
-        engine.prefixes.files = DiskPrefixCache(
-            folder, limit, self._weights.fingerprint(), dtype,
-            lambda: engine.transformer.new_cache(dtype=dtype),
-        )  # fmt: skip
 
     def close(self):
         """Cancel what runs and free everything now. May be repeated.
@@ -362,7 +363,7 @@ class Stream:
     """
 
     def __init__(self, engine, request):
-        self._request, self._pieces = request, engine.pieces(request)
+        self._request, self._pieces = request, engine.stream(request)
 
     @property
     def completion(self):
