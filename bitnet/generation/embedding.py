@@ -10,7 +10,7 @@ def embed(engine, token_ids):
     with engine.exclusive() as transformer:
         out = np.empty((len(token_ids), transformer.config.hidden_size), np.float32)
         for first, group in _groups(token_ids, transformer):
-            _embed_group(out[first : first + len(group)], transformer, engine.kv_dtype, group)
+            _embed_group(out[first : first + len(group)], engine, group)
     return out
 
 
@@ -28,20 +28,21 @@ def _groups(token_ids, transformer):
         yield first, group
 
 
-def _embed_group(out, transformer, kv_dtype, group):
-    caches = [transformer.new_cache(len(ids), kv_dtype) for ids in group]
+def _embed_group(out, engine, group):
+    transformer, forward = engine.transformer, engine.forward
+    states = [transformer.new_state(len(ids), engine.kv_dtype) for ids in group]
     try:
         ids, step = np.concatenate(group).astype(np.int32), transformer.max_batch
         while len(ids) > step:  # one sequence: the last part gives the embedding
-            transformer.forward(ids[:step], [(caches[0], step)], logits="none")
+            forward(ids[:step], [(states[0], step)], logits="none")
             ids = ids[step:]
         lengths = [len(ids)] if len(group) == 1 else [len(part) for part in group]
-        hidden = transformer.forward(ids, list(zip(caches, lengths, strict=True)), logits="hidden")
+        hidden = forward(ids, list(zip(states, lengths, strict=True)), logits="hidden")
         for i, last in enumerate(np.cumsum(lengths) - 1):
             out[i] = normalized(hidden[last])
     finally:
-        for cache in caches:
-            cache.close()
+        for state in states:
+            state.close()
 
 
 def normalized(values):

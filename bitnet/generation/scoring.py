@@ -35,16 +35,17 @@ def loglikelihood(engine, token_ids, n_context):
 def _rows(engine, token_ids, first):
     """Yield (position, logits of some positions from there on), beginning at position first."""
     with engine.exclusive():
-        yield from _forward(engine.transformer, engine.kv_dtype, token_ids, first)
+        yield from _forward(engine, token_ids, first)
 
 
-def _forward(transformer, kv_dtype, token_ids, first):
+def _forward(engine, token_ids, first):
+    transformer, forward = engine.transformer, engine.forward
     ids = np.array(token_ids, np.int32)
-    with closing(transformer.new_cache(len(ids), kv_dtype)) as cache:
+    with closing(transformer.new_state(len(ids), engine.kv_dtype)) as state:
         for begin in range(0, first, transformer.max_batch):
             part = ids[begin : min(first, begin + transformer.max_batch)]
-            transformer.forward(part, [(cache, len(part))], logits="none")
+            forward(part, [(state, len(part))], logits="none")
         n_rows = min(ROWS, transformer.max_batch)
         for begin in range(first, len(ids), n_rows):
             part = ids[begin : begin + n_rows]
-            yield begin, transformer.forward(part, [(cache, len(part))], logits="all")
+            yield begin, forward(part, [(state, len(part))], logits="all")

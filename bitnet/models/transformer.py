@@ -20,9 +20,8 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
-from ..errors import FormatError, PoolExhausted
+from ..errors import FormatError
 from ..runtime import mmap
-from ..runtime.kv_cache import KVCache
 from .lm_head_screen import MAX_ROWS, Backoff
 from .registry import ARCHITECTURES
 from .rope import inverse_frequencies
@@ -63,9 +62,13 @@ class Transformer:
     weights: of weights.open(). pool: where norms and work arrays come from.
     n_threads: threads of every operation (may be changed between calls). context: positions a
     sequence may have. max_batch: rows of one forward pass at most. max_sequences: sequences of one.
+    prefetch: whether the first pass asks for each layer's pages while it computes the one before.
     """
 
-    def __init__(self, weights, pool, *, n_threads=1, context=None, max_batch=256, max_sequences=1):
+    def __init__(
+        self, weights, pool, *,
+        n_threads=1, context=None, max_batch=256, max_sequences=1, prefetch=False,
+    ):  # fmt: skip
         self.config = config = weights.config
         self.pool = pool
         self.context = context or config.max_position_embeddings
@@ -81,8 +84,7 @@ class Transformer:
         self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
         block = ARCHITECTURES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
-        self.prefetch = False  # whether the first pass asks for pages a layer ahead
-        self.make_room = None  # a function that frees memory of the pool, or returns False
+        self._prefetches = prefetch
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
@@ -172,36 +174,34 @@ class Transformer:
         if n_rows > self.logits.n_rows:
             self.logits = self._matrix(n_rows, self.vocab_size, "logits")
 
-    def new_cache(self, capacity=None, dtype="f16"):
-        """An empty KVCache for one sequence of up to ``capacity`` tokens (None: the context)."""
+    def new_state(self, capacity=None, dtype="f16", sinks=0):
+        """An empty SequenceState for up to ``capacity`` tokens (None: the context).
+
+        dtype: of cached keys and values. sinks: 0, or more for a window that moves: see KVCache.
+        """
         if capacity is not None and not 0 < capacity <= self.context:
             raise ValueError(f"capacity: {capacity} (1 to the context, {self.context})")
-        return KVCache(
-            self.pool,
-            n_layers=self.config.num_hidden_layers,
-            n_kv_heads=self.config.num_key_value_heads,
-            head_dim=self.config.head_dim,
-            capacity=capacity or self.context,
-            dtype=dtype,
+        return ARCHITECTURES[self.config.family].new_state(
+            self.config, self.pool, capacity=capacity or self.context, dtype=dtype, sinks=sinks
         )
 
-    def forward(self, token_ids, sequences, *, logits="last", wanted=None, after_layer=None):
-        """Run a ragged batch and append it to the sequences' caches.
+    def forward(self, token_ids, sequences, *, logits="last", queries=None, after_layer=None):
+        """Run a ragged batch and append it to the sequences' states.
 
         token_ids: int32 (n,), the new tokens of all sequences, one sequence after the other.
-        sequences: list of (KVCache, n_tokens). logits: "last" gives float32 (n_sequences, vocab),
-        "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
-        how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
-        and valid until the next call. wanted: None, or an iterable, read where there is a screen,
-        of a head.LogitsQuery for each row of logits, None for all: others may be ops.screened, the least
-        float32. after_layer(i, hidden) is called behind each layer with float32 (n, hidden), to
-        look at.
+        sequences: list of (SequenceState, n_tokens). logits: "last" gives float32 (n_sequences,
+        vocab), "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list
+        says of how many of its last tokens each sequence wants them: (sum, vocab). The result is
+        read-only and valid until the next call. queries: None, or an iterable, read where there is
+        a screen, of a LogitsQuery for each row of logits, None for all of its logits: others may
+        be ops.screened, the least float32. after_layer(i, hidden) is called behind each layer with
+        float32 (n, hidden), to look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
-        rows = wanted_rows(sequences, logits)
+        rows = logits_rows(sequences, logits)
         batch, s = self._set_batch(sequences), self.scratch
         for rope in self._ropes.values():
             ops.rope_table(rope, batch)
@@ -215,23 +215,21 @@ class Transformer:
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
         self._unchecked = self._mapped = None
-        out = self._head(s, rows, logits == "hidden", wanted)
+        out = self._head(s, rows, logits == "hidden", queries)
         self._check_maps()
-        for cache, n_tokens in sequences:
-            cache.advance(n_tokens)
+        for state, n_tokens in sequences:
+            state.advance(n_tokens)
         return out
 
     def _set_batch(self, sequences):
-        """Reserve room in every cache; where the pool has none, what others can do without goes."""
-        while True:
-            try:
-                return self.batch.set(sequences)
-            except PoolExhausted:
-                if self.make_room is None or not self.make_room():
-                    raise
+        """The batch of these sequences, with room for their new tokens in every state."""
+        batch = self.batch.set([(state.parts["kv"].cache, n) for state, n in sequences])
+        for state, n_tokens in sequences:
+            state.reserve(n_tokens)
+        return batch
 
-    def _head(self, s, rows, is_hidden, wanted):
-        """The final norm and the float head, over the rows that are wanted."""
+    def _head(self, s, rows, is_hidden, queries):
+        """The final norm and the float head, over the rows whose logits are asked for."""
         if not rows:
             return None
         n, batch = len(rows), self.head_batch.rows_only(len(rows))
@@ -240,18 +238,18 @@ class Transformer:
         out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
             out = self._matrix(n, self.vocab_size, "logits")
-        if not is_hidden and not self._is_screened(out, s.normed, batch, wanted):
+        if not is_hidden and not self._is_screened(out, s.normed, batch, queries):
             ops.head(out, self.lm_head, s.normed, batch)
         view = out.array()[:n]  # (n, vocab)
         view.flags.writeable = False
         return view
 
-    def _is_screened(self, out, x, batch, wanted):
-        """Whether out has the logits that are wanted, by the screen."""
+    def _is_screened(self, out, x, batch, queries):
+        """Whether out has the logits that queries ask for, by the screen."""
         n = batch.n_tokens
-        if not (wanted is not None and self.screen and n <= MAX_ROWS) or self._patience.is_over():
+        if not (queries is not None and self.screen and n <= MAX_ROWS) or self._patience.is_over():
             return False
-        rows = list(wanted)
+        rows = list(queries)
         if None in rows:
             return False
         counts = ops.screen(out, self.lm_head, self.screen, x, batch, rows)
@@ -260,7 +258,7 @@ class Transformer:
 
     def _prefetch(self, layer):
         """Ask for the pages of a layer, or of the head behind the last one."""
-        if self.prefetch:
+        if self._prefetches:
             for data in self._mapped[layer]:
                 mmap.willneed(data.ctypes.data, data.nbytes)
 
@@ -275,8 +273,8 @@ class Transformer:
                 raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
 
 
-def wanted_rows(sequences, logits):
-    """The rows of a batch whose logits are wanted; sequences and logits as of forward."""
+def logits_rows(sequences, logits):
+    """The rows of a batch whose logits are asked for; sequences and logits as of forward."""
     lengths = [n for _, n in sequences]
     counts = logits
     if isinstance(logits, str):
@@ -289,6 +287,6 @@ def wanted_rows(sequences, logits):
         raise ValueError(f"logits is {logits}, of sequences of {lengths} tokens")
     return [
         row
-        for end, n_wanted in zip(accumulate(lengths), counts, strict=True)
-        for row in range(end - n_wanted, end)
+        for end, n_rows in zip(accumulate(lengths), counts, strict=True)
+        for row in range(end - n_rows, end)
     ]

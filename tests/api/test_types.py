@@ -49,7 +49,7 @@ def test_a_user_s_program_type_checks(check):
 
 def test_a_user_s_program_runs():
     lines = runpy.run_path(str(PROGRAM))["main"]()
-    assert len(lines) == 9 and lines[-1].endswith("of 256")
+    assert len(lines) == 10 and lines[-1].endswith("of 256")
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_context_beyond_the_models(inspect):
 # ------------------------------------------------------------------------------------- its memory
 def pool_of(transformer, pool, context, kv_dtype, slots):
     """Bytes by purpose with every slot full."""
-    caches = [transformer.new_cache(context, kv_dtype) for _ in range(slots)]
+    caches = [transformer.new_state(context, kv_dtype) for _ in range(slots)]
     for cache in caches:
         cache.reserve(context)
     found = {name: counts[0] for name, counts in pool.stats().by_purpose.items()}
