@@ -86,7 +86,7 @@ class Worker:
 
     def __init__(self, model, n_waiting):
         self.model = model
-        self._scheduler = model._scheduler
+        self._scheduler = model.scheduler
         self._scheduler.fair = True
         self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
