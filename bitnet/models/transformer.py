@@ -71,7 +71,9 @@ class Transformer:
         self.context = context or config.max_position_embeddings
         self.max_batch, self.max_sequences = max_batch, max_sequences
         self.vocab_size = config.vocab_size
-        self.batch = Batch(max_batch, max_sequences, n_threads)
+        n_partials = ops.partials_floats(config.num_attention_heads, config.head_dim)
+        partials = pool.array((n_partials,), np.float32, "scratch")
+        self.batch = Batch(max_batch, max_sequences, n_threads, partials=partials)
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are wanted
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
@@ -86,8 +88,6 @@ class Transformer:
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
         self.scratch = self._scratch(max_batch)
-        n_found = ops.partials_floats(config.num_attention_heads, config.head_dim)
-        self.batch.found = self.pool.array((n_found,), np.float32, "scratch")
         self.n_threads = n_threads
         self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
 
@@ -116,10 +116,12 @@ class Transformer:
         return Norm(copy, self.config.rms_norm_eps)
 
     def bind_linear(self, weights, layer, names):
-        parts = [weights.ternary(name) for name in names]
-        linear = Linear([(part.codes, part.scales) for part in parts], parts[0].n_cols)
-        self._linears[layer].append((linear, [part.where for part in parts]))
-        self._mapped[layer] += [part.codes for part in parts]
+        found = [weights.ternary(name) for name in names]
+        scales = [one.scales.reshape(len(one.scales), -1) for one in found]  # (n_rows or 1, groups)
+        pairs = [(one.codes, s) for one, s in zip(found, scales, strict=True)]
+        linear = Linear(pairs, found[0].n_cols)
+        self._linears[layer].append((linear, [one.where for one in found]))
+        self._mapped[layer] += [one.codes for one in found]
         return linear
 
     def bind_rope(self, theta):
@@ -161,10 +163,10 @@ class Transformer:
 
     @n_threads.setter
     def n_threads(self, n):
-        n_rows = max(linear.fewest_rows for layer in self._linears for linear, _ in layer)
+        n_rows = max(linear.min_rows for layer in self._linears for linear, _ in layer)
         n_bytes = ops.workspace_bytes(n_rows)
-        if n_bytes and self.batch.workspace.shape[0] < n:
-            self.batch.workspace = self.pool.array((n, n_bytes), np.uint8, "scratch")
+        if n_bytes and self.batch.n_workspaces < n:
+            self.batch.set_workspace(self.pool.array((n, n_bytes), np.uint8, "scratch"))
         self.batch.n_threads = self.head_batch.n_threads = n
 
     def reserve_logits(self, n_rows):
