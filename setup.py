@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -44,29 +45,18 @@ DIRECTIVES = {
 }
 
 
-SHARED = [
-    "bitnet/kernels/" + name
-    for name in (
-        "simd.h",
-        "ternary.h",
-        "lookup.h",
-        "screen.h",
-        "combine.h",
-        "kernels.pxi",
-        "attention.pxi",
-        "lookup.pxi",
-        "rows.pxi",
-    )
-]
+KERNELS = Path("bitnet/kernels")
+SOURCES = [str(path) for path in KERNELS.rglob("*") if path.suffix in {".h", ".pxi"}]  # of each ISA
+HEADERS = [str(KERNELS / "kv_page.h")]  # that other folders include
 
 
 def extension(name, flags=(), link=()):
     path = name.replace(".", "/") + ".pyx"
-    shared = SHARED if ".kernels." in name else []
     return Extension(
         name,
         [path],
-        depends=shared,
+        include_dirs=[str(KERNELS)],
+        depends=SOURCES if ".kernels." in name else HEADERS,
         extra_compile_args=[*FLAGS, *flags],
         extra_link_args=[*LINK, *link],
     )

@@ -8,20 +8,19 @@ from cython.parallel cimport prange
 
 from .operands cimport Batch, Matrix, Rope, Sequence, check_rows
 from .threads cimport threads_for
-from ..kernels.table cimport View
+from ..kernels.kv_page cimport PAGE, SPLIT, kv_n_splits, kv_slot_of
+from ..kernels.table cimport MAX_HEAD_DIM, View
 from ..runtime.dispatch cimport kernels
-from ..runtime.kv_cache cimport PAGE, KVCache, slot_of
+from ..runtime.kv_cache cimport KVCache
 
 cdef enum:
-    SPLIT = 512                         # positions that attention's kernels sum apart
-    MAX_HEAD_DIM = 1024                 # of attention's kernels, whose sums are on the stack
-    SHARED_SPLITS = 33                  # of all rows together: 16,384 positions, and one begun
+    MAX_SPLITS = 33                     # of all rows together: 16,384 positions, and one begun
 
 
 def partials_floats(Py_ssize_t n_heads, Py_ssize_t head_dim):
     """Size of a Batch's partials: for rows that see 16,384 positions in all, beyond which heads are
     enough to share between threads or positions are not shared."""
-    return SHARED_SPLITS * n_heads * (head_dim + 2)
+    return MAX_SPLITS * n_heads * (head_dim + 2)
 
 
 cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
@@ -52,7 +51,7 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
         s = &batch.sequences[batch.sequence_of[r]]
         position = batch.positions[r]
         k = qkv.data + r * qkv.n_cols + n_heads * batch.head_dim
-        kernels.store_kv(s.pages[layer * s.n_pages + slot_of(position // PAGE, s.n_pages)], k,
+        kernels.store_kv(s.pages[layer * s.n_pages + kv_slot_of(position // PAGE, s.n_pages)], k,
                          k + width, position % PAGE, batch.type, batch.n_kv_heads, batch.head_dim)
 
 
@@ -129,8 +128,7 @@ cdef Py_ssize_t kv_splits(Batch batch, Py_ssize_t window, Py_ssize_t r) noexcept
     """In how many splits the kernels sum what a row sees."""
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     cdef Py_ssize_t first = first_seen(batch, r, window)
-    return (batch.positions[r] // SPLIT - first // SPLIT + 1
-            + (s.n_sinks > 0 and first == s.start))
+    return kv_n_splits(first, batch.positions[r]) + (s.n_sinks > 0 and first == s.start)
 
 
 cdef Py_ssize_t max_splits(Batch batch, Py_ssize_t window) noexcept nogil:
@@ -172,8 +170,8 @@ cdef void attention_split(Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch, 
         begin = (next.first // SPLIT + then % n_splits) * SPLIT
         has_next = begin <= next.last                           # not the sinks
         next.first, next.last = max(next.first, begin), min(next.last, begin + SPLIT - 1)
-    kernels.attention_part(partial, qkv.data + r * qkv.n_cols + column, &view,
-                           &next if has_next else NULL, split, n_group)
+    kernels.attention_split(partial, qkv.data + r * qkv.n_cols + column, &view,
+                            &next if has_next else NULL, split, n_group)
 
 
 cdef void merge_splits(Matrix out, Batch batch, Py_ssize_t n_group, Py_ssize_t window,

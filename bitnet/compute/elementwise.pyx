@@ -10,7 +10,7 @@ import numpy as np
 
 from cython.parallel cimport prange
 from libc.math cimport INFINITY
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memmove
 
 from .operands cimport (

@@ -66,7 +66,7 @@ cdef class Linear:
 cdef class QuantizedRows:
     cdef Array owner
     cdef const uint8_t* data            # (n_rows, row_bytes)
-    cdef int type                       # ggml's number
+    cdef int type                       # ROWS_F32, ... of kernels/table.pxd
     cdef readonly Py_ssize_t n_rows, n_cols, row_bytes
 
 cdef class Rope:
@@ -95,7 +95,7 @@ cdef class Batch:
     cdef list caches                    # None: rows without sequences
     cdef readonly Py_ssize_t max_tokens, max_sequences
     cdef Py_ssize_t n_kv_heads, head_dim
-    cdef int type                       # of the caches
+    cdef int type                       # of the caches: KV_F32, ... of kernels/kv_page.h
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
     cdef Array owner_of_partials, owner_of_workspace

@@ -14,14 +14,19 @@ from cpython.buffer cimport (
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.stdlib cimport calloc, free
 
+from ..kernels.table cimport (
+    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
+    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0,
+)
 from ..runtime.kv_cache cimport KVCache
 
+from ..formats.float_blocks import BLOCKS
 from ..runtime.cpu import is_amd
 
-ROW_TYPES = {                           # ggml's number, weights and bytes of a block
-    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q8_0": (8, 32, 34),
-    "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24),
-    "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "IQ4_NL": (20, 32, 18),
+ROW_TYPES = {                           # as the kernels know them
+    "F32": ROWS_F32, "F16": ROWS_F16, "BF16": ROWS_BF16, "Q8_0": ROWS_Q8_0, "Q4_0": ROWS_Q4_0,
+    "Q4_1": ROWS_Q4_1, "Q5_0": ROWS_Q5_0, "Q5_1": ROWS_Q5_1, "Q4_K": ROWS_Q4_K,
+    "Q5_K": ROWS_Q5_K, "Q6_K": ROWS_Q6_K, "IQ4_NL": ROWS_IQ4_NL,
 }
 SCREEN_LIMITS = SCREEN_MAX_BEST, SCREEN_MAX_TOKENS, SCREEN_MAX_COLS
 MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
@@ -70,7 +75,7 @@ def row_bytes(str type, Py_ssize_t n_cols):
     """Bytes of an embedding or head row of the type; ValueError where n_cols does not fit it."""
     if type not in ROW_TYPES:
         raise ValueError(f"rows of type {type}, limit: one of {', '.join(ROW_TYPES)}")
-    _, block, size = ROW_TYPES[type]
+    block, size = BLOCKS[type]
     if n_cols % block:
         raise ValueError(f"rows of {n_cols} {type}, limit: {type} comes in blocks of {block}")
     return n_cols // block * size
@@ -170,7 +175,7 @@ cdef class QuantizedRows:
                 or n_cols <= 0):
             raise ValueError(f"rows of {n_cols} {type} take {row_bytes(type, n_cols)} bytes, "
                              f"not {owner.view.shape[1]}")
-        self.owner, self.data, self.type = owner, <const uint8_t*>owner.data, ROW_TYPES[type][0]
+        self.owner, self.data, self.type = owner, <const uint8_t*>owner.data, ROW_TYPES[type]
         self.n_rows, self.row_bytes = owner.view.shape[0], owner.view.shape[1]
         self.n_cols = n_cols
 
