@@ -41,6 +41,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "embedsignature": True,
+    "auto_pickle": False,  # nothing here can be: pointers into memory of this process
 }
 
 # Here and not in pyproject.toml, where either all extras are read from files or none is.
@@ -84,7 +85,13 @@ setup(
             extension("bitnet.runtime.kv_cache"),
             extension("bitnet.runtime.dispatch"),
             extension("bitnet.compute.operands"),
-            extension("bitnet.compute.ops", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.gumbel"),
+            *(
+                extension(f"bitnet.compute.{name}", OPENMP, OPENMP_LINK)
+                for name in ("threads", "elementwise", "linear", "attention")
+            ),
+            extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
             *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items()),
         ],
         compiler_directives=DIRECTIVES,
