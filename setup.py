@@ -41,6 +41,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "embedsignature": True,
+    "auto_pickle": False,  # nothing here can be: pointers into memory of this process
 }
 
 # Here and not in pyproject.toml, where either all extras are read from files or none is.
@@ -58,29 +59,18 @@ EXTRAS = {
     ],
 }
 
-SHARED = [
-    "bitnet/kernels/" + name
-    for name in (
-        "simd.h",
-        "ternary.h",
-        "lookup.h",
-        "screen.h",
-        "combine.h",
-        "kernels.pxi",
-        "attention.pxi",
-        "lookup.pxi",
-        "rows.pxi",
-    )
-]
+KERNELS = Path("bitnet/kernels")
+SOURCES = [str(path) for path in KERNELS.rglob("*") if path.suffix in {".h", ".pxi"}]  # of each ISA
+HEADERS = [str(KERNELS / "kv_page.h")]  # that other folders include
 
 
 def extension(name, flags=(), link=()):
     path = name.replace(".", "/") + ".pyx"
-    shared = SHARED if ".kernels." in name else []
     return Extension(
         name,
         [path],
-        depends=shared,
+        include_dirs=[str(KERNELS)],
+        depends=SOURCES if ".kernels." in name else HEADERS,
         extra_compile_args=[*FLAGS, *flags],
         extra_link_args=[*LINK, *link],
     )
@@ -95,7 +85,13 @@ setup(
             extension("bitnet.runtime.kv_cache"),
             extension("bitnet.runtime.dispatch"),
             extension("bitnet.compute.operands"),
-            extension("bitnet.compute.ops", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.gumbel"),
+            *(
+                extension(f"bitnet.compute.{name}", OPENMP, OPENMP_LINK)
+                for name in ("threads", "elementwise", "linear", "attention")
+            ),
+            extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
             *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items()),
         ],
         compiler_directives=DIRECTIVES,

@@ -88,10 +88,10 @@ class Transformer:
             has_screen=weights.screen is not None,
         )  # fmt: skip
         self._arrays = {array.name: array.take(pool) for array in arrays}  # until they are bound
-        self.batch = Batch(max_batch, max_sequences, n_threads)
-        self.batch.found = self._arrays["attention.partials"]
-        if "threads" in self._arrays:
-            self.batch.workspace = self._arrays["threads"]
+        self.batch = Batch(
+            max_batch, max_sequences, n_threads,
+            partials=self._arrays["attention.partials"], workspace=self._arrays.get("threads"),
+        )  # fmt: skip
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
@@ -129,10 +129,12 @@ class Transformer:
         return Norm(copy, self.config.rms_norm_eps)
 
     def bind_linear(self, weights, layer, names):
-        parts = [weights.ternary(name) for name in names]
-        linear = Linear([(part.codes, part.scales) for part in parts], parts[0].n_cols)
-        self._linears[layer].append((linear, [part.where for part in parts]))
-        self._mapped[layer] += [part.codes for part in parts]
+        found = [weights.ternary(name) for name in names]
+        scales = [one.scales.reshape(len(one.scales), -1) for one in found]  # (n_rows or 1, groups)
+        pairs = [(one.codes, s) for one, s in zip(found, scales, strict=True)]
+        linear = Linear(pairs, found[0].n_cols)
+        self._linears[layer].append((linear, [one.where for one in found]))
+        self._mapped[layer] += [one.codes for one in found]
         return linear
 
     def bind_rope(self, theta):
@@ -162,8 +164,8 @@ class Transformer:
     @n_threads.setter
     def n_threads(self, n):
         for array in thread_arrays(self.config, n):
-            if self.batch.workspace.shape[0] < n:
-                self.batch.workspace = array.take(self.pool)
+            if self.batch.n_workspaces < n:
+                self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
     def reserve_logits(self, n_rows):
