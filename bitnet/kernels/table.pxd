@@ -40,13 +40,14 @@ cdef struct View:                       # what a query sees of its sequence: sin
     const float* sines
     int interleaved
 
-cdef struct Coarse:                     # up to eight inputs that share a row: screen_bounds.pxi
+cdef struct Coarse:                     # up to eight inputs that share a row: compute/screen_bounds
     Py_ssize_t n
     double step[8]
     double error[8]
     double rest[8]
     double threshold[8]
-    double least, norm                  # the largest ones
+    double least                        # what is added to every bound
+    double norm                         # the largest of the inputs
     int32_t sum[8]                      # of an input's codes
     bint has_noise                      # whether anything is to be added
 
@@ -66,7 +67,7 @@ cdef struct Kernels:
     # rotates one head in place; cosines and sines (head_dim / 2) of its position
     void (*rope)(float* x, const float* cosines, const float* sines, int interleaved,
                  Py_ssize_t head_dim) noexcept nogil
-    # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
+    # one position's keys and values (n_kv_heads, head_dim) into a slot 0..PAGE - 1 of its page
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
     # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees
