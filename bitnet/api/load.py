@@ -12,13 +12,14 @@ from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
 DEFAULT_CONTEXT = 4096
 MAX_SLOTS = 256
-KV_DTYPES = ("f16", "f32", "int8")
+KV_DTYPES = tuple(DTYPES)
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 

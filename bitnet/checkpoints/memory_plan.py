@@ -18,14 +18,12 @@ from ..formats.ternary_layouts import padded
 from ..models import lm_head_screen
 from ..models.registry import ARCHITECTURES
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES, KVCache
-from ..runtime.pool import Pool
+from ..runtime.kv_cache import DTYPES, PAGE, KVCache
+from ..runtime.mmap import HUGE_PAGE
+from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
 from .weights import head_rows
 
-PAGE = 128  # positions in a page of the KV cache
-HUGE_PAGE = 2 << 20  # bytes
-ALIGN = 64  # bytes: every allocation of the pool is a multiple
 MAX_BATCH = 256  # rows of one forward pass, as Transformer has it
 
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
