@@ -1,7 +1,7 @@
 """The screen of a head: an int8 copy of its rows that tells which few can be among the best.
 
-screen.pxi and screen_bounds.pxi prove that nothing is lost. Knows no files: a sidecar keeps what
-is made here.
+compute/lm_head.pyx and compute/screen_bounds.pyx prove that nothing is lost. Knows no files: a
+sidecar keeps what is made here.
 """
 
 from typing import NamedTuple

@@ -64,9 +64,12 @@ def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
     x = random_rows(5, n_cols, 1)
     wanted = [
-        LogitsQuery(1), LogitsQuery(7), LogitsQuery(1, 2.5), LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
+        LogitsQuery(1),
+        LogitsQuery(7),
+        LogitsQuery(1, 2.5),
+        LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
         LogitsQuery(1000),
-    ]  # fmt: skip
+    ]
     full, part, counts = both(table, screen, x, wanted, n_threads=2)
     for i in range(5):
         check(full[i], part[i], wanted[i])
@@ -300,18 +303,18 @@ def test_draws_from_rows_that_are_not_finite(isa):
         assert np.isnan(part[0, 7])
 
 
-def test_patience_grows_with_every_step_of_no_use():
-    patience, skipped = lm_head_screen.Backoff(), []
+def test_backoff_grows_with_every_step_of_no_use():
+    backoff, skipped = lm_head_screen.Backoff(), []
     for _ in range(8):
-        patience.record(False)
+        backoff.record(False)
         skipped.append(0)
-        while patience.is_over():
+        while backoff.is_over():
             skipped[-1] += 1
     assert skipped == [0, 1, 2, 4, 8, 16, 16, 16]
-    patience.record(True)
-    assert not patience.is_over()
-    patience.record(False)
-    assert not patience.is_over()
+    backoff.record(True)
+    assert not backoff.is_over()
+    backoff.record(False)
+    assert not backoff.is_over()
 
 
 def test_arguments_out_of_range():
