@@ -86,15 +86,15 @@ def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, pre
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(path, layout=layout)
-    context = context_of(source.config, context)
-    planner, settings = Planner(source), Settings(context, kv_dtype, slots, n_threads, mapping)
+    checkpoint = open_checkpoint(path, layout=layout)
+    context = context_of(checkpoint.config, context)
+    planner, settings = Planner(checkpoint), Settings(context, kv_dtype, slots, n_threads, mapping)
     pool, files, model = Pool(_pool_limit(limit, planner, settings)), None, None
     try:
-        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
-        files = weights.of_source(source, pool=pool, n_threads=n_threads)
+        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
         if mapping == "lock":
             files.lock()
         elif mapping == "copy":

@@ -146,7 +146,7 @@ class Model:
     @property
     def prompts(self):
         """{name: text} an embedding model's author puts in front of texts, often under "query"."""
-        return dict(self._weights.source.prompts)
+        return dict(self._weights.checkpoint.prompts)
 
     def embed(self, texts, *, prompt_name=None, prompt=""):
         """Embeddings of a text or a list of texts: float32 (hidden_size,) or (n, hidden_size).
