@@ -13,6 +13,7 @@ from ..formats.gguf_metadata import StringArray
 from ..formats.tensor import Tensor
 from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
+from ..text.vocabulary.vocabulary import BYTE_LEVEL_MODEL
 from .checkpoint import (
     I2_S_LAYOUTS,
     Checkpoint,
@@ -85,7 +86,7 @@ def _tokenizer_source(file: GGUFFile) -> TokenizerSource:
     """The tokenizer's metadata, checked, with the pre-tokenizer the official file leaves out."""
     metadata = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
     model = metadata.get("tokenizer.ggml.model")
-    if isinstance(model, str) and model == "gpt2":
+    if isinstance(model, str) and model == BYTE_LEVEL_MODEL:
         metadata.setdefault("tokenizer.ggml.pre", "llama-bpe")
     for key, wanted in _VOCABULARY_ARRAYS.items():
         if key in metadata and (found := _elements(metadata[key])) != wanted:
