@@ -1,8 +1,9 @@
-"""The extension modules and the flags of each instruction set; all else is in pyproject.toml."""
+"""The extension modules, the flags of each instruction set, the extras; else see pyproject.toml."""
 
 import os
 import platform
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -42,30 +43,33 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 
+# Here and not in pyproject.toml, where either all extras are read from files or none is.
+EXTRAS = {
+    "test": Path("tests/requirements.txt").read_text().splitlines(),
+    "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
+    "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
+    "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
+    "plot": ["matplotlib>=3.8"],  # bench/support/plot*.py
+    "dev": [
+        "bitnet-engine[test,server,grammar,hub]",
+        *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
+        # what tests compare with
+        *("gguf", "safetensors", "sentencepiece", "openai", "threadpoolctl", "jsonschema"),
+    ],
+}
 
-SHARED = [
-    "bitnet/kernels/" + name
-    for name in (
-        "simd.h",
-        "ternary.h",
-        "lookup.h",
-        "screen.h",
-        "combine.h",
-        "kernels.pxi",
-        "attention.pxi",
-        "lookup.pxi",
-        "rows.pxi",
-    )
-]
+KERNELS = Path("bitnet/kernels")
+SOURCES = [str(path) for path in KERNELS.rglob("*") if path.suffix in {".h", ".pxi"}]  # of each ISA
+HEADERS = [str(KERNELS / "kv_page.h")]  # that other folders include
 
 
 def extension(name, flags=(), link=()):
     path = name.replace(".", "/") + ".pyx"
-    shared = SHARED if ".kernels." in name else []
     return Extension(
         name,
         [path],
-        depends=shared,
+        include_dirs=[str(KERNELS)],
+        depends=SOURCES if ".kernels." in name else HEADERS,
         extra_compile_args=[*FLAGS, *flags],
         extra_link_args=[*LINK, *link],
     )
@@ -86,5 +90,6 @@ setup(
         compiler_directives=DIRECTIVES,
         force=CHECK or SANITIZE,
     ),
+    extras_require=EXTRAS,
     options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}},
 )

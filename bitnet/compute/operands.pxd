@@ -48,7 +48,7 @@ cdef class Linear:
 
 cdef class QuantizedRows:
     cdef const uint8_t[:, ::1] data
-    cdef int type                       # ggml's number
+    cdef int type                       # ROWS_F32, ... of kernels/table.pxd
     cdef readonly Py_ssize_t n_rows, n_cols
 
 cdef class Rope:

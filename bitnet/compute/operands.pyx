@@ -7,12 +7,18 @@ import numpy as np
 
 from libc.stdint cimport int8_t, int32_t, uint8_t
 
-from ..formats import ggml_types
+from ..kernels.table cimport (
+    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
+    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0,
+)
 from ..runtime.kv_cache cimport KVCache
 
-ROW_TYPES = {                           # ggml's number, weights and bytes of a block
-    name: (ggml_types.TYPES[name].number, ggml_types.TYPES[name].n_values, ggml_types.TYPES[name].n_bytes)
-    for name in ggml_types.ROW_TYPES
+from ..formats.float_blocks import BLOCKS
+
+ROW_TYPES = {                           # as the kernels know them
+    "F32": ROWS_F32, "F16": ROWS_F16, "BF16": ROWS_BF16, "Q8_0": ROWS_Q8_0, "Q4_0": ROWS_Q4_0,
+    "Q4_1": ROWS_Q4_1, "Q5_0": ROWS_Q5_0, "Q5_1": ROWS_Q5_1, "Q4_K": ROWS_Q4_K,
+    "Q5_K": ROWS_Q5_K, "Q6_K": ROWS_Q6_K, "IQ4_NL": ROWS_IQ4_NL,
 }
 SCREEN_LIMITS = SCREEN_BEST, SCREEN_TOKENS, SCREEN_COLS     # best logits, rows of a step, columns
 MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
@@ -22,7 +28,7 @@ def row_bytes(str type, Py_ssize_t n_cols):
     """Bytes of an embedding or head row of the type; ValueError where n_cols does not fit it."""
     if type not in ROW_TYPES:
         raise ValueError(f"rows of type {type}, limit: one of {', '.join(ROW_TYPES)}")
-    _, block, size = ROW_TYPES[type]
+    block, size = BLOCKS[type]
     if n_cols % block:
         raise ValueError(f"rows of {n_cols} {type}, limit: {type} comes in blocks of {block}")
     return n_cols // block * size
@@ -104,7 +110,7 @@ cdef class QuantizedRows:
         if not data.shape[0] or data.shape[1] != row_bytes(type, n_cols) or n_cols <= 0:
             raise ValueError(f"rows of {n_cols} {type} take {row_bytes(type, n_cols)} bytes, "
                              f"not {data.shape[1]}")
-        self.data, self.type = data, ROW_TYPES[type][0]
+        self.data, self.type = data, ROW_TYPES[type]
         self.n_rows, self.n_cols = data.shape[0], n_cols
 
 

@@ -18,9 +18,10 @@ from .operands cimport (
     BLOCK, BLOCK_BYTES, CHUNK, SCREEN_BEST, SCREEN_COLS, SCREEN_TOKENS, Batch, QuantizedActivations, Linear,
     Matrix, Norm, Part, Rope, QuantizedRows, Screen, Sequence,
 )
-from ..runtime.kv_cache cimport PAGE, KVCache, slot_of
+from ..runtime.kv_cache cimport KVCache
 from ..runtime.dispatch cimport kernels
-from ..kernels.table cimport Coarse, View
+from ..kernels.kv_page cimport PAGE, SPLIT, kv_n_splits, kv_slot_of
+from ..kernels.table cimport MAX_HEAD_DIM, Coarse, View
 
 from ..runtime.cpu import is_amd
 
@@ -44,8 +45,6 @@ openmp = BITNET_OPENMP                  # False: built without, everything runs 
 cdef enum:
     READ_CHUNK = 1 << 18                # bytes
     WORTH = 20000                       # ns of work on one core for which other threads are woken
-    SPAN = 512                          # positions that attention's kernels sum apart
-    MAX_HEAD_DIM = 1024                 # of attention's kernels
 
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
@@ -245,7 +244,7 @@ def store_kv(Matrix qkv not None, Py_ssize_t layer, Batch batch not None):
         s = &batch.sequences[batch.sequence_of[r]]
         position = batch.positions[r]
         k = qkv.data + r * qkv.n_cols + n_heads * batch.head_dim
-        kernels.store_kv(s.pages[layer * s.n_pages + slot_of(position // PAGE, s.n_pages)], k,
+        kernels.store_kv(s.pages[layer * s.n_pages + kv_slot_of(position // PAGE, s.n_pages)], k,
                          k + width, position % PAGE, batch.type, batch.n_kv_heads, batch.head_dim)
 
 
@@ -322,8 +321,7 @@ cdef Py_ssize_t parts_of(Batch batch, Py_ssize_t window, Py_ssize_t r) noexcept 
     """In how many parts the kernels sum what a row sees."""
     cdef Sequence* s = &batch.sequences[batch.sequence_of[r]]
     cdef Py_ssize_t first = first_seen(batch, r, window)
-    return (batch.positions[r] // SPAN - first // SPAN + 1
-            + (s.n_sinks > 0 and first == s.start))
+    return kv_n_splits(first, batch.positions[r]) + (s.n_sinks > 0 and first == s.start)
 
 
 cdef Py_ssize_t most_parts(Batch batch, Py_ssize_t window) noexcept nogil:
@@ -362,11 +360,11 @@ cdef void attention_part(Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch, P
     view = view_of(layer, rope, batch, window, i // n_parts)
     if has_next:
         next = view_of(layer, rope, batch, window, then // n_parts)
-        begin = (next.first // SPAN + then % n_parts) * SPAN
+        begin = (next.first // SPLIT + then % n_parts) * SPLIT
         has_next = begin <= next.last                           # not the sinks
-        next.first, next.last = max(next.first, begin), min(next.last, begin + SPAN - 1)
-    kernels.attention_part(found, qkv.data + r * qkv.n_cols + column, &view,
-                           &next if has_next else NULL, part, n_group)
+        next.first, next.last = max(next.first, begin), min(next.last, begin + SPLIT - 1)
+    kernels.attention_split(found, qkv.data + r * qkv.n_cols + column, &view,
+                            &next if has_next else NULL, part, n_group)
 
 
 cdef void merge_parts(Matrix out, Batch batch, Py_ssize_t n_group, Py_ssize_t window,

@@ -6,26 +6,33 @@ from libc.stdint cimport (
 )
 from libc.string cimport memcpy, memset
 
+from .kv_page cimport (
+    KV_F16, KV_F32, KV_INT8, LANES, PAGE, SPLIT, SPLIT_PAGES, kv_item_bytes, kv_key_item,
+    kv_n_splits, kv_scale_offset, kv_slot_of, kv_value_item,
+)
 from .lookup cimport (
     LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_fold, lookup_index, lookup_most,
     lookup_rows, lookup_tables,
 )
 from .simd cimport (
-    AHEAD, ROWS, ROWS_1, TILE_TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load,
-    f32_load_bf16, f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_set1, f32_shorten,
-    f32_store, f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16,
-    prefetch, prefetch_first, prefetch_once, ternary_row, ternary_row_1, ternary_tile,
-    ternary_tile_1, ternary_tile_1_once,
+    PREFETCH_DISTANCE, ROWS, ROWS_1, TILE_TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load,
+    f32_load_bf16, f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_round_to_13_bits,
+    f32_set1, f32_store, f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below,
+    f32x16, prefetch_nta, prefetch_t0, prefetch_t1, ternary_row, ternary_row_1, ternary_tile,
+    ternary_tile_1, ternary_tile_1_streaming,
 )
-from .table cimport Coarse, Kernels, View
+from .table cimport (
+    MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K,
+    ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, Coarse, Kernels, View,
+)
 
-ctypedef void (*Combine)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
+ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                          const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
                          Py_ssize_t n, Py_ssize_t n_vectors, const char* ahead) noexcept nogil
 
-cdef extern from "combine.h" nogil:
-    enum: COMBINE_SUMS
-    Combine combine_f32, combine_f16, combine_i8
+cdef extern from "weighted_sum.h" nogil:
+    enum: WEIGHTED_SUM_VECTORS
+    WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
 
 cdef extern from "screen.h" nogil:
     enum: COARSE                        # whether this instruction set gains by it
@@ -37,21 +44,19 @@ cdef extern from "screen.h" nogil:
                          double least, const double* more, const double* thresholds) noexcept
     void screen_dot(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                     Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
-                    Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept
+                    Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept
 
 cdef enum:
-    LANES = 16                      # partial sums; as a step loops say 16: Cython wants a literal
-    BLOCK_BYTES = 32                # 128 ternary codes
-    PAGE = 128                      # positions of a KV page
+    BLOCK_BYTES = 32    # 128 ternary codes; loops over LANES say 16, as Cython wants a literal
 
 
 # ------------------------------------------------------------------------------------ ternary
 cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                          Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
-                         Py_ssize_t n_blocks, bint once) noexcept nogil:
+                         Py_ssize_t n_blocks, bint streaming) noexcept nogil:
     cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
     if n_tokens == 1:
-        ternary_matvec(out, w, x, n_rows, n_blocks, once)
+        ternary_matvec(out, w, x, n_rows, n_blocks, streaming)
         return
     for i in range(n_rows // ROWS):
         r = i * ROWS
@@ -63,16 +68,17 @@ cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, 
 
 
 cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
-                         Py_ssize_t n_blocks, bint once) noexcept nogil:
+                         Py_ssize_t n_blocks, bint streaming) noexcept nogil:
     """The first bytes are asked for here, as a thread may come from elsewhere: 1.04 times the speed
     of two threads, whose chunks lie apart."""
     cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
-    for i in range(0, min(<Py_ssize_t>AHEAD, n_rows * row_bytes) if once else 0, 64):
-        prefetch_once(w + i)
+    cdef Py_ssize_t n_ahead = min(<Py_ssize_t>PREFETCH_DISTANCE, n_rows * row_bytes)
+    for i in range(0, n_ahead if streaming else 0, 64):
+        prefetch_nta(w + i)
     for i in range(n_rows // ROWS_1):
         r = i * ROWS_1
-        if once:
-            ternary_tile_1_once(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
+        if streaming:
+            ternary_tile_1_streaming(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
         else:
             ternary_tile_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
     for r in range(n_rows - n_rows % ROWS_1, n_rows):
@@ -263,15 +269,15 @@ include "lookup.pxi"
 include "rows.pxi"
 
 
-cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes, bint once) noexcept nogil:
+cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes, bint streaming) noexcept nogil:
     cdef uint64_t words[8]
     cdef uint64_t total = 0
     cdef Py_ssize_t begin, i
     for begin in range(0, n_bytes - 63, 64):
-        if once:                                # as the kernels do, or it would be no bound
-            prefetch_once(p + begin + AHEAD)
+        if streaming:                           # as the kernels do, or it would be no bound
+            prefetch_nta(p + begin + PREFETCH_DISTANCE)
         else:
-            prefetch(p + begin + AHEAD)
+            prefetch_t1(p + begin + PREFETCH_DISTANCE)
         memcpy(words, p + begin, 64)
         for i in range(8):
             total ^= words[i]
@@ -282,10 +288,10 @@ cdef Kernels table = Kernels(
     ternary_matmul=ternary_matmul, find_code_3=find_code_3, quantize=quantize, rms_norm=rms_norm,
     rope=rope, store_kv=store_kv, attention=attention, relu2_gate=relu2_gate,
     silu_gate=silu_gate, gelu_gate=gelu_gate, matvec_rows=matvec_rows, matvec_rows_4=matvec_rows_4,
-    dequantize_row=dequantize_row, exp=exp, read=read, cos_sin=cos_sin, attention_part=attention_part,
-    attention_merge=attention_merge, screen_dot=screen_dot, ternary_lookup=ternary_lookup,
-    apply_scales=apply_scales, screen_coarse=screen_coarse, tile_tokens=TILE_TOKENS,
-    plane_bits=PLANE_BITS)
+    dequantize_row=dequantize_row, exp=exp, read=read, cos_sin=cos_sin,
+    attention_split=attention_split, attention_merge=attention_merge, screen_dot=screen_dot,
+    ternary_lookup=ternary_lookup, apply_scales=apply_scales, screen_coarse=screen_coarse,
+    tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
 if not LOOKUP:
     table.ternary_lookup = NULL
 if not COARSE:

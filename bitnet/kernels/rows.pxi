@@ -1,19 +1,5 @@
 # Rows of an embedding or a head in every type of formats/floats.py, rounded as it is done there.
 
-cdef enum:                              # ggml's type numbers
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    IQ4_NL = 20
-    BF16 = 30
-
 cdef enum:
     CHUNK = 256                         # weights: one block of the K types, eight of the others
 
@@ -153,28 +139,28 @@ cdef const uint8_t* unpack_q6_k(Chunk* c, const uint8_t* block) noexcept nogil:
 
 cdef const uint8_t* unpack(Chunk* c, const uint8_t* block, int type, Py_ssize_t n) noexcept nogil:
     """The next n <= CHUNK weights of a row; returns where the ones after them are."""
-    if type == Q8_0:
+    if type == ROWS_Q8_0:
         return unpack_q8_0(c, block, n // 32)
-    if type == Q4_0:
+    if type == ROWS_Q4_0:
         return unpack_32(c, block, n // 32, False, False)
-    if type == Q4_1:
+    if type == ROWS_Q4_1:
         return unpack_32(c, block, n // 32, True, False)
-    if type == Q5_0:
+    if type == ROWS_Q5_0:
         return unpack_32(c, block, n // 32, False, True)
-    if type == Q5_1:
+    if type == ROWS_Q5_1:
         return unpack_32(c, block, n // 32, True, True)
-    if type == IQ4_NL:
+    if type == ROWS_IQ4_NL:
         return unpack_iq4_nl(c, block, n // 32)
-    if type == Q4_K:
+    if type == ROWS_Q4_K:
         return unpack_k(c, block, False)
-    if type == Q5_K:
+    if type == ROWS_Q5_K:
         return unpack_k(c, block, True)
     return unpack_q6_k(c, block)
 
 
 # -------------------------------------------------------------------------------- sixteen weights
 cdef inline bint is_float(int type) noexcept nogil:
-    return type == F32 or type == F16 or type == BF16
+    return type == ROWS_F32 or type == ROWS_F16 or type == ROWS_BF16
 
 
 cdef inline f32x16 load_codes(const Chunk* c, Py_ssize_t i) noexcept nogil:
@@ -183,9 +169,9 @@ cdef inline f32x16 load_codes(const Chunk* c, Py_ssize_t i) noexcept nogil:
 
 
 cdef inline f32x16 load_row(const uint8_t* row, int type, Py_ssize_t i) noexcept nogil:
-    if type == F16:
+    if type == ROWS_F16:
         return f32_load_f16(<const uint16_t*>row + i)
-    if type == BF16:
+    if type == ROWS_BF16:
         return f32_load_bf16(<const uint16_t*>row + i)
     return f32_load(<const float*>row + i)
 
@@ -193,13 +179,14 @@ cdef inline f32x16 load_row(const uint8_t* row, int type, Py_ssize_t i) noexcept
 cdef inline f32x16 load_last(const uint8_t* row, int type, Py_ssize_t n) noexcept nogil:
     """The last n % 16 numbers of a row of n, and zeros."""
     cdef float padded[LANES]
-    cdef Py_ssize_t rest = n % LANES, item = 4 if type == F32 else 2
+    cdef Py_ssize_t rest = n % LANES, item = 4 if type == ROWS_F32 else 2
     memset(padded, 0, sizeof(padded))
     memcpy(padded, row + (n - rest) * item, rest * item)
     return load_row(<const uint8_t*>padded, type, 0)
 
 
-cdef void dequantize_row(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil:
+cdef void dequantize_row(float* out, const uint8_t* row, int type,
+                         Py_ssize_t n_cols) noexcept nogil:
     cdef Chunk chunk
     cdef Py_ssize_t i, j, n, rest = n_cols % LANES
     if is_float(type):
@@ -241,16 +228,16 @@ cdef float float_row_dot(const uint8_t* row, const float* x, int type,
 
 cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
                     Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
-    """Four F32, F16 or BF16 rows at once, n a multiple of 16: four chains hide an addition's time.
+    """Four rows of floats at once, n a multiple of 16: four chains hide an addition's time.
 
     The next four are asked for meanwhile: their streams are too short for the hardware to guess.
     """
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef const uint8_t* next_rows = rows + 4 * row_bytes
-    cdef Py_ssize_t i, r, item = 4 if type == F32 else 2
+    cdef Py_ssize_t i, r, item = 4 if type == ROWS_F32 else 2
     for i in range(0, n, 16):
         for r in range(4):
-            prefetch(next_rows + r * row_bytes + i * item)
+            prefetch_t1(next_rows + r * row_bytes + i * item)
         v = f32_load(x + i)
         acc0 = f32_add(acc0, f32_mul(load_row(rows, type, i), v))
         acc1 = f32_add(acc1, f32_mul(load_row(rows + row_bytes, type, i), v))
@@ -291,9 +278,9 @@ cdef void float_row_dots(float* out, const uint8_t* row, const float** x, int ty
                          Py_ssize_t n) noexcept nogil:
     """One row times four inputs: each number is read and converted once, the next row asked for."""
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
-    cdef Py_ssize_t i, rest = n % LANES, item = 4 if type == F32 else 2
+    cdef Py_ssize_t i, rest = n % LANES, item = 4 if type == ROWS_F32 else 2
     for i in range(0, n - LANES + 1, 16):
-        prefetch(row + (n + i) * item)
+        prefetch_t1(row + (n + i) * item)
         v = load_row(row, type, i)
         acc0 = f32_add(acc0, f32_mul(v, f32_load(x[0] + i)))
         acc1 = f32_add(acc1, f32_mul(v, f32_load(x[1] + i)))

@@ -101,15 +101,15 @@ static inline int64_t screen_sum(const screen_vec *a) {
 
 /* One row after the other: 38.8 GB/s of a core that reads 40. Four rows side by side took 1.4 times
  * as long. */
-static inline int64_t screen_row(const int8_t *w, const int16_t *x, ptrdiff_t n, int once) {
+static inline int64_t screen_row(const int8_t *w, const int16_t *x, ptrdiff_t n, int streaming) {
     screen_vec sum[2] = {screen_zero(), screen_zero()};
     ptrdiff_t j = 0;
     for (; j + 2 * SCREEN_STEP <= n; j += 2 * SCREEN_STEP)
         UNROLL for (int i = 0; i < 2; i++) {
             const ptrdiff_t at = j + i * SCREEN_STEP;
             if (at % 64 == 0) {
-                if (once) prefetch_once(w + at + AHEAD);
-                else prefetch(w + at + AHEAD);
+                if (streaming) prefetch_nta(w + at + PREFETCH_DISTANCE);
+                else prefetch_t1(w + at + PREFETCH_DISTANCE);
             }
             sum[i] = screen_add(sum[i], w + at, screen_input(x, n, at));
         }
@@ -158,7 +158,7 @@ static inline int64_t screen_wide_sum(screen_wide a) {
         ptrdiff_t j = 0;                                                                          \
         UNROLL for (int t = 0; t < T; t++) sum[t] = screen_wide_zero();                           \
         for (; j + SCREEN_WIDE <= n; j += SCREEN_WIDE) {                                          \
-            if (j % 64 == 0) prefetch_first(w + j + AHEAD);                                       \
+            if (j % 64 == 0) prefetch_t0(w + j + PREFETCH_DISTANCE);                              \
             UNROLL for (int t = 0; t < T; t++)                                                    \
                 sum[t] = screen_wide_add(sum[t], w + j, x + t * x_stride, n, j);                  \
         }                                                                                         \
@@ -174,12 +174,13 @@ SCREEN_INPUTS(screen_row_3, 3)
 SCREEN_INPUTS(screen_row_4, 4)
 
 /* out[t * out_stride + r] = sum of row r times the codes of input t, which add up to x_sums[t];
- * rows are n bytes apart, inputs x_stride codes; up to four of them; once: see table.pxd */
+ * rows are n bytes apart, inputs x_stride codes; up to four of them; streaming: see table.pxd */
 static void screen_dot(int64_t *out, ptrdiff_t out_stride, const int8_t *rows, const int16_t *x,
                        ptrdiff_t x_stride, const int64_t *x_sums, ptrdiff_t n_inputs,
-                       ptrdiff_t n_rows, ptrdiff_t n, int once) {
+                       ptrdiff_t n_rows, ptrdiff_t n, int streaming) {
     for (ptrdiff_t r = 0; r < n_rows; r++, rows += n, out++) {
-        if (n_inputs == 1) out[0] = once ? screen_row(rows, x, n, 1) : screen_row(rows, x, n, 0);
+        if (n_inputs == 1)
+            out[0] = streaming ? screen_row(rows, x, n, 1) : screen_row(rows, x, n, 0);
         else (n_inputs == 2 ? screen_row_2 : n_inputs == 3 ? screen_row_3 : screen_row_4)(
             out, out_stride, rows, x, x_stride, n);
         for (ptrdiff_t t = 0; t < n_inputs; t++) out[t * out_stride] -= SCREEN_OFFSET * x_sums[t];
@@ -219,8 +220,8 @@ static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_
     do {                                                                                          \
         const vec w = coarse_codes(row + j);                                                      \
         if (j % 64 == 0) {                                                                        \
-            prefetch_first(row + j + AHEAD);                                                      \
-            prefetch_first(row + j + AHEAD / 8);                                                  \
+            prefetch_t0(row + j + PREFETCH_DISTANCE);                                             \
+            prefetch_t0(row + j + PREFETCH_DISTANCE / 8);                                         \
         }                                                                                         \
         UNROLL for (int t = 0; t < T; t++)                                                        \
             sum[t][SUM] = coarse_dot(sum[t][SUM], w, vec_codes((const uint8_t *)x[t] + j));       \

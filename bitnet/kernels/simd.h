@@ -22,7 +22,7 @@
 static inline float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
-#if defined(__F16C__)         /* rows of Q4_0 and Q4_1 at 1.4 times the speed of the branches below */
+#if defined(__F16C__)     /* rows of Q4_0 and Q4_1 at 1.4 times the speed of the branches below */
 #include <immintrin.h>
 static inline float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
 #else
@@ -457,13 +457,13 @@ static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
 /* A file's pages are too small for the hardware to look far ahead, and a core has more requests to
  * its second-level cache than to the first. A plain read of a mapped file on one core of a Xeon,
  * GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
-enum { AHEAD = 8192 };
-static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
+enum { PREFETCH_DISTANCE = 8192 };
+static inline void prefetch_t1(const void *p) { __builtin_prefetch(p, 0, 2); }  /* any address */
 /* Into the first cache, where nothing else needs it. */
-static inline void prefetch_first(const void *p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch_t0(const void *p) { __builtin_prefetch(p, 0, 3); }
 /* What is read once, past the second cache: codes in decode on a Zen 5 at 1.06 times the speed of
- * prefetch_first, which was 1.07 times that of prefetch; 4 and 16 KiB ahead 0.8 and 0.9. */
-static inline void prefetch_once(const void *p) { __builtin_prefetch(p, 0, 0); }
+ * prefetch_t0, which was 1.07 times that of prefetch; 4 and 16 KiB ahead 0.8 and 0.9. */
+static inline void prefetch_nta(const void *p) { __builtin_prefetch(p, 0, 0); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.
@@ -485,7 +485,7 @@ static inline f32x16 f32_exp(f32x16 x) {
 
 /* x with 13 significant bits (Dekker 1971), 0 below 2^-60. Its product with a float16 or an int8 is
  * then exact, so that f32_add_exact, c + a b, has one rounding, whether it is fused or not. */
-static inline f32x16 f32_shorten(f32x16 x) {
+static inline f32x16 f32_round_to_13_bits(f32x16 x) {
     const f32x16 c = f32_mul(x, f32_set1(2049.0f));
     return f32_zero_below(f32_sub(c, f32_sub(c, x)), f32_mul(x, x), 0x1p-120f);
 }

@@ -20,16 +20,16 @@ cdef extern from "simd.h" nogil:
     f32x16 f32_div(f32x16 a, f32x16 b) noexcept
     f32x16 f32_max(f32x16 a, f32x16 b) noexcept
     f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) noexcept
-    f32x16 f32_shorten(f32x16 x) noexcept
+    f32x16 f32_round_to_13_bits(f32x16 x) noexcept
     f32x16 f32_exp(f32x16 a) noexcept
     float f32_sum(f32x16 a) noexcept
-    void prefetch(const void* p) noexcept
-    void prefetch_first(const void* p) noexcept
-    void prefetch_once(const void* p) noexcept
+    void prefetch_t1(const void* p) noexcept
+    void prefetch_t0(const void* p) noexcept
+    void prefetch_nta(const void* p) noexcept
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
-    enum: AHEAD
+    enum: PREFETCH_DISTANCE
 
 
 cdef extern from "ternary.h" nogil:
@@ -44,7 +44,7 @@ cdef extern from "ternary.h" nogil:
                      Py_ssize_t n_blocks) noexcept
     void ternary_tile_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
                         Py_ssize_t n_blocks) noexcept
-    void ternary_tile_1_once(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
-                             Py_ssize_t n_blocks) noexcept
+    void ternary_tile_1_streaming(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes,
+                                  const int8_t* x, Py_ssize_t n_blocks) noexcept
     void ternary_row_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
                        Py_ssize_t n_blocks) noexcept

@@ -23,7 +23,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
  * gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
 #define ASK(R, PREFETCH)                                                                          \
     UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                                           \
-        PREFETCH(w + R * STEP_BYTES * s + i + AHEAD)
+        PREFETCH(w + R * STEP_BYTES * s + i + PREFETCH_DISTANCE)
 #define ZERO(SUMS, R, N)                                                                          \
     UNROLL for (int r = 0; r < R; r++)                                                            \
         UNROLL for (int i = 0; i < N; i++) SUMS[r][i] = vec_zero()
@@ -82,7 +82,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
                      const int8_t *x, ptrdiff_t x_stride, ptrdiff_t n_blocks) {                   \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
         vec sum[R][T];                                                                            \
-        ALL_STEPS(STEP_T, R, T, VEC_FOLD, prefetch_first)                                         \
+        ALL_STEPS(STEP_T, R, T, VEC_FOLD, prefetch_t0)                                            \
         int32_t sums[R * T + 3];                                                                  \
         UNROLL for (int i = 0; i < R * T; i += 4)                                                 \
             vec_sums(sums + i, AT(i, R, T), AT(i + 1, R, T), AT(i + 2, R, T), AT(i + 3, R, T));   \
@@ -129,12 +129,12 @@ TERNARY_TILE(ternary_row_5, 1, 5)
 TERNARY_TILE(ternary_tile_4, ROWS, 4)           /* prefill and batches */
 TERNARY_TILE(ternary_tile_3, ROWS, 3)
 TERNARY_TILE(ternary_tile_2, ROWS, 2)
-TERNARY_TILE_1(ternary_tile_1, ROWS_1, prefetch)                /* decode: several rows in flight */
-TERNARY_TILE_1(ternary_tile_1_once, ROWS_1, prefetch_once)
+TERNARY_TILE_1(ternary_tile_1, ROWS_1, prefetch_t1)             /* decode: several rows in flight */
+TERNARY_TILE_1(ternary_tile_1_streaming, ROWS_1, prefetch_nta)
 TERNARY_TILE(ternary_row_4, 1, 4)               /* the last rows, where they do not fill a tile */
 TERNARY_TILE(ternary_row_3, 1, 3)
 TERNARY_TILE(ternary_row_2, 1, 2)
-TERNARY_TILE_1(ternary_row_1, 1, prefetch)
+TERNARY_TILE_1(ternary_row_1, 1, prefetch_t1)
 #define BY_TOKENS(NAME)                                                                           \
     (n_tokens == 5 ? NAME##_5 : n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)   \
     (out, out_stride, w, row_bytes, x, x_stride, n_blocks)
@@ -151,7 +151,7 @@ static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_b
     *out = sum;
 }
 #define ternary_tile_1 ternary_row_1
-#define ternary_tile_1_once ternary_row_1
+#define ternary_tile_1_streaming ternary_row_1
 #define BY_TOKENS(NAME)                                                                           \
     for (ptrdiff_t t = 0; t < n_tokens; t++)                                                      \
         ternary_row_1(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks)

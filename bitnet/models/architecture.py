@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.pool import Pool
+from .sequence_state import SequenceState, attention_parts
+
 LINEARS = {  # of a block: (outputs, inputs) as names of widths
     "self_attn.q_proj": ("q", "hidden"),
     "self_attn.k_proj": ("kv", "hidden"),
@@ -72,6 +75,7 @@ class Architecture:
     from_gguf: as from_hf.
 
     exported_as: the Architecture of a converted model, None: the same.
+    state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     """
 
     name: str
@@ -95,6 +99,17 @@ class Architecture:
     interleaved_in_gguf: bool = False
     from_gguf: Callable[[Any], dict[str, Any]] = _no_fields
     exported_as: "Architecture | None" = None
+    state_parts: Callable[..., Any] = attention_parts
+
+    def new_state(
+        self, config: Any, pool: Pool, *, capacity: int, dtype: str, sinks: int = 0
+    ) -> SequenceState:
+        """An empty SequenceState, which takes memory of the pool as it is used.
+
+        capacity: tokens that are seen at once. dtype, sinks: as of KVCache.
+        """
+        parts = self.state_parts(config, pool, capacity=capacity, dtype=dtype, sinks=sinks)
+        return SequenceState(parts, capacity=capacity, dtype=dtype)
 
     def hf_name(self, tensor: str) -> str:
         """layers.0.self_attn.attn_sub_norm -> layers.0.self_attn.inner_attn_ln"""

@@ -7,7 +7,11 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from ..kernels.table cimport Coarse, Kernels, View
+from ..kernels.kv_page cimport KV_F16, KV_F32, KV_INT8, PAGE, SPLIT
+from ..kernels.table cimport (
+    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
+    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, Coarse, Kernels, View,
+)
 
 from .cpu import UNPROVEN, supported
 
@@ -197,11 +201,11 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
                                float* y) noexcept nogil:
     """Rotation, the KV page in every type, and attention of 5 heads over it, 2 of its slots seen
     as sinks."""
-    cdef float page[2 * DIM * 128]
+    cdef float page[2 * DIM * PAGE]
     cdef float q[5 * DIM]
-    cdef char* pages[5]                                 # of two spans, all the same one
+    cdef char* pages[5]                                 # of two splits, all the same one
     cdef float found[3 * 5 * (DIM + 2)]
-    cdef int[3] types = [0, 1, 24]
+    cdef int[3] types = [KV_F32, KV_F16, KV_INT8]
     cdef View view
     cdef Py_ssize_t i, t
     k.cos_sin(y, y + DIM, x + 100, 12345, False, DIM)
@@ -216,12 +220,12 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
         for i in range(5 * DIM):
             q[i] = x[700 + i] / 256                     # so that no weight is nearly 1
         k.rope(q, x + 100, x + 200, t == 1, DIM)
-        view = View(&pages[0], 5, types[t], 1, DIM, 0, 3, 4 * 128 + 29, 2 if t else 0, x + 100,
+        view = View(&pages[0], 5, types[t], 1, DIM, 0, 3, SPLIT + 29, 2 if t else 0, x + 100,
                     x + 200, t == 1)
         k.attention(y, q, &view, NULL, 5)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
         for i in range(3 if t else 2):
-            k.attention_part(found + i * 5 * (DIM + 2), q, &view, &view, i, 5)
+            k.attention_split(found + i * 5 * (DIM + 2), q, &view, &view, i, 5)
         k.attention_merge(y, found, 3 if t else 2, 5, DIM)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
     return hashed
@@ -231,7 +235,8 @@ cdef uint32_t rows_answer(const Kernels* k, uint32_t hashed, const float* x,
                           float* y) noexcept nogil:
     """Rows of a head in every type, dotted and decoded; none of a size where a CPU may flush to 0.
     """
-    cdef int[9] types = [2, 3, 6, 7, 8, 20, 12, 13, 14]         # ggml's numbers, F32 F16 BF16 apart
+    cdef int[9] types = [ROWS_Q4_0, ROWS_Q4_1, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q8_0, ROWS_IQ4_NL,
+                         ROWS_Q4_K, ROWS_Q5_K, ROWS_Q6_K]
     cdef int[9] n_cols = [320, 320, 320, 320, 320, 320, 256, 256, 256]
     cdef int[9] n_bytes = [180, 200, 220, 240, 340, 180, 144, 176, 210]
     cdef float* outputs[4]
@@ -242,13 +247,14 @@ cdef uint32_t rows_answer(const Kernels* k, uint32_t hashed, const float* x,
     cdef Py_ssize_t i
     for i in range(N_ROWS * DIM):
         halves[i] = <uint16_t>(0x3000 + 37 * i)         # f16 and bf16 numbers of moderate size
-    k.matvec_rows(y, <const uint8_t*>x, x + DIM, 0, DIM * 4, N_ROWS, DIM)
-    k.matvec_rows(y + N_ROWS, <const uint8_t*>halves, x, 1, DIM * 2, N_ROWS, DIM)
-    k.matvec_rows(y + 2 * N_ROWS, <const uint8_t*>halves, x, 30, DIM * 2, N_ROWS, DIM)
+    k.matvec_rows(y, <const uint8_t*>x, x + DIM, ROWS_F32, DIM * 4, N_ROWS, DIM)
+    k.matvec_rows(y + N_ROWS, <const uint8_t*>halves, x, ROWS_F16, DIM * 2, N_ROWS, DIM)
+    k.matvec_rows(y + 2 * N_ROWS, <const uint8_t*>halves, x, ROWS_BF16, DIM * 2, N_ROWS,
+                  DIM)
     hashed = mix(hashed, y, 3 * N_ROWS * sizeof(float))
     for i in range(4):
         inputs[i], outputs[i] = x + i, y + i
-    k.matvec_rows_4(outputs, <const uint8_t*>halves, inputs, 1, DIM * 2, 1, DIM)
+    k.matvec_rows_4(outputs, <const uint8_t*>halves, inputs, ROWS_F16, DIM * 2, 1, DIM)
     hashed = mix(hashed, y, 4 * sizeof(float))
     for i in range(2 * 340):
         seed = seed * 1664525u + 1013904223u
