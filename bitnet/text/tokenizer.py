@@ -22,7 +22,8 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._special = SpecialTokens(vocabulary.special)
-        self.bos_id, self.eos_ids = vocabulary.bos_id, vocabulary.eos_ids
+        self.bos_id: int | None = vocabulary.bos_id
+        self.eos_ids: tuple[int, ...] = vocabulary.eos_ids
         self.chat_template: ChatTemplate | None = None
         if vocabulary.chat_template is not None:
             bos, eos = (
