@@ -4,7 +4,7 @@ import json
 
 from ..api.load import BUNDLED_MODEL
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import I2_S_LAYOUTS
 from ..verify import AUTO, verify
 from . import options
 from .terminal import Status, printable
@@ -26,7 +26,7 @@ def configure(parser):
     )
     parser.add_argument(
         "--layout",
-        choices=[AUTO, *LAYOUTS],
+        choices=[AUTO, *I2_S_LAYOUTS],
         default="128x32",
         help="how the I2_S tensors of a GGUF lie, which the file does not say; "
         "auto: score a text under all and name the likely one "
@@ -34,7 +34,7 @@ def configure(parser):
     )
     parser.add_argument(
         "--against-layout",
-        choices=list(LAYOUTS),
+        choices=list(I2_S_LAYOUTS),
         default="128x32",
         help="the same of SRC (default: 128x32)",
     )
