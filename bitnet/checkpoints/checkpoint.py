@@ -23,6 +23,7 @@ TERNARY_TYPES = (
 )  # fmt: skip
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
+DEFAULT_LAYOUT = "128x32"  # that of microsoft/BitNet, and of nearly every file there is
 
 
 @dataclass(frozen=True)

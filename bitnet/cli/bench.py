@@ -16,7 +16,7 @@ from . import options
 from .terminal import Status
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
 def configure(parser):
@@ -55,7 +55,7 @@ def main(args):
     status = Status()
     status.show("loading")
     begin = time.perf_counter()
-    with bitnet.load(*args.words, **options.load_keywords(args)) as model:
+    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
         load_s = time.perf_counter() - begin
         found = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
     status.clear()

@@ -4,7 +4,7 @@ from ..checkpoints import repack_cache
 from .terminal import printable
 
 USAGE = "list|clear"
-WORDS = (1, 1)
+N_ARGS = (1, 1)
 
 
 def configure(parser):
@@ -15,7 +15,7 @@ def configure(parser):
 
 
 def main(args):
-    (action,) = args.words
+    (action,) = args.positionals
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")
     if action == "list":

@@ -10,7 +10,7 @@ from . import options
 from .terminal import Status
 
 USAGE = "MODEL [TEXT ...]"
-WORDS = (1, 10_000)
+N_ARGS = (1, 10_000)
 
 
 def configure(parser):
@@ -26,17 +26,11 @@ def configure(parser):
     prompt.add_argument(
         "--prompt-name", metavar="NAME", help="the same by its name in the model, such as query"
     )
-    parser.add_argument(
-        "--slots",
-        type=options.number(int, 1, 256),
-        default=8,
-        metavar="N",
-        help="texts that share a forward pass (default: 8)",
-    )
+    options.add_slots(parser, 8, "texts that share a forward pass")
 
 
 def main(args):
-    path, *texts = args.words
+    path, *texts = args.positionals
     status = Status()
     status.show(f"loading {path}")
     keywords = options.load_keywords(args) | {"slots": args.slots}

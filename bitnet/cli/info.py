@@ -5,7 +5,7 @@ import json
 import bitnet
 
 USAGE = ""
-WORDS = (0, 0)
+N_ARGS = (0, 0)
 
 
 def configure(parser):

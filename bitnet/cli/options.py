@@ -4,32 +4,36 @@ import argparse
 import math
 import os
 
-from ..api.load import MAPPINGS
+from ..api.load import MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import Sampling
 from ..generation.stopping import StopConditions
+from ..runtime.kv_cache import DTYPES
 
 
 class Parser(argparse.ArgumentParser):
-    """Options may stand before, between and after the words; what follows `--` is a word."""
+    """Options may stand before, between and after the positional arguments; all that follows `--`
+    is positional."""
 
     def __init__(self, **keywords):
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
         )
 
-    def read(self, argv, least, most):
-        """Parse ``argv``; ``args.words`` are the least..most arguments that belong to no option."""
-        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    def read(self, argv: list[str], n_args: tuple[int, int]) -> argparse.Namespace:
+        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: how
+        many there may be, least and most. ``args.parser``: this one."""
+        self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
         end = argv.index("--") if "--" in argv else len(argv)
         args = self.parse_intermixed_args(argv[:end])
-        args.words += argv[end + 1 :]
-        if not least <= len(args.words) <= most:
-            wanted = str(most) if least == most else f"{least} to {most}"
-            self.error(f"{len(args.words)} arguments given, {wanted} wanted")
+        args.positionals += argv[end + 1 :]
+        lower, upper = n_args
+        if not lower <= len(args.positionals) <= upper:
+            expected = str(upper) if lower == upper else f"{lower} to {upper}"
+            self.error(f"{len(args.positionals)} arguments given, {expected} wanted")
         args.parser = self
         return args
 
@@ -62,37 +66,25 @@ def size(text):
 def add_load(parser):
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--threads",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="threads (default: the physical cores that are ours)",
-    )
+    add_threads(group)
     group.add_argument(
         "--context",
         type=number(int, 1),
         metavar="N",
         help="tokens a sequence may hold (default: the model's, 4096 at most)",
     )
-    group.add_argument(
-        "--kv-dtype",
-        choices=["f16", "f32", "int8"],
-        default="f16",
-        help="type of cached keys and values (default: f16)",
-    )
+    add_kv_dtype(group)
     group.add_argument(
         "--mapping",
         choices=MAPPINGS,
-        default="map",
+        default=MAPPINGS[0],
         help="leave weights in the mapped file, the same with pages asked for "
-        "ahead, locked in memory, or copied into memory (default: map)",
+        f"ahead, locked in memory, or copied into memory (default: {MAPPINGS[0]})",
     )
-    group.add_argument(
-        "--layout",
-        choices=list(LAYOUTS),
-        default="128x32",
-        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
-        "`bitnet verify --layout auto` finds out (default: 128x32)",
+    add_layout(
+        group,
+        "how the I2_S tensors of a GGUF lie, which the file does not say; "
+        "`bitnet verify --layout auto` finds out",
     )
     group.add_argument(
         "--memory-limit",
@@ -100,6 +92,47 @@ def add_load(parser):
         metavar="SIZE",
         help="refuse to grow beyond SIZE, such as 900M (default: "
         "BITNET_MEMORY_LIMIT, else what the machine has)",
+    )
+
+
+def add_threads(parser):
+    """``--threads``; None where it is not given."""
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help="threads (default: the physical cores that are ours)",
+    )
+
+
+def add_kv_dtype(parser):
+    """``--kv-dtype``, as of `bitnet.load`."""
+    parser.add_argument(
+        "--kv-dtype",
+        choices=list(DTYPES),
+        default="f16",
+        help="type of cached keys and values (default: f16)",
+    )
+
+
+def add_layout(parser, about, name="--layout", others=()):
+    """``--layout``, or an option of another name that takes the same values, and ``others``."""
+    parser.add_argument(
+        name,
+        choices=[*others, *LAYOUTS],
+        default=DEFAULT_LAYOUT,
+        help=f"{about} (default: {DEFAULT_LAYOUT})",
+    )
+
+
+def add_slots(parser, default, about):
+    """``--slots``: sequences, or texts, of one forward pass."""
+    parser.add_argument(
+        "--slots",
+        type=number(int, 1, MAX_SLOTS),
+        default=default,
+        metavar="N",
+        help=f"{about} (default: {default})",
     )
 
 

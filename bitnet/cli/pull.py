@@ -4,7 +4,7 @@ from ..checkpoints import hub
 from .terminal import Status, printable
 
 USAGE = hub.SYNTAX
-WORDS = (1, 1)
+N_ARGS = (1, 1)
 
 
 def configure(parser):
@@ -16,7 +16,7 @@ def configure(parser):
 
 
 def main(args):
-    (name,) = args.words
+    (name,) = args.positionals
     status = Status()
     snapshot = hub.fetch(name, progress=status.show)
     status.say(f"[{snapshot.repo}@{snapshot.commit}: {snapshot.n_bytes:,} bytes, checksums right]")

@@ -11,7 +11,7 @@ from . import options
 from .terminal import Status, write
 
 USAGE = "[MODEL] PROMPT"
-WORDS = (1, 2)
+N_ARGS = (1, 2)
 
 
 def configure(parser):
@@ -51,7 +51,7 @@ def configure(parser):
 
 
 def main(args):
-    *model_path, prompt = args.words
+    *model_path, prompt = args.positionals
     if not model_path and options.looks_like_model(prompt):
         args.parser.error(f"{prompt} is a model: the prompt is missing")
     keywords = options.generation_keywords(args) | {"context_end": args.context_end}

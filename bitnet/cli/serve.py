@@ -10,7 +10,7 @@ from ..server.options import Options
 from . import options
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
 def configure(parser):
@@ -34,13 +34,7 @@ def configure(parser):
         metavar="N",
         help=f"0: a free one (default: {default.port})",
     )
-    group.add_argument(
-        "--slots",
-        type=options.number(int, 1, 256),
-        default=4,
-        metavar="N",
-        help="sequences that run at once (default: 4)",
-    )
+    options.add_slots(group, 4, "sequences that run at once")
     group.add_argument(
         "--prefix-folder",
         metavar="FOLDER",
@@ -118,9 +112,9 @@ def main(args):
         allow_hosts=tuple(args.allow_host),
         cors_origins=tuple(args.cors_origin),
     )
-    if chosen.model_name is None and args.words and not os.path.exists(args.words[0]):
-        chosen = dataclasses.replace(chosen, model_name=args.words[0])  # a name of the hub
+    if chosen.model_name is None and args.positionals and not os.path.exists(args.positionals[0]):
+        chosen = dataclasses.replace(chosen, model_name=args.positionals[0])  # a name of the hub
     keywords = options.load_keywords(args) | {"slots": args.slots}
     keywords |= {name: getattr(args, name) for name in ("prefix_folder", "prefix_folder_limit")}
-    serve(lambda: bitnet.load(*args.words, **keywords), chosen)
+    serve(lambda: bitnet.load(*args.positionals, **keywords), chosen)
     return 0
