@@ -31,7 +31,13 @@ class ApiError(Exception):
         return JSON(self.body(), self.status, self.headers)
 
 
+class ClientGone(Exception):
+    """The client left, or does not take what is sent."""
+
+
 class JSON(Response):
+    """A response of JSON, written by msgspec."""
+
     media_type = "application/json"
 
     def __init__(self, content, status=200, headers=None):

@@ -10,16 +10,16 @@ import numpy as np
 from .errors import ApiError
 
 EXTRA = "pip install 'bitnet-engine[grammar]'"
-MAX_SCHEMA_BYTES = 64 << 10
+MAX_SCHEMA_BYTES = 64 << 10  # characters: others wait while one is compiled
 # No free white space, which a model could write for ever; the last one wins over the schema's own.
 STYLE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
 }  # fmt: skip
 _LIMITS = {
-    "initial_lexer_fuel": 1_000_000,  # 20 ms
-    "step_lexer_fuel": 200_000,  # 14 ms
-    "max_lexer_states": 10_000,  # 20 MB
-    "max_grammar_size": 100_000,
+    "initial_lexer_fuel": 1_000_000,  # llguidance's unit of work: 20 ms, when a grammar is compiled
+    "step_lexer_fuel": 200_000,  # the same: 14 ms, for a token
+    "max_lexer_states": 10_000,  # states: 20 MB
+    "max_grammar_size": 100_000,  # symbols of its rules
     "verbose_errors": False,
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ class Constraint:
             raise ValueError(f"{self._field}: {self._matcher.get_error()}")
 
 
-class _Words:
+class _Vocabulary:
     """What llguidance asks of a tokenizer: the bytes of every token, and which are special."""
 
     bos_token_id = None
@@ -118,8 +118,8 @@ def _tokenizer(model, field):
     ends = _end_tokens(model)
     if not ends:
         raise ApiError(400, f"{field}: the model has no end token", param=field)
-    words, size = llguidance.TokenizerWrapper(_Words(model)), model.config.vocab_size
-    return llguidance.LLTokenizer(words, n_vocab=size, eos_token=ends)
+    wrapper, size = llguidance.TokenizerWrapper(_Vocabulary(model)), model.config.vocab_size
+    return llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
 
 
 def _end_tokens(model):

@@ -2,20 +2,22 @@
 
 from bisect import bisect_left
 
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # seconds: two in a decade
 
 
 class Histogram:
+    """How many times fell below each of BUCKETS, as Prometheus counts."""
+
     def __init__(self):
-        self._counts, self._sum = [0] * (len(SECONDS) + 1), 0.0
+        self._counts, self._sum = [0] * (len(BUCKETS) + 1), 0.0
 
     def add(self, seconds):
-        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._sum += seconds
 
     def lines(self, name):
         total = 0
-        for bound, n in zip((*SECONDS, "+Inf"), self._counts, strict=True):
+        for bound, n in zip((*BUCKETS, "+Inf"), self._counts, strict=True):
             total += n
             yield f'{name}_bucket{{le="{bound}"}} {total}'
         yield f"{name}_sum {self._sum:.6f}"
@@ -23,7 +25,7 @@ class Histogram:
 
 
 class Metrics:
-    """Of one server; used in the event loop only."""
+    """The counters of one server; used in the event loop only."""
 
     def __init__(self):
         self.requests = {}  # (route, status) -> how many
@@ -43,7 +45,7 @@ class Metrics:
         self.duration.add(generation.ended)
 
     def text(self, worker, pool):
-        """The page. pool: memory.PoolStats."""
+        """What /metrics shows. pool: runtime.pool.PoolStats."""
         lines = ["# TYPE bitnet_requests_total counter"]
         for (route, status), n in sorted(self.requests.items()):
             lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')

@@ -14,10 +14,12 @@ from .app import Application
 from .log import log, log_mistake, set_up
 from .worker import Worker
 
-MAX_CONNECTIONS = 512
-MAX_HEADER_BYTES = 16 << 10
-KEEP_ALIVE_SECONDS = 15
-SWITCH_SECONDS = 5e-4  # the event loop waits so long for the engine; Python's 5 ms are 20 steps
+MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
+MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
+KEEP_ALIVE_SECONDS = 15  # of a connection without a request
+SWITCH_SECONDS = (
+    5e-4  # the event loop waits so long for the model's thread; 5 ms are 20 steps of it
+)
 
 
 def run(load, options):
@@ -25,7 +27,7 @@ def run(load, options):
     with _bound(options) as listener, load() as model:
         set_up()
         sys.setswitchinterval(SWITCH_SECONDS)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
         server = Server(_config(application, options), worker, application.model_name)
@@ -79,7 +81,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}  # for Guard, to abort it
+        self.app_state = {**self.app_state, "transport": transport}  # for AccessPolicy, to abort it
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         self._await_headers()

@@ -11,16 +11,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ApiError, of_json
 
-MAX_BODY = 4 << 20  # bytes
-MAX_BODIES = 64 << 20  # bytes of those that are being read
+MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
+MAX_BODIES = 64 << 20  # bytes of all bodies that are being read: 16 of the largest
 MAX_N = 16  # choices of a request
-MAX_PROMPTS = 16
-MAX_MESSAGES = 4096
-MAX_INPUTS = 256  # texts to embed
-MAX_TOOLS = 128
-MAX_DESCRIPTION = 4096  # characters
-MAX_TOKENS_LISTED = 1 << 17
-MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 16  # prompts of a request for completions
+MAX_MESSAGES = 4096  # messages of a conversation
+MAX_INPUTS = 256  # texts to embed in a request
+MAX_TOOLS = 128  # functions of a request: OpenAI's limit
+MAX_DESCRIPTION = 4096  # characters of a function's description
+MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
+MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
 _I64 = {"ge": -(2**63), "le": 2**63 - 1}
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -32,12 +32,12 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
-# Of OpenAI's fields: those that do not touch the result of this request
+# Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
     "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user",
 }  # fmt: skip
-# and those that are not supported, with the values that ask for nothing, beside null
+# Fields that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
     "audio": (), "background": (False,), "best_of": (1,), "chat_template": (),
     "chat_template_kwargs": ({},), "conversation": (), "echo": (False,),
@@ -314,15 +314,19 @@ def _check_others(names, fields):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
 
 
-def sequences(value, field, most):
-    """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids."""
+def sequences(value, field, max_entries):
+    """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids.
+
+    ApiError, naming the field, for a mixture of these or more than max_entries.
+    """
     if isinstance(value, str):
         return [value]
-    kinds = {type(entry) for entry in value}
-    if kinds == {int}:
+    types = {type(entry) for entry in value}
+    if types == {int}:
         return [value]
-    if len(kinds) != 1:
+    if len(types) != 1:
         raise ApiError(400, f"{field}: texts and token ids are mixed", param=field)
-    if len(value) > most:
-        raise ApiError(400, f"{field}: {len(value)} entries (at most {most})", param=field)
+    if len(value) > max_entries:
+        message = f"{field}: {len(value)} entries (at most {max_entries})"
+        raise ApiError(400, message, param=field)
     return value

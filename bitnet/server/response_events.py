@@ -1,15 +1,15 @@
-"""A generation's events to the objects of /v1/responses: one message of text, nothing is stored."""
+"""The reply of /v1/responses: OpenAI's typed events around one message of text (reply_protocol)."""
 
 import secrets
 import time
 
 import msgspec
 
-from .replies import finish_reason
+from .openai_chunks import finish_reason
 
 
-class ResponseReply:
-    """Events of one response. wanted: the schema.ResponsesRequest; its settings are told again."""
+class ResponseEvents:
+    """The events of one response. wanted: the schema.ResponsesRequest; its settings are repeated."""
 
     closes = True  # a stream ends with the whole response
     end = b""
@@ -51,7 +51,7 @@ class ResponseReply:
         yield self._part_event("response.content_part.added", part=self._part())
 
     def chunks(self, event):
-        """The events of one of the engine's."""
+        """The events of one worker.Event."""
         self._text += event.text
         if event.text:
             delta = {"delta": event.text, "logprobs": []}
@@ -63,13 +63,13 @@ class ResponseReply:
             yield self._part_event("response.content_part.done", part=self._part())
             yield self._item_event("response.output_item.done", item=self._item(self._status))
 
-    def closing(self, used):
+    def closing(self, usage):
         """The last event, with the whole response."""
-        n = used["usage"]
+        n = usage["usage"]
         response = self._response | {
             "status": self._status,
             "output": [self._item(self._status)],
-            "timings": used["timings"],
+            "timings": usage["timings"],
             "usage": {
                 "input_tokens": n["prompt_tokens"],
                 "input_tokens_details": n["prompt_tokens_details"],
@@ -86,14 +86,14 @@ class ResponseReply:
         """The whole response."""
         return chunks[-1]["response"]
 
-    def line(self, content):
-        return b"event: %s\ndata: %s\n\n" % (content["type"].encode(), msgspec.json.encode(content))
+    def line(self, chunk):
+        return b"event: %s\ndata: %s\n\n" % (chunk["type"].encode(), msgspec.json.encode(chunk))
 
     def failure(self, error):
         about = {"code": error.code, "message": error.message, "param": error.param}
         return self.line(self._event("error", **about))
 
-    # ------------------------------------------------------------------------------------ the parts
+    # ----------------------------------------------------------------- the objects within an event
     @property
     def _status(self):
         return "completed" if self._reason == "stop" else "incomplete"

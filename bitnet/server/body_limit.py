@@ -3,12 +3,11 @@
 import asyncio
 from contextlib import contextmanager
 
-from .errors import ApiError, unavailable
-from .guard import ClientGone
+from .errors import ApiError, ClientGone, unavailable
 
 
 class BodyLimit:
-    """All that are being read. limit: bytes of one. limit_of_all: of all of them."""
+    """Counts the bodies that are being read. limit: bytes of one. limit_of_all: of all of them."""
 
     def __init__(self, limit, limit_of_all):
         self.limit, self._limit_of_all = limit, limit_of_all
@@ -30,36 +29,36 @@ class BodyLimit:
 
 
 class Body:
-    """One. data: what has come so far."""
+    """The body of one request. data: what has come so far."""
 
-    def __init__(self, bodies):
-        self._bodies, self.data = bodies, bytearray()
+    def __init__(self, limits):
+        self._limits, self.data = limits, bytearray()
 
     async def read(self, request, seconds):
         """All of it. ApiError 413, 503, or 408 if it takes too long to come."""
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > self._bodies.limit:
+        if not length.isdecimal() or int(length[:20]) > self._limits.limit:
             raise self._too_large()
         try:
             async with asyncio.timeout(seconds):
-                while await self._read_part(request):
+                while await self._read_message(request):
                     pass
         except TimeoutError:
             headers = {"connection": "close"}
             raise ApiError(408, "the body did not come in time", headers=headers) from None
 
-    async def _read_part(self, request):
+    async def _read_message(self, request):
         """Whether more is to come."""
-        part = await request.receive()
-        if part["type"] == "http.disconnect":
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
             raise ClientGone
-        data = part.get("body", b"")
-        if len(self.data) + len(data) > self._bodies.limit:
+        data = message.get("body", b"")
+        if len(self.data) + len(data) > self._limits.limit:
             raise self._too_large()
-        self._bodies.add(len(data))
+        self._limits.add(len(data))
         self.data += data
-        return part.get("more_body", False)
+        return message.get("more_body", False)
 
     def _too_large(self):
-        message = f"the body is larger than {self._bodies.limit} bytes"
+        message = f"the body is larger than {self._limits.limit} bytes"
         return ApiError(413, message, code="body_too_large")

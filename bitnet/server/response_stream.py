@@ -1,14 +1,16 @@
-"""From a generation's events to an HTTP answer: whole, or as server-sent events."""
+"""From a generation's events to an HTTP response: whole, or as a stream of server-sent events."""
 
 import asyncio
 from contextlib import asynccontextmanager
 
 from ..errors import Cancelled
-from .errors import ApiError, of_exception
-from .guard import ClientGone
-from .replies import usage
+from .errors import ApiError, ClientGone, of_exception
+from .metrics import Metrics
+from .openai_chunks import usage
+from .reply_protocol import Reply
+from .worker import Generation
 
-PING_SECONDS = 10  # a comment goes to a stream that has nothing to say: proxies close idle ones
+PING_SECONDS = 10  # without news, then a comment is sent: nginx ends idle streams after 60
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -17,14 +19,17 @@ _HEADERS = [
 
 
 class ResponseStream:
-    """Of one request: a Generation told by a reply; when the client leaves, it is cancelled."""
+    """The response to one request: a Generation, written down by a reply (reply_protocol).
 
-    def __init__(self, request, generation, reply, metrics):
+    When the client leaves, the generation is cancelled.
+    """
+
+    def __init__(self, request, generation: Generation, reply: Reply, metrics: Metrics) -> None:
         self._request, self._generation = request, generation
         self._reply, self._metrics = reply, metrics
         self._completions = {}
 
-    async def whole(self):
+    async def whole(self) -> dict:
         """The fold of all chunks. ApiError, or ClientGone."""
         async with self._watched():
             chunks = list(self._opening())
@@ -32,8 +37,11 @@ class ResponseStream:
                 chunks += self._chunks(events)
         return self._reply.fold([*chunks, self._closing()])
 
-    async def stream(self, has_usage):
-        """An ASGI response of all chunks. ApiError if the first event is an error, ClientGone."""
+    async def stream(self, has_usage: bool):
+        """An ASGI response of all chunks. ApiError if the first event is an error, ClientGone.
+
+        has_usage: whether the closing chunk is sent whatever the reply's ``closes`` says.
+        """
         async with self._watched():
             first = await self._generation.take(PING_SECONDS)
             chunks = [*self._opening(), *self._chunks(first or ())]

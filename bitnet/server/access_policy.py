@@ -1,7 +1,8 @@
-"""What stands before every endpoint: who may call, from where, how long sending may take.
+"""Before every endpoint: who may call, from where, and how long taking the answer may last.
 
 Browsers are the danger on a loopback address: any web page can send requests to it. A page of a
-foreign name that points here (DNS rebinding) is told by its Host header, any other by its Origin.
+foreign name that points here (DNS rebinding) is refused by its Host header, any other by its
+Origin.
 """
 
 import asyncio
@@ -13,19 +14,19 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from .errors import ApiError
+from .errors import ApiError, ClientGone
 from .log import log, log_mistake
 
-OPEN_ROUTES = ("/", "/health", "/ready")  # they tell nothing, and need no key
+OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 
 
-class ClientGone(Exception):
-    """The client left, or does not take what is sent."""
+class AccessPolicy:
+    """ASGI middleware around the whole application.
 
-
-class Guard:
-    """ASGI middleware around the whole application. options: Options. metrics: Metrics."""
+    options: Options. metrics: Metrics. routes: paths that log and metrics name; all others are
+    "other", so that no caller can make up names.
+    """
 
     def __init__(self, app, options, metrics, routes):
         self._app, self._options, self._metrics, self._routes = app, options, metrics, routes
@@ -89,10 +90,10 @@ class Guard:
 
     def _host_error(self, headers):
         """An address is safe, a name only if it is ours: others could point here."""
-        found = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
-        if found is None:
+        match = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        if match is None:
             return ApiError(400, "Host: missing or malformed")
-        name = (found["six"] or found["name"]).lower()
+        name = (match["six"] or match["name"]).lower()
         if name in self._names:
             return None
         try:

@@ -1,4 +1,7 @@
-"""A generation's events to OpenAI's JSON: a stream of chunks, and the whole, their fold."""
+"""The replies of OpenAI's completions: a stream of chunks, and the whole answer, their fold.
+
+Both classes follow reply_protocol. A chunk has "choices", each with what is new of one sequence.
+"""
 
 import secrets
 import time
@@ -8,12 +11,15 @@ import msgspec
 from .tools import Calls
 
 
-class ChatReply:
-    """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for. may_call: whether
-    a text may be calls of tools."""
+class ChatChunks:
+    """The reply of /v1/chat/completions.
+
+    spell: token id -> (text, bytes). has_logprobs: whether they were asked for. may_call: whether a
+    text may be calls of tools.
+    """
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
-    closes = False  # whether a stream has the closing chunk, unless usage was asked for
+    closes = False
     end = b"data: [DONE]\n\n"
 
     def __init__(self, model_name, spell, has_logprobs, may_call=False):
@@ -27,13 +33,13 @@ class ChatReply:
         }
 
     def opening(self, n):
-        """The chunks before any text."""
+        """A chunk for each sequence, which says who speaks."""
         for index in range(n):
             delta = {"role": "assistant", "content": ""}
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
     def chunks(self, event):
-        """The chunks of one event with something to say."""
+        """The chunks of one event, none while it is unknown whether a text is a call."""
         reason = finish_reason(event.completion)
         deltas = [{"content": event.text}] if event.text or event.logprobs else []
         if self._calls is not None:
@@ -54,8 +60,8 @@ class ChatReply:
         """The chunk behind all text, with what was used."""
         return self._chunk() | usage
 
-    def line(self, content):
-        return b"data: " + msgspec.json.encode(content) + b"\n\n"
+    def line(self, chunk):
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def failure(self, error):
         return self.line(error.body())
@@ -78,22 +84,23 @@ class ChatReply:
         return {"token": text, "logprob": logprob, "bytes": list(data)}
 
     def fold(self, chunks):
-        """The whole reply from its chunks."""
+        """The whole answer from all chunks."""
         choices, rest = {}, {}
         for chunk in chunks:
-            for part in chunk["choices"]:
-                self._add(choices.setdefault(part["index"], {}), part)
+            for news in chunk["choices"]:
+                self._add(choices.setdefault(news["index"], {}), news)
             rest |= {key: chunk[key] for key in ("usage", "timings") if key in chunk}
         head = self.head | {"object": self.whole_object}
         return head | {"choices": [choices[index] for index in sorted(choices)]} | rest
 
     @staticmethod
-    def _add(choice, part):
+    def _add(choice, news):
+        """Add what a chunk has of one choice to the whole choice."""
         message = {"role": "assistant", "content": "", "refusal": None}
-        choice.setdefault("index", part["index"])
+        choice.setdefault("index", news["index"])
         message = choice.setdefault("message", message)
-        message["content"] = (message["content"] or "") + part["delta"].get("content", "")
-        for call in part["delta"].get("tool_calls", ()):
+        message["content"] = (message["content"] or "") + news["delta"].get("content", "")
+        for call in news["delta"].get("tool_calls", ()):
             calls = message.setdefault("tool_calls", [])
             if "id" in call:
                 calls.append({key: call[key] for key in ("id", "type", "function")})
@@ -102,16 +109,16 @@ class ChatReply:
                 arguments = whole["function"]["arguments"] + call["function"]["arguments"]
                 whole["function"] = whole["function"] | {"arguments": arguments}
         choice.setdefault("logprobs", None)
-        if part.get("logprobs"):
+        if news.get("logprobs"):
             choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
-            choice["logprobs"]["content"] += part["logprobs"]["content"]
-        choice["finish_reason"] = part["finish_reason"]
+            choice["logprobs"]["content"] += news["logprobs"]["content"]
+        choice["finish_reason"] = news["finish_reason"]
         if message.get("tool_calls") and not message["content"]:
             message["content"] = None
 
 
-class TextReply(ChatReply):
-    """Chunks of /v1/completions."""
+class TextChunks(ChatChunks):
+    """The reply of /v1/completions."""
 
     chunk_object = whole_object = "text_completion"
     prefix = "cmpl-"
@@ -144,17 +151,17 @@ class TextReply(ChatReply):
         return {"logprobs": lists}
 
     @staticmethod
-    def _add(choice, part):
-        choice.setdefault("index", part["index"])
-        choice["text"] = choice.get("text", "") + part["text"]
+    def _add(choice, news):
+        choice.setdefault("index", news["index"])
+        choice["text"] = choice.get("text", "") + news["text"]
         choice.setdefault("logprobs", None)
-        if part["logprobs"]:
+        if news["logprobs"]:
             columns = choice["logprobs"] = choice["logprobs"] or {
-                key: [] for key in part["logprobs"]
+                key: [] for key in news["logprobs"]
             }
-            for key, values in part["logprobs"].items():
+            for key, values in news["logprobs"].items():
                 columns[key] += values
-        choice["finish_reason"] = part["finish_reason"]
+        choice["finish_reason"] = news["finish_reason"]
 
 
 def shown(event):
@@ -165,7 +172,7 @@ def shown(event):
 
 
 def finish_reason(completion):
-    """OpenAI's word: a full context is a "length"."""
+    """Why a sequence ended, in OpenAI's words: a full context is a "length"; None while it runs."""
     if completion is None:
         return None
     return "stop" if completion.finish_reason == "stop" else "length"
@@ -174,12 +181,14 @@ def finish_reason(completion):
 def usage(completions, generation):
     """{"usage": tokens, "timings": milliseconds and tokens a second} of complete sequences.
 
+    completions: of the sequences of a worker.Generation, in order.
+
     A prompt counts once, however many choices were made of it; the cached part of it is what was
     not read for the first of them.
     """
     prompts = {}
-    for request, completion in zip(generation.requests, completions, strict=True):
-        prompts.setdefault(request.prompt_index, completion)
+    for index, completion in zip(generation.prompt_indices, completions, strict=True):
+        prompts.setdefault(index, completion)
     n_prompt = sum(c.prompt_tokens for c in prompts.values())
     n_cached = sum(c.cached_tokens for c in prompts.values())
     n_written = sum(c.completion_tokens for c in completions)

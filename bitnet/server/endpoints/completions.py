@@ -1,0 +1,28 @@
+"""POST /v1/completions: the continuations of texts or token ids."""
+
+from .. import schema
+from ..generate import generate
+from ..openai_chunks import TextChunks
+
+DEFAULT_MAX_TOKENS = 16  # tokens; OpenAI's own default
+
+
+async def completions(service, request):
+    """``n`` continuations of each prompt, whole or as a stream."""
+    wanted = await service.parse(request, schema.TextRequest)
+    given = schema.sequences(wanted.prompt, "prompt", schema.MAX_PROMPTS)
+
+    def prompts():
+        for prompt in given:
+            yield service.model._ids(prompt)
+
+    return await generate(
+        service,
+        request,
+        wanted,
+        TextChunks(service.model_name, service.spell, wanted.logprobs is not None),
+        prompts,
+        n_sequences=len(given) * (wanted.n or 1),
+        max_tokens=wanted.max_tokens or DEFAULT_MAX_TOKENS,
+        n_logprobs=wanted.logprobs,
+    )

@@ -1,0 +1,83 @@
+"""What the endpoints that generate text share: from a parsed request to the HTTP response."""
+
+import os
+
+from .errors import JSON, ApiError
+from .response_stream import ResponseStream
+
+SEEDS = 1 << 64
+
+
+async def generate(
+    service,
+    request,
+    wanted,
+    reply,
+    prompts,
+    *,
+    n_sequences,
+    max_tokens,
+    n_logprobs=None,
+    tools=None,
+):
+    """An ASGI response with all sequences of a request, whole or as a stream. ApiError, ClientGone.
+
+    wanted: the parsed request, a schema.Settings. reply: a reply_protocol.Reply. prompts: yields
+    the token ids of each prompt, when it is called in the thread of prompts. n_sequences: choices
+    of all prompts. n_logprobs: None, or of how many of the likeliest tokens. tools: tools.Tools.
+    """
+    capacity = service.worker.capacity
+    if n_sequences > capacity:
+        message = f"n: {n_sequences} sequences (at most {capacity} may run or wait)"
+        raise ApiError(400, message, param="n")
+
+    def make_requests():
+        return _requests(service, wanted, prompts(), max_tokens, n_logprobs, tools)
+
+    with service.reservation(n_sequences) as reservation:
+        requests, prompt_indices = await service.in_prompt_thread(make_requests)
+        generation = service.worker.start(requests, prompt_indices)
+        reservation.n = 0  # each sequence gives its own back when it ends
+    stream = ResponseStream(request, generation, reply, service.metrics)
+    if not wanted.stream:
+        return JSON(await stream.whole())
+    has_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+    return await stream.stream(has_usage)
+
+
+def _requests(service, wanted, prompts, max_tokens, n_logprobs, tools):
+    """(the requests for every choice of every prompt, the index of the prompt of each)."""
+    seed = int.from_bytes(os.urandom(8), "little") if wanted.seed is None else wanted.seed
+    options = _options(wanted)
+    make_constraint = _constraint_maker(service, wanted, tools)
+    requests, prompt_indices = [], []
+    for index, ids in enumerate(prompts):
+        for choice in range(wanted.n or 1):
+            request = service.model._request(
+                ids, max_tokens=max_tokens, seed=(seed + choice) % SEEDS, **options
+            )
+            request.n_logprobs = n_logprobs
+            request.constraint = make_constraint and make_constraint()
+            requests.append(request)
+            prompt_indices.append(index)
+    return requests, prompt_indices
+
+
+def _options(wanted):
+    """The keywords of Model.generate that a request gives, but the seed and max_tokens."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+             "presence_penalty", "frequency_penalty", "logit_bias", "stop")  # fmt: skip
+    options = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    if options.get("top_k") == -1:  # what others write for "all"
+        options["top_k"] = 0
+    return options
+
+
+def _constraint_maker(service, wanted, tools):
+    """A function that makes the constraint of one choice; None where any text may come."""
+    schema = getattr(getattr(wanted, "response_format", None), "schema", None)
+    if tools is not None and tools.may_call:
+        return service.grammars.of_tools(tools, schema)
+    if schema is not None:
+        return service.grammars.of_schema(schema, wanted.format_field)
+    return None
