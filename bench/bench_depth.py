@@ -49,8 +49,8 @@ def model(synthetic_path, n_threads, request):
 
 
 def test_decode_at_depth(model, synthetic_path, timed, figures):
-    transformer = model._scheduler.transformer
-    shallow, deep = (filled(transformer, model._scheduler.kv_dtype, depth) for depth in DEPTHS)
+    transformer = model.scheduler.transformer
+    shallow, deep = (filled(transformer, model.scheduler.kv_dtype, depth) for depth in DEPTHS)
     token = np.zeros(1, np.int32)
 
     def decode(cache):

@@ -117,7 +117,7 @@ def test_threads(model, prompt, is_busy, timed, figures):
 def test_batch(model, prompt, n_sequences, timed, figures):
     """Tokens a second of all sequences together, each 128 tokens deep: the likeliest token of each,
     as decoding does; beside steps that give all logits."""
-    with model._scheduler.exclusive() as engine_model, model.session() as session:
+    with model.scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
         caches = [session._cache.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
@@ -145,7 +145,7 @@ def test_verification(model, prompt, n_rows, timed, figures):
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
     """
-    with model._scheduler.exclusive() as engine_model, model.session() as session:
+    with model.scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
         cache, tokens = session._cache, np.arange(n_rows, dtype=np.int32)
         engine_model.reserve_logits(n_rows)

@@ -86,7 +86,7 @@ with bitnet.load(sys.argv[1], threads=1) as model:
     model.generate([1] * 16, max_tokens=8, temperature=0)
     print("ready", flush=True)
     sys.stdin.readline()
-    now, names = memory_report.usage(), {str(name) for name, _, _ in model._weights.mappings()}
+    now, names = memory_report.usage(), {str(name) for name, _, _ in model.weights.mappings()}
     ours = [r for r in now.ranges if r.name in names]
     print(json.dumps({"rss": now.rss, "pss": now.pss, "file_rss": sum(r.rss for r in ours),
                       "file_pss": sum(r.pss for r in ours)}), flush=True)
@@ -161,7 +161,7 @@ def less(path, shares=(1.0, 0.75, 0.5, 0.0), n_tokens=8, rounds=3):
     for file in files_of(path):
         evict(file)  # pages as they were written, in large pieces, cannot be paged out one by one
     with bitnet.load(path, prefix_cache=False) as model:
-        yield from less_of(model._scheduler.transformer, shares, n_tokens, rounds)
+        yield from less_of(model.scheduler.transformer, shares, n_tokens, rounds)
 
 
 def less_of(transformer, shares, n_tokens, rounds):

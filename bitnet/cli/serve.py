@@ -3,8 +3,7 @@
 import dataclasses
 import os
 
-import bitnet
-
+from ..api.load import LoadSettings, load_model
 from ..server import serve
 from ..server.options import Options
 from . import options
@@ -97,6 +96,7 @@ def configure(parser):
 
 
 def main(args):
+    path = args.positionals[0] if args.positionals else None
     names = (
         "host",
         "port",
@@ -112,9 +112,14 @@ def main(args):
         allow_hosts=tuple(args.allow_host),
         cors_origins=tuple(args.cors_origin),
     )
-    if chosen.model_name is None and args.positionals and not os.path.exists(args.positionals[0]):
-        chosen = dataclasses.replace(chosen, model_name=args.positionals[0])  # a name of the hub
-    keywords = options.load_keywords(args) | {"slots": args.slots}
-    keywords |= {name: getattr(args, name) for name in ("prefix_folder", "prefix_folder_limit")}
-    serve(lambda: bitnet.load(*args.positionals, **keywords), chosen)
+    if chosen.model_name is None and path is not None and not os.path.exists(path):
+        chosen = dataclasses.replace(chosen, model_name=path)  # a name of the hub
+    settings = LoadSettings(
+        **options.load_keywords(args),
+        slots=args.slots,
+        prefix_folder=args.prefix_folder,
+        prefix_folder_limit=args.prefix_folder_limit,
+        fair=True,
+    )
+    serve(lambda: load_model(path, settings), chosen)
     return 0

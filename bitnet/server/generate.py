@@ -2,10 +2,9 @@
 
 import os
 
+from ..generation.sampling import SAMPLING_FIELDS, SEEDS
 from .errors import JSON, ApiError
 from .response_stream import ResponseStream
-
-SEEDS = 1 << 64
 
 
 async def generate(
@@ -53,11 +52,14 @@ def _requests(service, wanted, prompts, max_tokens, n_logprobs, tools):
     requests, prompt_indices = [], []
     for index, ids in enumerate(prompts):
         for choice in range(wanted.n or 1):
-            request = service.model._request(
-                ids, max_tokens=max_tokens, seed=(seed + choice) % SEEDS, **options
+            request = service.model.request(
+                ids,
+                n_logprobs=n_logprobs,
+                constraint=make_constraint and make_constraint(),
+                max_tokens=max_tokens,
+                seed=(seed + choice) % SEEDS,
+                **options,
             )
-            request.n_logprobs = n_logprobs
-            request.constraint = make_constraint and make_constraint()
             requests.append(request)
             prompt_indices.append(index)
     return requests, prompt_indices
@@ -65,8 +67,7 @@ def _requests(service, wanted, prompts, max_tokens, n_logprobs, tools):
 
 def _options(wanted):
     """The keywords of Model.generate that a request gives, but the seed and max_tokens."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-             "presence_penalty", "frequency_penalty", "logit_bias", "stop")  # fmt: skip
+    names = {*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop"} - {"seed"}
     options = {name: value for name in names if (value := getattr(wanted, name)) is not None}
     if options.get("top_k") == -1:  # what others write for "all"
         options["top_k"] = 0

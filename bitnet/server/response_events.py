@@ -9,7 +9,7 @@ from .openai_chunks import finish_reason
 
 
 class ResponseEvents:
-    """The events of one response. wanted: the schema.ResponsesRequest; its settings are repeated."""
+    """The events of one response. wanted: the schema.ResponsesRequest, whose settings are told."""
 
     closes = True  # a stream ends with the whole response
     end = b""

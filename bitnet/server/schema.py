@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..generation.sampling import SAMPLING_FIELDS
 from .errors import ApiError, of_json
 
 MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
@@ -22,7 +23,6 @@ MAX_DESCRIPTION = 4096  # characters of a function's description
 MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
 MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
-_I64 = {"ge": -(2**63), "le": 2**63 - 1}
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
@@ -30,7 +30,10 @@ StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, and many clients
+# write a top_k of -1 for "all".
+OWN_BOUNDS = {"seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}}
 
 # Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
@@ -80,21 +83,26 @@ class StreamOptions(Struct):
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
 
 
-class Settings(Struct, kw_only=True):
-    """What everything that generates has in common."""
+def _within_bounds(field):
+    """The type of a number, or null, within the bounds of a SamplingField."""
+    bounds = {"ge" if field.lower_allowed else "gt": field.lower, "le": field.upper}
+    return Annotated[field.kind, Meta(**bounds | OWN_BOUNDS.get(field.name, {}))] | None
+
+
+SamplingSettings = msgspec.defstruct(
+    "SamplingSettings",
+    [(field.name, _within_bounds(field), None) for field in SAMPLING_FIELDS],
+    kw_only=True,
+)
+
+
+class Settings(SamplingSettings, kw_only=True):
+    """What everything that generates has in common; the numbers are generation.sampling's."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopText | Stops | None = None
-    seed: Annotated[int, Meta(**_I64)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: Biases | None = None
 
 

@@ -87,15 +87,14 @@ class Generation:
 
 
 class Worker:
-    """Owns a Model: nobody else may compute with it.
+    """Owns a Model, loaded with fair=True: nobody else may compute with it.
 
     n_waiting: sequences that may wait for a slot. slots: that run at once. capacity: both together.
     n_open: that do, counted in the event loop. is_draining: set to refuse what is new.
     """
 
     def __init__(self, model: Model, n_waiting: int) -> None:
-        self._scheduler = model._scheduler
-        self._scheduler.is_fair = True
+        self._scheduler = model.scheduler
         self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
         self.n_open = 0

@@ -11,7 +11,7 @@ from support.mock_model import END, VOCAB, ByteTokenizer, MockTransformer
 import bitnet
 from bitnet import ContextFull, PoolExhausted
 from bitnet.generation.detokenizer import Detokenizer
-from bitnet.generation.prompt_lookup import LONGEST_PAUSE, NgramDrafts, find
+from bitnet.generation.prompt_lookup import MAX_PAUSE, NgramDrafts, lookup
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
 from bitnet.generation.scheduler import DRAFT_ROWS, Scheduler
@@ -56,7 +56,7 @@ def assert_same(plain, drafted):
     ],
 )
 def test_what_followed_the_longest_latest_match(text, n, expected):
-    assert "".join(map(chr, find(text, n))) == expected
+    assert "".join(map(chr, lookup(text, n))) == expected
 
 
 def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
@@ -72,7 +72,7 @@ def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
     assert (drafts.drafted, drafts.accepted) == (34, 20)
     for _ in range(20):
         drafts.record(3, 0)
-    assert [bool(drafts.propose(tokens, 2)) for _ in range(LONGEST_PAUSE + 1)].index(True) == 16
+    assert [bool(drafts.propose(tokens, 2)) for _ in range(MAX_PAUSE + 1)].index(True) == 16
 
 
 def test_a_draft_half_right_is_followed_by_one_of_that_length():

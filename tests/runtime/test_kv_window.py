@@ -79,7 +79,7 @@ def test_generation_goes_on_in_bounded_memory(model):
     stream = model.stream("In the beginning", max_tokens=3000, **endless(model))
     held = set()
     for _ in stream:
-        in_use = model._pool.stats().by_purpose["kv"][0]
+        in_use = model.pool_stats().by_purpose["kv"][0]
         held.add(in_use)
     completion = stream.completion
     assert (completion.finish_reason, completion.completion_tokens) == ("length", 3000)
@@ -92,7 +92,7 @@ def test_text_does_not_depend_on_threads_batch_or_prefixes(model):
     prompts = ["In the beginning", "And it came to pass in those days, that there went out"]
     want = [model.generate(prompt, **options).text for prompt in prompts]
     assert [c.text for c in model.generate(prompts, **options)] == want
-    loaded = bitnet.load(context=300, kv_dtype=model._scheduler.kv_dtype, threads=1)
+    loaded = bitnet.load(context=300, kv_dtype=model.scheduler.kv_dtype, threads=1)
     with loaded as other:
         assert [other.generate(prompt, **options).text for prompt in prompts[::-1]] == want[::-1]
 

@@ -17,7 +17,7 @@ async def chat(service, request):
 
     def prompts():
         messages = history(wanted.messages)
-        yield service.model._chat_ids(tools.tell(messages) if tools else messages)
+        yield service.model.encode_chat(tools.tell(messages) if tools else messages)
 
     may_call = tools is not None and tools.may_call
     reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)

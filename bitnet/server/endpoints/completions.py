@@ -14,7 +14,7 @@ async def completions(service, request):
 
     def prompts():
         for prompt in given:
-            yield service.model._ids(prompt)
+            yield service.model.encode_prompt(prompt)
 
     return await generate(
         service,

@@ -10,7 +10,7 @@ async def responses(service, request):
     wanted = await service.parse(request, schema.ResponsesRequest)
 
     def prompts():
-        yield service.model._chat_ids(list(wanted.messages()))
+        yield service.model.encode_chat(list(wanted.messages()))
 
     return await generate(
         service,

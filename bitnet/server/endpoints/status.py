@@ -19,5 +19,5 @@ async def ready(service, request):
 
 async def metrics(service, request):
     """Counters and gauges in Prometheus's text format."""
-    text = service.metrics.text(service.worker, service.model._pool.stats())
+    text = service.metrics.text(service.worker, service.model.pool_stats())
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
