@@ -1,5 +1,6 @@
 """bench: tokens a second of prefill and decode, and their share of the memory bandwidth."""
 
+import argparse
 import ctypes
 import json
 import statistics
@@ -19,7 +20,7 @@ USAGE = "[MODEL]"
 N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Medians of rounds. A round is a plain read of the weights, a prefill and a "
         "decode: a machine\nwhose clock drifts is compared with itself. The bound is "
@@ -51,7 +52,7 @@ def configure(parser):
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     status = Status()
     status.show("loading")
     begin = time.perf_counter()

@@ -1,5 +1,6 @@
 """chat: a conversation; the keys and values of what was said before are kept between turns."""
 
+import argparse
 import contextlib
 import os
 import sys
@@ -14,14 +15,14 @@ N_ARGS = (0, 1)
 COMMANDS = "/reset forgets the conversation, /exit or ctrl-D ends it, ctrl-C stops a reply"
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = COMMANDS + (".\nA model without a chat template continues the text of both.")
     options.add_load(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
     status.show(f"loading {args.positionals[0] if args.positionals else 'the bundled model'}")

@@ -1,5 +1,6 @@
 """convert: a model of any container and ternary type to a GGUF of I2_S, or a packed folder."""
 
+import argparse
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ USAGE = "SRC DST"
 N_ARGS = (2, 2)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
         "hub.\nDST gets its name once every tensor was read back and is right."
@@ -48,7 +49,7 @@ def configure(parser):
     )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     src, dst = args.positionals
     names = ("to", "head", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)

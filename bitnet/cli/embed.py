@@ -1,5 +1,6 @@
 """embed: embeddings of texts, a line of JSON each."""
 
+import argparse
 import json
 import sys
 from itertools import islice
@@ -13,7 +14,7 @@ USAGE = "MODEL [TEXT ...]"
 N_ARGS = (1, 10_000)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Without a TEXT every line of standard input is one."
     options.add_load(parser)
     prompt = parser.add_mutually_exclusive_group()
@@ -29,7 +30,7 @@ def configure(parser):
     options.add_slots(parser, 8, "texts that share a forward pass")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     path, *texts = args.positionals
     status = Status()
     status.show(f"loading {path}")

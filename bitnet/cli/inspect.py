@@ -1,5 +1,6 @@
 """inspect: what a model file holds, how it will be used and what memory it will need."""
 
+import argparse
 import json
 import math
 import re
@@ -25,7 +26,7 @@ N_ARGS = (0, 1)
 GAP = 4096  # bytes between tensors that no padding explains
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "From the headers alone: a file of any size takes a moment. A file that cannot "
         "be used is\nshown as far as it can be read, with the reason and exit code 1."
@@ -47,7 +48,7 @@ def configure(parser):
     options.add_layout(parser, "how the I2_S tensors of a GGUF lie")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     refused = None
     try:

@@ -1,5 +1,6 @@
 """memory: what a model needs with these settings; with --measure beside what the OS counts."""
 
+import argparse
 import json
 from dataclasses import asdict
 
@@ -19,7 +20,7 @@ N_ARGS = (0, 1)
 GENERATED = 16  # tokens of the measurement that are generated, after a prompt
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without --measure nothing is loaded: a file of any size takes a moment. What is mapped is "
         "shared\nby processes and counts against no limit."
@@ -41,7 +42,7 @@ def configure(parser):
     )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     planner = Planner(open_checkpoint(path, layout=args.layout))
     n_threads = cpu.threads(args.threads)[0]

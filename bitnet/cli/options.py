@@ -3,8 +3,10 @@
 import argparse
 import math
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..api.load import MAPPINGS, MAX_SLOTS
+from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, LAYOUTS
 from ..checks import parse_bytes
@@ -18,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     """Options may stand before, between and after the positional arguments; all that follows `--`
     is positional."""
 
-    def __init__(self, **keywords):
+    def __init__(self, **keywords: Any) -> None:
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
         )
@@ -38,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def number(kind, low, high=math.inf):
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
     """An argparse type: an int or float from ``low`` to ``high``."""
 
     def convert(text):
@@ -55,7 +57,7 @@ def number(kind, low, high=math.inf):
     return convert
 
 
-def size(text):
+def size(text: str) -> int:
     """An argparse type: bytes, as `bitnet.load` reads them."""
     try:
         return parse_bytes("memory_limit", text)
@@ -63,7 +65,7 @@ def size(text):
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 
 
-def add_load(parser):
+def add_load(parser: argparse.ArgumentParser) -> None:
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
     add_threads(group)
@@ -71,7 +73,7 @@ def add_load(parser):
         "--context",
         type=number(int, 1),
         metavar="N",
-        help="tokens a sequence may hold (default: the model's, 4096 at most)",
+        help=f"tokens a sequence may hold (default: the model's, {DEFAULT_CONTEXT} at most)",
     )
     add_kv_dtype(group)
     group.add_argument(
@@ -95,8 +97,8 @@ def add_load(parser):
     )
 
 
-def add_threads(parser):
-    """``--threads``; None where it is not given."""
+def add_threads(parser: Any) -> None:
+    """``--threads`` for a parser or a group of it; None where it is not given."""
     parser.add_argument(
         "--threads",
         type=number(int, 1, 1024),
@@ -105,7 +107,7 @@ def add_threads(parser):
     )
 
 
-def add_kv_dtype(parser):
+def add_kv_dtype(parser: Any) -> None:
     """``--kv-dtype``, as of `bitnet.load`."""
     parser.add_argument(
         "--kv-dtype",
@@ -115,7 +117,7 @@ def add_kv_dtype(parser):
     )
 
 
-def add_layout(parser, about, name="--layout", others=()):
+def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence[str] = ()) -> None:
     """``--layout``, or an option of another name that takes the same values, and ``others``."""
     parser.add_argument(
         name,
@@ -125,7 +127,7 @@ def add_layout(parser, about, name="--layout", others=()):
     )
 
 
-def add_slots(parser, default, about):
+def add_slots(parser: Any, default: int, about: str) -> None:
     """``--slots``: sequences, or texts, of one forward pass."""
     parser.add_argument(
         "--slots",
@@ -136,7 +138,7 @@ def add_slots(parser, default, about):
     )
 
 
-def add_generation(parser, max_tokens):
+def add_generation(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """The options of `Model.generate`."""
     group = parser.add_argument_group("generation")
     group.add_argument(
@@ -165,7 +167,7 @@ def add_generation(parser, max_tokens):
     )
 
 
-def load_keywords(args):
+def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `bitnet.load` among ``args``."""
     return {
         "threads": args.threads,
@@ -177,7 +179,7 @@ def load_keywords(args):
     }
 
 
-def generation_keywords(args):
+def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Model.generate` that were given, checked before anything is loaded."""
     names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -191,7 +193,7 @@ def generation_keywords(args):
     return given | limits | drafts
 
 
-def looks_like_model(word):
+def looks_like_model(word: str) -> bool:
     """Whether a lone argument is a model that is here: then the prompt was forgotten.
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.

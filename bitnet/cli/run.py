@@ -1,5 +1,6 @@
 """run: generate text from one prompt, and write it as it comes."""
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -14,7 +15,7 @@ USAGE = "[MODEL] PROMPT"
 N_ARGS = (1, 2)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
         "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
@@ -50,7 +51,7 @@ def configure(parser):
     )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     *model_path, prompt = args.positionals
     if not model_path and options.looks_like_model(prompt):
         args.parser.error(f"{prompt} is a model: the prompt is missing")

@@ -1,5 +1,6 @@
 """serve: an HTTP server with OpenAI's protocol, and a chat page."""
 
+import argparse
 import dataclasses
 import os
 
@@ -12,7 +13,7 @@ USAGE = "[MODEL]"
 N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The server ends on SIGTERM or ctrl-C, once what runs is complete.\n"
         "BITNET_API_KEY does what --api-key does, and does not show in `ps`."
@@ -95,7 +96,7 @@ def configure(parser):
         )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     path = args.positionals[0] if args.positionals else None
     names = (
         "host",

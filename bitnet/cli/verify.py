@@ -1,5 +1,6 @@
 """verify: whether a model file is sound, and the same model as another file."""
 
+import argparse
 import json
 
 from ..api.load import BUNDLED_MODEL
@@ -12,7 +13,7 @@ USAGE = "[MODEL]"
 N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Each line is ok, warning or FAILED. Exit code 0 if nothing failed, else 1. "
         "Weights are read a chunk\nat a time; a 2B model takes about half a minute."
@@ -40,7 +41,7 @@ def configure(parser):
     parser.add_argument("--json", action="store_true", help="one JSON object, with all figures")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     against = hub.find(args.against) if args.against else None
     status = Status()
