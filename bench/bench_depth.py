@@ -11,8 +11,7 @@ import pytest
 from bitnet.runtime.kv_cache import PAGE
 
 import bitnet
-from bitnet.checkpoints import weights
-from bitnet.cli.bench import bytes_per_token
+from bitnet.api.measure import bytes_per_token
 from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
 
@@ -48,7 +47,7 @@ def model(synthetic_path, n_threads, request):
         yield model
 
 
-def test_decode_at_depth(model, synthetic_path, timed, figures):
+def test_decode_at_depth(model, timed, figures):
     transformer = model.scheduler.transformer
     shallow, deep = (filled(transformer, model.scheduler.kv_dtype, depth) for depth in DEPTHS)
     token = np.zeros(1, np.int32)
@@ -66,8 +65,7 @@ def test_decode_at_depth(model, synthetic_path, timed, figures):
 
     decode(shallow)  # the first pass also looks for damaged weights
     at_depth, at_once = timed(lambda: decode(deep), reference, rounds=7)
-    with weights.open(synthetic_path) as files:
-        used = bytes_per_token(files)
+    used = bytes_per_token(model.weights)
     kv = [cache.nbytes for cache in (shallow, deep)]
     figures(
         tokens_s_128=N_DECODED / at_once,

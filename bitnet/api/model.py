@@ -244,6 +244,9 @@ class Model:
     @property
     def scheduler(self) -> Scheduler:
         """What runs the requests. ValueError where the model is closed."""
+        return self._open()
+
+    def _open(self) -> Scheduler:
         if self._scheduler is None:
             raise ValueError("the model is closed")
         return self._scheduler
@@ -332,7 +335,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The Tokenizer. FormatError where the model came without one: token ids still work."""
-        self.scheduler
+        self._open()
         if self._tokenizer is None:
             raise FormatError(self.path, "tokenizer", "missing", "only token ids can be used")
         return self._tokenizer
@@ -374,7 +377,7 @@ class Model:
         """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
         from ..runtime import memory_report
 
-        self.scheduler
+        self._open()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
 

@@ -32,7 +32,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command, return its exit code. ``argv``: without the program's name; None: sys.argv."""
+    """Run one command, return its exit code. argv: without the program's name; None: sys.argv."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     try:

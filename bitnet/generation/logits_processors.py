@@ -1,4 +1,4 @@
-"""What changes logits before a token is chosen: penalties, biases, and what a constraint forbids."""
+"""What changes logits before a token is chosen: penalties, biases, and tokens not allowed."""
 
 import threading
 from collections.abc import Callable, Collection, Mapping
