@@ -3,6 +3,7 @@
 from functools import partial
 
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from ..api.model import Model
 from .access_policy import AccessPolicy
@@ -49,5 +50,5 @@ class Application:
         paths = {path for _, path, _ in ENDPOINTS}
         self._guarded = AccessPolicy(router, options, service.metrics, paths)
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guarded(scope, receive, send)

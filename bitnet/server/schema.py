@@ -4,12 +4,13 @@ Fields that change nothing are ignored, known ones that this server cannot honou
 their value asks for nothing, and unknown ones are refused.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ..generation.sampling import SAMPLING_FIELDS
+from ..generation.sampling import SAMPLING_FIELDS, SamplingField
 from .errors import ApiError, of_json
 
 MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
@@ -53,28 +54,33 @@ REFUSED = {
 }  # fmt: skip
 
 
+JSONSchema = dict[str, Any] | bool
+
+
 class TextFormat(Struct, tag_field="type", tag="text"):
-    schema = None
+    @property
+    def schema(self) -> JSONSchema | None:
+        return None
 
 
 class ObjectFormat(Struct, tag_field="type", tag="json_object"):
     @property
-    def schema(self):
+    def schema(self) -> JSONSchema | None:
         return {"type": "object"}
 
 
-class JSONSchema(Struct):
-    schema: dict[str, Any] | bool
+class NamedSchema(Struct):
+    schema: JSONSchema
     name: str | None = None
     description: str | None = None
     strict: bool | None = None  # always
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
-    json_schema: JSONSchema
+    json_schema: NamedSchema
 
     @property
-    def schema(self):
+    def schema(self) -> JSONSchema | None:
         return self.json_schema.schema
 
 
@@ -83,30 +89,36 @@ class StreamOptions(Struct):
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
 
 
-def _within_bounds(field):
+def _within_bounds(field: SamplingField) -> Any:
     """The type of a number, or null, within the bounds of a SamplingField."""
-    bounds = {"ge" if field.lower_allowed else "gt": field.lower, "le": field.upper}
+    bounds: dict[str, Any] = {"ge" if field.lower_allowed else "gt": field.lower, "le": field.upper}
     return Annotated[field.kind, Meta(**bounds | OWN_BOUNDS.get(field.name, {}))] | None
 
 
-SamplingSettings = msgspec.defstruct(
-    "SamplingSettings",
+class AnyRequest(Struct, kw_only=True):
+    """What all requests have in common."""
+
+    model: str | None = None
+
+
+SamplingRequest: Any = msgspec.defstruct(
+    "SamplingRequest",
     [(field.name, _within_bounds(field), None) for field in SAMPLING_FIELDS],
+    bases=(AnyRequest,),
     kw_only=True,
 )
 
 
-class Settings(SamplingSettings, kw_only=True):
-    """What everything that generates has in common; the numbers are generation.sampling's."""
+class GenerationRequest(SamplingRequest, kw_only=True):  # type: ignore[misc, call-arg]
+    """What all requests that generate have in common, beside the numbers of Sampling."""
 
-    model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopText | Stops | None = None
     logit_bias: Biases | None = None
 
 
-class Sampled(Settings, kw_only=True):
+class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-arg]
     """What chat and text completions have in common."""
 
     max_tokens: Count | None = None
@@ -127,11 +139,11 @@ class Function(Struct):
     strict: bool | None = None  # always
 
     @property
-    def schema(self):
-        """Of the arguments."""
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the arguments."""
         return self.parameters or {"type": "object", "additionalProperties": False}
 
-    def about(self):
+    def about(self) -> dict[str, Any]:
         """What a model is told."""
         return {"name": self.name, "description": self.description or "", "parameters": self.schema}
 
@@ -169,13 +181,13 @@ class Message(Struct):
     tool_call_id: CallId | None = None
     function_call: Any = None
 
-    def text(self, where):
+    def text(self, where: str) -> str:
         """The content as one text."""
         if self.content is None and not self.tool_calls:
             raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
         return _joined(self.content or "")
 
-    def as_dict(self, where):
+    def as_dict(self, where: str) -> dict[str, str]:
         """What a chat template takes, without calls."""
         if self.function_call:
             field = f"{where}.function_call"
@@ -190,7 +202,7 @@ class Message(Struct):
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class ChatRequest(Sampled):
+class ChatRequest(CompletionsRequest):
     messages: Messages
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_completion_tokens: Count | None = None
@@ -200,10 +212,10 @@ class ChatRequest(Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
-    format_field = "response_format"
+    format_field: ClassVar[str] = "response_format"
 
 
-class TextRequest(Sampled):
+class TextRequest(CompletionsRequest):
     prompt: (
         str
         | Annotated[
@@ -222,19 +234,19 @@ class OutputText(Struct, tag_field="type", tag="output_text"):
 
 
 class InputMessage(Struct):
-    """Of /v1/responses. type: of what OpenAI has beside messages, nothing is supported."""
+    """A message of /v1/responses. type: what OpenAI has beside messages is not supported."""
 
     role: str
     content: str | list[InputText | OutputText]
     type: Literal["message"] = "message"
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, str]:
         """What a chat template takes; templates call a developer system."""
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": _joined(self.content)}
 
 
-class FlatSchemaFormat(JSONSchema, tag_field="type", tag="json_schema"):
+class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
     pass
 
 
@@ -244,24 +256,25 @@ class TextOptions(Struct):
     format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
     verbosity: None = None
 
-    def shown(self):
-        """The format as a response tells it."""
+    def shown(self) -> Any:
+        """The format as a response repeats it."""
         return msgspec.to_builtins(self.format or TextFormat())
 
 
-class ResponsesRequest(Settings):
+class ResponsesRequest(GenerationRequest):
     input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextOptions | None = None
 
-    n, format_field = 1, "text.format"
+    n: ClassVar[int] = 1
+    format_field: ClassVar[str] = "text.format"
 
     @property
-    def response_format(self):
-        return self.text and self.text.format
+    def response_format(self) -> TextFormat | ObjectFormat | FlatSchemaFormat | None:
+        return None if self.text is None else self.text.format
 
-    def messages(self):
+    def messages(self) -> Iterator[dict[str, str]]:
         """What a chat template takes."""
         if self.instructions is not None:
             yield {"role": "system", "content": self.instructions}
@@ -271,37 +284,37 @@ class ResponsesRequest(Settings):
             yield from (message.as_dict() for message in self.input)
 
 
-class EmbeddingRequest(Struct):
+class EmbeddingRequest(AnyRequest):
     input: (
         str
         | Annotated[
             list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)
         ]
     )
-    model: str | None = None
     encoding_format: str | None = None
     dimensions: Count | None = None
 
 
-class TokenizeRequest(Struct):
-    model: str | None = None
+class TokenizeRequest(AnyRequest):
     prompt: str | UnsetType = UNSET
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
-class DetokenizeRequest(Struct):
+class DetokenizeRequest(AnyRequest):
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS_LISTED)]
-    model: str | None = None
 
 
-def _joined(content):
+def _joined(content: Any) -> str:
     """A message's content, a text or its parts, as one text."""
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def parse(body, kind):
+R = TypeVar("R", bound=AnyRequest)
+
+
+def parse(body: bytes, kind: type[R]) -> R:
     """A request of this kind from bytes of JSON. ApiError that names the field at fault."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -311,8 +324,8 @@ def parse(body, kind):
         raise of_json(error) from None
 
 
-def _check_others(names, fields):
-    for name in sorted(names - IGNORED):
+def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:
+    for name in sorted(set(names) - IGNORED):
         value = msgspec.json.decode(fields[name])
         if value is None:
             continue
@@ -322,7 +335,7 @@ def _check_others(names, fields):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
 
 
-def sequences(value, field, max_entries):
+def sequences(value: str | list[Any], field: str, max_entries: int) -> list[str | list[int]]:
     """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids.
 
     ApiError, naming the field, for a mixture of these or more than max_entries.

@@ -8,8 +8,11 @@ function's schema.
 import json
 import re
 import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from .errors import ApiError
+from .schema import Function, JSONSchema, Message
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # calls of a reply, so that it ends
@@ -22,7 +25,7 @@ _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
 _HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head writes
 
 
-def head(name):
+def head(name: str) -> str:
     """A call's JSON up to its arguments. Names need no escapes: schema.FunctionName."""
     return f'{{"name": "{name}", "arguments": '
 
@@ -30,11 +33,11 @@ def head(name):
 class Tools:
     """The functions of one request.
 
-    functions: [schema.Function]. choice: "none", "auto", "required" or a function's name. parallel:
-    whether a reply may have several calls.
+    choice: "none", "auto", "required" or a function's name. parallel: whether a reply may have
+    several calls.
     """
 
-    def __init__(self, functions, choice, parallel):
+    def __init__(self, functions: Sequence[Function], choice: str, parallel: bool) -> None:
         self._functions, self._choice, self._parallel = functions, choice, parallel
         names = [function.name for function in functions]
         for i, function in enumerate(functions):
@@ -49,10 +52,11 @@ class Tools:
             raise ApiError(400, message, param="tool_choice")
 
     @property
-    def may_call(self):
+    def may_call(self) -> bool:
+        """Whether a reply may have calls."""
         return self._choice != "none"
 
-    def tell(self, messages):
+    def tell(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """The messages with what a model has to know in the first of them, a system message."""
         text = ABOUT + "\n".join(json.dumps(f.about(), ensure_ascii=False) for f in self._functions)
         messages = list(messages)
@@ -61,7 +65,7 @@ class Tools:
             return [first | {"content": f"{first['content']}\n\n{text}"}, *messages]
         return [{"role": "system", "content": text}, *messages]
 
-    def grammar(self, style, schema=None):
+    def grammar(self, style: Mapping[str, Any], schema: JSONSchema | None = None) -> str:
         """The grammar of a reply in llguidance's Lark.
 
         style: how JSON is written, see grammar.py. schema: of a reply that is no call.
@@ -78,20 +82,20 @@ class Tools:
         for i, function in enumerate(functions):
             begin = json.dumps(head(function.name))
             rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
-        if not must_call and schema is None:
-            rules += ["text: TEXT", _ANY_TEXT]
-        elif not must_call:
-            rules.append(f"text: {_json(schema, style)}")
+        if not must_call:
+            rules += (
+                ["text: TEXT", _ANY_TEXT] if schema is None else [f"text: {_json(schema, style)}"]
+            )
         return "\n".join(rules)
 
 
-def _closed(schema):
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """Where a schema only lists properties, no others are written: it is what its author means."""
     is_list = schema.keys() <= {"type", "properties", "required", "title", "description"}
     return schema | {"additionalProperties": False} if is_list else schema
 
 
-def _json(schema, style):
+def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     return f"%json {json.dumps(schema | {'x-guidance': style})}"
@@ -100,19 +104,19 @@ def _json(schema, style):
 class Calls:
     """The deltas of one choice: from its text, as it comes, content or calls."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._text = ""  # that no delta has yet
-        self._is_text = None  # whether the reply is text; None: not known yet
+        self._is_text: bool | None = None  # whether the reply is text; None: not known yet
         self.n_calls = 0
         self._depth = 0  # of braces in the arguments; 0: not in them
         self._in_string = self._escaped = False
 
     @property
-    def are_whole(self):
+    def are_whole(self) -> bool:
         """Whether there are calls, and the last one has all of its arguments."""
         return self.n_calls > 0 and not self._depth
 
-    def push(self, text, is_last):
+    def push(self, text: str, is_last: bool) -> Iterator[dict[str, Any]]:
         """Yield the deltas of more text: {"content": text} or {"tool_calls": [...]}."""
         self._text += text
         if self._is_text is None:
@@ -132,8 +136,8 @@ class Calls:
                     return
                 self._text, self._depth = self._text[match.end() + 1 :], 1  # without its brace
                 self.n_calls += 1
-                function = {"name": match[1], "arguments": ""}
-                about = {"id": "call_" + secrets.token_hex(12), "type": "function"}
+                function: dict[str, Any] = {"name": match[1], "arguments": ""}
+                about: dict[str, Any] = {"id": "call_" + secrets.token_hex(12), "type": "function"}
                 yield self._delta(about | {"function": function})
                 yield self._delta({"function": {"arguments": "{"}})
             end = self._end_of_arguments()
@@ -143,10 +147,10 @@ class Calls:
             if self._depth:
                 return
 
-    def _delta(self, call):
+    def _delta(self, call: dict[str, Any]) -> dict[str, Any]:
         return {"tool_calls": [{"index": self.n_calls - 1} | call]}
 
-    def _end_of_arguments(self):
+    def _end_of_arguments(self) -> int:
         """Where in the text the arguments end, or the text."""
         for i, character in enumerate(self._text):
             if self._in_string:
@@ -165,13 +169,14 @@ class Calls:
         return len(self._text)
 
 
-def history(messages):
+def history(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Plain messages for a template from schema.Messages with calls and results in them.
 
     Results that follow each other become one message of the user, as templates that want turns to
     alternate take it. ApiError for a result without its call.
     """
-    plain, names, is_result = [], {}, False
+    plain: list[dict[str, str]] = []
+    names, is_result = {}, False
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if message.role != "tool":

@@ -10,8 +10,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..api.model import Model
 from ..errors import Cancelled
@@ -32,7 +33,7 @@ class Event:
 
     index: int
     text: str = ""
-    logprobs: tuple = ()
+    logprobs: Sequence[list[tuple[int, float]]] = ()
     completion: Completion | None = None
     error: BaseException | None = None
 
@@ -41,15 +42,18 @@ class Generation:
     """The sequences of one HTTP request; made by Worker.start, used in the event loop only.
 
     prompt_indices: of each sequence, which prompt of the HTTP request it continues.
-    first, ended: when the first token and the last came, seconds since the start.
+    first, ended: when the first token and the last came, seconds since the start; 0 before.
     """
 
-    def __init__(self, worker, requests, prompt_indices):
+    def __init__(
+        self, worker: "Worker", requests: Sequence[Request], prompt_indices: Sequence[int]
+    ) -> None:
         self.requests, self.prompt_indices = requests, prompt_indices
-        self._worker, self._events, self._news = worker, deque(), asyncio.Event()
+        self._worker, self._news = worker, asyncio.Event()
+        self._events: deque[Event] = deque()
         self._n_open = len(requests)
         self._started = time.perf_counter()
-        self.first = self.ended = None
+        self.first = self.ended = 0.0
         self.is_cancelled = False
 
     async def take(self, seconds: float | None = None) -> list[Event] | None:
@@ -75,7 +79,7 @@ class Generation:
     def put(self, event: Event) -> None:
         """Add an event of the worker."""
         now = time.perf_counter() - self._started
-        self.first = now if self.first is None else self.first
+        self.first = self.first or now
         self._events.append(event)
         if event.completion is not None or event.error is not None:
             self._n_open -= 1
@@ -84,6 +88,9 @@ class Generation:
         if len(self._events) > MAX_UNREAD:
             self.cancel()
         self._news.set()
+
+
+News = tuple[Generation, Event]
 
 
 class Worker:
@@ -100,11 +107,12 @@ class Worker:
         self.n_open = 0
         self.is_draining = False
         self._seconds = 1.0  # moving average: of a sequence from start to end
-        self._inbox = queue.SimpleQueue()
-        self._open = []  # [(generation, index, request)], used in the thread only
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        # (generation, index of the sequence, its request), used in the thread only
+        self._open: list[tuple[Generation, int, Request]] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name="bitnet-engine", daemon=True)
-        self._loop = None
+        self._loop: asyncio.AbstractEventLoop
 
     # ------------------------------------------------------------------------- in the event loop
     def begin(self) -> None:
@@ -136,7 +144,9 @@ class Worker:
         if seconds is not None:
             self._seconds += 0.1 * (seconds - self._seconds)
 
-    def start(self, requests: Sequence[Request], prompt_indices=None) -> Generation:
+    def start(
+        self, requests: Sequence[Request], prompt_indices: Sequence[int] | None = None
+    ) -> Generation:
         """A Generation of requests of the model, for which there is a reservation.
 
         prompt_indices: see Generation; None where each has a prompt of its own.
@@ -151,9 +161,9 @@ class Worker:
             request.is_cancelled = True
         self._inbox.put(_nothing)
 
-    async def call(self, function, *arguments):
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that computes, in the thread, between two steps."""
-        result = self._loop.create_future()
+        result: asyncio.Future[Any] = self._loop.create_future()
         self._inbox.put(lambda: self._call(result, function, arguments))
         return await result
 
@@ -164,7 +174,7 @@ class Worker:
             self._thread.join()
 
     # ----------------------------------------------------------------------------- in the thread
-    def _main(self):
+    def _main(self) -> None:
         try:
             while not self._is_stopping:
                 self._take_commands()
@@ -175,7 +185,7 @@ class Worker:
         finally:
             self._stop()
 
-    def _take_commands(self):
+    def _take_commands(self) -> None:
         """Run what came in; wait for something if there is nothing to compute."""
         try:
             while True:
@@ -183,7 +193,7 @@ class Worker:
         except queue.Empty:
             pass
 
-    def _submit(self, generation):
+    def _submit(self, generation: Generation) -> None:
         failed = []
         for index, request in enumerate(generation.requests):
             try:
@@ -193,7 +203,7 @@ class Worker:
                 failed.append((generation, Event(index, error=error)))
         self._send(failed)
 
-    def _step(self):
+    def _step(self) -> None:
         try:
             self._scheduler.step()
         except Exception as error:  # of no single request: those the scheduler catches
@@ -201,11 +211,11 @@ class Worker:
             traceback.clear_frames(error.__traceback__)
             for _, _, request in self._open:
                 self._scheduler.cancel(request)
-        self._send([found for entry in self._open for found in self._news(*entry)])
+        self._send([news for entry in self._open for news in self._news(*entry)])
         self._open = [entry for entry in self._open if not entry[2].is_done]
 
     @staticmethod
-    def _news(generation, index, request):
+    def _news(generation: Generation, index: int, request: Request) -> Iterator[News]:
         """At most one (generation, Event): what a request has to say since the last step."""
         text = "".join(request.pieces)
         request.pieces.clear()
@@ -214,7 +224,9 @@ class Worker:
         if text or logprobs or request.is_done:
             yield generation, Event(index, text, logprobs, request.completion, request.error)
 
-    def _call(self, result, function, arguments):
+    def _call(
+        self, result: asyncio.Future[Any], function: Callable[..., Any], arguments: Sequence[Any]
+    ) -> None:
         if result.cancelled():
             return
         try:
@@ -222,29 +234,29 @@ class Worker:
         except Exception as error:
             self._post(_settle, result, None, error)
 
-    def _stop(self):
+    def _stop(self) -> None:
         self._is_stopping = True
         stopped = Cancelled("the server stops")
         self._send([(g, Event(index, error=stopped)) for g, index, _ in self._open])
         self._open = []
 
-    def _send(self, events):
+    def _send(self, events: Sequence[News]) -> None:
         if events:
             self._post(_put_all, events)
 
-    def _post(self, function, *arguments):
+    def _post(self, function: Callable[..., object], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody waits
             self._is_stopping = True
 
 
-def _put_all(events):
+def _put_all(events: Sequence[News]) -> None:
     for generation, event in events:
         generation.put(event)
 
 
-def _settle(result, value, error):
+def _settle(result: asyncio.Future[Any], value: object, error: Exception | None) -> None:
     if result.cancelled():
         return
     if error is None:
@@ -253,5 +265,5 @@ def _settle(result, value, error):
         result.set_exception(error)
 
 
-def _nothing():
+def _nothing() -> None:
     """A command that only wakes the thread."""

@@ -1,13 +1,19 @@
 """POST /v1/chat/completions: the model's reply to messages, which may call functions."""
 
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
 from .. import schema
 from ..errors import ApiError
 from ..generate import generate
 from ..openai_chunks import ChatChunks
+from ..service import Service
 from ..tools import Tools, history
 
 
-async def chat(service, request):
+async def chat(service: Service, request: Request) -> ASGIApp:
     """``n`` replies to ``messages``, whole or as a stream."""
     wanted = await service.parse(request, schema.ChatRequest)
     if wanted.top_logprobs is not None and not wanted.logprobs:
@@ -15,7 +21,7 @@ async def chat(service, request):
     n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
     tools = _tools(wanted)
 
-    def prompts():
+    def prompts() -> Iterator[list[int]]:
         messages = history(wanted.messages)
         yield service.model.encode_chat(tools.tell(messages) if tools else messages)
 
@@ -34,11 +40,10 @@ async def chat(service, request):
     )
 
 
-def _tools(wanted):
+def _tools(wanted: schema.ChatRequest) -> Tools | None:
     """The Tools of a chat request, None without."""
-    choice = wanted.tool_choice
-    if not isinstance(choice, str | None):
-        choice = choice.function.name
+    chosen = wanted.tool_choice
+    choice = chosen.function.name if isinstance(chosen, schema.NamedTool) else chosen
     if not wanted.tools:
         if choice in (None, "none", "auto"):
             return None

@@ -1,18 +1,24 @@
 """POST /v1/completions: the continuations of texts or token ids."""
 
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
 from .. import schema
 from ..generate import generate
 from ..openai_chunks import TextChunks
+from ..service import Service
 
 DEFAULT_MAX_TOKENS = 16  # tokens; OpenAI's own default
 
 
-async def completions(service, request):
+async def completions(service: Service, request: Request) -> ASGIApp:
     """``n`` continuations of each prompt, whole or as a stream."""
     wanted = await service.parse(request, schema.TextRequest)
     given = schema.sequences(wanted.prompt, "prompt", schema.MAX_PROMPTS)
 
-    def prompts():
+    def prompts() -> Iterator[list[int]]:
         for prompt in given:
             yield service.model.encode_prompt(prompt)
 

@@ -1,9 +1,13 @@
 """GET /v1/models and /v1/models/NAME: the one model there is."""
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from ..errors import JSON
+from ..service import Service
 
 
-async def models(service, request):
+async def models(service: Service, request: Request) -> Response:
     """The list of one, or that one by its name; ApiError 404 for another name."""
     about = {
         "id": service.model_name,

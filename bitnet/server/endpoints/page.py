@@ -6,17 +6,20 @@ import re
 from functools import cache
 from importlib import resources
 
+from starlette.requests import Request
 from starlette.responses import Response
 
+from ..service import Service
 
-async def page(service, request):
+
+async def page(service: Service, request: Request) -> Response:
     """The page, with a policy that lets a browser run its own script and style only."""
     text, headers = _page()
     return Response(text, headers=headers, media_type="text/html")
 
 
 @cache
-def _page():
+def _page() -> tuple[str, dict[str, str]]:
     """(text, headers)."""
     text = resources.files(__package__).joinpath("page.html").read_text()
     script, style = (_hash_of(tag, text) for tag in ("script", "style"))
@@ -27,7 +30,7 @@ def _page():
     return text, {"content-security-policy": policy, "referrer-policy": "no-referrer"}
 
 
-def _hash_of(tag, text):
+def _hash_of(tag: str, text: str) -> str:
     """The content of an element as a content security policy names it."""
-    content = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S)[1]
+    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
