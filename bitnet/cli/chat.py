@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import bitnet
 
@@ -36,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def talk(conversation, lines, status):
+def talk(conversation: "Conversation", lines: Iterable[str], status: Status) -> None:
     """Answer every line until /exit or the end of input."""
     for line in lines:
         if line == "/exit":
@@ -63,7 +65,7 @@ def talk(conversation, lines, status):
         status.say(conversation.summary())
 
 
-def _lines():
+def _lines() -> Iterator[str]:
     """Lines from a person, with editing and history where readline is there, or from a file."""
     if not sys.stdin.isatty():
         yield from (line.removesuffix("\n") for line in sys.stdin)
@@ -85,23 +87,26 @@ class Conversation:
     replies are one text that goes on. completion: of the latest reply, None if it was interrupted.
     """
 
-    def __init__(self, model, keywords, system=None):
+    def __init__(
+        self, model: bitnet.Model, keywords: dict[str, Any], system: str | None = None
+    ) -> None:
         self.model = model
         self.keywords = {"seed": int.from_bytes(os.urandom(8), "little")} | keywords
         self.system = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew."""
         self.messages, self.text = list(self.system), ""
-        self.completion = None
+        self.completion: bitnet.Completion | None = None
 
-    def reply(self, line):
+    def reply(self, line: str) -> Generator[str, None, None]:
         """Yield the reply to ``line`` as it comes. What came before an interrupt is remembered.
 
         ContextFull: the line itself has no room, and is forgotten.
         """
-        self.completion, said = None, []
+        said: list[str] = []
+        self.completion = None
         with self._stream(line) as stream:
             try:
                 for delta in stream:
@@ -112,7 +117,7 @@ class Conversation:
                 if said or self.completion:
                     self._remember(line, "".join(said))
 
-    def summary(self):
+    def summary(self) -> str:
         """Figures of the latest reply, one line."""
         if self.completion is None:
             return "[stopped]"
@@ -124,12 +129,12 @@ class Conversation:
             f"{n_used} of {self.model.context} in use]"
         )
 
-    def _stream(self, line):
+    def _stream(self, line: str) -> bitnet.Stream:
         if self.model.tokenizer.chat_template is None:
             return self.model.stream(self.text + line, **self.keywords)
         messages = [*self.messages, {"role": "user", "content": line}]
         return self.model.chat_stream(messages, **self.keywords)
 
-    def _remember(self, line, said):
+    def _remember(self, line: str, said: str) -> None:
         self.text += f"{line}{said}\n"
         self.messages += [{"role": "user", "content": line}, {"role": "assistant", "content": said}]

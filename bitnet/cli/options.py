@@ -40,24 +40,24 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
-    """An argparse type: an int or float from ``low`` to ``high``."""
+def number(kind: type, lower: float, upper: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: an int or float from ``lower`` to ``upper``."""
 
-    def convert(text):
+    def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high:
+        if value is None or not lower <= value <= upper:
             what = "a whole number" if kind is int else "a number"
-            limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            limit = f"from {lower} to {upper}" if upper < math.inf else f"of at least {lower}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limit}")
         return value
 
     return convert
 
 
-def size(text: str) -> int:
+def size(text: str) -> int | None:
     """An argparse type: bytes, as `bitnet.load` reads them."""
     try:
         return parse_bytes("memory_limit", text)

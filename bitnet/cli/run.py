@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import Any
 
 import bitnet
 
@@ -76,16 +77,16 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(stream, status, is_json):
-    """Write the pieces of a Stream as they come, unless JSON will follow; its Completion."""
+def _show(stream: bitnet.Stream, status: Status, is_json: bool) -> Any:
+    """Write the text of a Stream as it comes, unless JSON will follow; its Completion."""
     ended = True
     with stream:
         try:
-            for piece in stream:
+            for delta in stream:
                 status.clear()
                 if not is_json:
-                    write(piece)
-                    ended = piece.endswith("\n")
+                    write(delta)
+                    ended = delta.endswith("\n")
         finally:  # interrupted too: what is there stays, the line is ended
             status.clear()
             if not ended:
@@ -93,7 +94,7 @@ def _show(stream, status, is_json):
     return stream.completion
 
 
-def summary(completion):
+def summary(completion: bitnet.Completion) -> str:
     """One line of figures for a person."""
     return (
         f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
@@ -102,7 +103,7 @@ def summary(completion):
     )
 
 
-def _standard_input():
+def _standard_input() -> str:
     """All of stdin as text, without the line end that `echo` adds."""
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
