@@ -1,8 +1,9 @@
-"""The extension modules and the flags of each instruction set; all else is in pyproject.toml."""
+"""The extension modules, the flags of each instruction set, the extras; else see pyproject.toml."""
 
 import os
 import platform
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -42,6 +43,20 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 
+# Here and not in pyproject.toml, where either all extras are read from files or none is.
+EXTRAS = {
+    "test": Path("tests/requirements.txt").read_text().splitlines(),
+    "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
+    "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
+    "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
+    "plot": ["matplotlib>=3.8"],  # bench/support/plot*.py
+    "dev": [
+        "bitnet-engine[test,server,grammar,hub]",
+        *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
+        # what tests compare with
+        *("gguf", "safetensors", "sentencepiece", "openai", "threadpoolctl", "jsonschema"),
+    ],
+}
 
 SHARED = [
     "bitnet/kernels/" + name
@@ -86,5 +101,6 @@ setup(
         compiler_directives=DIRECTIVES,
         force=CHECK or SANITIZE,
     ),
+    extras_require=EXTRAS,
     options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}},
 )

@@ -22,7 +22,7 @@ THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 
 def filled(transformer, dtype, depth):
     """A cache of ``depth`` positions; keys and values of about unit size."""
-    cache, r = transformer.new_cache(dtype=dtype), np.random.default_rng(0)
+    cache, r = transformer.new_state(dtype=dtype), np.random.default_rng(0)
     n = 2 * cache.n_kv_heads * PAGE * cache.head_dim
     page = r.standard_normal(n).astype({"f32": np.float32}.get(dtype, np.float16))
     if dtype == "int8":
@@ -55,7 +55,7 @@ def test_decode_at_depth(model, timed, figures):
     def decode(cache):
         length = cache.length
         for _ in range(N_DECODED):
-            transformer.forward(token, [(cache, 1)], wanted=[LogitsQuery(1)])
+            transformer.forward(token, [(cache, 1)], queries=[LogitsQuery(1)])
         cache.trim(length)
 
     def reference():

@@ -76,7 +76,7 @@ def sum_of_operations(model, depth, repeat=20):
         session.decode(1)
         patch.undo()
         session.trim(depth)
-        model.scheduler.transformer.batch.set([(session._cache, 1)])
+        model.scheduler.transformer.batch.set([(session._state.parts["kv"].cache, 1)])
         return sum(min(once(call, repeat) for _ in range(3)) for call in calls)
 
 

@@ -184,7 +184,7 @@ def less_of(transformer, shares, n_tokens, rounds):
 
 def decode_with(transformer, layers, n_kept, n_tokens):
     """Seconds of each of n_tokens steps, after two to warm up."""
-    cache, seconds = transformer.new_cache(), []
+    cache, seconds = transformer.new_state(), []
 
     def let_go(i, _):
         for data in layers[i] if i >= n_kept else ():
@@ -193,7 +193,7 @@ def decode_with(transformer, layers, n_kept, n_tokens):
     try:
         for i in range(2 + n_tokens):
             begin, ids = time.perf_counter(), np.full(1, i, np.int32)
-            transformer.forward(ids, [(cache, 1)], wanted=[LogitsQuery(1)], after_layer=let_go)
+            transformer.forward(ids, [(cache, 1)], queries=[LogitsQuery(1)], after_layer=let_go)
             let_go(len(layers) - 1, None)
             seconds.append(time.perf_counter() - begin)
     finally:

@@ -6,26 +6,23 @@ shared, less and cold, of the 2B-4T shape.
 
 import argparse
 import json
-from types import SimpleNamespace
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from memory_table import DTYPES, SHAPES
+from memory_table import DTYPES, SHAPES, config_of
 
-from bitnet.checkpoints.memory_plan import kv_bytes
+from bitnet.checkpoints.memory_plan import state_bytes
 
 GIB = 1 << 30
 
 
 def plot_kv(axes):
-    names = ("num_hidden_layers", "num_key_value_heads", "head_dim")
-    values = SHAPES["bitnet-b1.58-2B-4T"]
-    config = SimpleNamespace(**dict(zip(names, values, strict=True)))
+    config = config_of(*SHAPES["bitnet-b1.58-2B-4T"])
     contexts = range(512, 32769, 512)
     for dtype in DTYPES:
-        axes.plot(contexts, [kv_bytes(config, n, dtype) / GIB for n in contexts], label=dtype)
+        axes.plot(contexts, [state_bytes(config, n, dtype) / GIB for n in contexts], label=dtype)
     axes.set(title="keys and values of a sequence", xlabel="context, tokens", ylabel="GiB")
     axes.legend()
 

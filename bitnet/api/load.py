@@ -48,6 +48,9 @@ class LoadSettings:
         check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         check_choice("mapping", self.mapping, MAPPINGS)
         check_whole("slots", self.slots, MAX_SLOTS)
+        parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
+        if self.prefix_folder is not None and not self.prefix_cache:
+            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
 
 
 def load(
@@ -107,25 +110,17 @@ def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> M
     """The Model of a path as load takes it, with these settings."""
     n_threads, _ = cpu.threads(settings.threads)
     limit = limit_of(settings.memory_limit)
-    folder_limit = parse_bytes("prefix_folder_limit", settings.prefix_folder_limit)
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
-    model = _load(file, settings, n_threads, limit)
-    if settings.prefix_folder is not None:
-        try:
-            model.keep_prefixes(settings.prefix_folder, folder_limit)
-        except BaseException:
-            model.close()
-            raise
-    return model
+    return _load(file, settings, n_threads, limit)
 
 
-def _load(path: Path, settings: LoadSettings, n_threads: int, limit: int | None) -> Model:
+def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None) -> Model:
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(path, layout=settings.layout)
+    source = open_checkpoint(file, layout=settings.layout)
     context = context_of(source.config, settings.context)
     plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
     planner = Planner(source)
@@ -145,6 +140,8 @@ def _load(path: Path, settings: LoadSettings, n_threads: int, limit: int | None)
             tokenizer,
             plan,
             prefix_cache=settings.prefix_cache,
+            prefix_folder=settings.prefix_folder,
+            prefix_folder_limit=parse_bytes("prefix_folder_limit", settings.prefix_folder_limit),
             fair=settings.fair,
             follows_machine=settings.threads is None,
             needs=planner.needs(plan),

@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
@@ -20,10 +21,10 @@ from ..checks import TokenIds, check_choice, check_ids, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
-from ..generation.logits_processors import Constraint
+from ..generation.prefix_cache import PrefixCache
 from ..generation.prefix_cache_disk import DiskPrefixCache
 from ..generation.prompt_lookup import make_drafts
-from ..generation.request import Completion, Request
+from ..generation.request import Completion, Constraint, Request
 from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
@@ -75,6 +76,8 @@ class Model:
         settings: Settings,
         *,
         prefix_cache: bool = True,
+        prefix_folder: str | os.PathLike[str] | None = None,
+        prefix_folder_limit: int | None = None,
         fair: bool = False,
         follows_machine: bool = False,
         needs: Sequence[Need] = (),
@@ -89,12 +92,25 @@ class Model:
             n_threads=settings.threads,
             context=settings.context,
             max_sequences=settings.slots,
+            prefetch=settings.mapping == "prefetch",
         )
-        transformer.prefetch = settings.mapping == "prefetch"
+        disk = None
+        if prefix_folder is not None:
+            new_state = partial(transformer.new_state, dtype=settings.kv_dtype)
+            disk = DiskPrefixCache(
+                prefix_folder,
+                prefix_folder_limit,
+                weights.fingerprint(),
+                settings.kv_dtype,
+                new_state,
+            )
         self._scheduler: Scheduler | None = Scheduler(
-            transformer, slots=settings.slots, kv_dtype=settings.kv_dtype, prefix_cache=prefix_cache
+            transformer,
+            slots=settings.slots,
+            kv_dtype=settings.kv_dtype,
+            prefix_cache=PrefixCache(disk) if prefix_cache else None,
+            fair=fair,
         )
-        self._scheduler.is_fair = fair
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
         # where fewer threads are used when the machine grants no more
@@ -155,7 +171,7 @@ class Model:
     def stream(
         self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
     ) -> "Stream":
-        """The same for one prompt as a Stream: an iterator of pieces of text as they come."""
+        """The same for one prompt as a Stream: an iterator of the text as it comes."""
         return self._stream(self.encode_prompt(prompt, parse_special), options)
 
     @named_options
@@ -167,10 +183,10 @@ class Model:
 
         request = self.request(self.encode_prompt(prompt, parse_special), **options)
         scheduler, worker = self.scheduler, self._async_worker()
-        pieces, loop = scheduler.pieces(request), asyncio.get_running_loop()
+        deltas, loop = scheduler.stream(request), asyncio.get_running_loop()
         try:
-            while (piece := await loop.run_in_executor(worker, next, pieces, None)) is not None:
-                yield piece
+            while (delta := await loop.run_in_executor(worker, next, deltas, None)) is not None:
+                yield delta
         finally:
             scheduler.cancel(request)
 
@@ -234,9 +250,15 @@ class Model:
             eos_ids = stopping.eos_ids | frozenset(self.tokenizer.eos_ids)
             stopping = dataclasses.replace(stopping, eos_ids=eos_ids)
             detokenizer = Detokenizer(self.tokenizer.stream(), stopping.stop)
-        drafts = make_drafts(options.get("speculative"))
-        request = Request(token_ids, sampler, stopping, detokenizer, n_logprobs, drafts)
-        request.constraint = constraint
+        request = Request(
+            token_ids,
+            sampler,
+            stopping,
+            detokenizer,
+            n_logprobs=n_logprobs,
+            drafts=make_drafts(options.get("speculative")),
+            constraint=constraint,
+        )
         scheduler.check(request)
         self._follow_machine()
         return request
@@ -325,11 +347,11 @@ class Model:
         """
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
         check_choice("context_end", context_end, ("error", "window"))
-        engine = self.scheduler
+        scheduler = self.scheduler
         self._follow_machine()
-        cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
-        cache.sinks = StopConditions(context_end=context_end).n_sinks
-        return Session(engine, cache, self._sessions, self.weights.fingerprint)
+        sinks = StopConditions(context_end=context_end).n_sinks
+        state = scheduler.transformer.new_state(capacity, scheduler.kv_dtype, sinks)
+        return Session(scheduler, state, self._sessions, self.weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest
     @property
@@ -380,16 +402,6 @@ class Model:
         self._open()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
-
-    def keep_prefixes(self, folder: str | os.PathLike[str], limit: int) -> None:
-        """Keep caches of finished sequences in files as well: see load's prefix_folder."""
-        engine, dtype = self.scheduler, self._scheduler.kv_dtype
-        if engine.prefixes is None:
-            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
-        engine.prefixes.files = DiskPrefixCache(
-            folder, limit, self.weights.fingerprint(), dtype,
-            lambda: engine.transformer.new_cache(dtype=dtype),
-        )  # fmt: skip
 
     def close(self) -> None:
         """Cancel what runs and free everything now. May be repeated.
@@ -453,7 +465,7 @@ class Stream:
     """
 
     def __init__(self, scheduler: Scheduler, request: Request) -> None:
-        self._request, self._pieces = request, scheduler.pieces(request)
+        self._request, self._deltas = request, scheduler.stream(request)
 
     @property
     def completion(self) -> Completion | None:
@@ -463,11 +475,11 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        return next(self._deltas)
 
     def close(self) -> None:
         """Cancel the generation, if it is not complete, and free its memory."""
-        self._pieces.close()
+        self._deltas.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,24 +2,13 @@
 
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Logits = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-
-class Constraint(Protocol):
-    """Which tokens may come next in one sequence: a grammar, say, and how far it was followed."""
-
-    def allowed(self) -> Mask:
-        """Bool (vocab,). ValueError where that cannot be said; it ends the sequence."""
-
-    def accept(self, token_id: int) -> None:
-        """A token was chosen."""
-
 
 _local = threading.local()  # work arrays, which malloc would map and clear for every token
 

@@ -249,14 +249,21 @@ def best(logits: Logits, n: int) -> NDArray[np.intp]:
     return ids[np.argsort(-logits[ids], kind="stable")]
 
 
-def log_probabilities(logits: Logits, ids: Iterable[int]) -> list[float]:
-    """The logs of the probabilities of these ids, from logits (vocab,) as they are.
+def log_mass(logits: Logits) -> tuple[float, float]:
+    """(the greatest of logits (vocab,), the log of the sum of exp(logits - greatest)).
 
-    Sums go one after the other in float64: the same on every CPU.
+    A logit less both is the log of a probability. The sum goes one after the other in float64: the
+    same on every CPU.
     """
     top = logits.max()
     mass = np.cumsum(ops.exp(logits - top), dtype=np.float64)[-1]
-    rest = float(top) + math.log(mass)
+    return float(top), math.log(mass)
+
+
+def log_probabilities(logits: Logits, ids: Iterable[int]) -> list[float]:
+    """The logs of the probabilities of these ids, from logits (vocab,) as they are."""
+    top, mass = log_mass(logits)
+    rest = top + mass
     return [float(logits[i]) - rest for i in ids]
 
 

@@ -217,8 +217,8 @@ class Worker:
     @staticmethod
     def _news(generation: Generation, index: int, request: Request) -> Iterator[News]:
         """At most one (generation, Event): what a request has to say since the last step."""
-        text = "".join(request.pieces)
-        request.pieces.clear()
+        text = "".join(request.deltas)
+        request.deltas.clear()
         logprobs = tuple(request.logprobs)
         request.logprobs.clear()
         if text or logprobs or request.is_done:
