@@ -223,6 +223,65 @@ def test_nothing_in_the_package_runs_what_a_file_says():
             assert "allow_pickle=False" in call, f"{path.name}: {call}"
 
 
+def asked_literals(path):
+    """Yield (line, text) of every string that a file compares something with, or uses as a key."""
+    tree = ast.parse(path.read_text())
+    asked = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            asked += [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            asked += filter(None, node.keys)
+        elif isinstance(node, ast.Subscript):
+            asked.append(node.slice)
+        elif isinstance(node, ast.MatchValue):
+            asked.append(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            asked += node.args if node.func.attr in ("get", "startswith", "endswith") else []
+    for expression in asked:
+        for node in ast.walk(expression):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.lineno, node.value
+
+
+def families():
+    """What families, and their models in files, are called: by the Architectures in the source."""
+    fields = {"name", "model_types", "hf_architectures", "gguf_architectures"}
+    return {
+        constant.value
+        for path in sorted((PACKAGE / "models").glob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "Architecture"
+        for keyword in call.keywords
+        if keyword.arg in fields
+        for constant in ast.walk(keyword.value)
+        if isinstance(constant, ast.Constant)
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CODE if p.suffix == ".py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_families_are_asked_by_name_in_models_alone(path):
+    """What they differ in is a field or a method of their Architecture."""
+    if module_of(path)[0] != "models":
+        assert not [(line, text) for line, text in asked_literals(path) if text in families()]
+
+
+def test_the_check_sees_every_way_to_ask_for_a_family(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(
+        'a = {"llama": 1}["qwen3"]\nb = x == "gemma3" or x in ("bitnet", y)\n'
+        'x.startswith("bitnet-25")\nlog("bitnet", kind="llama")\n'
+        'match x:\n    case "qwen3" | "gemma3":\n        pass\n'
+    )
+    assert sorted(asked_literals(path)) == [
+        (1, "llama"), (1, "qwen3"), (2, "bitnet"), (2, "gemma3"), (3, "bitnet-25"), (6, "gemma3"),
+        (6, "qwen3")]  # fmt: skip
+    assert {text for _, text in asked_literals(path)} <= families()
+    assert families() >= {"llama", "bitnet", "bitnet_b1_58", "bitnet-25", "gemma3_text"}
+
+
 def test_the_readme_names_every_environment_variable():
     source = "".join(path.read_text() for path in SOURCES)
     read = set(re.findall(r"environ[^\n]*\"(BITNET_\w+)\"", source))

@@ -120,16 +120,16 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(file, layout=settings.layout)
-    context = context_of(source.config, settings.context)
+    checkpoint = open_checkpoint(file, layout=settings.layout)
+    context = context_of(checkpoint.config, settings.context)
     plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
-    planner = Planner(source)
+    planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
-        files = weights.of_source(source, pool=pool, n_threads=n_threads)
+        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
         if settings.mapping == "lock":
             files.lock()
         elif settings.mapping == "copy":

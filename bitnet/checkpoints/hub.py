@@ -12,17 +12,16 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import FormatError
-from ..formats.atomic_write import atomic
+from ..formats.atomic_write import atomic, check_free_space
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
-from .repack_cache import FREE_MARGIN, cache_folder
+from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
 
@@ -277,11 +276,9 @@ def _check_room(snapshot):
     missing = {
         f.digest: f.n_bytes for f in snapshot.files.values() if not (blobs / f.digest).exists()
     }
-    needed = sum(missing.values()) + FREE_MARGIN
-    folder = next(parent for parent in blobs.parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if missing and free < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(folder))
+    if missing:
+        folder = next(parent for parent in blobs.parents if parent.exists())
+        check_free_space(folder, sum(missing.values()))
 
 
 def _check(path, facts):

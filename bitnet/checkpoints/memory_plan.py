@@ -19,7 +19,6 @@ from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES, PAGE
 from ..runtime.pool import Pool
 from . import repack_cache
-from .weights import head_rows
 
 HUGE_PAGE = 2 << 20  # bytes
 ALIGN = 64  # bytes: every allocation of the pool is a multiple
@@ -74,7 +73,7 @@ class Planner:
         self._headers = sum(len(file.data) for file in source.files)
         self._headers -= sum(len(t.data) for f in source.files for t in f.tensors.values())
         self._has_cache = repack_cache.cache_folder() is not None
-        rows = head_rows(source)
+        rows = source.rows("lm_head")
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
         if self._is_screened:

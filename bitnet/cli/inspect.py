@@ -12,10 +12,8 @@ from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
-from ..formats import gguf
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import open_folder
-from ..formats.ternary_layouts import padded
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES
 from . import options
@@ -199,26 +197,14 @@ def _gguf_tokenizer(metadata):
 def _derived(source):
     """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
     derived = {name: t for name, t in source.ternary.items() if t.in_place is None}
-    n_bytes = 0
-    for t in derived.values():
-        n_bytes += gguf.n_bytes_of("I2_S", (t.n_rows, padded(t.n_cols)))
-        n_bytes += 4 * t.n_rows if t.may_differ else 0
+    n_bytes = sum(map(repack_cache.repacked_bytes, derived.values()))
     place = repack_cache.cache_folder() and "sidecar"
     return {
         "tensors": len(derived),
         "bytes": n_bytes,
         "place": place or "memory",
-        "path": str(path) if derived and place and (path := _sidecar(source)) else None,
+        "path": str(path) if derived and place and (path := repack_cache.find(source)) else None,
     }
-
-
-def _sidecar(source):
-    """The path of a model's repacked weights, None if they are not there or of another day."""
-    key = repack_cache._fingerprint(source)
-    for path, _, written_for in repack_cache.cache_list():
-        if written_for != "damaged" and GGUFFile(path).metadata.get("sidecar.key") == key:
-            return path
-    return None
 
 
 def _memory(source, context, kv_dtype):

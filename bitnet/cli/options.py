@@ -8,7 +8,7 @@ from typing import Any
 
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import DEFAULT_LAYOUT, LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
@@ -121,7 +121,7 @@ def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence
     """``--layout``, or an option of another name that takes the same values, and ``others``."""
     parser.add_argument(
         name,
-        choices=[*others, *LAYOUTS],
+        choices=[*others, *I2_S_LAYOUTS],
         default=DEFAULT_LAYOUT,
         help=f"{about} (default: {DEFAULT_LAYOUT})",
     )

@@ -7,12 +7,12 @@ import numpy as np
 
 from libc.stdint cimport int8_t, int32_t, uint8_t
 
+from ..formats import ggml_types
 from ..runtime.kv_cache cimport KVCache
 
 ROW_TYPES = {                           # ggml's number, weights and bytes of a block
-    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q8_0": (8, 32, 34),
-    "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24),
-    "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "IQ4_NL": (20, 32, 18),
+    name: (ggml_types.TYPES[name].number, ggml_types.TYPES[name].n_values, ggml_types.TYPES[name].n_bytes)
+    for name in ggml_types.ROW_TYPES
 }
 SCREEN_LIMITS = SCREEN_BEST, SCREEN_TOKENS, SCREEN_COLS     # best logits, rows of a step, columns
 MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32

@@ -66,7 +66,7 @@ def table(shape):
 def derive(rows, bounds, n_threads=1):
     """Yield the codes, int8 (some rows, n_cols), each valid until the next.
 
-    rows: weights.Rows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
+    rows: EmbeddingRows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
     """
     bound = QuantizedRows(rows.data, rows.type, rows.n_cols)
     buffer = np.empty((min(CHUNK_ROWS, bound.n_rows), bound.n_cols), np.int8)

@@ -130,7 +130,7 @@ class Transformer:
 
     def bind_linear(self, weights, layer, names):
         parts = [weights.ternary(name) for name in names]
-        linear = Linear([(part.codes, part.scales) for part in parts], parts[0].n_cols)
+        linear = Linear([(p.codes, p.scales.reshape(-1)) for p in parts], parts[0].n_cols)
         self._linears[layer].append((linear, [part.where for part in parts]))
         self._mapped[layer] += [part.codes for part in parts]
         return linear

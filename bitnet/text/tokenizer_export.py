@@ -15,9 +15,11 @@ from .vocabulary import byte_level, from_gguf, from_hf, merge_scores
 from .vocabulary.library import call
 from .vocabulary.vocabulary import (
     BYTE,
+    BYTE_LEVEL_MODEL,
     CONTROL,
     END_TOKENS,
     NORMAL,
+    PIECES_MODEL,
     SPACE,
     UNKNOWN,
     UNUSED,
@@ -152,7 +154,7 @@ def _of_model(source, config):
     for text, i in found.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is
     around = from_hf.stated_borders(settings, config, True)
-    return _keys("llama", texts, kinds, around, source, config) | {
+    return _keys(PIECES_MODEL, texts, kinds, around, source, config) | {
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": found.scores,
         "tokenizer.ggml.add_space_prefix": found.adds_space,
@@ -167,7 +169,8 @@ def _of_json(source, config):
     _check_model(model, path)
     is_pieces = not from_hf.is_byte_level(from_hf.steps_of(encoder.decoder), path)
     texts, kinds = _json_tokens(model, encoder, is_pieces, path, config)
-    keys = _keys("llama" if is_pieces else "gpt2", texts, kinds, around, source, config)
+    kind = PIECES_MODEL if is_pieces else BYTE_LEVEL_MODEL
+    keys = _keys(kind, texts, kinds, around, source, config)
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not is_pieces:
         return keys | _byte_level_keys(encoder, model, merges, path)
@@ -308,7 +311,7 @@ def to_hf(source, config):
     _repair(metadata, config, source.path)
     fields = from_gguf.Fields(source.path, metadata)
     tokens = fields.strings("tokens")
-    is_pieces = fields.get("model", str) == "llama"
+    is_pieces = fields.get("model", str) == PIECES_MODEL
     encoder, kinds = (_pieces if is_pieces else _byte_level)(fields, tokens, config)
     from_gguf.add_tokens(encoder, tokens, kinds)
     prefix, suffix = from_gguf.around(fields, config, is_pieces)

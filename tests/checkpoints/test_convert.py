@@ -12,12 +12,11 @@ from support.conversions import TARGETS, source_of, tensors_of, to
 from support.paths import DATA
 
 from bitnet.checkpoints import convert, weights
-from bitnet.checkpoints.checkpoint import TERNARY_TYPES
 from bitnet.checkpoints.export_config import differences
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import gguf, safetensors
-from bitnet.formats.float_blocks import ROW_TYPES
+from bitnet.formats.ggml_types import ROW_TYPES, TERNARY_TYPES
 from bitnet.generation.embedding import normalized
 from bitnet.models.transformer import Transformer
 from bitnet.text.tokenizer import Tokenizer

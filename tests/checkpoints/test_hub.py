@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import bitnet
 from bitnet.checkpoints import hub, weights
 from bitnet.cli import main
 from bitnet.errors import FormatError
+from bitnet.formats.atomic_write import FREE_MARGIN
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -284,9 +286,9 @@ def test_a_hub_that_says_no_checksum(server, monkeypatch, field):
 
 
 def test_a_disk_that_is_too_small(server, monkeypatch):
-    usage = hub.shutil.disk_usage
-    full = usage("/")._replace(free=hub.FREE_MARGIN)
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: full)
+    usage = shutil.disk_usage
+    full = usage("/")._replace(free=FREE_MARGIN)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(OSError, match=r"\d+ bytes needed, \d+ free"):
         hub.pull("org/model")
     assert server.fetched() == []

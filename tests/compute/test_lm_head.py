@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bitnet
-from bitnet.checkpoints import repack_cache, weights
+from bitnet.checkpoints import repack_cache
+from bitnet.checkpoints.checkpoint import EmbeddingRows
 from bitnet.compute import operands, ops
 from bitnet.models import lm_head_screen
 from bitnet.models.lm_head_screen import LogitsQuery
@@ -23,7 +24,7 @@ def bound(type, values):
         data = (data.view(np.uint32) >> 16).astype(np.uint16)
     data = data.astype(np.float16) if type == "F16" else data
     data = data.view(np.uint8)
-    rows = weights.Rows(type, data, *values.shape, "")
+    rows = EmbeddingRows(type, data, *values.shape, "")
     limits = np.empty((len(data), 3), np.float32)
     codes = np.concatenate([part.copy() for part in lm_head_screen.derive(rows, limits)])
     return operands.QuantizedRows(data, type, values.shape[1]), operands.Screen(codes, limits)

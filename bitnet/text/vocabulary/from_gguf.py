@@ -11,10 +11,12 @@ from .library import find_ids
 from .vocabulary import (
     ALWAYS_SPECIAL,
     BYTE,
+    BYTE_LEVEL_MODEL,
     BYTE_OF,
     CONTROL,
     MAX_SHRINKING,
     NORMAL,
+    PIECES_MODEL,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -68,8 +70,9 @@ def from_metadata(path, metadata, config):
     """The Vocabulary of the tokenizer.* keys of a file; tokenizer.ggml.pre is always there."""
     fields = Fields(path, metadata)
     kind = fields.get("model", str)
-    if kind not in ("gpt2", "llama"):
-        raise fields.error("model", kind, "gpt2 (byte-level BPE) or llama (SentencePiece)")
+    if kind not in (BYTE_LEVEL_MODEL, PIECES_MODEL):
+        limit = f"{BYTE_LEVEL_MODEL} (byte-level BPE) or {PIECES_MODEL} (SentencePiece)"
+        raise fields.error("model", kind, limit)
     tokens = fields.strings("tokens")
     if not tokens:
         raise fields.error("tokens", "missing", "required")
@@ -77,7 +80,7 @@ def from_metadata(path, metadata, config):
     if len(where) < len(tokens):
         twice = next(i for i, text in enumerate(tokens) if where[text] != i)
         raise fields.error(f"tokens[{twice}]", tokens[twice], "once only")
-    make = _byte_level if kind == "gpt2" else _pieces
+    make = _byte_level if kind == BYTE_LEVEL_MODEL else _pieces
     return make(fields, tokens, config)
 
 

@@ -7,6 +7,9 @@ from functools import cached_property
 
 from ...errors import FormatError
 
+# tokenizer.ggml.model of the two kinds: byte-level BPE, and SentencePiece's pieces
+BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
+
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
