@@ -11,6 +11,7 @@ import pytest
 from support.paths import DATA
 
 import bitnet
+from bitnet.api import measure
 from bitnet.cli import run, terminal
 
 FOLDER = DATA / "hf_bitnet_offline"
@@ -237,6 +238,22 @@ def test_bench(command, monkeypatch, path):
     assert found["prefill_tps"] > 0 and found["rounds"] == 2
     code, out, _ = command("bench", path, *sizes)
     assert code == 0 and "tokens/s" in out and "GB/s" in out
+
+
+def test_bench_measures_the_weights_as_they_were_loaded(command, monkeypatch):
+    monkeypatch.setenv("BITNET_CACHE", "off")
+    sizes = ["--prompt-tokens", 5, "-n", 3, "--rounds", 1, "--json"]
+    counts, plain = [], measure.weight_runs
+
+    def counted(weights):
+        runs = plain(weights)
+        counts.append(len(runs))
+        return runs
+
+    monkeypatch.setattr(measure, "weight_runs", counted)
+    for layout in ("128x32", "4row"):  # read in place; repacked into memory, a run for each tensor
+        assert command("bench", GGUF, "--layout", layout, *sizes)[0] == 0
+    assert counts[0] < counts[1]
 
 
 def test_bench_needs_room_for_its_tokens(command):
