@@ -15,7 +15,7 @@ from .worker import Event
 
 
 class ResponseEvents:
-    """The events of one response. wanted: the schema.ResponsesRequest, whose settings are told."""
+    """The events of one response, which repeat the settings of the request."""
 
     closes = True  # a stream ends with the whole response
     end = b""
