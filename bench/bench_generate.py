@@ -16,9 +16,17 @@ from bitnet.runtime import cpu
 
 N_DECODED = 200
 OPERATIONS = [  # of a step; the graph calls them by these names
-    "embed", "rms_norm", "quantize", "linear", "rope", "store_kv", "attention", "gate", "pick",
+    "embed",
+    "rms_norm",
+    "quantize",
+    "linear",
+    "rope",
+    "store_kv",
+    "attention",
+    "gated_activation",
+    "gather_rows",
     "head",
-]  # fmt: skip
+]
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 EDIT = (
     "def total(prices):\n    result = 0\n    for price in prices:\n        result += price\n"

@@ -68,3 +68,28 @@ import bitnet
 def test_another_module_that_is_missing_is_its_own_error():
     result = run(Path(bitnet.__file__).parents[1], "-c", WITHOUT_NUMPY)
     assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'numpy'"
+
+
+SCRIPTS = [
+    path
+    for folder in ("bench", "bench/support")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_of_bench_begins(script):
+    if "matplotlib" in script.read_text("utf-8"):
+        pytest.importorskip("matplotlib")
+    result = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and result.stdout.startswith("usage: "), result.stderr
+
+
+def test_every_benchmark_is_found():
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert all(path.name in result.stdout for path in (ROOT / "bench").glob("bench_[!s]*.py"))

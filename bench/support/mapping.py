@@ -1,6 +1,6 @@
 """What the mapping of weight files costs and saves: four experiments on one model, as JSON lines.
 
-`python bench/support/mapping.py shared FILE`: processes that use one model; what they hold together.
+`python bench/support/mapping.py shared FILE`: processes that use one model; what they hold at once.
 `... cold FILE`: seconds to the first token from a file that is not in memory (mincore says so).
 `... less FILE`: decode in less memory than the weights take. The limit stands in for a cgroup's:
 layers beyond those that are kept are paged out (MADV_PAGEOUT) as soon as they were used, so every
@@ -176,10 +176,12 @@ def less_of(transformer, shares, n_tokens, rounds):
             stayed[n] = sum(cached_of(data) for layer in layers[n:] for data in layer)
     for n in kept:
         yield {
-            "weights": sum(sizes), "memory": sum(sizes[:n]) + max(sizes[n:], default=0),
-            "stayed": stayed[n], "tokens_s": 1 / median(seconds[n]),
+            "weights": sum(sizes),
+            "memory": sum(sizes[:n]) + max(sizes[n:], default=0),
+            "stayed": stayed[n],
+            "tokens_s": 1 / median(seconds[n]),
             "slowdown": median(seconds[n]) / median(seconds[kept[0]]),
-        }  # fmt: skip
+        }
 
 
 def decode_with(transformer, layers, n_kept, n_tokens):

@@ -1,7 +1,7 @@
 """Plot what bench/support/mapping.py and the planner say of memory ([plot] extra).
 
-`python bench/support/plot_memory.py RUN.jsonl OUT.png`: RUN has the lines of mapping.py's experiments
-shared, less and cold, of the 2B-4T shape.
+`python bench/support/plot_memory.py RUN.jsonl OUT.png`: RUN has the lines of mapping.py's
+experiments shared, less and cold, of the 2B-4T shape.
 """
 
 import argparse
@@ -37,8 +37,13 @@ def plot_shared(axes, rows):
 
 def plot_less(axes, rows):
     axes.plot([row["memory"] / GIB for row in rows], [row["tokens_s"] for row in rows], "o-")
-    axes.set(title="weights in less memory than they take", ylabel="decode, tokens/s",
-             xlabel="GiB of weights in memory", xlim=(0, None), ylim=(0, None))  # fmt: skip
+    axes.set(
+        title="weights in less memory than they take",
+        ylabel="decode, tokens/s",
+        xlabel="GiB of weights in memory",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
 
 
 def plot_cold(axes, rows):

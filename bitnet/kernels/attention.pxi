@@ -1,10 +1,19 @@
-# Rotary positions, keys and values in their pages, and attention over pages.
+# Rotary positions, keys and values in their pages (kv_page.h), and attention over pages.
+
+ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a,
+                             Py_ssize_t a_stride, const void* m, Py_ssize_t stride,
+                             Py_ssize_t column, Py_ssize_t n_heads, Py_ssize_t n,
+                             Py_ssize_t n_vectors, const char* ahead) noexcept nogil
+
+cdef extern from "weighted_sum.h" nogil:
+    enum: WEIGHTED_SUM_VECTORS          # of all heads together, at once
+    WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
 
 cdef enum:
-    I8 = 24                             # ggml's number, beside F32 and F16 of rows.pxi
-    GROUP = 4                           # query heads that share one pass over keys and values
-    SPAN = 4                            # pages that are summed apart, and may be by another thread
-    MAX_HEAD_DIM = 1024
+    # query heads; they share one pass over keys and values, an item is converted once for all
+    PASS_HEADS = 4
+    # bytes; shorter rests of keys or values arrive without a prefetch
+    MIN_PREFETCH = 2048
 
 
 cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
@@ -25,7 +34,7 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
 
 
 cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                int is_rounded, Py_ssize_t n) noexcept nogil:
+                  int is_rounded, Py_ssize_t n) noexcept nogil:
     """NumPy's and libm's cos differ between machines in the last place; additions and
     multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""
     cdef Py_ssize_t j
@@ -54,36 +63,24 @@ cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssi
 
 
 # ---------------------------------------------------------------------------------------- pages
-cdef inline Py_ssize_t item_bytes(int type) noexcept nogil:
-    return 4 if type == F32 else 2 if type == F16 else 1
-
-
-cdef inline float* scales_of(char* page, Py_ssize_t kv_head, Py_ssize_t n_kv_heads,
-                             Py_ssize_t head_dim) noexcept nogil:
-    """Of an I8 page, behind all codes: PAGE scales of a head's keys; its values' are n_kv_heads on.
-    """
-    return <float*>(page + 2 * n_kv_heads * PAGE * head_dim) + kv_head * PAGE
-
-
 cdef void store_kv(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                    Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil:
-    """Keys go transposed, 16 positions together, so that attention scores 16 with a vector."""
-    cdef Py_ssize_t h, key, value, n = n_kv_heads * head_dim
-    cdef float* scales
+    cdef Py_ssize_t h, key, value
+    cdef float* scale
     for h in range(n_kv_heads):
-        key = (h * PAGE + slot - slot % LANES) * head_dim + slot % LANES
-        value = n * PAGE + (h * PAGE + slot) * head_dim
-        if type == F32:
+        key = kv_key_item(h, slot, head_dim)
+        value = kv_value_item(h, slot, n_kv_heads, head_dim)
+        if type == KV_F32:
             store_f32(<float*>page + key, k + h * head_dim, LANES, head_dim)
             store_f32(<float*>page + value, v + h * head_dim, 1, head_dim)
-        elif type == F16:
+        elif type == KV_F16:
             store_f16(<uint16_t*>page + key, k + h * head_dim, LANES, head_dim)
             store_f16(<uint16_t*>page + value, v + h * head_dim, 1, head_dim)
         else:
-            scales = scales_of(page, h, n_kv_heads, head_dim) + slot
-            scales[0] = store_i8(<int8_t*>page + key, k + h * head_dim, LANES, head_dim)
-            scales[n_kv_heads * PAGE] = store_i8(<int8_t*>page + value, v + h * head_dim, 1,
-                                                 head_dim)
+            scale = <float*>(page + kv_scale_offset(h, slot, n_kv_heads, head_dim))
+            scale[0] = store_i8(<int8_t*>page + key, k + h * head_dim, LANES, head_dim)
+            scale[n_kv_heads * PAGE] = store_i8(<int8_t*>page + value, v + h * head_dim, 1,
+                                                head_dim)
 
 
 cdef inline void store_f32(float* out, const float* x, Py_ssize_t step,
@@ -130,99 +127,119 @@ cdef inline float store_i8(int8_t* out, const float* x, Py_ssize_t step,
 
 
 cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogil:
-    if type == F16:
+    if type == KV_F16:
         return f32_of_f16((<const uint16_t*>m)[i])
-    if type == I8:
+    if type == KV_INT8:
         return <float>(<const int8_t*>m)[i]
     return (<const float*>m)[i]
 
 
-# ------------------------------------------------------------------------------------ attention
-cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
-    cdef Py_ssize_t n = view.n_pages
-    return view.pages[page if page < n else 1 + (page - 1) % (n - 1)]
+cdef inline const char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
+    return view.pages[kv_slot_of(page, view.n_pages)]
 
 
-cdef inline char* keys_of(const View* view, Py_ssize_t page) noexcept nogil:
-    """Of its head; the values are n_kv_heads heads further on."""
-    return page_of(view, page) + view.kv_head * PAGE * view.head_dim * item_bytes(view.type)
+cdef inline const char* keys_of(const View* view, const char* page, Py_ssize_t slot) noexcept nogil:
+    """The keys of the view's head from a slot on that is a multiple of LANES."""
+    return page + kv_key_item(view.kv_head, slot, view.head_dim) * kv_item_bytes(view.type)
 
 
-cdef struct Ahead:                      # keys and values that are worked on soon
+cdef inline const char* values_of(const View* view, const char* page,
+                                  Py_ssize_t slot) noexcept nogil:
+    return page + (kv_value_item(view.kv_head, slot, view.n_kv_heads, view.head_dim)
+                   * kv_item_bytes(view.type))
+
+
+cdef inline const float* scales_of(const View* view, const char* page) noexcept nogil:
+    """PAGE scales of the keys; those of the values are n_kv_heads * PAGE further on."""
+    return <const float*>(page + kv_scale_offset(view.kv_head, 0, view.n_kv_heads, view.head_dim))
+
+
+# --------------------------------------------------------------------------------- prefetching
+cdef struct PrefetchCursor:             # goes ahead of the work: keys of a page, its values, ...
     const View* view                    # whose they are, NULL at the end
     const View* next                    # and whose after these
-    Py_ssize_t tile, last               # pages
-    bint has_values                     # behind the keys
+    Py_ssize_t page, last               # its page and its last one
+    bint is_at_values                   # not at the keys
     const char* at
-    Py_ssize_t n_bytes                  # there
+    Py_ssize_t n_bytes                  # left of these keys or values
 
 
-cdef void go_ahead(Ahead* ahead) noexcept nogil:
-    """To the values of a tile, the keys of the next one, or the first of the next view.
+cdef PrefetchCursor cursor_behind(const View* view, const View* next, Py_ssize_t page,
+                                  Py_ssize_t last) noexcept nogil:
+    """Behind the keys of a page: first its values, then the pages up to the last one, then next."""
+    return PrefetchCursor(view, next, page, last, False, <const char*>view, 0)
 
-    Scales of an I8 tile are asked for with its keys: 16 lines at once.
+
+cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
+    """To the values of the page, the keys of the next one, or the first keys of the next view.
+
+    Scales of a KV_INT8 page are prefetched with its keys: 16 cache lines at once.
     """
-    cdef Py_ssize_t i, low, high, D
+    cdef Py_ssize_t i, low, high
     cdef const View* view
+    cdef const char* page
     cdef const float* scales
-    if ahead.has_values:
-        ahead.has_values = False
-        ahead.tile += 1
-        if ahead.tile > ahead.last:
-            ahead.view, ahead.next = ahead.next, NULL
-            if ahead.view is NULL:
+    if cursor.is_at_values:
+        cursor.is_at_values = False
+        cursor.page += 1
+        if cursor.page > cursor.last:
+            cursor.view, cursor.next = cursor.next, NULL
+            if cursor.view is NULL:
                 return
-            ahead.tile = ahead.view.first // PAGE
-            ahead.last = ahead.view.last // PAGE
+            cursor.page = cursor.view.first // PAGE
+            cursor.last = cursor.view.last // PAGE
     else:
-        ahead.has_values = True
-    view = ahead.view
-    D = view.head_dim * item_bytes(view.type)
-    low = max(view.first - ahead.tile * PAGE, <Py_ssize_t>0)
-    high = min(view.last - ahead.tile * PAGE + 1, <Py_ssize_t>PAGE)
-    if ahead.has_values:
-        ahead.at = keys_of(view, ahead.tile) + (view.n_kv_heads * PAGE + low) * D
+        cursor.is_at_values = True
+    view = cursor.view
+    page = page_of(view, cursor.page)
+    low = max(view.first - cursor.page * PAGE, <Py_ssize_t>0)
+    high = min(view.last - cursor.page * PAGE + 1, <Py_ssize_t>PAGE)
+    if cursor.is_at_values:
+        cursor.at = values_of(view, page, low)
     else:
         low -= low % LANES
         high = (high + LANES - 1) // LANES * LANES
-        ahead.at = keys_of(view, ahead.tile) + low * D
-        scales = scales_of(page_of(view, ahead.tile), view.kv_head, view.n_kv_heads, view.head_dim)
-        for i in range(low, high if view.type == I8 else 0, 16):
-            prefetch_first(scales + i)
-            prefetch_first(scales + view.n_kv_heads * PAGE + i)
-    ahead.n_bytes = (high - low) * D
+        cursor.at = keys_of(view, page, low)
+        scales = scales_of(view, page)
+        for i in range(low, high if view.type == KV_INT8 else 0, 16):
+            prefetch_t0(scales + i)
+            prefetch_t0(scales + view.n_kv_heads * PAGE + i)
+    cursor.n_bytes = (high - low) * view.head_dim * kv_item_bytes(view.type)
 
 
-cdef inline const char* ask(Ahead* ahead, Py_ssize_t n_bytes) noexcept nogil:
-    """Where the next n_bytes are; less than 2 KiB left of keys or values come without asking."""
+cdef inline const char* cursor_take(PrefetchCursor* cursor, Py_ssize_t n_bytes) noexcept nogil:
+    """Where the next n_bytes to be prefetched begin."""
     cdef const char* at
-    while ahead.n_bytes < 2048 and ahead.view is not NULL:
-        go_ahead(ahead)
-    at = ahead.at
-    if ahead.view is not NULL:
-        ahead.at += n_bytes
-        ahead.n_bytes -= n_bytes
+    while cursor.n_bytes < MIN_PREFETCH and cursor.view is not NULL:
+        cursor_step(cursor)
+    at = cursor.at
+    if cursor.view is not NULL:
+        cursor.at += n_bytes
+        cursor.n_bytes -= n_bytes
     return at
 
 
-cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                  const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
-                  Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes,
-                  Ahead* ahead) noexcept nogil:
-    """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to GROUP heads g.
+# ------------------------------------------------------------------------------------ attention
+cdef void weighted_sum(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
+                       const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
+                       Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes,
+                       PrefetchCursor* cursor) noexcept nogil:
+    """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to PASS_HEADS heads g.
 
-    column: numbers of m from 16 lanes to the next 16. As many bytes are asked for as are read.
+    column: items of m from 16 lanes to the next 16. As many bytes are prefetched as are read.
     Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
     and a row of m is read and converted once for all heads.
     """
-    cdef Combine some = combine_i8 if type == I8 else combine_f16 if type == F16 else combine_f32
-    cdef Py_ssize_t g, i, at, lane, v = 0, item = item_bytes(type), n_vectors = n_lanes // LANES
-    cdef Py_ssize_t wide = COMBINE_SUMS // n_heads
+    cdef WeightedSum kernel = (weighted_sum_i8 if type == KV_INT8 else
+                               weighted_sum_f16 if type == KV_F16 else weighted_sum_f32)
+    cdef Py_ssize_t g, i, at, lane, v = 0, item = kv_item_bytes(type), n_vectors = n_lanes // LANES
+    cdef Py_ssize_t n_at_once = WEIGHTED_SUM_VECTORS // n_heads
     cdef float total
     while v < n_vectors:
-        some(out + v * LANES, out_stride, a, a_stride, m + v * column * item, stride, column,
-             n_heads, n, min(wide, n_vectors - v), ask(ahead, n * wide * LANES * item))
-        v += wide
+        kernel(out + v * LANES, out_stride, a, a_stride, m + v * column * item, stride, column,
+               n_heads, n, min(n_at_once, n_vectors - v),
+               cursor_take(cursor, n * n_at_once * LANES * item))
+        v += n_at_once
     for lane in range(n_vectors * LANES, n_lanes):              # head_dim 100: the last 4 of a row
         at = n_vectors * column + lane % LANES
         for g in range(n_heads):
@@ -234,29 +251,37 @@ cdef void combine(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t 
 
 cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t low,
                              Py_ssize_t high) noexcept nogil:
-    """x[j] *= scales[j] for the vectors that hold low..high."""
+    """x[j] *= scales[j] for the vectors that hold low..high - 1."""
     cdef Py_ssize_t j
     for j in range(low - low % LANES, high, 16):
         f32_store(x + j, f32_mul(f32_load(x + j), f32_load(scales + j)))
 
 
-cdef inline void shorten(float* x, Py_ssize_t n) noexcept nogil:
-    """Round x to what has exact products with the numbers of a page; whole vectors are there."""
+cdef inline void round_to_13_bits(float* x, Py_ssize_t n) noexcept nogil:
+    """Round x to what has exact products with the items of a page; whole vectors are there."""
     cdef Py_ssize_t j
     for j in range(0, n, 16):
-        f32_store(x + j, f32_shorten(f32_load(x + j)))
+        f32_store(x + j, f32_round_to_13_bits(f32_load(x + j)))
 
 
-cdef float softmax_tile(float* scores, float* largest, float* total, float scale, Py_ssize_t low,
-                        Py_ssize_t high) noexcept nogil:
-    """Turn scores[low:high] of a tile into weights relative to the running maximum.
+cdef struct Partial:                    # attention of up to PASS_HEADS query heads so far
+    float* out                          # (n_heads, head_dim), sums of weighted values
+    float* q                            # (n_heads, head_dim)
+    Py_ssize_t n_heads
+    float[PASS_HEADS] max_score
+    float[PASS_HEADS] weight_sum        # of the weights, e^(score - max_score)
 
-    Updates maximum and running total; returns the factor for what was summed before (online
-    softmax: Milakov and Gimelshein 2018). Lanes outside low..high become 0.
+
+cdef float softmax_page(float* scores, float* max_score, float* weight_sum, float scale,
+                        Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    """Turn scores[low:high] of a page into weights relative to the running maximum.
+
+    Updates the maximum and the running sum of weights; returns the factor for what was summed
+    before (online softmax: Milakov and Gimelshein 2018). Lanes outside low..high - 1 become 0.
     """
     cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef float lanes[LANES]
-    cdef float before = largest[0]
+    cdef float before = max_score[0]
     cdef f32x16 v, top, sums = f32_zero()
     for j in range(begin, low):
         scores[j] = -INFINITY
@@ -269,176 +294,160 @@ cdef float softmax_tile(float* scores, float* largest, float* total, float scale
         top = f32_max(top, v)
     f32_store(lanes, top)
     for j in range(LANES):
-        if lanes[j] > largest[0]:
-            largest[0] = lanes[j]
+        if lanes[j] > max_score[0]:
+            max_score[0] = lanes[j]
     for j in range(begin, end, 16):
-        v = f32_exp(f32_sub(f32_load(scores + j), f32_set1(largest[0])))
+        v = f32_exp(f32_sub(f32_load(scores + j), f32_set1(max_score[0])))
         f32_store(scores + j, v)
         sums = f32_add(sums, v)
-    f32_store(lanes, f32_exp(f32_set1(before - largest[0])))
-    total[0] = total[0] * lanes[0] + f32_sum(sums)
+    f32_store(lanes, f32_exp(f32_set1(before - max_score[0])))
+    weight_sum[0] = weight_sum[0] * lanes[0] + f32_sum(sums)
     return lanes[0]
 
 
-cdef struct Heads:                      # up to GROUP query heads on their way through the pages
-    float* out                          # (n, head_dim), sums of weighted values so far
-    float* q                            # (n, head_dim)
-    Py_ssize_t n
-    float[GROUP] largest                # score so far
-    float[GROUP] total                  # of the weights so far
-
-
-cdef void attend_page(Heads* heads, const View* view, Py_ssize_t tile, Py_ssize_t low,
-                      Py_ssize_t high, Ahead* ahead) noexcept nogil:
-    """Positions low..high - 1 of a page."""
-    cdef float scores[GROUP * PAGE]
+cdef void attend_page(Partial* partial, const View* view, Py_ssize_t page, Py_ssize_t low,
+                      Py_ssize_t high, PrefetchCursor* cursor) noexcept nogil:
+    """Add positions low..high - 1 of a page."""
+    cdef float scores[PASS_HEADS * PAGE]
     cdef Py_ssize_t g, d, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
-    cdef Py_ssize_t D = view.head_dim, item = item_bytes(view.type)
+    cdef Py_ssize_t D = view.head_dim
     cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
-    cdef const char* keys = keys_of(view, tile)
-    cdef const char* values = keys + view.n_kv_heads * PAGE * D * item
-    cdef const float* scales = scales_of(page_of(view, tile), view.kv_head, view.n_kv_heads, D)
+    cdef const char* data = page_of(view, page)
+    cdef const float* scales = scales_of(view, data)
     memset(scores, 0, sizeof(scores))
-    combine(scores + begin, PAGE, heads.q, D, keys + begin * D * item, LANES, LANES * D, view.type,
-            heads.n, D, end - begin, ahead)
-    for g in range(heads.n):
-        if view.type == I8:
+    weighted_sum(scores + begin, PAGE, partial.q, D, keys_of(view, data, begin), LANES, LANES * D,
+                 view.type, partial.n_heads, D, end - begin, cursor)
+    for g in range(partial.n_heads):
+        if view.type == KV_INT8:
             scale_lanes(scores + g * PAGE, scales, low, high)
-        factor = softmax_tile(scores + g * PAGE, &heads.largest[g], &heads.total[g], scale, low,
-                              high)
+        factor = softmax_page(scores + g * PAGE, &partial.max_score[g], &partial.weight_sum[g],
+                              scale, low, high)
         for d in range(D):
-            heads.out[g * D + d] *= factor
-        if view.type == I8:
+            partial.out[g * D + d] *= factor
+        if view.type == KV_INT8:
             scale_lanes(scores + g * PAGE, scales + view.n_kv_heads * PAGE, low, high)
-        if view.type != F32:
-            shorten(scores + g * PAGE + begin, high - begin)
-    combine(heads.out, D, scores + low, PAGE, values + low * D * item, D, LANES, view.type,
-            heads.n, high - low, D, ahead)
+        if view.type != KV_F32:
+            round_to_13_bits(scores + g * PAGE + begin, high - begin)
+    weighted_sum(partial.out, D, scores + low, PAGE, values_of(view, data, low), D, LANES,
+                 view.type, partial.n_heads, high - low, D, cursor)
 
 
-cdef inline Py_ssize_t n_spans(const View* view) noexcept nogil:
-    return view.last // (SPAN * PAGE) - view.first // (SPAN * PAGE) + 1
+cdef void attend_split(Partial* partial, const View* view, Py_ssize_t split,
+                       PrefetchCursor* cursor) noexcept nogil:
+    """The positions of a split, or behind the last one the sinks, from nothing on.
 
-
-cdef void attend(Heads* heads, const View* view, Py_ssize_t part, Ahead* ahead) noexcept nogil:
-    """A part: the positions of a span, or behind the last one the sinks.
-
-    Tiles are pages by absolute position, spans SPAN of them, so that the order of additions depends
-    on first and last alone, not on threads, chunks of prefill or forks.
+    Pages and splits count by absolute position, so that the order of additions depends on first
+    and last alone, not on threads, chunks of prefill or forks.
     """
-    cdef float query[GROUP * MAX_HEAD_DIM]
-    cdef Py_ssize_t tile, low, high, g, n = heads.n * view.head_dim
-    cdef Py_ssize_t begin = (view.first // (SPAN * PAGE) + part) * SPAN
-    cdef Py_ssize_t last = min(begin + SPAN - 1, view.last // PAGE)
-    cdef float* q = heads.q
-    for g in range(heads.n):
-        heads.largest[g] = -INFINITY
-        heads.total[g] = 0
-    memset(heads.out, 0, n * sizeof(float))
+    cdef float query[PASS_HEADS * MAX_HEAD_DIM]
+    cdef Py_ssize_t page, low, high, g, n = partial.n_heads * view.head_dim
+    cdef Py_ssize_t begin = (view.first // SPLIT + split) * SPLIT_PAGES
+    cdef Py_ssize_t last = min(begin + SPLIT_PAGES - 1, view.last // PAGE)
+    cdef bint has_sinks = split == kv_n_splits(view.first, view.last)
+    cdef float* q = partial.q
+    for g in range(partial.n_heads):
+        partial.max_score[g] = -INFINITY
+        partial.weight_sum[g] = 0
+    memset(partial.out, 0, n * sizeof(float))
     memcpy(query, q, n * sizeof(float))
-    if part == n_spans(view):
-        for g in range(heads.n):
+    if has_sinks:
+        for g in range(partial.n_heads):
             rope(query + g * view.head_dim, view.cosines, view.sines, view.interleaved,
                  view.head_dim)
-    if view.type != F32:
-        shorten(query, n)
-    heads.q = query
-    if part == n_spans(view):
-        attend_page(heads, view, 0, 0, view.n_sinks, ahead)
-        heads.q = q
+    if view.type != KV_F32:
+        round_to_13_bits(query, n)
+    partial.q = query
+    if has_sinks:
+        attend_page(partial, view, 0, 0, view.n_sinks, cursor)
+        partial.q = q
         return
     begin = max(begin, view.first // PAGE)
-    for tile in range(begin, last + 1):
-        low = max(view.first - tile * PAGE, <Py_ssize_t>0)
-        high = min(view.last - tile * PAGE + 1, <Py_ssize_t>PAGE)
-        attend_page(heads, view, tile, low, high, ahead)
-    heads.q = q
+    for page in range(begin, last + 1):
+        low = max(view.first - page * PAGE, <Py_ssize_t>0)
+        high = min(view.last - page * PAGE + 1, <Py_ssize_t>PAGE)
+        attend_page(partial, view, page, low, high, cursor)
+    partial.q = q
 
 
-cdef void merge(Heads* heads, const Heads* part, Py_ssize_t head_dim) noexcept nogil:
-    """Add what a part has found to what those before it have."""
+cdef void merge_partial(Partial* partial, const Partial* new, Py_ssize_t head_dim) noexcept nogil:
+    """Add the attention of a split to that of the splits before it."""
     cdef float factors[LANES]
-    cdef float top, before, new
+    cdef float top, factor, new_factor
     cdef Py_ssize_t g, d
-    for g in range(heads.n):
-        top = max(heads.largest[g], part.largest[g])
-        f32_store(factors, f32_exp(f32_set1(heads.largest[g] - top)))
-        before = factors[0]
-        f32_store(factors, f32_exp(f32_set1(part.largest[g] - top)))
-        new = factors[0]
-        heads.largest[g] = top
-        heads.total[g] = heads.total[g] * before + part.total[g] * new
+    for g in range(partial.n_heads):
+        top = max(partial.max_score[g], new.max_score[g])
+        f32_store(factors, f32_exp(f32_set1(partial.max_score[g] - top)))
+        factor = factors[0]
+        f32_store(factors, f32_exp(f32_set1(new.max_score[g] - top)))
+        new_factor = factors[0]
+        partial.max_score[g] = top
+        partial.weight_sum[g] = partial.weight_sum[g] * factor + new.weight_sum[g] * new_factor
         for d in range(g * head_dim, (g + 1) * head_dim):
-            heads.out[d] = heads.out[d] * before + part.out[d] * new
+            partial.out[d] = partial.out[d] * factor + new.out[d] * new_factor
 
 
-cdef inline void divide(Heads* heads, Py_ssize_t head_dim) noexcept nogil:
+cdef inline void normalize(Partial* partial, Py_ssize_t head_dim) noexcept nogil:
     cdef Py_ssize_t g, d
-    for g in range(heads.n):
+    for g in range(partial.n_heads):
         for d in range(g * head_dim, (g + 1) * head_dim):
-            heads.out[d] /= heads.total[g]
-
-
-cdef Ahead ahead_of(const View* view, const View* next, Py_ssize_t tile,
-                    Py_ssize_t last) noexcept nogil:
-    """What comes behind the keys of a tile: its values, the tiles up to the last one, and next."""
-    return Ahead(view, next, tile, last, False, <const char*>view, 0)
+            partial.out[d] /= partial.weight_sum[g]
 
 
 cdef void attention(float* out, const float* q, const View* view, const View* next,
                     Py_ssize_t n_group) noexcept nogil:
-    cdef float sums[GROUP * MAX_HEAD_DIM]
-    cdef Heads heads, new
-    cdef Ahead ahead
-    cdef Py_ssize_t g, part
+    cdef float sums[PASS_HEADS * MAX_HEAD_DIM]
+    cdef Partial partial, new
+    cdef PrefetchCursor cursor
+    cdef Py_ssize_t g, split
     for g in range(0, n_group, 4):
-        heads.out, heads.q = out + g * view.head_dim, <float*>q + g * view.head_dim
-        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
-        new.out, new.q, new.n = sums, heads.q, heads.n
-        ahead = ahead_of(view, next if g + GROUP >= n_group else NULL, view.first // PAGE,
-                         view.last // PAGE)
-        attend(&heads, view, 0, &ahead)
-        for part in range(1, n_spans(view) + (view.n_sinks > 0)):
-            attend(&new, view, part, &ahead)
-            merge(&heads, &new, view.head_dim)
-        divide(&heads, view.head_dim)
+        partial.out, partial.q = out + g * view.head_dim, <float*>q + g * view.head_dim
+        partial.n_heads = min(<Py_ssize_t>PASS_HEADS, n_group - g)
+        new.out, new.q, new.n_heads = sums, partial.q, partial.n_heads
+        cursor = cursor_behind(view, next if g + PASS_HEADS >= n_group else NULL,
+                               view.first // PAGE, view.last // PAGE)
+        attend_split(&partial, view, 0, &cursor)
+        for split in range(1, kv_n_splits(view.first, view.last) + (view.n_sinks > 0)):
+            attend_split(&new, view, split, &cursor)
+            merge_partial(&partial, &new, view.head_dim)
+        normalize(&partial, view.head_dim)
 
 
-cdef void attention_part(float* found, const float* q, const View* view, const View* next,
-                         Py_ssize_t part, Py_ssize_t n_group) noexcept nogil:
-    cdef float* state = found + n_group * view.head_dim
-    cdef Py_ssize_t span = view.first // (SPAN * PAGE) + part
-    cdef Heads heads
-    cdef Ahead ahead
+cdef void attention_split(float* partials, const float* q, const View* view, const View* next,
+                          Py_ssize_t split, Py_ssize_t n_group) noexcept nogil:
+    """Writes out (n_group, head_dim), max_score (n_group) and weight_sum (n_group)."""
+    cdef float* max_scores = partials + n_group * view.head_dim
+    cdef Py_ssize_t first_page = (view.first // SPLIT + split) * SPLIT_PAGES
+    cdef Partial partial
+    cdef PrefetchCursor cursor
     cdef Py_ssize_t g
     for g in range(0, n_group, 4):
-        heads.out, heads.q = found + g * view.head_dim, <float*>q + g * view.head_dim
-        heads.n = min(<Py_ssize_t>GROUP, n_group - g)
-        ahead = ahead_of(view, next if g + GROUP >= n_group else NULL,
-                         max(span * SPAN, view.first // PAGE),
-                         min(span * SPAN + SPAN - 1, view.last // PAGE))
-        attend(&heads, view, part, &ahead)
-        memcpy(state + g, heads.largest, heads.n * sizeof(float))
-        memcpy(state + n_group + g, heads.total, heads.n * sizeof(float))
+        partial.out, partial.q = partials + g * view.head_dim, <float*>q + g * view.head_dim
+        partial.n_heads = min(<Py_ssize_t>PASS_HEADS, n_group - g)
+        cursor = cursor_behind(view, next if g + PASS_HEADS >= n_group else NULL,
+                               max(first_page, view.first // PAGE),
+                               min(first_page + SPLIT_PAGES - 1, view.last // PAGE))
+        attend_split(&partial, view, split, &cursor)
+        memcpy(max_scores + g, partial.max_score, partial.n_heads * sizeof(float))
+        memcpy(max_scores + n_group + g, partial.weight_sum, partial.n_heads * sizeof(float))
 
 
-cdef void attention_merge(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
-                          Py_ssize_t head_dim) noexcept nogil:
-    cdef Heads heads, new
-    cdef const float* state
-    cdef Py_ssize_t g, part
+cdef void attention_merge(float* out, const float* partials, Py_ssize_t n_splits,
+                          Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil:
+    cdef Partial partial, new
+    cdef const float* max_scores
+    cdef Py_ssize_t g, split
     for g in range(0, n_group, 4):
-        heads.out, heads.n = out + g * head_dim, min(<Py_ssize_t>GROUP, n_group - g)
-        new.n = heads.n
-        for part in range(n_parts):
-            new.out = <float*>found + part * n_group * (head_dim + 2) + g * head_dim
-            state = found + part * n_group * (head_dim + 2) + n_group * head_dim + g
-            memcpy(new.largest, state, new.n * sizeof(float))
-            memcpy(new.total, state + n_group, new.n * sizeof(float))
-            if part:
-                merge(&heads, &new, head_dim)
+        partial.out, partial.n_heads = out + g * head_dim, min(<Py_ssize_t>PASS_HEADS, n_group - g)
+        new.n_heads = partial.n_heads
+        for split in range(n_splits):
+            new.out = <float*>partials + split * n_group * (head_dim + 2) + g * head_dim
+            max_scores = partials + split * n_group * (head_dim + 2) + n_group * head_dim + g
+            memcpy(new.max_score, max_scores, new.n_heads * sizeof(float))
+            memcpy(new.weight_sum, max_scores + n_group, new.n_heads * sizeof(float))
+            if split:
+                merge_partial(&partial, &new, head_dim)
                 continue
-            memcpy(heads.out, new.out, new.n * head_dim * sizeof(float))
-            memcpy(heads.largest, new.largest, new.n * sizeof(float))
-            memcpy(heads.total, new.total, new.n * sizeof(float))
-        divide(&heads, head_dim)
+            memcpy(partial.out, new.out, new.n_heads * head_dim * sizeof(float))
+            memcpy(partial.max_score, new.max_score, new.n_heads * sizeof(float))
+            memcpy(partial.weight_sum, new.weight_sum, new.n_heads * sizeof(float))
+        normalize(&partial, head_dim)

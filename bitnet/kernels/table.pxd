@@ -2,15 +2,36 @@
 
 Arguments go out, weights, input, scalars, sizes. Nothing allocates, fails, or reads past the sizes.
 Float kernels add in one order (16 partial sums, a fixed tree, no fused multiply-add) and therefore
-give the same bits on every instruction set; integer kernels are exact. once: weights come from
+give the same bits on every instruction set; integer kernels are exact. streaming: weights come from
 memory, and so many others are read before them again that no cache need keep them.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
+cdef enum:
+    BLOCK = 128                         # columns of a ternary block: I2_S interleaves so many
+    BLOCK_BYTES = 32                    # of its codes
+    MAX_TILE_TOKENS = 5                 # the most that tile_tokens is on any instruction set
+    LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: in the first cache
+    MAX_HEAD_DIM = 1024                 # floats; attention keeps four queries, 16 KiB, on the stack
+
+cdef enum:                              # types of rows of an embedding or a head
+    ROWS_F32
+    ROWS_F16
+    ROWS_BF16
+    ROWS_Q8_0
+    ROWS_Q4_0
+    ROWS_Q4_1
+    ROWS_Q5_0
+    ROWS_Q5_1
+    ROWS_Q4_K
+    ROWS_Q5_K
+    ROWS_Q6_K
+    ROWS_IQ4_NL
+
 cdef struct View:                       # what a query sees of its sequence: sinks and first..last
-    char** pages                        # of its layer; cache.pxd says which position lies where
+    char** pages                        # of its layer; kv_page.h says which position lies where
     Py_ssize_t n_pages
-    int type                            # ggml's number: F32 0, F16 1, I8 24
+    int type                            # KV_F32, KV_F16 or KV_INT8: kv_page.h
     Py_ssize_t n_kv_heads, head_dim
     Py_ssize_t kv_head                  # whose keys and values it reads
     Py_ssize_t first, last
@@ -19,13 +40,14 @@ cdef struct View:                       # what a query sees of its sequence: sin
     const float* sines
     int interleaved
 
-cdef struct Coarse:                     # up to eight inputs that share a row: screen_bounds.pxi
+cdef struct Coarse:                     # up to eight inputs that share a row: compute/screen_bounds
     Py_ssize_t n
     double step[8]
     double error[8]
     double rest[8]
     double threshold[8]
-    double least, norm                  # the largest ones
+    double least                        # what is added to every bound
+    double norm                         # the largest of the inputs
     int32_t sum[8]                      # of an input's codes
     bint has_noise                      # whether anything is to be added
 
@@ -34,7 +56,7 @@ cdef struct Kernels:
     # tokens t
     void (*ternary_matmul)(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
-                           Py_ssize_t n_blocks, bint once) noexcept nogil
+                           Py_ssize_t n_blocks, bint streaming) noexcept nogil
     # index of the first byte that holds the illegal code 3, or -1
     Py_ssize_t (*find_code_3)(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil
     # int8 codes of one token, zeros up to n_padded; 1 / scale and the sum of the codes
@@ -45,50 +67,53 @@ cdef struct Kernels:
     # rotates one head in place; cosines and sines (head_dim / 2) of its position
     void (*rope)(float* x, const float* cosines, const float* sines, int interleaved,
                  Py_ssize_t head_dim) noexcept nogil
-    # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
+    # one position's keys and values (n_kv_heads, head_dim) into a slot 0..PAGE - 1 of its page
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
-    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees; head_dim up to 1024
-    # next: what the caller works on after that, asked for meanwhile; or NULL
+    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees
+    # head_dim up to MAX_HEAD_DIM; next: what the caller works on after that, prefetched meanwhile,
+    # or NULL
     void (*attention)(float* out, const float* q, const View* view, const View* next,
                       Py_ssize_t n_group) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
-    # out[r] = row r of an embedding or head, type a ggml type number, times x
+    # out[r] = row r of an embedding or head, type one of ROWS_F32 and so on, times x
     void (*matvec_rows)(float* out, const uint8_t* rows, const float* x, int type,
-                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+                        Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     # the same of four inputs, each to an output of its own
     void (*matvec_rows_4)(float** out, const uint8_t* rows, const float** x, int type,
-                       Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
-    void (*dequantize_row)(float* out, const uint8_t* row, int type, Py_ssize_t n_cols) noexcept nogil
+                          Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+    void (*dequantize_row)(float* out, const uint8_t* row, int type,
+                           Py_ssize_t n_cols) noexcept nogil
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
     # exclusive or of all 8-byte words: the plain read that kernels are measured against
-    uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes, bint once) noexcept nogil
+    uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes, bint streaming) noexcept nogil
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
     void (*cos_sin)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                  int is_rounded, Py_ssize_t n) noexcept nogil
-    # attention of one part of what q sees, and of all of them: the same bits as attention.
-    # found: (head_dim + 2) * n_group floats a part; parts: spans of 512 positions, then the sinks
-    void (*attention_part)(float* found, const float* q, const View* view, const View* next,
-                           Py_ssize_t part, Py_ssize_t n_group) noexcept nogil
-    void (*attention_merge)(float* out, const float* found, Py_ssize_t n_parts, Py_ssize_t n_group,
-                            Py_ssize_t head_dim) noexcept nogil
+                    int is_rounded, Py_ssize_t n) noexcept nogil
+    # attention of one split of what q sees, and the merge of all of them, which gives the same bits
+    # as attention. split: 0 .. kv_n_splits - 1, then the sinks; partials: (n_splits, n_group *
+    # (head_dim + 2)), what attention_split writes for a split, side by side
+    void (*attention_split)(float* partials, const float* q, const View* view, const View* next,
+                            Py_ssize_t split, Py_ssize_t n_group) noexcept nogil
+    void (*attention_merge)(float* out, const float* partials, Py_ssize_t n_splits,
+                            Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil
     # out[t * out_stride + r] = codes of row r times those of input t, exact; n <= 8192, rows n
     # bytes apart, up to four inputs x_stride apart: codes of at most 127 * 128 (n), behind them the
     # planes, c = 2^plane_bits high + low: high (n), low (n), int8; x_sums: of the codes of each
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
-                       Py_ssize_t n_rows, Py_ssize_t n, bint once) noexcept nogil
-    # bit t of found[r]: whether a coarse upper bound of the logit of row r and input t reaches the
+                       Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept nogil
+    # bit t of masks[r]: whether a coarse upper bound of the logit of row r and input t reaches the
     # threshold. bounds: (n_rows, 3); x: high planes of inputs, x_stride bytes apart, within
     # +-(2^14 >> plane_bits); more (n_rows, 8): what is added to bounds. NULL where all bits take
     # no longer
-    void (*screen_coarse)(uint8_t* found, const int8_t* rows, const float* bounds,
+    void (*screen_coarse)(uint8_t* masks, const int8_t* rows, const float* bounds,
                           const int8_t* x, Py_ssize_t x_stride, const Coarse* inputs,
                           const double* more, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
     # sums[t * n_rows + r]: of (code - 1) * x; for 16 n tokens, as many as to hold n_tokens. work:
-    # 20,736 bytes and 32 * n_rows * (1 + n). NULL where tables do not pay.
+    # LOOKUP_TABLE_BYTES + 32 * n_rows * (1 + n) bytes. NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks) noexcept nogil

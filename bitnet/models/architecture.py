@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.pool import Pool
 from .sequence_state import SequenceState, attention_parts
 
 LINEARS = {  # of a block: (outputs, inputs) as names of widths
@@ -73,8 +74,8 @@ class Architecture:
     interleaved_in_gguf: q and k rows are permuted for RoPE over pairs (2j, 2j + 1).
     from_gguf: as from_hf.
 
-    state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     exported_as: the Architecture of a converted model, None: the same.
+    state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     """
 
     name: str
@@ -97,10 +98,12 @@ class Architecture:
     ambiguous: tuple[str, ...] = ()
     interleaved_in_gguf: bool = False
     from_gguf: Callable[[Any], dict[str, Any]] = _no_fields
-    state_parts: Callable[..., Any] = attention_parts
     exported_as: "Architecture | None" = None
+    state_parts: Callable[..., Any] = attention_parts
 
-    def new_state(self, config, pool, *, capacity, dtype, sinks=0):
+    def new_state(
+        self, config: Any, pool: Pool, *, capacity: int, dtype: str, sinks: int = 0
+    ) -> SequenceState:
         """An empty SequenceState, which takes memory of the pool as it is used.
 
         capacity: tokens that are seen at once. dtype, sinks: as of KVCache.

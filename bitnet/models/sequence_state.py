@@ -125,7 +125,7 @@ class SequenceState:
 
     # ---------------------------------------------------------------------------------- going back
     def checkpoint(self) -> Checkpoint:
-        """This place, for rollback; good for one step, or until another one is taken."""
+        """This place, for rollback; good until another one is taken, or the state is trimmed."""
         return Checkpoint(self.start, [part.checkpoint() for part in self._parts])
 
     def rollback(self, checkpoint: Checkpoint) -> bool:

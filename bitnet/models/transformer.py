@@ -88,10 +88,10 @@ class Transformer:
             has_screen=weights.screen is not None,
         )  # fmt: skip
         self._arrays = {array.name: array.take(pool) for array in arrays}  # until they are bound
-        self.batch = Batch(max_batch, max_sequences, n_threads)
-        self.batch.found = self._arrays["attention.partials"]
-        if "threads" in self._arrays:
-            self.batch.workspace = self._arrays["threads"]
+        self.batch = Batch(
+            max_batch, max_sequences, n_threads,
+            partials=self._arrays["attention.partials"], workspace=self._arrays.get("threads"),
+        )  # fmt: skip
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
@@ -129,10 +129,10 @@ class Transformer:
         return Norm(copy, self.config.rms_norm_eps)
 
     def bind_linear(self, weights, layer, names):
-        parts = [weights.ternary(name) for name in names]
-        linear = Linear([(p.codes, p.scales.reshape(-1)) for p in parts], parts[0].n_cols)
-        self._linears[layer].append((linear, [part.where for part in parts]))
-        self._mapped[layer] += [part.codes for part in parts]
+        stack = [weights.ternary(name) for name in names]
+        linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
+        self._linears[layer].append((linear, [t.where for t in stack]))
+        self._mapped[layer] += [t.codes for t in stack]
         return linear
 
     def bind_rope(self, theta):
@@ -162,8 +162,8 @@ class Transformer:
     @n_threads.setter
     def n_threads(self, n):
         for array in thread_arrays(self.config, n):
-            if self.batch.workspace.shape[0] < n:
-                self.batch.workspace = array.take(self.pool)
+            if self.batch.n_workspaces < n:
+                self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
     def reserve_logits(self, n_rows):

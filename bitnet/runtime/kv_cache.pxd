@@ -3,7 +3,7 @@
 # A page holds PAGE positions of one layer: keys[kv_head][PAGE / LANES][head_dim][LANES], transposed
 # so that a kernel scores LANES positions with one vector, then values[kv_head][PAGE][head_dim]. In
 # int8 behind both float32 scales[2][kv_head][PAGE]: of the keys and of the values of each position.
-# Page number p of a layer (positions from p * PAGE) lies in slot_of(p) of its n_pages slots.
+# Page number p of a layer (positions from p * PAGE) lies in kv_slot_of(p) of its n_pages slots.
 #
 #   0 .. sinks ......... start ................ length ............ writable
 #     kept     given up        held, readable          reserved          (== length until reserve)
@@ -14,13 +14,10 @@
 # belong to this cache alone.
 from .pool cimport Pool
 
-cpdef enum:
-    PAGE = 128                      # positions
-    LANES = 16
-
-cdef inline Py_ssize_t slot_of(Py_ssize_t page, Py_ssize_t n_pages) noexcept nogil:
-    """The slot of a page: its own number, then around, page 0's left out."""
-    return page if page < n_pages else 1 + (page - 1) % (n_pages - 1)
+cdef extern from "kv_page.h":
+    cpdef enum:                     # Python reads these two from here
+        PAGE
+        LANES
 
 cdef class PageSet:                 # the pages of all layers for the same PAGE positions
     cdef list pages                 # n_layers Allocations

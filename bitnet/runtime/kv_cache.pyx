@@ -5,6 +5,9 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+from ..kernels.kv_page cimport (
+    KV_F16, KV_F32, KV_INT8, kv_page_bytes, kv_scale_offset, kv_slot_of,
+)
 from .pool cimport Allocation, Pool
 
 from ..errors import ContextFull
@@ -15,7 +18,9 @@ cdef extern from *:
     enum: __ATOMIC_ACQ_REL
     enum: __ATOMIC_ACQUIRE
 
-DTYPES = {"f16": (1, np.float16), "f32": (0, np.float32), "int8": (24, np.int8)}  # ggml's numbers
+DTYPES = {                              # as the kernels and as NumPy know them
+    "f16": (KV_F16, np.float16), "f32": (KV_F32, np.float32), "int8": (KV_INT8, np.int8),
+}
 MAX_POSITIONS = 1 << 30                 # below which int32 and the cosines of angles are safe
 
 
@@ -65,9 +70,8 @@ cdef class KVCache:
         self.pool = pool
         self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
         self.capacity, self.dtype = capacity, dtype
-        self.type, item = DTYPES[dtype]
-        vector_bytes = head_dim * np.dtype(item).itemsize + (4 if dtype == "int8" else 0)
-        self.page_bytes = 2 * n_kv_heads * PAGE * vector_bytes
+        self.type = DTYPES[dtype][0]
+        self.page_bytes = kv_page_bytes(self.type, n_kv_heads, head_dim)
         self.n_pages = pages_of(capacity)
         self.slots = [None] * self.n_pages
         self.pages = <char**>calloc(self.n_layers * self.n_pages, sizeof(char*))
@@ -146,7 +150,7 @@ cdef class KVCache:
         end = pages_of(self.length + n)
         taken = []
         for page in range(self.length // PAGE, end):
-            slot = slot_of(page, self.n_pages)
+            slot = kv_slot_of(page, self.n_pages)
             old = self.slots[slot]
             if old is None or load(&old.n_holders, __ATOMIC_ACQUIRE) > 1:
                 taken.append((slot, self.take(old if page * PAGE < self.length else None)))
@@ -194,7 +198,7 @@ cdef class KVCache:
         self.give_up(self.length)
         other.put(0, self.slots[0])
         for page in range(max(self.start // PAGE, <Py_ssize_t>1), pages_of(self.length)):
-            other.put(slot_of(page, self.n_pages), self.slots[slot_of(page, self.n_pages)])
+            other.put(kv_slot_of(page, self.n_pages), self.slots[kv_slot_of(page, self.n_pages)])
         other.start, other.length, other.writable = self.start, self.length, self.writable
         other.n_sinks = self.n_sinks
         return other
@@ -252,7 +256,7 @@ cdef class KVCache:
         self.check()
         if 0 <= layer < self.n_layers and (
                 self.start <= page * PAGE < self.writable or page == 0 < self.start):
-            page_set = self.slots[slot_of(page, self.n_pages)]
+            page_set = self.slots[kv_slot_of(page, self.n_pages)]
         if page_set is None:
             raise IndexError(f"layer {layer}, page {page} ({self.n_layers} layers, positions "
                              f"{self.start} to {self.writable - 1})")
@@ -262,10 +266,10 @@ cdef class KVCache:
         """Of a page's bytes: keys (n_kv_heads, PAGE / LANES, head_dim, LANES), values (n_kv_heads,
         PAGE, head_dim), in the dtype; their scales (2, n_kv_heads, PAGE), or None."""
         scales, item = None, DTYPES[self.dtype][1]
-        if self.dtype == "int8":
-            n_codes = 2 * self.n_kv_heads * PAGE * self.head_dim
-            scales = data[n_codes:].view(np.float32).reshape(2, self.n_kv_heads, PAGE)
-            data = data[:n_codes]
+        if self.type == KV_INT8:
+            begin = kv_scale_offset(0, 0, self.n_kv_heads, self.head_dim)
+            scales = data[begin:].view(np.float32).reshape(2, self.n_kv_heads, PAGE)
+            data = data[:begin]
         keys, values = data.view(item).reshape(2, self.n_kv_heads, PAGE * self.head_dim)
         keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
         return keys, values.reshape(self.n_kv_heads, PAGE, self.head_dim), scales
@@ -318,7 +322,7 @@ cdef class KVCache:
         """Let go of the pages that begin at or after a position."""
         cdef Py_ssize_t page
         for page in range(pages_of(position), pages_of(self.writable)):
-            self.put(slot_of(page, self.n_pages), None)
+            self.put(kv_slot_of(page, self.n_pages), None)
         self.writable = position
 
     cdef void release(self):

@@ -76,7 +76,7 @@ class Service:
         data = tokenizer.token_bytes(token_id)
         if data:
             return data.decode(errors="replace"), data
-        return tokenizer._vocabulary.token(token_id) or "", data
+        return tokenizer.token(token_id) or "", data
 
 
 class Reservation:

@@ -45,7 +45,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with FakeHub() as server:
         api = huggingface_hub.HfApi(endpoint=server.url, token=False)
-        monkeypatch.setattr(hub, "_api", lambda repo: api)
+        monkeypatch.setattr(hub, "library_api", lambda repo: api)
         server.add("org/model", model_files())
         yield server
         server.shutdown()
@@ -59,7 +59,7 @@ def no_network(monkeypatch):
         def asked(repo):
             raise AssertionError(f"{repo} was asked for")
 
-        monkeypatch.setattr(hub, "_api", asked)
+        monkeypatch.setattr(hub, "library_api", asked)
 
     return forbid
 
@@ -295,7 +295,7 @@ def test_a_disk_that_is_too_small(server, monkeypatch):
 
 
 def test_an_interrupt_leaves_no_half_model(server, monkeypatch):
-    api = hub._api("org/model")
+    api = hub.library_api("org/model")
     download = api.hf_hub_download
 
     def interrupted(repo, name, **keywords):
@@ -392,7 +392,7 @@ def test_a_revision_is_given_once(no_network):
     for name, revision in (("a/b@c", "d"), ("a/b", ""), ("a/b", "c d"), ("a/b", "../c")):
         with pytest.raises(ValueError, match="revision"):
             hub.pull(name, revision)
-    assert hub._parse("a/b@refs/pr/1") == hub._parse("a/b", "refs/pr/1")
+    assert hub.parse("a/b@refs/pr/1") == hub.parse("a/b", "refs/pr/1")
 
 
 def test_what_looks_like_a_path_is_never_asked_for(no_network, tmp_path, monkeypatch):

@@ -40,8 +40,8 @@ def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, lay
     out, got, begin = matrix(np.zeros((chunk, n_heads * cache.head_dim))), [], 0
     while begin < len(qkv):
         part = qkv[begin : begin + cache.chunk(min(chunk, len(qkv) - begin))]
-        batch = operands.Batch(chunk, 1, n_threads).set([(cache, len(part))])
-        batch.found = guarded(np.zeros(ops.partials_floats(n_heads, cache.head_dim), np.float32))
+        partials = guarded(np.zeros(ops.partials_floats(n_heads, cache.head_dim), np.float32))
+        batch = operands.Batch(chunk, 1, n_threads, partials=partials).set([(cache, len(part))])
         rows = matrix(part)
         ops.rope_table(rope, batch)
         ops.store_kv(rows, layer, batch)
@@ -162,11 +162,10 @@ def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
     whole = cache_of(1400 if sinks else n, head_dim=head_dim, n_kv_heads=3, dtype=dtype)
     whole.sinks = sinks
     attend(whole, qkv[:-4], n_heads, n_threads=2)
-    batch, out = operands.Batch(4, 1), matrix(np.zeros((4, n_heads * head_dim)))
-    rope = rope_of(head_dim)
-    for n_threads, n_found in ((1, 33), (2, 33), (5, 33), (2, 0)):
-        cache, batch.n_threads = whole.fork(), n_threads
-        batch.found = np.zeros(n_found * n_heads * (head_dim + 2), np.float32)
+    out, rope = matrix(np.zeros((4, n_heads * head_dim))), rope_of(head_dim)
+    for n_threads, n_splits in ((1, 33), (2, 33), (5, 33), (2, 0)):
+        partials = np.zeros(n_splits * n_heads * (head_dim + 2), np.float32)
+        cache, batch = whole.fork(), operands.Batch(4, 1, n_threads, partials=partials)
         for chunk in (1, 2, 1):
             batch.set([(cache, chunk)])
             part = matrix(qkv[cache.length : cache.length + chunk])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from bitnet.errors import ContextFull
-from bitnet.models.sequence_state import SequenceState
+from bitnet.models.sequence_state import SequenceState, StoredTensor
 
 VOCAB = 300
 BOS, END, EOT = 256, 257, 258
@@ -80,6 +80,16 @@ class TokensPart:
 
     def fork(self, sinks):
         return TokensPart(self.model, self.capacity, self.tokens)
+
+    def layout(self, length):
+        return [StoredTensor("tokens", "F32", 4 * length)]
+
+    def export(self):
+        yield np.array(self.tokens, np.int32).view(np.uint8)
+
+    def import_(self, length, tensors):
+        (data,) = tensors
+        self.new = data.view(np.int32).tolist()
 
     def close(self):
         self.model.open_parts.discard(self)

@@ -1,12 +1,9 @@
 /* The inner loops of attention: weighted sums of rows, for one to four heads that share them. */
-#ifndef BITNET_COMBINE_H
-#define BITNET_COMBINE_H
-#include "simd.h"
+#pragma once
+#include "simd/simd.h"
 
-#if defined(__AVX512VNNI__)
-enum { COMBINE_SUMS = 16 };     /* vectors at once: there are registers to hide their latency */
-#else
-enum { COMBINE_SUMS = 4 };
+#if !defined(WEIGHTED_SUM_VECTORS)
+#define WEIGHTED_SUM_VECTORS 4
 #endif
 
 static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
@@ -14,8 +11,8 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
 }
 
 /* G heads, C vectors of lanes. One row of m after the other is added to all sums; meanwhile as many
- * bytes are asked for as are read: in bursts they would wait for each other. */
-#define COMBINE_SOME(NAME, TYPE, LOAD, ADD, G, C)                                                 \
+ * bytes are prefetched as are read: in bursts they would wait for each other. */
+#define WEIGHTED_SUM_LOOP(NAME, TYPE, LOAD, ADD, G, C)                                            \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \
                             const char *ahead) {                                                  \
@@ -27,7 +24,7 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
         for (ptrdiff_t i = 0; i < n; i++) {                                                       \
             f32x16 rows[C];                                                                       \
             UNROLL for (int b = 0; b < STEP; b += 64)                                             \
-                if (STEP >= 64 || i * STEP % 64 == 0) prefetch_first(ahead + i * STEP + b);       \
+                if (STEP >= 64 || i * STEP % 64 == 0) prefetch_t0(ahead + i * STEP + b);          \
             UNROLL for (int c = 0; c < (C); c++) rows[c] = LOAD(m + i * stride + c * column);     \
             UNROLL for (int g = 0; g < (G); g++) {                                                \
                 const f32x16 x = f32_set1(a[g * a_stride + i]);                                   \
@@ -39,13 +36,13 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
                 f32_store(out + g * out_stride + 16 * c, sums[c][g]);                             \
     }
 
-#define COMBINE_HEADS(NAME, TYPE, LOAD, ADD, G)                                                   \
-    COMBINE_SOME(NAME##_wide, TYPE, LOAD, ADD, G, COMBINE_SUMS / (G))                             \
-    COMBINE_SOME(NAME##_last, TYPE, LOAD, ADD, G, 1)                                              \
+#define WEIGHTED_SUM_HEADS(NAME, TYPE, LOAD, ADD, G)                                              \
+    WEIGHTED_SUM_LOOP(NAME##_wide, TYPE, LOAD, ADD, G, WEIGHTED_SUM_VECTORS / (G))                \
+    WEIGHTED_SUM_LOOP(NAME##_last, TYPE, LOAD, ADD, G, 1)                                         \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \
                             ptrdiff_t n_vectors, const char *ahead) {                             \
-        if (n_vectors == COMBINE_SUMS / (G)) {                                                    \
+        if (n_vectors == WEIGHTED_SUM_VECTORS / (G)) {                                            \
             NAME##_wide(out, out_stride, a, a_stride, m, stride, column, n, ahead);               \
             return;                                                                               \
         }                                                                                         \
@@ -55,13 +52,14 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     }
 
 /* out[g][lane] += sum over i, in order, of a[g][i] * m[i][lane]; g < n_heads <= 4; up to
- * COMBINE_SUMS / n_heads vectors of 16 lanes, each a column of m behind the one before. Float32 is
- * rounded twice a product, the other types once: with f32_shorten's numbers theirs are exact. */
-#define COMBINE(NAME, TYPE, LOAD, ADD)                                                            \
-    COMBINE_HEADS(NAME##_1, TYPE, LOAD, ADD, 1)                                                   \
-    COMBINE_HEADS(NAME##_2, TYPE, LOAD, ADD, 2)                                                   \
-    COMBINE_HEADS(NAME##_3, TYPE, LOAD, ADD, 3)                                                   \
-    COMBINE_HEADS(NAME##_4, TYPE, LOAD, ADD, 4)                                                   \
+ * WEIGHTED_SUM_VECTORS / n_heads vectors of 16 lanes, each a column of m behind the one before.
+ * ahead: what to prefetch meanwhile. Float32 is rounded twice a product, the other types once: with
+ * the numbers of f32_round_to_13_bits their products are exact. */
+#define WEIGHTED_SUM(NAME, TYPE, LOAD, ADD)                                                       \
+    WEIGHTED_SUM_HEADS(NAME##_1, TYPE, LOAD, ADD, 1)                                              \
+    WEIGHTED_SUM_HEADS(NAME##_2, TYPE, LOAD, ADD, 2)                                              \
+    WEIGHTED_SUM_HEADS(NAME##_3, TYPE, LOAD, ADD, 3)                                              \
+    WEIGHTED_SUM_HEADS(NAME##_4, TYPE, LOAD, ADD, 4)                                              \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const void *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n_heads, \
                             ptrdiff_t n, ptrdiff_t n_vectors, const char *ahead) {                \
@@ -69,8 +67,6 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
             out, out_stride, a, a_stride, (const TYPE *)m, stride, column, n, n_vectors, ahead);  \
     }
 
-COMBINE(combine_f32, float, f32_load, f32_add_product)
-COMBINE(combine_f16, uint16_t, f32_load_f16, f32_add_exact)
-COMBINE(combine_i8, int8_t, f32_load_i8, f32_add_exact)
-
-#endif
+WEIGHTED_SUM(weighted_sum_f32, float, f32_load, f32_add_product)
+WEIGHTED_SUM(weighted_sum_f16, uint16_t, f32_load_f16, f32_add_exact)
+WEIGHTED_SUM(weighted_sum_i8, int8_t, f32_load_i8, f32_add_exact)

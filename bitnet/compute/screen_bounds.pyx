@@ -1,36 +1,36 @@
-# Bounds of a logit from an int8 copy of its row.
-#
-# A row w (float32, exact from F16, BF16 or F32) is s q + d, q its int8 codes: bounds hold the scale
-# s, E >= |d| and N >= |s q| (Euclidean norms). The input x is t c + g, c its codes, X >= |x| and
-# G >= |g|. By Cauchy-Schwarz
-#     |w x - s t (q c)| = |s q g + d x| <= N G + E X,
-# and q c is an exact integer. What the kernels compute for w x, 16 sums of m products and a tree,
-# each product and addition rounded once (u = 2^-24), is off by at most
-#     gamma |w| |x| <= gamma (N + E) X,   gamma = m' u / (1 - m' u),   m' = n / 16 + 24,
-# (Higham 2002, lemma 3.1) and where numbers become subnormal or a CPU takes them for 0, by 2^-126
-# a product and addition. Together:
-#     |logit - estimate| <= E (1 + gamma) X + N (G + gamma X) + n 2^-124.
-# Norms are rounded up, and E's and N's factors multiplied by 1 + 1e-6: gamma is at least 1.4e-6, so
-# that is more than 1e-12 N X, and what float64 rounds in an estimate and its bounds 1e-15 of it.
-# A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
-# overflow, it has no bounds and is always computed: what is not finite in the full head is there.
-#
-# Coarse codes of an input are its high plane: c = 2^b m + l, m instead of c, G + t |l| of G.
-# Such an upper bound is no less than one of all bits, as t s (q l) <= N t |l|; in float64 too, for
-# where l is not 0, t |l| is more than 1e-7 X, and a millionth of it more than what is rounded.
+"""Bounds of a logit from an int8 copy of its row.
 
-cdef struct Bound:          # of one input: |logit - estimate| <= E error + N rest + least
-    double step                         # t
-    int64_t sum                         # of the codes
-    double norm                         # X
-    double error
-    double rest
-    double least
+A row w (float32, exact from F16, BF16 or F32) is s q + d, q its int8 codes: bounds hold the scale
+s, E >= |d| and N >= |s q| (Euclidean norms). The input x is t c + g, c its codes, X >= |x| and
+G >= |g|. By Cauchy-Schwarz
+    |w x - s t (q c)| = |s q g + d x| <= N G + E X,
+and q c is an exact integer. What the kernels compute for w x, 16 sums of m products and a tree,
+each product and addition rounded once (u = 2^-24), is off by at most
+    gamma |w| |x| <= gamma (N + E) X,   gamma = m' u / (1 - m' u),   m' = n / 16 + 24,
+(Higham 2002, lemma 3.1) and where numbers become subnormal or a CPU takes them for 0, by 2^-126
+a product and addition. Together:
+    |logit - estimate| <= E (1 + gamma) X + N (G + gamma X) + n 2^-124.
+Norms are rounded up, and E's and N's factors multiplied by 1 + 1e-6: gamma is at least 1.4e-6, so
+that is more than 1e-12 N X, and what float64 rounds in an estimate and its bounds 1e-15 of it.
+A row that is not finite has E = inf; where it, or (N + E) X >= 1e38, could make the kernels
+overflow, it has no bounds and is always computed: what is not finite in the full head is there.
+
+Coarse codes of an input are its high plane: c = 2^b m + l, m instead of c, G + t |l| of G.
+Such an upper bound is no less than one of all bits, as t s (q l) <= N t |l|; in float64 too, for
+where l is not 0, t |l| is more than 1e-7 X, and a millionth of it more than what is rounded.
+"""
+from cython.parallel cimport prange
+from libc.math cimport INFINITY, fabs, nextafterf, sqrt
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t
+from libc.string cimport memcpy, memset
+
+from .operands cimport SCREEN_MAX_COLS, Array, QuantizedRows, open_array
+from .threads cimport threads_for
+from ..runtime.dispatch cimport kernels
 
 
 cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
                        Py_ssize_t n) noexcept nogil:
-    """Codes of an input, their planes behind them, and bounds; norm is inf or NaN if x is."""
     cdef int8_t* high = <int8_t*>(codes + n)
     cdef double step, residual, squares = 0, residuals = 0, gamma = (n // 16 + 24) * 2.0**-24
     cdef float largest = 0
@@ -64,37 +64,32 @@ cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
     coarse.rest, coarse.least = b.rest + step * sqrt(<double>lows) * (1 + 1e-6), b.least
 
 
-cdef inline double radius(const float* row, const Bound* b) noexcept nogil:
-    """How far a logit may be from its estimate; inf where it could overflow."""
-    if not (<double>row[1] + row[2]) * b.norm < 1e38:           # NaN and inf too
-        return INFINITY
-    return row[1] * b.error + row[2] * b.rest + b.least
+def derive_screen(codes, bounds, QuantizedRows rows not None, Py_ssize_t first=0, int n_threads=1):
+    """Fill in codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen
+    takes.
 
-
-cdef inline double lower_of(float upper, double around) noexcept nogil:
-    """The lower bound that belongs to an upper one as screen_chunk rounds it."""
-    if not around < INFINITY:
-        return -INFINITY
-    return upper - 2 * around - 2.0**-22 * fabs(upper) - 2.0**-125
-
-
-def derive_screen(int8_t[:, ::1] codes not None, float[:, ::1] bounds not None, QuantizedRows rows not None,
-                  Py_ssize_t first=0, int n_threads=1):
-    """Codes and bounds of the rows from ``first`` on, as many as codes has: what a Screen takes."""
-    cdef Py_ssize_t r, n = codes.shape[0]
+    codes: int8 (n, n_cols of rows). bounds: float32 (n, 3): scale, norm of the error, of the rest.
+    """
+    cdef Array of_codes = open_array(codes, c"i", 1, 2, True)
+    cdef Array of_bounds = open_array(bounds, c"f", 4, 2, True)
+    cdef int8_t* first_code = <int8_t*>of_codes.data
+    cdef float* first_bound = <float*>of_bounds.data
+    cdef Py_ssize_t r, n = of_codes.view.shape[0], n_cols = of_codes.view.shape[1]
     cdef int team = threads_for(n_threads, n * rows.n_cols)
-    if (first < 0 or n > rows.n_rows - first or codes.shape[1] != rows.n_cols
-            or rows.n_cols > SCREEN_COLS or (bounds.shape[0], bounds.shape[1]) != (n, 3)):
-        raise ValueError(f"codes are {n} x {codes.shape[1]}, bounds {bounds.shape[0]} x "
-                         f"{bounds.shape[1]}, rows {rows.n_rows} x {rows.n_cols} from {first}")
+    if (first < 0 or n > rows.n_rows - first or n_cols != rows.n_cols or n_cols > SCREEN_MAX_COLS
+            or (of_bounds.view.shape[0], of_bounds.view.shape[1]) != (n, 3)):
+        raise ValueError(f"codes are {n} x {n_cols}, bounds {of_bounds.view.shape[0]} x "
+                         f"{of_bounds.view.shape[1]}, rows {rows.n_rows} x {rows.n_cols} "
+                         f"from {first}")
     for r in prange(n, nogil=True, schedule="static", num_threads=team):
-        derive_row(&codes[r, 0], &bounds[r, 0], rows, first + r)
+        derive_row(first_code + r * n_cols, first_bound + 3 * r, rows, first + r)
 
 
-cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows, Py_ssize_t row) noexcept nogil:
+cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows,
+                     Py_ssize_t row) noexcept nogil:
     """Loops of one thing each, which compilers make vectors of."""
-    cdef float w[SCREEN_COLS]
-    cdef float q[SCREEN_COLS]
+    cdef float w[SCREEN_MAX_COLS]
+    cdef float q[SCREEN_MAX_COLS]
     cdef const int32_t* bits = <const int32_t*>w
     cdef int32_t magnitude, most = 0
     cdef float scale, factor, largest
@@ -103,7 +98,7 @@ cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows, Py_ssize_
     cdef float middle = 12582912.0      # 1.5 * 2^23: added and taken away, it rounds to integers
     cdef int64_t squares = 0
     cdef Py_ssize_t i, j, n = rows.n_cols
-    kernels.dequantize_row(w, &rows.data[row, 0], rows.type, n)
+    kernels.dequantize_row(w, rows.data + row * rows.row_bytes, rows.type, n)
     for j in range(n):                  # as integers: NaN is largest
         magnitude = bits[j] & 0x7FFFFFFF
         most = magnitude if magnitude > most else most
