@@ -73,7 +73,7 @@ def _from_sidecar(file, name, derived):
 
 
 def _screen(file, rows):
-    codes, bounds = (file.tensors[name].data for name in lm_head_screen.NAMES)
+    codes, bounds = (file.tensors[name].data for name in lm_head_screen.TENSOR_NAMES)
     shape = rows.n_rows, rows.n_cols
     return codes.view(np.int8).reshape(shape), bounds.view("<f4").reshape(-1, 3)
 

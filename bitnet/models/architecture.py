@@ -1,8 +1,10 @@
-"""Architecture: what tells the models of one kind from others, in their files and in their graph."""
+"""Architecture: what tells the models of one kind from others, in files and in the graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..runtime.pool import Pool
 from .sequence_state import SequenceState, attention_parts
 
 LINEARS = {  # of a block: (outputs, inputs) as names of widths
@@ -54,7 +56,9 @@ class Architecture:
     from_gguf: Callable = _nothing
     state_parts: Callable = attention_parts
 
-    def new_state(self, config, pool, *, capacity, dtype, sinks=0):
+    def new_state(
+        self, config: Any, pool: Pool, *, capacity: int, dtype: str, sinks: int = 0
+    ) -> SequenceState:
         """An empty SequenceState, which takes memory of the pool as it is used.
 
         capacity: tokens that are seen at once. dtype, sinks: as of KVCache.
