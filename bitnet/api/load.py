@@ -129,6 +129,7 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
         tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
+        grown = None if before is None or after is None else after - before
         files = weights.of_source(source, pool=pool, n_threads=n_threads)
         if settings.mapping == "lock":
             files.lock()
@@ -145,10 +146,11 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
             fair=settings.fair,
             follows_machine=settings.threads is None,
             needs=planner.needs(plan),
-            measured=[("tokenizer", after - before)] if before is not None else [],
+            measured=[] if grown is None else [("tokenizer", grown)],
         )
-        if limit is not None and before is not None:
-            _check_growth(limit, memory_report.usage().anonymous - before)
+        now = memory_report.usage().anonymous
+        if limit is not None and before is not None and now is not None:
+            _check_growth(limit, now - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
@@ -175,7 +177,8 @@ def _pool_limit(limit: int | None, planner: Planner, settings: Settings) -> int:
     """The limit of the process's growth less what grows beside the pool."""
     if limit is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return planner.check(settings, limit)
+    left: int = planner.check(settings, limit)
+    return left
 
 
 def _return_free_heap() -> None:

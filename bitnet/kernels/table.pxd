@@ -8,6 +8,10 @@ memory, and so many others are read before them again that no cache need keep th
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef enum:
+    BLOCK = 128                         # columns of a ternary block: I2_S interleaves so many
+    BLOCK_BYTES = 32                    # of its codes
+    MAX_TILE_TOKENS = 5                 # the most that tile_tokens is on any instruction set
+    LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: in the first cache
     MAX_HEAD_DIM = 1024                 # floats; attention keeps four queries, 16 KiB, on the stack
 
 cdef enum:                              # types of rows of an embedding or a head
@@ -100,15 +104,15 @@ cdef struct Kernels:
     void (*screen_dot)(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                        Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                        Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept nogil
-    # bit t of found[r]: whether a coarse upper bound of the logit of row r and input t reaches the
+    # bit t of masks[r]: whether a coarse upper bound of the logit of row r and input t reaches the
     # threshold. bounds: (n_rows, 3); x: high planes of inputs, x_stride bytes apart, within
     # +-(2^14 >> plane_bits); more (n_rows, 8): what is added to bounds. NULL where all bits take
     # no longer
-    void (*screen_coarse)(uint8_t* found, const int8_t* rows, const float* bounds,
+    void (*screen_coarse)(uint8_t* masks, const int8_t* rows, const float* bounds,
                           const int8_t* x, Py_ssize_t x_stride, const Coarse* inputs,
                           const double* more, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
     # sums[t * n_rows + r]: of (code - 1) * x; for 16 n tokens, as many as to hold n_tokens. work:
-    # 20,736 bytes and 32 * n_rows * (1 + n). NULL where tables do not pay.
+    # LOOKUP_TABLE_BYTES + 32 * n_rows * (1 + n) bytes. NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                            Py_ssize_t n_blocks) noexcept nogil
