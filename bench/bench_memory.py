@@ -127,7 +127,7 @@ def test_a_million_operations(shape, limit, touch, benchmark, figures):
         serving.arrays.clear()
         assert pool.in_use == 0
         pool.trim()
-        assert pool.ranges() == []
+        assert pool.arenas() == []
 
 
 @pytest.mark.parametrize("n_bytes", [64, 64 * KIB, 320 * KIB, 3 * MIB, 8 * MIB])

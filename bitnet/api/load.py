@@ -14,13 +14,14 @@ from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KV_DTYPES = ("f16", "f32", "int8")
+KV_DTYPES = tuple(DTYPES)
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 

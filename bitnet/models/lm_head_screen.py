@@ -1,5 +1,5 @@
 """The screen of an LM head: an int8 copy of its rows, by which few rows are left that can be among
-the best. compute/screen_bounds.pyx proves that no row is lost.
+the best. compute/lm_head.pyx and compute/screen_bounds.pyx prove that no row is lost.
 
 Knows no files: the cache of repacked weights keeps what is made here.
 """

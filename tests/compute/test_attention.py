@@ -30,8 +30,8 @@ def cache_of(capacity, *, head_dim, n_kv_heads=1, n_layers=1, **options):
 
 def rope_of(head_dim, *, n_rows=1100, interleaved=False, theta=10000.0, n_trained=1 << 20):
     frequencies = guarded(inverse_frequencies(head_dim, theta))
-    turns = np.zeros((2, n_rows, head_dim // 2), np.float32)
-    return operands.Rope(frequencies, turns, interleaved, n_trained)
+    cos_sin = np.zeros((2, n_rows, head_dim // 2), np.float32)
+    return operands.Rope(frequencies, cos_sin, interleaved, n_trained)
 
 
 def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, layer=0):
@@ -88,19 +88,19 @@ def test_rope(isa, head_dim, interleaved):
 @pytest.mark.parametrize("position, n_trained", [(0, 9), (4095, 4096), (4096, 4096), (1 << 20, 9)])
 def test_cosines_and_sines_are_correctly_rounded_nearly_always(isa, position, n_trained):
     """Of angles rounded to float32 in the trained length, of exact ones beyond."""
-    frequencies, turns = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
+    frequencies, cos_sin = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
     cache = cache_of(300, head_dim=1)
     cache.sinks = 1
     while cache.length < position:
         n = cache.chunk(position - cache.length)
         cache.reserve(n)
         cache.advance(n)
-    rope = operands.Rope(frequencies, turns, False, n_trained)
+    rope = operands.Rope(frequencies, cos_sin, False, n_trained)
     ops.rope_table(rope, operands.Batch(1, 1).set([(cache, 1)]))
     angles = np.float64(position) * frequencies.astype(np.float64)
     if position < n_trained:
         angles = (np.float32(position) * frequencies).astype(np.float64)
-    for ours, theirs in zip(turns[:, 0], (np.cos(angles), np.sin(angles)), strict=True):
+    for ours, theirs in zip(cos_sin[:, 0], (np.cos(angles), np.sin(angles)), strict=True):
         assert np.abs(ours - theirs).max() <= 6.1e-8
         assert (ours == theirs.astype(np.float32)).mean() > 0.999
 
@@ -156,7 +156,7 @@ def test_chunks_and_threads_change_no_bit(isa, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
-    """Three spans, and the sinks; also where there is no room for what the threads find."""
+    """Three splits, and the sinks; also where there is no room for partial results."""
     n, n_heads, head_dim, found = 1500, 12, 128, set()
     qkv = rng(5).standard_normal((n, 18 * head_dim)).astype(np.float32)
     whole = cache_of(1400 if sinks else n, head_dim=head_dim, n_kv_heads=3, dtype=dtype)

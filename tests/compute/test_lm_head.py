@@ -65,9 +65,12 @@ def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
     x = random_rows(5, n_cols, 1)
     queries = [
-        LogitsQuery(1), LogitsQuery(7), LogitsQuery(1, 2.5), LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
+        LogitsQuery(1),
+        LogitsQuery(7),
+        LogitsQuery(1, 2.5),
+        LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
         LogitsQuery(1000),
-    ]  # fmt: skip
+    ]
     full, part, counts = both(table, screen, x, queries, n_threads=2)
     for i in range(5):
         check(full[i], part[i], queries[i])

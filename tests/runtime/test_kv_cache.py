@@ -327,13 +327,13 @@ def test_pages_are_laid_out_as_the_kernels_read_them(dtype, numpy_dtype):
     pool = Pool(MIB)
     cache = cache_of(pool, dtype=dtype)
     assert cache.dtype == dtype
-    cache.reserve(PAGE)  # the pool's first block starts with its pages
+    cache.reserve(PAGE)  # the pool's first arena starts with its pages
     rng = np.random.default_rng(0)
     written = rng.normal(size=(LAYERS, 2, PAGE, HEADS, DIM)).astype(np.float32)
     for layer in range(LAYERS):
         for position in range(PAGE):
             cache.write(layer, position, *written[layer, :, position])
-    ((address, _),) = pool.ranges()
+    ((address, _),) = pool.arenas()
     page_bytes = cache.nbytes // LAYERS
     assert page_bytes == 2 * HEADS * PAGE * DIM * np.dtype(numpy_dtype).itemsize
     for layer in range(LAYERS):

@@ -59,6 +59,28 @@ def test_a_window_needs_room_and_is_chosen_before_it_moves():
     check(fork, 128, 128)
 
 
+def test_sinks_are_chosen_as_a_cache_is_made_or_forked():
+    pool = Pool(MIB)
+    assert cache_of(pool, 300).sinks == 0
+    cache = cache_of(pool, 300, sinks=4)
+    assert (cache.sinks, cache.fork().sinks, cache.fork(0).sinks, cache.fork(7).sinks) == (
+        4,
+        4,
+        0,
+        7,
+    )
+    for bad, capacity in ((-1, 300), (PAGE + 1, 300), (4, 256)):
+        with pytest.raises(ValueError, match=r"sinks: |capacity: 256 \(at least 257"):
+            cache_of(pool, capacity, sinks=bad)
+        with pytest.raises(ValueError, match=r"sinks: |capacity: 256 \(at least 257"):
+            cache_of(pool, capacity).fork(bad)
+    feed(cache, 300)
+    feed(cache, cache.chunk(1000), token=300)
+    with pytest.raises(ValueError, match="first 128 positions are not held"):
+        cache.fork(4)
+    assert cache.fork().sinks == 4
+
+
 # ------------------------------------------------------------------------------------- generation
 
 
