@@ -220,7 +220,8 @@ def test_prefixes_against_a_list(in_files, tmp_path):
                 ours.clear()
             kept.append(tokens)
             continue
-        fork, n = ours.fork(tokens)
+        fork = ours.fork(tokens)
+        n = 0 if fork is None else fork.length
         lengths = [len(k) for k in kept if least <= len(k) < len(tokens) and k == tokens[: len(k)]]
         assert n == max(lengths, default=0)
         if fork is not None:
