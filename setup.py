@@ -1,4 +1,4 @@
-"""The extension modules and the flags of each instruction set; all else is in pyproject.toml."""
+"""The extension modules, the flags of each instruction set, the extras; else see pyproject.toml."""
 
 import os
 import platform
@@ -11,17 +11,19 @@ from setuptools import Extension, setup
 CHECK = os.environ.get("BITNET_CHECK") == "1"  # every index and view is checked
 SANITIZE = os.environ.get("BITNET_SANITIZE") == "1"  # gcc's address and undefined sanitizers
 
-ISA_FLAGS = {"generic": []}
+# module of bitnet/kernels: (its header in kernels/simd, what the compiler may use)
+ISAS = {"generic": ("scalar.h", [])}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS |= {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avxvnni": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mf16c"],
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    ISAS |= {
+        "avx2": ("avx2.h", AVX2),
+        "avxvnni": ("avx2.h", [*AVX2, "-mavxvnni"]),
+        "avx512": ("avx512.h", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mf16c"]),
     }
 elif platform.machine() in ("aarch64", "arm64"):
-    ISA_FLAGS |= {
-        "neon": ["-DBITNET_NEON"],
-        "neon_dotprod": ["-DBITNET_NEON", "-march=armv8.2-a+dotprod"],
+    ISAS |= {
+        "neon": ("neon.h", []),
+        "neon_dotprod": ("neon.h", ["-march=armv8.2-a+dotprod"]),
     }
 
 # No multiply-add is fused by the compiler: every instruction set must give the same bits.
@@ -44,22 +46,41 @@ DIRECTIVES = {
     "auto_pickle": False,  # nothing here can be: pointers into memory of this process
 }
 
+# Here and not in pyproject.toml, where either all extras are read from files or none is.
+EXTRAS = {
+    "test": Path("tests/requirements.txt").read_text().splitlines(),
+    "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
+    "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
+    "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
+    "plot": ["matplotlib>=3.8"],  # bench/support/plot*.py
+    "dev": [
+        "bitnet-engine[test,server,grammar,hub]",
+        *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
+        # what tests compare with
+        *("gguf", "safetensors", "sentencepiece", "openai", "threadpoolctl", "jsonschema"),
+    ],
+}
 
 KERNELS = Path("bitnet/kernels")
-SOURCES = [str(path) for path in KERNELS.rglob("*") if path.suffix in {".h", ".pxi"}]  # of each ISA
-HEADERS = [str(KERNELS / "kv_page.h")]  # that other folders include
+KERNEL_SOURCES = [str(p) for p in sorted(KERNELS.rglob("*")) if p.suffix in {".h", ".pxi"}]
 
 
-def extension(name, flags=(), link=()):
-    path = name.replace(".", "/") + ".pyx"
+def extension(name, flags=(), link=(), depends=("bitnet/kernels/kv_page.h",), macros=()):
     return Extension(
         name,
-        [path],
+        [name.replace(".", "/") + ".pyx"],
         include_dirs=[str(KERNELS)],
-        depends=SOURCES if ".kernels." in name else HEADERS,
+        define_macros=list(macros),
+        depends=list(depends),
         extra_compile_args=[*FLAGS, *flags],
         extra_link_args=[*LINK, *link],
     )
+
+
+def kernels(isa, header, flags):
+    """The kernels compiled for an instruction set; simd.h includes its header."""
+    macros = [("BITNET_SIMD", f'"{header}"')]
+    return extension(f"bitnet.kernels.{isa}", flags, (), KERNEL_SOURCES, macros)
 
 
 setup(
@@ -69,6 +90,7 @@ setup(
             extension("bitnet.runtime.mmap"),
             extension("bitnet.runtime.pool"),
             extension("bitnet.runtime.kv_cache"),
+            extension("bitnet.runtime.self_test"),
             extension("bitnet.runtime.dispatch"),
             extension("bitnet.compute.operands"),
             extension("bitnet.compute.gumbel"),
@@ -78,10 +100,11 @@ setup(
             ),
             extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
             extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
-            *(extension(f"bitnet.kernels.{isa}", flags) for isa, flags in ISA_FLAGS.items()),
+            *(kernels(isa, *how) for isa, how in ISAS.items()),
         ],
         compiler_directives=DIRECTIVES,
         force=CHECK or SANITIZE,
     ),
+    extras_require=EXTRAS,
     options={"build_ext": {"parallel": min(4, os.cpu_count() or 1)}},
 )

@@ -11,8 +11,7 @@ import pytest
 from bitnet.runtime.kv_cache import PAGE
 
 import bitnet
-from bitnet.checkpoints import weights
-from bitnet.cli.bench import bytes_per_token
+from bitnet.api.measure import bytes_per_token
 from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
 
@@ -23,7 +22,7 @@ THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 
 def filled(transformer, dtype, depth):
     """A cache of ``depth`` positions; keys and values of about unit size."""
-    cache, r = transformer.new_cache(dtype=dtype), np.random.default_rng(0)
+    cache, r = transformer.new_state(dtype=dtype), np.random.default_rng(0)
     n = 2 * cache.n_kv_heads * PAGE * cache.head_dim
     page = r.standard_normal(n).astype({"f32": np.float32}.get(dtype, np.float16))
     if dtype == "int8":
@@ -48,15 +47,15 @@ def model(synthetic_path, n_threads, request):
         yield model
 
 
-def test_decode_at_depth(model, synthetic_path, timed, figures):
-    transformer = model._scheduler.transformer
-    shallow, deep = (filled(transformer, model._scheduler.kv_dtype, depth) for depth in DEPTHS)
+def test_decode_at_depth(model, timed, figures):
+    transformer = model.scheduler.transformer
+    shallow, deep = (filled(transformer, model.scheduler.kv_dtype, depth) for depth in DEPTHS)
     token = np.zeros(1, np.int32)
 
     def decode(cache):
         length = cache.length
         for _ in range(N_DECODED):
-            transformer.forward(token, [(cache, 1)], wanted=[LogitsQuery(1)])
+            transformer.forward(token, [(cache, 1)], queries=[LogitsQuery(1)])
         cache.trim(length)
 
     def reference():
@@ -66,8 +65,7 @@ def test_decode_at_depth(model, synthetic_path, timed, figures):
 
     decode(shallow)  # the first pass also looks for damaged weights
     at_depth, at_once = timed(lambda: decode(deep), reference, rounds=7)
-    with weights.open(synthetic_path) as files:
-        used = bytes_per_token(files)
+    used = bytes_per_token(model.weights)
     kv = [cache.nbytes for cache in (shallow, deep)]
     figures(
         tokens_s_128=N_DECODED / at_once,

@@ -16,9 +16,17 @@ from bitnet.runtime import cpu
 
 N_DECODED = 200
 OPERATIONS = [  # of a step; the graph calls them by these names
-    "embed", "rms_norm", "quantize", "linear", "rope", "store_kv", "attention", "gate", "pick",
+    "embed",
+    "rms_norm",
+    "quantize",
+    "linear",
+    "rope",
+    "store_kv",
+    "attention",
+    "gated_activation",
+    "gather_rows",
     "head",
-]  # fmt: skip
+]
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 EDIT = (
     "def total(prices):\n    result = 0\n    for price in prices:\n        result += price\n"
@@ -76,7 +84,7 @@ def sum_of_operations(model, depth, repeat=20):
         session.decode(1)
         patch.undo()
         session.trim(depth)
-        model._scheduler.transformer.batch.set([(session._cache, 1)])
+        model.scheduler.transformer.batch.set([(session._state.parts["kv"].cache, 1)])
         return sum(min(once(call, repeat) for _ in range(3)) for call in calls)
 
 

@@ -64,7 +64,7 @@ def bundled_head():
     text = np.random.default_rng(1).integers(5, 300, 64).astype(np.int32)
     with weights.open(BUNDLED_MODEL) as files:
         model = Transformer(files, Pool(1 << 28), max_batch=N_INPUTS, context=N_INPUTS)
-        hidden = model.forward(text, [(model.new_cache(), N_INPUTS)], logits="hidden").copy()
+        hidden = model.forward(text, [(model.new_state(), N_INPUTS)], logits="hidden").copy()
         return Head(files.rows("lm_head"), hidden)
 
 

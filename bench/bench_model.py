@@ -117,25 +117,25 @@ def test_threads(model, prompt, is_busy, timed, figures):
 def test_batch(model, prompt, n_sequences, timed, figures):
     """Tokens a second of all sequences together, each 128 tokens deep: the likeliest token of each,
     as decoding does; beside steps that give all logits."""
-    with model._scheduler.exclusive() as engine_model, model.session() as session:
+    with model.scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
-        caches = [session._cache.fork() for _ in range(n_sequences)]
+        states = [session._state.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
 
         def step(wanted):
-            for cache in caches:
-                cache.trim(128)
+            for state in states:
+                state.trim(128)
             for _ in range(N_DECODED):
-                sequences = [(cache, 1) for cache in caches]
-                logits = engine_model.forward(tokens, sequences, wanted=wanted)
+                sequences = [(state, 1) for state in states]
+                logits = engine_model.forward(tokens, sequences, queries=wanted)
                 tokens[:] = [ops.argmax(row) for row in logits]
 
         wanted = [LogitsQuery(1)] * n_sequences
         seconds, whole = timed(lambda: step(wanted), lambda: seconds_of(lambda: step(None)))
         n_tokens = n_sequences * N_DECODED
         figures(tokens_s=n_tokens / seconds, tokens_s_all_logits=n_tokens / whole)
-        for cache in caches:
-            cache.close()
+        for state in states:
+            state.close()
 
 
 @pytest.mark.parametrize("n_rows", ROWS)
@@ -145,14 +145,14 @@ def test_verification(model, prompt, n_rows, timed, figures):
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
     """
-    with model._scheduler.exclusive() as engine_model, model.session() as session:
+    with model.scheduler.exclusive() as engine_model, model.session() as session:
         session.feed(prompt[:128])
-        cache, tokens = session._cache, np.arange(n_rows, dtype=np.int32)
+        state, tokens = session._state, np.arange(n_rows, dtype=np.int32)
         engine_model.reserve_logits(n_rows)
 
         def step(n):
-            engine_model.forward(tokens[:n], [(cache, n)], logits=[n], wanted=[LogitsQuery(1)] * n)
-            cache.trim(128)
+            engine_model.forward(tokens[:n], [(state, n)], logits=[n], queries=[LogitsQuery(1)] * n)
+            state.trim(128)
 
         def plain():
             return seconds_of(lambda: step(1))

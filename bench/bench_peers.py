@@ -29,9 +29,13 @@ class LlamaCpp:
         import llama_cpp
 
         self._llama = llama_cpp.Llama(
-            str(path), n_ctx=1024, n_batch=512, n_threads=n_threads, n_threads_batch=n_threads,
+            str(path),
+            n_ctx=1024,
+            n_batch=512,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
             verbose=False,
-        )  # fmt: skip
+        )
         system = llama_cpp.llama_print_system_info().decode()
         self.about = f"llama-cpp-python {llama_cpp.__version__}, TQ2_0, F16 head, {system}"
 
@@ -64,10 +68,14 @@ class Transformers:
 
         shape = synthetic.Shape()
         config = transformers.BitNetConfig(
-            hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-            vocab_size=shape.vocab, tie_word_embeddings=True,
-        )  # fmt: skip
+            hidden_size=shape.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            vocab_size=shape.vocab,
+            tie_word_embeddings=True,
+        )
         torch.set_num_threads(n_threads)
         self._torch, self._new_cache = torch, transformers.DynamicCache
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

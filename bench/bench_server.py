@@ -78,8 +78,10 @@ def prompts(args, n_tokens, n, seed=1):
     """Prompts of random tokens, so that none begins like another; with a peer, of words."""
     draw = random.Random(seed)
     if args.peer:
-        return ["".join(" " + "".join(draw.choices(LETTERS, k=3)) for _ in range(n_tokens))
-                for _ in range(n)]  # fmt: skip
+        return [
+            "".join(" " + "".join(draw.choices(LETTERS, k=3)) for _ in range(n_tokens))
+            for _ in range(n)
+        ]
     return [[draw.randrange(300, args.vocab_size) for _ in range(n_tokens)] for _ in range(n)]
 
 
@@ -88,15 +90,22 @@ def stream(server, prompt, max_tokens, on_token=None):
 
     on_token: called with the tokens of each chunk; a stream to count has logprobs (not of a peer).
     """
-    body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0.8,
-            "seed": 1, "stream_options": {"include_usage": True}}  # fmt: skip
+    body = {
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "stream": True,
+        "temperature": 0.8,
+        "seed": 1,
+        "stream_options": {"include_usage": True},
+    }
     if on_token and not isinstance(server, Peer):
         body["logprobs"] = 0
     times, n = [], 0
     with server.connection() as one:
         start = time.perf_counter()
-        one.request("POST", "/v1/completions", json.dumps(body),
-                    {"content-type": "application/json"})  # fmt: skip
+        one.request(
+            "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
+        )
         response = one.getresponse()
         if response.status != 200:
             raise RuntimeError(f"{response.status}: {response.read(300)}")

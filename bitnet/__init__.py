@@ -1,6 +1,6 @@
 """Ternary (BitNet b1.58) language models on ordinary CPUs: load() one, generate, stream, chat."""
 
-from .compute import openmp  # noqa: F401  # isort: skip  # first: it loads OpenMP's library
+from . import extensions  # noqa: F401  # isort: skip  # first: are the compiled modules there?
 from .api.info import info
 from .api.load import load
 from .api.model import Model, Stream

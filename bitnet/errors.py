@@ -1,71 +1,85 @@
 """Every exception that the package raises of its own; all names are public in `bitnet`."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from .checks import format_bytes
 
 
 class FormatError(ValueError):
     """A file that is damaged, contradicts itself, or is of a kind this version does not read.
 
-    The message is always "path: field: value (limit)"; the four parts are attributes of the same
-    names.
+    The message is always "path: field: value (limit)".
+
+    path: of the file. field: what in it is at fault. value: what the file says. limit: what this
+    version reads instead.
     """
 
-    def __init__(self, path, field, value, limit):
+    def __init__(
+        self, path: str | os.PathLike[str], field: object, value: object, limit: str
+    ) -> None:
         super().__init__(path, field, value, limit)
         self.path, self.field, self.value, self.limit = path, field, value, limit
 
-    def __str__(self):
-        return f"{self.path}: {_shown(self.field)}: {_shown(self.value)} ({self.limit})"
+    def __str__(self) -> str:
+        return f"{self.path}: {_printable(self.field)}: {_printable(self.value)} ({self.limit})"
 
 
-def _shown(value):
+def _printable(value: object) -> str:
     """A value from an untrusted file, safe and short enough for a terminal."""
     text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+class TemplateError(ValueError):
+    """The chat template is damaged, ran out of steps, or refuses these messages."""
+
+
 class ContextFull(Exception):
-    """A sequence of `length` positions has no room for `requested` more within `capacity`."""
+    """A sequence of `length` tokens has no room for `requested` more within `capacity`."""
 
-    def __init__(self, length, requested, capacity):
+    def __init__(self, length: int, requested: int, capacity: int) -> None:
         super().__init__(length, requested, capacity)
-        self.length = length
-        self.requested = requested
-        self.capacity = capacity
+        self.length, self.requested, self.capacity = length, requested, capacity
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"no room for {self.requested} more positions after {self.length}: "
             f"the capacity is {self.capacity}"
         )
 
 
-class PoolExhausted(MemoryError):
-    """The pool cannot hold one more allocation; all sizes in bytes.
+class Cancelled(Exception):
+    """The request was cancelled, or its model closed, before it was complete."""
 
-    requested and purpose   what was asked for
-    available               of the limit, what is not in use
-    largest                 the largest allocation that the limit has room for
-    limit                   of the pool
-    by_purpose              {purpose: bytes in use}
-    os_error                the operating system's words if it refused, None if it did not
-    quota                   of the purpose if that was the reason, None if it was not
+
+class PoolExhausted(MemoryError):
+    """The pool cannot hold one more allocation. All sizes are bytes.
+
+    requested, purpose: what was asked for. available: what is left of the limit. largest: the
+    largest allocation that the limit has room for. limit: of the pool. by_purpose: {purpose: bytes
+    in use}. os_error: the operating system's words where it refused, None where it did not. quota:
+    of the purpose where that was the reason, None where it was not.
     """
 
     def __init__(
-        self, requested, purpose, available, largest, limit, by_purpose, os_error=None, quota=None
-    ):
+        self,
+        requested: int,
+        purpose: str,
+        available: int,
+        largest: int,
+        limit: int,
+        by_purpose: Mapping[str, int],
+        os_error: str | None = None,
+        quota: int | None = None,
+    ) -> None:
         super().__init__(requested, purpose, available, largest, limit, by_purpose, os_error, quota)
-        self.requested = requested
-        self.purpose = purpose
-        self.available = available
-        self.largest = largest
-        self.limit = limit
-        self.by_purpose = by_purpose
-        self.os_error = os_error
-        self.quota = quota
+        self.requested, self.purpose = requested, purpose
+        self.available, self.largest, self.limit = available, largest, limit
+        self.by_purpose, self.os_error, self.quota = by_purpose, os_error, quota
 
-    def __str__(self):
+    def __str__(self) -> str:
         asked = f"no memory for {self.purpose!r}, which asked for {format_bytes(self.requested)}: "
         if self.quota is not None:
             in_use = format_bytes(self.by_purpose.get(self.purpose, 0))
@@ -83,32 +97,32 @@ class PoolExhausted(MemoryError):
 class MemoryLimitExceeded(MemoryError):
     """memory_limit is less than a model needs; raised before anything large is allocated.
 
-    limit, needed: bytes. needs: [Need]. remedies: [({argument of load: value}, bytes needed then)],
-    each of them enough. table: lines that show the needs.
+    limit, needed: bytes. needs: what the model needs, with purpose and nbytes each. remedies:
+    [({argument of load: value}, bytes needed then)], each of them enough. table: lines that show
+    the needs.
     """
 
-    def __init__(self, limit, needed, needs=(), remedies=(), table=()):
+    def __init__(
+        self,
+        limit: int,
+        needed: int,
+        needs: Sequence[Any] = (),
+        remedies: Sequence[tuple[Mapping[str, object], int]] = (),
+        table: Sequence[str] = (),
+    ) -> None:
         super().__init__(limit, needed, needs, remedies, table)
-        self.limit, self.needed, self.needs, self.remedies = limit, needed, needs, remedies
-        self.table = table
+        self.limit, self.needed = limit, needed
+        self.needs, self.remedies, self.table = needs, remedies, table
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [
             f"memory_limit: {self.limit} bytes ({format_bytes(self.limit)}), but "
-            f"{format_bytes(self.needed)} are needed"
+            f"{format_bytes(self.needed)} are needed",
+            *(f"  {line}" for line in self.table),
         ]
-        lines += [f"  {line}" for line in self.table]
         if self.remedies:
             lines.append("each of these would be enough:")
-        for changes, nbytes in self.remedies:
+        for changes, n_bytes in self.remedies:
             given = " and ".join(f"{name}={value!r}" for name, value in changes.items())
-            lines.append(f"  {given} ({format_bytes(nbytes)})")
+            lines.append(f"  {given} ({format_bytes(n_bytes)})")
         return "\n".join(lines)
-
-
-class Cancelled(Exception):
-    """The request was cancelled, or its model closed, before it was complete."""
-
-
-class TemplateError(ValueError):
-    """The chat template is damaged, ran out of steps, or refuses these messages."""

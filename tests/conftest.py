@@ -1,37 +1,21 @@
-"""Which `bitnet` is tested: the installed one where there is one, else the one built in place.
-
-The folder ./bitnet of a checkout that was only pip-installed has no compiled modules, yet Python
-would find it first: `python -m pytest` and `python -c` put the working directory at the front.
-"""
+"""What all tests share: the bundled model, instruction sets, a cache folder of their own."""
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def elsewhere(entries):
-    """The entries of a path that are not the checkout."""
-    return [entry for entry in entries if Path(entry or os.curdir).resolve() != ROOT]
-
-
-sys.path[:] = elsewhere(sys.path)
-inherited = elsewhere(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-if importlib.util.find_spec("bitnet") is None:
-    sys.path.insert(0, str(ROOT))
-    inherited.insert(0, str(ROOT))
-# a Python that a test starts looks where this one does
-os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(inherited)}
+# A Python that a test starts finds the bitnet that is tested, whatever folder it is started in.
+# (Nothing is imported here: test_layout.py and test_docs.py need no compiled modules.)
+TESTED = Path(importlib.util.find_spec("bitnet").origin).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTED.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 def pytest_report_header():
-    import bitnet
-
-    return f"bitnet {bitnet.__version__} from {Path(bitnet.__file__).parent}"
+    return f"bitnet from {TESTED}"
 
 
 @pytest.fixture(scope="session", autouse=True)

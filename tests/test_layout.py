@@ -10,28 +10,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bitnet"
 
-# Each room may import those before it. `errors`, `checks` and `version` are files of the top folder.
+# Each room may import those before it. Those that are no folders are files of the top folder.
 ROOMS = [
-    "version", "checks", "errors", "kernels", "runtime", "formats", "compute", "models", "text",
-    "checkpoints", "generation", "api", "__init__", "verify", "server", "cli", "__main__",
+    "version", "checks", "errors", "kernels", "runtime", "formats", "compute", "extensions",
+    "models", "text", "checkpoints", "generation", "api", "__init__", "verify", "server", "cli",
+    "__main__",
 ]  # fmt: skip
 
 SOURCES = sorted(
     p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi", ".h", ".pyi"}
 )
 CODE = [p for p in SOURCES if p.suffix not in {".h", ".pyi"}]
-IN_KERNELS = [p for p in CODE if p.parent.name == "kernels"]
+HEADERS = [p for p in SOURCES if p.suffix == ".h"]
+IN_KERNELS = [p for p in CODE + HEADERS if p.relative_to(PACKAGE).parts[0] == "kernels"]
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<base>[\w.]+)\s+c?import\s+(?:\((?P<many>[^)]*)\)|(?P<names>[^#\n]+))"
     r"|c?import\s+(?P<whole>[\w., ]+)|include\s+[\"'](?P<file>[^\"']+)[\"'])",
     re.M,
 )
-C_INCLUDE = re.compile(r"^\s*#\s*include\s+\"(?P<file>[^\"]+)\"", re.M)
+C_INCLUDE = re.compile(
+    r"^\s*(?:#\s*include|cdef\s+extern\s+from)\s+(?:\"(?P<file>[^\"]+)\"|(?P<macro>BITNET_SIMD))",
+    re.M,
+)
+ISA_LINE = re.compile(r"\"(?P<isa>\w+)\": \(\s*\"(?P<header>\w+\.h)\"")  # of setup.py
 
 
 def module_of(path):
-    """The dotted name of a source file within the package; a folder's is that of its __init__."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    """The dotted name of a source file within the package; a folder's is that of its __init__.
+
+    A header keeps its suffix: lookup.h and lookup.pxi are two files.
+    """
+    inside = path.relative_to(PACKAGE)
+    parts = inside.parts if path.suffix == ".h" else inside.with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
 
 
@@ -58,13 +68,36 @@ def cython_imports(path):
             yield len(base) - len(base.lstrip(".")), base.lstrip("."), names
 
 
+def headers_of(path):
+    """The headers of this package that a C or Cython file includes or declares names of.
+
+    As the compiler finds them: beside the file, else in kernels/ (setup.py). simd.h includes the
+    one that setup.py names for the instruction set.
+    """
+    for found in C_INCLUDE.finditer(path.read_text()):
+        names = [found["file"]] if found["file"] else [m["header"] for m in isa_lines()]
+        for name in names:
+            for folder in (path.parent, PACKAGE / "kernels"):
+                if (folder / name).is_file():
+                    yield module_of((folder / name).resolve())
+                    break
+
+
+def isa_lines():
+    return list(ISA_LINE.finditer((ROOT / "setup.py").read_text()))
+
+
 def modules():
     return {module_of(path) for path in PACKAGE.rglob("*") if path.suffix in {
         ".py", ".pyx", ".pxd", ".pxi"}}  # fmt: skip
 
 
 def imported(path):
-    """The modules of this package that a file imports, as tuples of names."""
+    """The modules of this package that a file imports, as tuples of names; headers count too."""
+    if path.suffix != ".py":
+        yield from headers_of(path)
+    if path.suffix == ".h":
+        return
     known, read = modules(), python_imports if path.suffix == ".py" else cython_imports
     for level, base, names in read(path):
         parts = tuple(base.split(".")) if base else ()
@@ -87,16 +120,18 @@ def test_every_room_has_its_place():
     assert found == set(ROOMS)
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", CODE + HEADERS, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path):
     own = module_of(path)[0]
     for other in imported(path):
         assert ROOMS.index(other[0]) <= ROOMS.index(own), f"{own} imports {'.'.join(other)}"
+        if other[-1].endswith(".h"):
+            assert other[0] in {own, "kernels"}, f"{own} includes {'/'.join(other)}"
 
 
 def test_no_module_is_imported_by_what_it_imports():
     graph = {}
-    for path in CODE:
+    for path in CODE + HEADERS:
         own = module_of(path)
         graph.setdefault(own, set()).update(m for m in imported(path) if m != own)
     for room in ROOMS:  # the face of a room may import what is in it, which may not ask the face
@@ -141,6 +176,16 @@ def test_the_check_sees_every_kind_of_import(tmp_path, monkeypatch):
         "from ...a import one\nfrom ..three import b\nfrom ... import load\n"
         "def f():\n    import bitnet.a.two\n    from bitnet import Model\n"
     )
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "page.h").write_text('#include "../a/own.h"\n#include <string.h>\n')
+    (tmp_path / "a" / "own.h").write_text('#pragma once\n#  include "page.h"\n')
+    (tmp_path / "a" / "part.pxi").write_text(
+        'cdef extern from "page.h" nogil:\n    int f()\ncdef extern from *:\n    """\n'
+        '    #include "own.h"\n    """\n'
+    )
+    assert list(imported(tmp_path / "a" / "own.h")) == [("kernels", "page.h")]
+    assert list(imported(tmp_path / "kernels" / "page.h")) == [("a", "own.h")]
+    assert list(imported(tmp_path / "a" / "part.pxi")) == [("kernels", "page.h"), ("a", "own.h")]
     assert sorted(imported(tmp_path / "a" / "two.pyx")) == [
         ("a", "one"), ("a", "part"), ("b",), ("b", "three"), ("c",), ("c",)]  # fmt: skip
     assert sorted(imported(tmp_path / "b" / "deep" / "four.py")) == [
@@ -153,6 +198,18 @@ def test_kernels_know_pointers_and_lengths_only(path):
     for word in ("numpy", "prange", "malloc", "omp_", "np."):
         assert not re.search(rf"^(?!\s*#).*\b{re.escape(word)}", text, re.M), word
     assert {module[0] for module in imported(path)} <= {"kernels"}
+
+
+def test_an_instruction_set_is_a_header_a_module_and_a_line():
+    """Which one a module is compiled for stands in setup.py; no other header asks the compiler."""
+    simd = PACKAGE / "kernels" / "simd"
+    lines = {m["isa"]: m["header"] for m in isa_lines()}
+    assert set(lines) == {path.stem for path in (PACKAGE / "kernels").glob("*.pyx")}
+    shared = {"simd.h", "common.h", "x86.h"}
+    assert set(lines.values()) | shared == {path.name for path in simd.glob("*.h")}
+    own = {simd / header for header in lines.values()}
+    for path in set(HEADERS) - own:
+        assert not re.search(r"__(AVX|ARM|SSE|FMA|F16C|x86|aarch64)", path.read_text()), path.name
 
 
 def test_threads_are_in_compute_alone():

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitnet.checkpoints import weights
-from bitnet.cli.bench import bytes_per_token, weight_runs
-from bitnet.compute import ops
+from bitnet.api.measure import bytes_per_token, read_seconds, weight_runs
 from bitnet.runtime import dispatch
 
 OPERATIONS, AT_ONCE = 15 / 128, 4  # vector operations of a ternary weight; of a cycle
@@ -64,21 +62,18 @@ class Bounds:
         self.model = model
 
     def __enter__(self):
-        self._files = weights.open(self.model.path)
-        files = self._files.__enter__()
-        self._used, self._runs = bytes_per_token(files), weight_runs(files)
-        shapes = files.config.tensor_shapes()
+        weights = self.model.weights
+        self._used, self._runs = bytes_per_token(weights), weight_runs(weights)
+        shapes = weights.config.tensor_shapes()
         self._n_weights = sum(np.prod(s) for name, s in shapes.items() if name.endswith("_proj"))
         return self
 
     def __exit__(self, *error):
         del self._runs
-        return self._files.__exit__(*error)
 
     def measure(self):
         """[seconds of a plain read of the map, cycles a second], just now."""
-        read = sum(ops.read_bandwidth(run, self.model.threads) for run in self._runs)
-        return np.array([read, hertz()])
+        return np.array([read_seconds(self._runs, self.model.threads), hertz()])
 
     def figures(self, measured, tokens_s):
         """The figures of a decode at tokens_s: the bounds, tokens a second, and its share."""

@@ -1,7 +1,7 @@
 """What rounding keys and values costs: bits per byte of a text, by dtype of the KV cache.
 
-python bench/support/kv_quality.py TEXT [MODEL]: the text in pieces of the context's length, each begun
-anew. f32 is the reference; the goals are 0.1 % for f16 and 1 % for int8.
+python bench/support/kv_quality.py TEXT [MODEL]: the text in pieces of the context's length, each
+begun anew. f32 is the reference; the goals are 0.1 % for f16 and 1 % for int8.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What the mapping of weight files costs and saves: four experiments on one model, as JSON lines.
 
-`python bench/support/mapping.py shared FILE`: processes that use one model; what they hold together.
+`python bench/support/mapping.py shared FILE`: processes that use one model; what they hold at once.
 `... cold FILE`: seconds to the first token from a file that is not in memory (mincore says so).
 `... less FILE`: decode in less memory than the weights take. The limit stands in for a cgroup's:
 layers beyond those that are kept are paged out (MADV_PAGEOUT) as soon as they were used, so every
@@ -86,7 +86,7 @@ with bitnet.load(sys.argv[1], threads=1) as model:
     model.generate([1] * 16, max_tokens=8, temperature=0)
     print("ready", flush=True)
     sys.stdin.readline()
-    now, names = memory_report.usage(), {str(name) for name, _, _ in model._weights.mappings()}
+    now, names = memory_report.usage(), {str(name) for name, _, _ in model.weights.mappings()}
     ours = [r for r in now.ranges if r.name in names]
     print(json.dumps({"rss": now.rss, "pss": now.pss, "file_rss": sum(r.rss for r in ours),
                       "file_pss": sum(r.pss for r in ours)}), flush=True)
@@ -161,7 +161,7 @@ def less(path, shares=(1.0, 0.75, 0.5, 0.0), n_tokens=8, rounds=3):
     for file in files_of(path):
         evict(file)  # pages as they were written, in large pieces, cannot be paged out one by one
     with bitnet.load(path, prefix_cache=False) as model:
-        yield from less_of(model._scheduler.transformer, shares, n_tokens, rounds)
+        yield from less_of(model.scheduler.transformer, shares, n_tokens, rounds)
 
 
 def less_of(transformer, shares, n_tokens, rounds):
@@ -176,15 +176,17 @@ def less_of(transformer, shares, n_tokens, rounds):
             stayed[n] = sum(cached_of(data) for layer in layers[n:] for data in layer)
     for n in kept:
         yield {
-            "weights": sum(sizes), "memory": sum(sizes[:n]) + max(sizes[n:], default=0),
-            "stayed": stayed[n], "tokens_s": 1 / median(seconds[n]),
+            "weights": sum(sizes),
+            "memory": sum(sizes[:n]) + max(sizes[n:], default=0),
+            "stayed": stayed[n],
+            "tokens_s": 1 / median(seconds[n]),
             "slowdown": median(seconds[n]) / median(seconds[kept[0]]),
-        }  # fmt: skip
+        }
 
 
 def decode_with(transformer, layers, n_kept, n_tokens):
     """Seconds of each of n_tokens steps, after two to warm up."""
-    cache, seconds = transformer.new_cache(), []
+    cache, seconds = transformer.new_state(), []
 
     def let_go(i, _):
         for data in layers[i] if i >= n_kept else ():
@@ -193,7 +195,7 @@ def decode_with(transformer, layers, n_kept, n_tokens):
     try:
         for i in range(2 + n_tokens):
             begin, ids = time.perf_counter(), np.full(1, i, np.int32)
-            transformer.forward(ids, [(cache, 1)], wanted=[LogitsQuery(1)], after_layer=let_go)
+            transformer.forward(ids, [(cache, 1)], queries=[LogitsQuery(1)], after_layer=let_go)
             let_go(len(layers) - 1, None)
             seconds.append(time.perf_counter() - begin)
     finally:

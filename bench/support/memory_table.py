@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from types import SimpleNamespace
 
-from bitnet.checkpoints.memory_plan import kv_bytes
+from bitnet.checkpoints.memory_plan import state_bytes
 from bitnet.checks import format_bytes
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
@@ -28,16 +28,21 @@ SHAPES = {  # layers, key heads, head_dim
 }
 
 
+def config_of(layers, heads, head_dim):
+    """As much of a ModelConfig as keys and values depend on."""
+    return SimpleNamespace(
+        family="llama", num_hidden_layers=layers, num_key_value_heads=heads, head_dim=head_dim
+    )
+
+
 def table():
     """Lines of Markdown: of each model and dtype the bytes a sequence takes, whole pages of 128."""
     yield "| model | KV dtype | " + " | ".join(f"{n:,} tokens" for n in CONTEXTS) + " |\n"
     yield "|---|---|" + "---:|" * len(CONTEXTS) + "\n"
     for model, (layers, heads, head_dim) in SHAPES.items():
-        config = SimpleNamespace(
-            num_hidden_layers=layers, num_key_value_heads=heads, head_dim=head_dim
-        )
+        config = config_of(layers, heads, head_dim)
         for dtype in DTYPES:
-            sizes = [format_bytes(kv_bytes(config, n, dtype)) for n in CONTEXTS]
+            sizes = [format_bytes(state_bytes(config, n, dtype)) for n in CONTEXTS]
             yield f"| {model} | {dtype} | {' | '.join(sizes)} |\n"
 
 

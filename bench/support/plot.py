@@ -1,8 +1,8 @@
 """Plot what `pytest bench/bench_model.py --benchmark-json RUN.json` measured ([plot] extra).
 
-`python bench/support/plot.py RUN.json OUT.png`: on the left tokens a second against context, with the bound
-of a plain read; on the right the roofline: multiply-adds a second against those for each byte of
-packed weights read, which grow with the tokens of a step until the cores are the limit.
+`python bench/support/plot.py RUN.json OUT.png`: on the left tokens a second against context, with
+the bound of a plain read; on the right the roofline: multiply-adds a second against those for each
+byte of packed weights read, which grow with the tokens of a step until the cores are the limit.
 """
 
 import argparse

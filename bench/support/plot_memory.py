@@ -1,31 +1,28 @@
 """Plot what bench/support/mapping.py and the planner say of memory ([plot] extra).
 
-`python bench/support/plot_memory.py RUN.jsonl OUT.png`: RUN has the lines of mapping.py's experiments
-shared, less and cold, of the 2B-4T shape.
+`python bench/support/plot_memory.py RUN.jsonl OUT.png`: RUN has the lines of mapping.py's
+experiments shared, less and cold, of the 2B-4T shape.
 """
 
 import argparse
 import json
-from types import SimpleNamespace
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from memory_table import DTYPES, SHAPES
+from memory_table import DTYPES, SHAPES, config_of
 
-from bitnet.checkpoints.memory_plan import kv_bytes
+from bitnet.checkpoints.memory_plan import state_bytes
 
 GIB = 1 << 30
 
 
 def plot_kv(axes):
-    names = ("num_hidden_layers", "num_key_value_heads", "head_dim")
-    values = SHAPES["bitnet-b1.58-2B-4T"]
-    config = SimpleNamespace(**dict(zip(names, values, strict=True)))
+    config = config_of(*SHAPES["bitnet-b1.58-2B-4T"])
     contexts = range(512, 32769, 512)
     for dtype in DTYPES:
-        axes.plot(contexts, [kv_bytes(config, n, dtype) / GIB for n in contexts], label=dtype)
+        axes.plot(contexts, [state_bytes(config, n, dtype) / GIB for n in contexts], label=dtype)
     axes.set(title="keys and values of a sequence", xlabel="context, tokens", ylabel="GiB")
     axes.legend()
 
@@ -40,8 +37,13 @@ def plot_shared(axes, rows):
 
 def plot_less(axes, rows):
     axes.plot([row["memory"] / GIB for row in rows], [row["tokens_s"] for row in rows], "o-")
-    axes.set(title="weights in less memory than they take", ylabel="decode, tokens/s",
-             xlabel="GiB of weights in memory", xlim=(0, None), ylim=(0, None))  # fmt: skip
+    axes.set(
+        title="weights in less memory than they take",
+        ylabel="decode, tokens/s",
+        xlabel="GiB of weights in memory",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
 
 
 def plot_cold(axes, rows):

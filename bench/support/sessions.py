@@ -1,7 +1,7 @@
 """What it saves to read a prompt once: reuse of its prefix, and a session kept in a file.
 
-`python bench/support/sessions.py FILE [--tokens N]`: medians of seconds, JSON lines. The file of a session
-is in memory when it is read: what counts is checking and copying it.
+`python bench/support/sessions.py FILE [--tokens N]`: medians of seconds, JSON lines. The file of a
+session is in memory when it is read: what counts is checking and copying it.
 """
 
 import argparse
@@ -66,9 +66,13 @@ def saved(path, n_tokens, kv_dtype="f16", rounds=ROUNDS):
                 restore.append(seconds(session.restore, file))
         n_bytes = os.path.getsize(file)
     return {
-        "tokens": n_tokens, "kv_dtype": kv_dtype, "read_s": median(read), "save_s": median(save),
-        "restore_s": median(restore), "file_bytes": n_bytes,
-    }  # fmt: skip
+        "tokens": n_tokens,
+        "kv_dtype": kv_dtype,
+        "read_s": median(read),
+        "save_s": median(save),
+        "restore_s": median(restore),
+        "file_bytes": n_bytes,
+    }
 
 
 def main():

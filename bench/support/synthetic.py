@@ -1,8 +1,8 @@
 """Write a GGUF of the exact shape of bitnet-b1.58-2B-4T, with random weights.
 
-`python bench/support/synthetic.py OUT.gguf` takes seconds. Everything that costs time or memory is as in
-the published file: tensor names, shapes and types, metadata, a byte-level BPE vocabulary of 128,256
-tokens with a quarter of a million merges. Only what it says is noise.
+`python bench/support/synthetic.py OUT.gguf` takes seconds. Everything that costs time or memory is
+as in the published file: tensor names, shapes and types, metadata, a byte-level BPE vocabulary of
+128,256 tokens with a quarter of a million merges. Only what it says is noise.
 """
 
 import argparse

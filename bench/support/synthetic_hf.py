@@ -1,8 +1,8 @@
 """Write an HF folder of bf16 master weights with the widths of bitnet-b1.58-2B-4T, random numbers.
 
-`python bench/support/synthetic_hf.py FOLDER` takes a minute and 4.8 GB. With --memory it converts the
-folder to FOLDER.gguf as well, and prints one JSON object: seconds, MB/s, and the most memory that
-was anonymous at once, by /proc/self/status.
+`python bench/support/synthetic_hf.py FOLDER` takes a minute and 4.8 GB. With --memory it converts
+the folder to FOLDER.gguf as well, and prints one JSON object: seconds, MB/s, and the most memory
+that was anonymous at once, by /proc/self/status.
 
 Llama-3-8B's widths, of two layers: --hidden 4096 --ffn 14336 --heads 32 --kv-heads 8 --layers 2
 """

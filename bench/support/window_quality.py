@@ -1,7 +1,7 @@
 """What a moving window costs against a fresh forward pass over the same sinks and latest tokens.
 
-python bench/support/window_quality.py TEXT [MODEL]: the text goes through one session whose window moves;
-every position beyond the ring is compared with a pass over nothing but what it sees. The two
+python bench/support/window_quality.py TEXT [MODEL]: the text goes through one session whose window
+moves; every position beyond the ring is compared with a pass over nothing but what it sees. The two
 differ, since keys and values of the latest tokens were made while tokens given up were in sight.
 """
 
@@ -47,9 +47,15 @@ def compare(model, ids, n_positions=200):
                     largest = max(largest, np.abs(expected - windowed)[likely].max())
             begin = end
     bits = nats / math.log(2) / len(positions)
-    return {"windowed": bits[0], "fresh": bits[1], "top1": agree / n_positions,
-            "kl_mean": np.mean(divergences), "kl_max": max(divergences),
-            "largest": largest, "n_tokens": len(positions)}  # fmt: skip
+    return {
+        "windowed": bits[0],
+        "fresh": bits[1],
+        "top1": agree / n_positions,
+        "kl_mean": np.mean(divergences),
+        "kl_max": max(divergences),
+        "largest": largest,
+        "n_tokens": len(positions),
+    }
 
 
 def main():

@@ -1,9 +1,10 @@
-"""load(): a path and limits to a Model; and what was found on this machine."""
+"""load(): a path and limits to a Model."""
 
 import ctypes
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import hub, weights
@@ -11,33 +12,62 @@ from ..checkpoints.memory_plan import Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
+from ..models.config import ModelConfig
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
-DEFAULT_CONTEXT = 4096
-MAX_SLOTS = 256
+DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
+MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
 KV_DTYPES = tuple(DTYPES)
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
+@dataclass(frozen=True)
+class LoadSettings:
+    """The arguments of load but for the path, see there; and fair, for a server.
+
+    fair: how the Scheduler shares steps out, see there. ValueError for a value out of range.
+    """
+
+    threads: int | None = None
+    memory_limit: int | str | None = None
+    context: int | None = None
+    kv_dtype: str = "f16"
+    mapping: str = "map"
+    slots: int = 1
+    layout: str = "128x32"
+    prefix_cache: bool = True
+    prefix_folder: str | os.PathLike[str] | None = None
+    prefix_folder_limit: int | str = "4GiB"
+    fair: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
+        check_choice("mapping", self.mapping, MAPPINGS)
+        check_whole("slots", self.slots, MAX_SLOTS)
+        parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
+        if self.prefix_folder is not None and not self.prefix_cache:
+            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
+
+
 def load(
-    path=None,
+    path: str | os.PathLike[str] | None = None,
     *,
-    threads=None,
-    memory_limit=None,
-    context=None,
-    kv_dtype="f16",
-    mapping="map",
-    slots=1,
-    layout="128x32",
-    prefix_cache=True,
-    prefix_folder=None,
-    prefix_folder_limit="4GiB",
-):
+    threads: int | None = None,
+    memory_limit: int | str | None = None,
+    context: int | None = None,
+    kv_dtype: str = "f16",
+    mapping: str = "map",
+    slots: int = 1,
+    layout: str = "128x32",
+    prefix_cache: bool = True,
+    prefix_folder: str | os.PathLike[str] | None = None,
+    prefix_folder_limit: int | str = "4GiB",
+) -> Model:
     """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
 
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
@@ -62,52 +92,66 @@ def load(
     MemoryLimitExceeded, before anything large is allocated, if the limit is too small, ValueError
     for an argument out of range.
     """
-    n_threads, _ = cpu.threads(threads)
-    check_choice("kv_dtype", kv_dtype, KV_DTYPES)
-    check_choice("mapping", mapping, MAPPINGS)
-    check_whole("slots", slots, MAX_SLOTS)
-    limit = limit_of(memory_limit)
-    path = BUNDLED_MODEL if path is None else hub.find(path)
-    if path is BUNDLED_MODEL and not path.is_file():
-        raise FileNotFoundError(2, "the bundled model is missing from this installation", str(path))
-    folder_limit = parse_bytes("prefix_folder_limit", prefix_folder_limit)
-    model = _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache)
-    if threads is None:
-        model.threads = None  # what the machine grants, also later on
-    if prefix_folder is not None:
-        try:
-            model.keep_prefixes(prefix_folder, folder_limit)
-        except BaseException:
-            model.close()
-            raise
-    return model
+    settings = LoadSettings(
+        threads=threads,
+        memory_limit=memory_limit,
+        context=context,
+        kv_dtype=kv_dtype,
+        mapping=mapping,
+        slots=slots,
+        layout=layout,
+        prefix_cache=prefix_cache,
+        prefix_folder=prefix_folder,
+        prefix_folder_limit=prefix_folder_limit,
+    )
+    return load_model(path, settings)
 
 
-def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, prefix_cache):
+def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
+    """The Model of a path as load takes it, with these settings."""
+    n_threads, _ = cpu.threads(settings.threads)
+    limit = limit_of(settings.memory_limit)
+    file = BUNDLED_MODEL if path is None else hub.find(path)
+    if file is BUNDLED_MODEL and not file.is_file():
+        raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
+    return _load(file, settings, n_threads, limit)
+
+
+def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None) -> Model:
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(path, layout=layout)
-    context = context_of(source.config, context)
-    planner, settings = Planner(source), Settings(context, kv_dtype, slots, n_threads, mapping)
-    pool, files, model = Pool(_pool_limit(limit, planner, settings)), None, None
+    source = open_checkpoint(file, layout=settings.layout)
+    context = context_of(source.config, settings.context)
+    plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
+    planner = Planner(source)
+    pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
         tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
+        grown = None if before is None or after is None else after - before
         files = weights.of_source(source, pool=pool, n_threads=n_threads)
-        if mapping == "lock":
+        if settings.mapping == "lock":
             files.lock()
-        elif mapping == "copy":
+        elif settings.mapping == "copy":
             files.copy_into(pool)
         model = Model(
-            files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache,
-            mapping == "prefetch",
-        )  # fmt: skip
-        model.needs = planner.needs(settings)
-        model.measured = [("tokenizer", after - before)] if before is not None else []
-        if limit is not None and before is not None:
-            _check_growth(limit, memory_report.usage().anonymous - before)
+            files,
+            pool,
+            tokenizer,
+            plan,
+            prefix_cache=settings.prefix_cache,
+            prefix_folder=settings.prefix_folder,
+            prefix_folder_limit=parse_bytes("prefix_folder_limit", settings.prefix_folder_limit),
+            fair=settings.fair,
+            follows_machine=settings.threads is None,
+            needs=planner.needs(plan),
+            measured=[] if grown is None else [("tokenizer", grown)],
+        )
+        now = memory_report.usage().anonymous
+        if limit is not None and before is not None and now is not None:
+            _check_growth(limit, now - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
@@ -117,12 +161,12 @@ def _load(path, limit, n_threads, context, kv_dtype, mapping, slots, layout, pre
         raise
 
 
-def limit_of(memory_limit=None):
+def limit_of(memory_limit: int | str | None = None) -> int | None:
     """Bytes of a memory_limit, or of BITNET_MEMORY_LIMIT; None where neither is set."""
     return parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
 
 
-def context_of(config, context=None):
+def context_of(config: ModelConfig, context: int | None = None) -> int:
     """Tokens a sequence may hold: as given if the model can, None for the default."""
     longest = config.max_position_embeddings
     context = min(longest, DEFAULT_CONTEXT) if context is None else context
@@ -130,22 +174,23 @@ def context_of(config, context=None):
     return context
 
 
-def _pool_limit(limit, planner, settings):
+def _pool_limit(limit: int | None, planner: Planner, settings: Settings) -> int:
     """The limit of the process's growth less what grows beside the pool."""
     if limit is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return planner.check(settings, limit)
+    left: int = planner.check(settings, limit)
+    return left
 
 
-def _return_free_heap():
-    """Give the system what the tokenizer's making has left free: 20 MiB for 128k tokens (glibc)."""
+def _return_free_heap() -> None:
+    """Give the system what making the tokenizer has left free: 20 MiB for 128k tokens (glibc)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
-def _check_growth(limit, growth):
+def _check_growth(limit: int, growth: int) -> None:
     """MemoryLimitExceeded if loading has taken more than the limit already."""
     if growth > limit:
         raise MemoryLimitExceeded(limit, growth)

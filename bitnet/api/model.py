@@ -1,31 +1,53 @@
 """A loaded model as users see it: generate, stream, chat, score, branch, account for memory."""
 
+import dataclasses
 import gc
 import math
 import os
 import time
 import weakref
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..checks import check_ids, check_whole
+from ..checkpoints.memory_plan import Need, Settings
+from ..checkpoints.weights import Weights
+from ..checks import TokenIds, check_choice, check_ids, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
+from ..generation.prefix_cache import PrefixCache
 from ..generation.prefix_cache_disk import DiskPrefixCache
 from ..generation.prompt_lookup import make_drafts
-from ..generation.request import Request
-from ..generation.sampling import Sampling, make_sampler
+from ..generation.request import Completion, Constraint, Request
+from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
+from ..models.config import ModelConfig
 from ..models.transformer import Transformer
 from ..runtime import cpu
+from ..runtime.pool import Pool, PoolStats
+from ..text.tokenizer import Tokenizer
+from .options import GenerationOptions, named_options, sampling_of, stopping_of
 
-_models = weakref.WeakSet()  # those that are open
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor  # 20 ms, for those who call astream
+
+    from ..runtime.memory_report import MemoryReport
+
+Prompt = str | TokenIds
+Messages = Iterable[Mapping[str, Any]]
+
+_models: weakref.WeakSet["Model"] = weakref.WeakSet()  # those that are open
 
 
-def _after_fork():
+def _after_fork() -> None:
     for model in list(_models):
         model._after_fork()
 
@@ -38,34 +60,90 @@ class Model:
     """A loaded model; made by load, a context manager. May be used from several threads.
 
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
+    weights: the Weights, for measurements. needs: what was planned. measured: [(name, bytes)] of
+    what the process grew by, measured at its loading.
     """
 
+    path: Path
+    config: ModelConfig
+    context: int
+
     def __init__(
-        self, files, pool, tokenizer, n_threads, context, kv_dtype, slots, prefix_cache=True,
-        prefetch=False,
-    ):  # fmt: skip
-        self.path, self.config, self.context = files.path, files.config, context
-        self._weights, self._pool, self._tokenizer = files, pool, tokenizer
-        self.needs = []  # memory_plan.Need: what was planned
-        self.measured = []  # (name, bytes) of what the process grew by, measured at its loading
+        self,
+        weights: Weights,
+        pool: Pool,
+        tokenizer: Tokenizer | None,
+        settings: Settings,
+        *,
+        prefix_cache: bool = True,
+        prefix_folder: str | os.PathLike[str] | None = None,
+        prefix_folder_limit: int = 0,
+        fair: bool = False,
+        follows_machine: bool = False,
+        needs: Sequence[Need] = (),
+        measured: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self.path, self.config, self.context = weights.path, weights.config, settings.context
+        self.weights, self.needs, self.measured = weights, needs, measured
+        self._pool, self._tokenizer = pool, tokenizer
         transformer = Transformer(
-            files, pool, n_threads=n_threads, context=context, max_sequences=slots
+            weights,
+            pool,
+            n_threads=settings.threads,
+            context=settings.context,
+            max_sequences=settings.slots,
+            prefetch=settings.mapping == "prefetch",
         )
-        transformer.prefetch = prefetch
-        self._scheduler = Scheduler(
-            transformer, slots=slots, kv_dtype=kv_dtype, prefix_cache=prefix_cache
+        disk = None
+        if prefix_folder is not None:
+            new_state = partial(transformer.new_state, dtype=settings.kv_dtype)
+            disk = DiskPrefixCache(
+                prefix_folder,
+                prefix_folder_limit,
+                weights.fingerprint(),
+                settings.kv_dtype,
+                new_state,
+            )
+        self._scheduler: Scheduler | None = Scheduler(
+            transformer,
+            slots=settings.slots,
+            kv_dtype=settings.kv_dtype,
+            prefix_cache=PrefixCache(disk) if prefix_cache else None,
+            fair=fair,
         )
-        self._sessions = weakref.WeakSet()
-        self._worker = None
-        self._most_threads = None  # where fewer are used when the machine grants no more
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._worker: ThreadPoolExecutor | None = None
+        # where fewer threads are used when the machine grants no more
+        self._most_threads = settings.threads if follows_machine else None
         self._looked = -math.inf  # when that was looked at
         _models.add(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
 
     # ---------------------------------------------------------------------------------- generation
-    def generate(self, prompt, *, parse_special=False, **options):
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str too
+        self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        parse_special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion]: ...
+
+    @named_options
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        parse_special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Completion | list[Completion]:
         """Continue a prompt, or each of a list of prompts: a Completion, or a list of them.
 
         prompt: text, or token ids as they are. parse_special: special tokens written in the text
@@ -80,75 +158,159 @@ class Model:
         context_end="stop": what happens when the context is full; "error" for ContextFull; "window"
             to go on in the same memory: a token then sees the first 4 and the latest ones, which
             are at least context - 255 (Xiao et al. 2023). The context must be at least 257.
-        speculative=None: "ngram" tries what followed the last time the text went like this, several
-            tokens in one step: the same text, sooner where it repeats itself or the prompt.
+        speculative=None: "ngram" drafts tokens by prompt lookup (Saxena 2023) and checks several in
+            one step: the same text, sooner where it repeats itself or the prompt.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
-        prompts = [prompt] if one else prompt
-        requests = [self._request(self._ids(p, parse_special), **options) for p in prompts]
-        completions = self._scheduler.complete(requests)
+        prompts: Any = [prompt] if one else prompt
+        requests = [self.request(self.encode_prompt(p, parse_special), **options) for p in prompts]
+        completions = self.scheduler.complete(requests)
         return completions[0] if one else completions
 
-    def stream(self, prompt, *, parse_special=False, **options):
-        """The same for one prompt as a Stream: an iterator of pieces of text as they come."""
-        return Stream(self._scheduler, self._request(self._ids(prompt, parse_special), **options))
+    @named_options
+    def stream(
+        self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
+    ) -> "Stream":
+        """The same for one prompt as a Stream: an iterator of the text as it comes."""
+        return self._stream(self.encode_prompt(prompt, parse_special), options)
 
-    async def astream(self, prompt, *, parse_special=False, **options):
+    @named_options
+    async def astream(
+        self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerator[str, None]:
         """The same as an asynchronous iterator. Leaving it early (aclose) cancels generation."""
         import asyncio  # 60 ms, for those who have imported it already
 
-        request = self._request(self._ids(prompt, parse_special), **options)
-        pieces = self._scheduler.pieces(request)
-        loop, worker = asyncio.get_running_loop(), self._async_worker()
+        request = self.request(self.encode_prompt(prompt, parse_special), **options)
+        scheduler, worker = self.scheduler, self._async_worker()
+        deltas, loop = scheduler.stream(request), asyncio.get_running_loop()
         try:
-            while (piece := await loop.run_in_executor(worker, next, pieces, None)) is not None:
-                yield piece
+            while (delta := await loop.run_in_executor(worker, next, deltas, None)) is not None:
+                yield delta
         finally:
-            self._scheduler.cancel(request)
+            scheduler.cancel(request)
 
-    def chat(self, messages, **options):
+    @named_options
+    def chat(self, messages: Messages, **options: Unpack[GenerationOptions]) -> Completion:
         """The model's reply to [{"role": "user", "content": text}, ...], as a Completion.
 
         Options as of generate. Special tokens in a content are text. TemplateError if the model has
         no chat template or its template fails.
         """
-        request = self._request(self._chat_ids(messages), **options)
-        return self._scheduler.complete([request])[0]
+        request = self.request(self.encode_chat(messages), **options)
+        return self.scheduler.complete([request])[0]
 
-    def chat_stream(self, messages, **options):
+    @named_options
+    def chat_stream(self, messages: Messages, **options: Unpack[GenerationOptions]) -> "Stream":
         """The same as a Stream."""
-        return Stream(self._scheduler, self._request(self._chat_ids(messages), **options))
+        return self._stream(self.encode_chat(messages), options)
+
+    def _stream(self, token_ids: list[int], options: GenerationOptions) -> "Stream":
+        return Stream(self.scheduler, self.request(token_ids, **options))
+
+    # ------------------------------------------------------------------- for those who schedule
+    def encode_prompt(self, prompt: Prompt, parse_special: bool = False) -> list[int]:
+        """The token ids of a prompt, see generate. ContextFull where it is longer than the context.
+
+        ValueError for token ids that are none of the vocabulary's.
+        """
+        if isinstance(prompt, str):
+            encode = self.tokenizer.encode
+            return encode(prompt, parse_special=parse_special, limit=self.context)
+        return self._token_ids(prompt)
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """The token ids of a conversation up to where the reply begins, see chat.
+
+        ContextFull, before it is encoded, for a text that is certainly longer than the context.
+        """
+        return self.tokenizer.chat(messages, limit=self.context)
+
+    @named_options
+    def request(
+        self,
+        token_ids: TokenIds,
+        *,
+        n_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Request:
+        """A generation that is checked and not submitted yet, for Scheduler.submit.
+
+        n_logprobs: of how many of the likeliest tokens the log probabilities are wanted at each
+        place, beside the chosen one's; None for none at all. constraint: what says which tokens
+        may come. Options and errors as of generate.
+        """
+        config, scheduler = self.config, self.scheduler
+        if config.pooling is not None:
+            raise ValueError(f"{self.path.name}: an embedding model (embed works, not generation)")
+        sampler = make_sampler(sampling_of(options, config), config.vocab_size)
+        stopping, detokenizer = stopping_of(options, frozenset(config.eos_token_ids)), None
+        if self._tokenizer is not None or stopping.stop:
+            eos_ids = stopping.eos_ids | frozenset(self.tokenizer.eos_ids)
+            stopping = dataclasses.replace(stopping, eos_ids=eos_ids)
+            detokenizer = Detokenizer(self.tokenizer.stream(), stopping.stop)
+        request = Request(
+            token_ids,
+            sampler,
+            stopping,
+            detokenizer,
+            n_logprobs=n_logprobs,
+            drafts=make_drafts(options.get("speculative")),
+            constraint=constraint,
+        )
+        scheduler.check(request)
+        self._follow_machine()
+        return request
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs the requests. ValueError where the model is closed."""
+        return self._open()
+
+    def _open(self) -> Scheduler:
+        if self._scheduler is None:
+            raise ValueError("the model is closed")
+        return self._scheduler
+
+    def pool_stats(self) -> PoolStats:
+        """What the pool holds at this moment; takes microseconds."""
+        return self._pool.stats()
 
     # --------------------------------------------------------------------------------- evaluation
-    def logits(self, token_ids):
+    def logits(self, token_ids: TokenIds) -> NDArray[np.float32]:
         """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
-        return scoring.all_logits(self._open_scheduler(), self._token_ids(token_ids))
+        return scoring.all_logits(self.scheduler, self._token_ids(token_ids))
 
-    def loglikelihood(self, context, continuation):
+    def loglikelihood(
+        self, context: str | Sequence[int], continuation: str | Sequence[int]
+    ) -> tuple[float, bool]:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
         end counting to the continuation. Greedy: each token is the most likely one at its place.
         """
-        if isinstance(context, str):
+        if isinstance(context, str) and isinstance(continuation, str):
             cut = len(context.rstrip())
             context, continuation = context[:cut], context[cut:] + continuation
-            ids = self._ids(context + continuation)
-            n_context = len(self._ids(context))
+            ids = self.encode_prompt(context + continuation)
+            n_context = len(self.encode_prompt(context))
         else:
             ids, n_context = [*context, *continuation], len(context)
         if not 1 <= n_context < len(ids):
             n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
             raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
-        return scoring.loglikelihood(self._open_scheduler(), self._token_ids(ids), n_context)
+        return scoring.loglikelihood(self.scheduler, self._token_ids(ids), n_context)
 
     # --------------------------------------------------------------------------------- embeddings
     @property
-    def prompts(self):
+    def prompts(self) -> dict[str, str]:
         """{name: text} an embedding model's author puts in front of texts, often under "query"."""
-        return dict(self._weights.source.prompts)
+        return dict(self.weights.source.prompts)
 
-    def embed(self, texts, *, prompt_name=None, prompt=""):
+    def embed(
+        self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str = ""
+    ) -> NDArray[np.float32]:
         """Embeddings of a text or a list of texts: float32 (hidden_size,) or (n, hidden_size).
 
         Rows have length 1: their dot products are cosines. For embedding models only, ValueError
@@ -160,13 +322,13 @@ class Model:
                 known = ", ".join(self.prompts) or "none; give a prompt instead"
                 raise ValueError(f"prompt_name: {prompt_name!r} (the model has {known})")
             prompt = self.prompts[prompt_name]
-        one = isinstance(texts, str)
         encode, limit = self.tokenizer.encode, self.context
-        ids = [encode(prompt + t, add_eos=True, limit=limit) for t in ([texts] if one else texts)]
+        several = [texts] if isinstance(texts, str) else texts
+        ids = [encode(prompt + text, add_eos=True, limit=limit) for text in several]
         rows = self.embed_tokens(ids)
-        return rows[0] if one else rows
+        return rows[0] if isinstance(texts, str) else rows
 
-    def embed_tokens(self, token_ids):
+    def embed_tokens(self, token_ids: Sequence[TokenIds]) -> NDArray[np.float32]:
         """The same of lists of token ids, as they are: float32 (n, hidden_size)."""
         if self.config.pooling is None:
             raise ValueError(f"{self.path.name}: {self.config.architecture} is no embedding model")
@@ -174,83 +336,75 @@ class Model:
             if not len(sequence):
                 raise ValueError(f"texts[{i}]: no tokens (at least 1)")
         ids = [self._token_ids(sequence) for sequence in token_ids]
-        return embedding.embed(self._open_scheduler(), ids)
+        return embedding.embed(self.scheduler, ids)
 
-    def session(self, capacity=None, context_end="error"):
+    def session(
+        self, capacity: int | None = None, context_end: Literal["error", "window"] = "error"
+    ) -> Session:
         """A Session: one sequence with its own cache of ``capacity`` tokens (None: the context).
 
         context_end: what feeding it more ends in: "error", ContextFull, or "window" (see generate).
         """
         check_whole("capacity", self.context if capacity is None else capacity, self.context)
-        if context_end not in ("error", "window"):
-            raise ValueError(f"context_end: {context_end!r} (error or window)")
-        engine = self._open_scheduler()
+        check_choice("context_end", context_end, ("error", "window"))
+        scheduler = self.scheduler
         self._follow_machine()
-        cache = engine.transformer.new_cache(capacity, engine.kv_dtype)
-        cache.sinks = StopConditions(context_end=context_end).n_sinks
-        return Session(engine, cache, self._sessions, self._weights.fingerprint)
+        sinks = StopConditions(context_end=context_end).n_sinks
+        state = scheduler.transformer.new_state(capacity, scheduler.kv_dtype, sinks)
+        return Session(scheduler, state, self._sessions, self.weights.fingerprint)
 
     # ------------------------------------------------------------------------------------ the rest
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The Tokenizer. FormatError where the model came without one: token ids still work."""
-        self._open_scheduler()
+        self._open()
         if self._tokenizer is None:
             raise FormatError(self.path, "tokenizer", "missing", "only token ids can be used")
         return self._tokenizer
 
     @property
-    def threads(self):
+    def threads(self) -> int:
         """Threads of every operation. May be set at any time; takes effect with the next step.
 
         None: what environment or machine grant, as load asks them. Such a number is looked at again
         at the beginning of a generation or session, once a second at most: where affinity or cgroup
         quota have become smaller, fewer are used until they grow again.
         """
-        return self._open_scheduler().transformer.n_threads
+        n: int = self.scheduler.transformer.n_threads
+        return n
 
     @threads.setter
-    def threads(self, n):
+    def threads(self, n: int | None) -> None:
         n, why = cpu.threads(n)
-        with self._open_scheduler().exclusive() as transformer:
+        with self.scheduler.exclusive() as transformer:
             transformer.n_threads = n
         self._most_threads = None if why in cpu.ASKED else n
 
-    def _follow_machine(self):
+    def _follow_machine(self) -> None:
         """Use the threads that are ours now, if nobody said how many."""
         now = time.monotonic()
         if self._most_threads is None or now - self._looked < 1:
             return
         self._looked, n = now, min(self._most_threads, cpu.threads()[0])
         if n != self.threads:
-            with self._open_scheduler().exclusive() as transformer:
+            with self.scheduler.exclusive() as transformer:
                 transformer.n_threads = n
 
-    def _after_fork(self):
+    def _after_fork(self) -> None:
         """In the child of a fork: threads that waited or worked for us are not there."""
         self._worker = None
         if self._scheduler is not None:
             self._scheduler.after_fork()
 
-    def memory(self):
+    def memory(self) -> "MemoryReport":
         """The MemoryReport: mapped files, pool by purpose, what the OS says. Print it."""
         from ..runtime import memory_report
 
-        self._open_scheduler()
+        self._open()
         planned = {need.purpose: need.nbytes for need in self.needs}
-        return memory_report.measure(self._weights.mappings(), self._pool, self.measured, planned)
+        return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
 
-    def keep_prefixes(self, folder, limit):
-        """Keep caches of finished sequences in files as well: see load's prefix_folder."""
-        engine, dtype = self._open_scheduler(), self._scheduler.kv_dtype
-        if engine.prefixes is None:
-            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
-        engine.prefixes.files = DiskPrefixCache(
-            folder, limit, self._weights.fingerprint(), dtype,
-            lambda: engine.transformer.new_cache(dtype=dtype),
-        )  # fmt: skip
-
-    def close(self):
+    def close(self) -> None:
         """Cancel what runs and free everything now. May be repeated.
 
         BufferError while logits of a session are alive, which lie in the model's memory.
@@ -262,17 +416,22 @@ class Model:
         for session in list(self._sessions):
             session.close()
         self._scheduler = self._worker = self._tokenizer = None
-        self._weights.close()
+        self.weights.close()
         try:
             self._pool.close()
         except BufferError:
             gc.collect()  # tracebacks of errors that are over hold arrays in cycles
             self._pool.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.close()
         except BufferError:
@@ -280,12 +439,7 @@ class Model:
                 raise
             # the frames of the error's traceback hold arrays; the pool goes with them
 
-    def _open_scheduler(self):
-        if self._scheduler is None:
-            raise ValueError("the model is closed")
-        return self._scheduler
-
-    def _async_worker(self):
+    def _async_worker(self) -> "ThreadPoolExecutor":
         """One thread for all asynchronous calls: each thread that runs kernels has its own team."""
         if self._worker is None:
             from concurrent.futures import ThreadPoolExecutor
@@ -293,66 +447,16 @@ class Model:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
 
-    def _ids(self, prompt, parse_special=False):
-        if isinstance(prompt, str):
-            encode = self.tokenizer.encode
-            return encode(prompt, parse_special=parse_special, limit=self.context)
-        return self._token_ids(prompt)
-
-    def _token_ids(self, token_ids):
-        ids = np.asarray(token_ids)
-        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-            raise ValueError(f"tokens: {ids.dtype} of shape {ids.shape} (whole numbers in a row)")
-        ids = ids.tolist()
+    def _token_ids(self, token_ids: TokenIds) -> list[int]:
+        array = np.asarray(token_ids)
+        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+            shown = f"{array.dtype} of shape {array.shape}"
+            raise ValueError(f"tokens: {shown} (whole numbers in a row)")
+        ids: list[int] = array.tolist()
         check_ids(ids, self.config.vocab_size)
         if len(ids) > self.context:
             raise ContextFull(0, len(ids), self.context)
         return ids
-
-    def _chat_ids(self, messages):
-        return self.tokenizer.chat(messages, limit=self.context)
-
-    def _request(
-        self,
-        token_ids,
-        *,
-        max_tokens=256,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        seed=None,
-        stop=(),
-        logit_bias=None,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        context_end="stop",
-        speculative=None,
-    ):
-        """A Request of the engine, everything in it checked; see generate."""
-        config, engine = self.config, self._open_scheduler()
-        if config.pooling is not None:
-            raise ValueError(f"{self.path.name}: an embedding model (embed works, not generation)")
-        defaults = (0.0, 0, 1.0)
-        if config.do_sample:
-            defaults = (config.temperature, config.top_k, config.top_p)
-        given = (temperature, top_k, top_p)
-        chosen = [d if value is None else value for value, d in zip(given, defaults, strict=True)]
-        penalties = presence_penalty, frequency_penalty
-        sampling = Sampling(*chosen, min_p, repetition_penalty, seed, logit_bias or {}, *penalties)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        eos_ids = frozenset(config.eos_token_ids)
-        text = None
-        if self._tokenizer is not None or stop:
-            eos_ids |= frozenset(self.tokenizer.eos_ids)
-            text = Detokenizer(self.tokenizer.stream(), stop)
-        limits = StopConditions(max_tokens, stop, eos_ids, context_end)
-        sampler = make_sampler(sampling, config.vocab_size)
-        request = Request(token_ids, sampler, limits, text, drafts=make_drafts(speculative))
-        engine.check(request)
-        self._follow_machine()
-        return request
 
 
 class Stream:
@@ -361,25 +465,25 @@ class Stream:
     completion: the Completion once the text is complete, None before.
     """
 
-    def __init__(self, engine, request):
-        self._request, self._pieces = request, engine.pieces(request)
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+        self._request, self._deltas = request, scheduler.stream(request)
 
     @property
-    def completion(self):
+    def completion(self) -> Completion | None:
         return self._request.completion
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
-        return next(self._pieces)
+    def __next__(self) -> str:
+        return next(self._deltas)
 
-    def close(self):
+    def close(self) -> None:
         """Cancel the generation, if it is not complete, and free its memory."""
-        self._pieces.close()
+        self._deltas.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()

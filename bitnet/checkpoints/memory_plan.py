@@ -1,30 +1,26 @@
 """What a model will need: bytes by purpose, from its headers alone, and which settings need less.
 
-tests/checkpoints/test_memory_plan.py holds these figures against the pool of a loaded model, and `bitnet memory
---measure` against the operating system.
+tests/checkpoints/test_memory_plan.py holds these figures against the pool of a loaded model, and
+`bitnet memory --measure` against the operating system.
 """
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..checks import format_bytes
-from ..compute import ops
-from ..compute.operands import screen_work
 from ..errors import MemoryLimitExceeded
 from ..formats.ternary_layouts import padded
 from ..models import lm_head_screen
 from ..models.registry import ARCHITECTURES
+from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES, PAGE, KVCache
+from ..runtime.kv_cache import DTYPES, PAGE
 from ..runtime.mmap import HUGE_PAGE
 from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
 from .weights import head_rows
-
-MAX_BATCH = 256  # rows of one forward pass, as Transformer has it
 
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
 # 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
@@ -103,11 +99,11 @@ class Planner:
 
     def least(self, settings):
         """The same with one slot full: the others wait until there is room."""
-        return self.private(settings) - (settings.slots - 1) * self._kv_bytes(settings)
+        return self.private(settings) - (settings.slots - 1) * self._state_bytes(settings)
 
     def full_slots(self, settings, limit):
         """How many slots may be full at once."""
-        spare = (limit - self.least(settings)) // self._kv_bytes(settings)
+        spare = (limit - self.least(settings)) // self._state_bytes(settings)
         return min(settings.slots, 1 + spare)
 
     def check(self, settings, limit):
@@ -120,7 +116,7 @@ class Planner:
 
     def remedies(self, settings, limit):
         """[(changes, bytes needed then)] with which one slot fits: one setting each, or all."""
-        kinds = sorted(DTYPES, key=lambda kind: kv_bytes(self.config, PAGE, kind))
+        kinds = sorted(DTYPES, key=lambda kind: state_bytes(self.config, PAGE, kind))
         choices = {
             "context": range(PAGE, settings.context, PAGE),
             "kv_dtype": kinds[: kinds.index(settings.kv_dtype)],
@@ -150,8 +146,8 @@ class Planner:
             return self._in_place + self._derived
         return 0 if self._has_cache else self._derived
 
-    def _kv_bytes(self, settings):
-        return kv_bytes(self.config, settings.context, settings.kv_dtype)
+    def _state_bytes(self, settings):
+        return state_bytes(self.config, settings.context, settings.kv_dtype)
 
 
 def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, weights=0,
@@ -163,17 +159,18 @@ def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, 
     tokenizer, None for vocab_size. weights: bytes of tensors kept in the pool, where there is no
     cache folder or they are copied. is_screened: whether the head is, see lm_head_screen.py.
     """
-    pages, layers = -(-context // PAGE), config.num_hidden_layers
     n_tokens = config.vocab_size if n_tokens is None else n_tokens
-    scratch = _scratch(config, MAX_BATCH) + _workspace(config, threads)
-    scratch += _screening(config) if is_screened else 0
+    state = _new_state(config, context, kv_dtype)
+    work = Counter()
+    for array in work_arrays(config, n_sequences=slots, n_threads=threads, has_screen=is_screened):
+        work[array.purpose] += _aligned(array.nbytes)
     needs = [
-        Need("kv", slots * kv_bytes(config, context, kv_dtype),
-             f"keys and values: {slots} x {pages} pages of {PAGE} positions in {layers} layers"),
-        Need("scratch", scratch, f"{MAX_BATCH} rows of a forward pass"),
-        Need("rope", _rope(config, slots), "cosines and sines of a forward pass"),
-        Need("norms", _norms(config), "copies in float32"),
-        Need("logits", _array(slots, config.vocab_size), f"{slots} x {config.vocab_size:,}"),
+        *(Need(purpose, slots * part.nbytes_at(context), part.describe(slots))
+          for purpose, part in state.parts.items()),
+        Need("scratch", work["scratch"], f"{MAX_BATCH} rows of a forward pass"),
+        Need("rope", work["rope"], "cosines and sines of a forward pass"),
+        Need("norms", work["norms"], "copies in float32"),
+        Need("logits", work["logits"], f"{slots} x {config.vocab_size:,}"),
         Need("tokenizer", WORDS_BYTES + TOKEN_BYTES * n_tokens, f"{n_tokens:,} tokens", "heap"),
         Need("engine", OBJECTS_BYTES + SAMPLING_BYTES * config.vocab_size,
              "objects, and arrays of sampling", "heap"),
@@ -198,18 +195,14 @@ def table(needs):
     return [f"{a:>{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in cells]
 
 
-def kv_bytes(config, capacity, dtype):
-    """Bytes of the pages of one sequence of `capacity` positions, in all layers."""
-    cache = KVCache(
-        Pool(1 << 16),  # nothing is taken from it: a cache takes pages as it needs them
-        n_layers=config.num_hidden_layers,
-        n_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        capacity=capacity,
-        dtype=dtype,
-    )
-    n_pages = cache.n_layers * cache.n_pages
-    return n_pages * _aligned(cache.full_nbytes // n_pages)
+def state_bytes(config, capacity, dtype):
+    """Bytes of the state of one sequence of `capacity` tokens."""
+    return _new_state(config, capacity, dtype).full_nbytes
+
+
+def _new_state(config, capacity, dtype):
+    pool = Pool(1 << 16)  # nothing is taken from it: a state takes memory as it needs it
+    return ARCHITECTURES[config.family].new_state(config, pool, capacity=capacity, dtype=dtype)
 
 
 def _thread_bytes():
@@ -227,39 +220,3 @@ def _aligned(n_bytes):
 
 def _array(*shape, item=4):
     return _aligned(math.prod(shape) * item)
-
-
-def _scratch(config, n):
-    """As Transformer._scratch takes it from the pool."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q_width = config.num_attention_heads * config.head_dim
-    qkv = q_width + 2 * config.num_key_value_heads * config.head_dim
-    has_projected = "self_attn.q_proj.norm" in ARCHITECTURES[config.family].norms
-    columns = [hidden, hidden, qkv, q_width, 2 * ffn, ffn, hidden if has_projected else 0]
-    codes = _array(n, padded(max(hidden, q_width, ffn)), item=1) + 2 * _array(n)
-    found = _array(ops.partials_floats(config.num_attention_heads, config.head_dim))
-    return sum(_array(n, width) for width in columns) + codes + found
-
-
-def _workspace(config, threads):
-    """What threads work in: o_proj has hidden_size rows, gate_proj intermediate_size."""
-    n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
-    return _array(threads, n_bytes, item=1)
-
-
-def _screening(config):
-    """What a Screen works in."""
-    work = screen_work(config.vocab_size, config.hidden_size)
-    return sum(_array(*shape, item=np.dtype(dtype).itemsize) for shape, dtype in work)
-
-
-def _rope(config, slots):
-    """Frequencies, cosines and sines of rows and sequences, for each RoPE base in use."""
-    local, everywhere = config.rope_local_theta, config.rope_theta
-    bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
-    half = config.head_dim // 2
-    return len(bases) * (_array(half) + _array(2, MAX_BATCH + slots, half))
-
-
-def _norms(config):
-    return sum(_array(*shape) for shape in config.tensor_shapes().values() if len(shape) == 1)

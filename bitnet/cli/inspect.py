@@ -8,7 +8,7 @@ from pathlib import Path
 from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
 from ..checkpoints import hub, repack_cache
 from ..checkpoints.checkpoint import LAYOUTS
-from ..checkpoints.memory_plan import Need, Planner, Settings, kv_bytes, table
+from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
 from ..formats import gguf
@@ -98,7 +98,7 @@ def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
         "float_weights": n_all - n_ternary,
         "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
         "file_bits": 8 * sum(len(file.data) for file in source.files) / n_all,
-        "kv_bytes_per_token": {kind: kv_bytes(config, 128, kind) // 128 for kind in KV_DTYPES},
+        "kv_bytes_per_token": {kind: state_bytes(config, 128, kind) // 128 for kind in KV_DTYPES},
         "tokenizer": _tokenizer(source.tokenizer_source),
         "derived": derived,
         "memory": _memory(source, context, kv_dtype),

@@ -9,7 +9,7 @@ from ..checkpoints import hub
 from ..checkpoints.checkpoint import LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
-from ..generation.sampling import Sampling
+from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 
 
@@ -114,42 +114,13 @@ def add_generation(parser, max_tokens):
         metavar="N",
         help=f"tokens to generate at most (default: {max_tokens})",
     )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="0: always the likeliest token (default: the model's setting, else 0)",
-    )
-    group.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0: from all"
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest tokens that together reach probability P",
-    )
-    group.add_argument(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="leave out tokens less likely than P times the likeliest",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        type=float,
-        metavar="R",
-        help="make tokens that occurred less likely; 1: do not",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="the same seed gives the same text (default: a new one each time)",
-    )
+    for field in SAMPLING_FIELDS:
+        if field.help is not None:
+            option = "--" + field.name.replace("_", "-")
+            group.add_argument(option, type=field.kind, metavar=field.metavar, help=field.help)
     group.add_argument(
         "--speculative",
-        choices=prompt_lookup.KINDS,
+        choices=prompt_lookup.METHODS,
         help="try what followed the last time the text went like this: the same "
         "text, sooner where it repeats itself (default: do not)",
     )
@@ -175,7 +146,7 @@ def load_keywords(args):
 
 def generation_keywords(args):
     """The keywords of `Model.generate` that were given, checked before anything is loaded."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     limits = {"max_tokens": args.max_tokens, "stop": tuple(args.stop or ())}
     drafts = {"speculative": args.speculative} if args.speculative else {}

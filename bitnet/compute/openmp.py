@@ -25,7 +25,7 @@ def load_openmp():
         return
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     try:
-        from . import ops  # noqa: F401
+        import bitnet.compute.ops  # noqa: F401
     finally:
         del os.environ["GOMP_SPINCOUNT"]
 

@@ -1,22 +1,34 @@
 """Embeddings: the last token's hidden state behind the final norm, of length 1."""
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import TokenIds
+from ..models.transformer import Transformer
+from .scheduler import Scheduler
+
+Vectors = NDArray[np.float32]
 
 
-def embed(engine, token_ids):
+def embed(scheduler: Scheduler, token_ids: Sequence[TokenIds]) -> Vectors:
     """The embedding of each list of token ids: float32 (n, hidden_size), each row of length 1."""
-    with engine.exclusive() as transformer:
+    with scheduler.exclusive() as transformer:
         out = np.empty((len(token_ids), transformer.config.hidden_size), np.float32)
         for first, group in _groups(token_ids, transformer):
-            _embed_group(out[first : first + len(group)], transformer, engine.kv_dtype, group)
+            _embed_group(out[first : first + len(group)], scheduler, group)
     return out
 
 
-def _groups(token_ids, transformer):
+def _groups(
+    token_ids: Sequence[TokenIds], transformer: Transformer
+) -> Iterator[tuple[int, list[TokenIds]]]:
     """Yield (index of the first, sequences) that fit one forward pass; a longer one comes alone."""
-    first, group, n_rows = 0, [], 0
+    first, n_rows = 0, 0
+    group: list[TokenIds] = []
     for i, ids in enumerate(token_ids):
         full = len(group) == transformer.max_sequences or n_rows + len(ids) > transformer.max_batch
         if group and full:
@@ -28,23 +40,25 @@ def _groups(token_ids, transformer):
         yield first, group
 
 
-def _embed_group(out, transformer, kv_dtype, group):
-    caches = [transformer.new_cache(len(ids), kv_dtype) for ids in group]
+def _embed_group(out: Vectors, scheduler: Scheduler, group: list[TokenIds]) -> None:
+    transformer, forward = scheduler.transformer, scheduler.forward
+    states = [transformer.new_state(len(ids), scheduler.kv_dtype) for ids in group]
     try:
         ids, step = np.concatenate(group).astype(np.int32), transformer.max_batch
         while len(ids) > step:  # one sequence: the last part gives the embedding
-            transformer.forward(ids[:step], [(caches[0], step)], logits="none")
+            forward(ids[:step], [(states[0], step)], logits="none")
             ids = ids[step:]
         lengths = [len(ids)] if len(group) == 1 else [len(part) for part in group]
-        hidden = transformer.forward(ids, list(zip(caches, lengths, strict=True)), logits="hidden")
+        hidden = forward(ids, list(zip(states, lengths, strict=True)), logits="hidden")
+        assert hidden is not None
         for i, last in enumerate(np.cumsum(lengths) - 1):
             out[i] = normalized(hidden[last])
     finally:
-        for cache in caches:
-            cache.close()
+        for state in states:
+            state.close()
 
 
-def normalized(values):
+def normalized(values: NDArray[np.floating[Any]]) -> Vectors:
     """values / |values|, float32; the sum of squares is exact, so the same on every CPU."""
     values = values.astype(np.float64)
     length = math.sqrt(math.fsum(values * values))

@@ -1,10 +1,20 @@
 """How prompts share a step's rows with each other, and time with the sequences that generate."""
 
-import time
-from contextlib import contextmanager
+from __future__ import annotations
 
-SHARED_ROWS = 32  # of prompts in a step beside sequences that generate: a block of the kernels
-PRICE = 1.5  # of a prompt's second: with 1.2, streams over HTTP kept 43 to 48 % of their speed
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .request import Request
+
+# Rows of prompts in a step beside sequences that generate: a block of the kernels.
+SHARED_ROWS = 32
+# Seconds that count for a prompt's second: with 1.2, streams over HTTP kept 43 to 48 % of their
+# speed.
+PREFILL_PRICE = 1.5
 
 
 class PrefillBudget:
@@ -13,17 +23,17 @@ class PrefillBudget:
     is_shared: whether both wait in the step that is planned.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.is_shared = False
-        self._plain = None  # seconds of the latest step without prompts
+        self._plain: float | None = None  # seconds of the latest step without prompts
         self._debt = 0.0  # seconds that prompts had more than the others, at their price
 
-    def prompts_wait(self):
+    def prompts_wait(self) -> bool:
         """Whether a step without prompts is due."""
         return self.is_shared and (self._plain is None or self._debt > 0)
 
     @contextmanager
-    def measure(self, has_prompts):
+    def measure(self, has_prompts: bool) -> Iterator[None]:
         """Around a step."""
         start = time.perf_counter()
         yield
@@ -35,10 +45,10 @@ class PrefillBudget:
             self._debt = 0.0
         else:  # the others had what a plain step takes, prompts the rest
             others = min(self._plain, seconds)
-            self._debt += PRICE * (seconds - others) - others
+            self._debt += PREFILL_PRICE * (seconds - others) - others
 
 
-def split_fifo(prompts, n_rows):
+def split_fifo(prompts: Sequence[Request], n_rows: int) -> dict[Request, int]:
     """{request: how many of n_rows it gets}: as many as it wants, first come, first served."""
     shares = {}
     for request in prompts:
@@ -47,7 +57,7 @@ def split_fifo(prompts, n_rows):
     return shares
 
 
-def split_fair(prompts, n_rows):
+def split_fair(prompts: Sequence[Request], n_rows: int) -> dict[Request, int]:
     """The same: half to the one that came first, the rest to those that want least."""
     if not prompts:
         return {}

@@ -1,89 +1,105 @@
-"""Caches of finished sequences, kept so that a prompt that begins alike need not be read again.
+"""States of finished sequences, kept so that a prompt that begins alike need not be read again.
 
-Keys and values of a position depend on the tokens before it alone, bit for bit, so text is the same
-with and without.
+A state depends on the tokens it has seen alone, bit for bit, so text is the same with and without.
 """
 
-import numpy as np
+from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.sequence_state import SequenceState
+from .prefix_cache_disk import DiskPrefixCache
 from .session_file import common
 
-WORTH = (
-    8  # tokens: forking copies a page of each layer, 2 ms in a 2B model, which reads 100 a second
-)
+# Tokens: a shorter beginning is not worth it. A fork copies a page of each layer, 2 ms in a 2B
+# model, which reads 100 tokens a second.
+MIN_TOKENS = 8
+
+Entry = tuple[NDArray[np.int64], SequenceState]
 
 
 class PrefixCache:
-    """Kept caches with their tokens, the one used last at the end.
+    """Kept states with their tokens, the one used last at the end.
 
-    files (may be set): a DiskPrefixCache, which takes those that are dropped.
+    disk: None, or what takes those that are dropped.
     """
 
-    def __init__(self):
-        self._kept = []  # [(int array of tokens, cache)]
-        self.files = None
+    def __init__(self, disk: DiskPrefixCache | None = None) -> None:
+        self._kept: list[Entry] = []
+        self._disk = disk
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._kept)
 
     @property
-    def nbytes(self):
-        """Bytes of the pages held; those that several share count in each."""
-        return sum(cache.nbytes for _, cache in self._kept)
+    def nbytes(self) -> int:
+        """Bytes of the states kept; those that several share count in each."""
+        return sum(state.nbytes for _, state in self._kept)
 
-    def keep(self, tokens, cache):
-        """Take over a cache that holds these tokens, or close it if another holds them as well, or
+    def insert(self, tokens: Sequence[int], state: SequenceState) -> None:
+        """Take over a state that has seen these tokens, or close it if another serves as well, or
         if it does not hold the first ones any more."""
-        if cache.start:
-            cache.close()
+        if state.start:
+            state.close()
             return
-        tokens = np.asarray(tokens, np.int64)
+        ids = np.asarray(tokens, np.int64)
         for i, (others, other) in enumerate(self._kept):
-            n = common(tokens, others)
-            if n == len(tokens):  # it begins another one
-                cache.close()
+            n = common(ids, others)
+            if n == len(ids) and (n == len(others) or other.is_trimmable):  # it begins another one
+                state.close()
                 self._kept.append(self._kept.pop(i))
                 return
-            if n == len(others):  # another one begins it
+            if n == len(others) and state.is_trimmable:  # another one begins it
                 other.close()
                 del self._kept[i]
                 break
-        self._kept.append((tokens, cache))
+        self._kept.append((ids, state))
 
-    def fork(self, tokens, live=()):
-        """(a cache of the longest beginning of tokens, its length), or (None, 0).
+    def fork(
+        self,
+        tokens: Sequence[int],
+        live: Iterable[tuple[Sequence[int], SequenceState]] = (),
+        *,
+        sinks: int | None = None,
+    ) -> tuple[SequenceState | None, int]:
+        """(a state of the longest beginning of tokens, its length), or (None, 0).
 
-        tokens: at least one is left to read. live: (tokens, cache) of running sequences.
+        tokens: at least one is left to read. live: (tokens, state) of running sequences. sinks: of
+        the new state, as of KVCache; None for those of the other one.
         """
-        tokens = np.asarray(tokens, np.int64)
-        best, length = None, WORTH - 1
-        for entry in [*self._kept, *live]:
-            n = min(common(tokens, np.asarray(entry[0], np.int64)), len(tokens) - 1)
-            if n > length and entry[1].start == 0:
-                best, length = entry, n
-        if self.files is not None and (found := self.files.load(tokens, length)):
+        ids = np.asarray(tokens, np.int64)
+        best, length = None, MIN_TOKENS - 1
+        for others, state in [*self._kept, *live]:
+            n = min(common(ids, np.asarray(others, np.int64)), len(ids) - 1)
+            usable = state.start == 0 and (state.is_trimmable or n == state.length)
+            if n > length and usable:
+                best, length = state, n
+        if self._disk is not None and (found := self._disk.load(ids, length, sinks=sinks)):
             return found
         if best is None:
             return None, 0
-        for i, entry in enumerate(self._kept):
-            if entry is best:
+        for i, (_, state) in enumerate(self._kept):
+            if state is best:
                 self._kept.append(self._kept.pop(i))
                 break
-        cache = best[1].fork()
-        cache.trim(length)
-        return cache, length
+        fork = best.fork(sinks)
+        fork.trim(length)
+        return fork, length
 
-    def drop_oldest(self):
+    def drop_oldest(self) -> bool:
         """Close the one not used for longest; False if there is none."""
         if self._kept:
-            tokens, cache = self._kept.pop(0)
-            if self.files is not None:
-                self.files.save(tokens, cache)
-            cache.close()
+            tokens, state = self._kept.pop(0)
+            if self._disk is not None:
+                self._disk.save(tokens, state)
+            state.close()
             return True
         return False
 
-    def clear(self):
+    def clear(self) -> None:
         """Close all."""
         while self.drop_oldest():
             pass

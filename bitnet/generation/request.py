@@ -1,13 +1,22 @@
 """One generation on its way through the scheduler, and what comes out of it."""
 
+from __future__ import annotations
+
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ContextFull
-from .sampling import best, log_probabilities
+from ..models.lm_head_screen import LogitsQuery
+from ..models.sequence_state import Checkpoint, SequenceState
+from .detokenizer import Detokenizer
+from .sampling import Sampler, best, log_probabilities
+from .stopping import StopConditions
 
 
 @dataclass(frozen=True)
@@ -35,79 +44,132 @@ class Completion:
     accepted_tokens: int = 0
 
     @property
-    def completion_tokens(self):
+    def completion_tokens(self) -> int:
         """How many tokens were generated."""
         return len(self.token_ids)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
 
-class Request:
-    """One generation on its way through an engine; made by the caller, run by Scheduler.
+class Constraint(Protocol):
+    """Which tokens may come next, as a grammar has it."""
 
-    prompt_ids: at least one token id. sampler: of make_sampler. limits: generation.Limits.
-    text: a Detokenizer, or None where only ids are wanted. n_logprobs: None, or of how many of
-    the likeliest tokens the probabilities are wanted at each place. constraint (may be set): has
-    allowed() -> bool (vocab,), which tokens may come next, and accept(token_id). drafts: None, or
-    what proposes tokens that the next step is to try as well, speculation.NgramDrafts.
-    pieces: deque of text that was not collected yet. is_done; completion or error once it is.
+    def allowed(self) -> NDArray[np.bool_]:
+        """bool (vocab,): the tokens that may come next."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on past this token."""
+
+
+class Drafts(Protocol):
+    """Proposals of the next tokens of one sequence: see prompt_lookup.NgramDrafts.
+
+    drafted, accepted: how many tokens were proposed, and how many of them were right.
+    """
+
+    drafted: int
+    accepted: int
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        """At most ``most`` tokens that may follow these."""
+
+    def record(self, n_drafted: int, n_accepted: int) -> None:
+        """Learn how the latest draft fared."""
+
+
+class Request:
+    """One generation; made by the caller, run by Scheduler.
+
+    prompt_ids: at least one token id. detokenizer: None where only ids are wanted. n_logprobs:
+    None, or of how many of the likeliest tokens the probabilities are wanted at each place.
+    drafts: None, or what proposes tokens that the next step is to try as well. constraint: None,
+    or what says which tokens may come.
+
+    deltas: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
     the model's logits as they are, before temperature, penalties and biases.
     """
 
-    def __init__(self, prompt_ids, sampler, limits, text=None, n_logprobs=None, drafts=None):
+    def __init__(
+        self,
+        prompt_ids: Iterable[int],
+        sampler: Sampler,
+        stopping: StopConditions,
+        detokenizer: Detokenizer | None = None,
+        *,
+        n_logprobs: int | None = None,
+        drafts: Drafts | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
-        self.sampler, self.limits, self.text = sampler, limits, text
-        self.n_logprobs, self.logprobs = n_logprobs, []
-        self.constraint, self.drafts = None, drafts
-        self.draft = []  # tokens that the planned step tries behind the latest one
-        self.cache = None  # while it has a slot
+        self.sampler, self.stopping, self.detokenizer = sampler, stopping, detokenizer
+        self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
+        self.logprobs: list[list[tuple[int, float]]] = []
+        self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
+        self.state: SequenceState | None = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
-        self.pieces = deque()
-        self.is_cancelled, self.completion, self.error = False, None, None
-        self._all_pieces = []
+        self.deltas: deque[str] = deque()
+        self.is_cancelled = False
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+        self._checkpoint: Checkpoint | None = None  # of the state before the latest step
+        self._text: list[str] = []  # all deltas
         self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
         self._seen = dict.fromkeys(self.tokens) if sampler.penalises else {}
-        self._counts = {}  # of generated tokens, if the sampler asks
-        self._times = []  # of the first forward pass, the first token, the latest one
+        self._counts: dict[int, int] = {}  # of generated tokens, if the sampler asks
+        self._times: list[float] = []  # of the first forward pass, the first token, the latest one
 
     @property
-    def is_done(self):
+    def is_done(self) -> bool:
         return self.completion is not None or self.error is not None
 
     @property
-    def pending(self):
-        """How many tokens are not in the cache yet."""
-        return len(self.tokens) - self.cache.length
+    def pending(self) -> int:
+        """How many tokens its state has not seen yet."""
+        return len(self.tokens) - self.state.length
 
     @property
-    def is_full(self):
-        """Whether its cache has no room for the latest settled token, and no window moves on."""
-        return self._n_settled >= self.cache.capacity and not self.limits.n_sinks
+    def is_full(self) -> bool:
+        """Whether its state has no room for the latest settled token, and no window moves on."""
+        return self._n_settled >= self.state.capacity and not self.stopping.n_sinks
 
-    def start_clock(self):
+    # ------------------------------------------------------------------------------------ one step
+    def begin_step(self) -> None:
+        """To be called before a forward pass: its time, and the place to which it can be undone."""
         if not self._times:
             self._times = [time.perf_counter()] * 3
+        self._checkpoint = self.state.checkpoint()
 
-    def make_draft(self, most):
+    def rewind(self, length: int) -> None:
+        """Let the state forget what the latest step saw from this token on.
+
+        A state that cannot go back there goes to where the step began, or to nothing: the next
+        step reads the tokens between once more.
+        """
+        state = self.state
+        if not state.trim(length) and not state.rollback(self._checkpoint):
+            state.trim(0)
+
+    def make_draft(self, most: int) -> None:
         """Propose at most ``most`` tokens for the next step, as far as there is use and room."""
-        rest = self.limits.max_tokens - (len(self.tokens) - self.n_prompt)
-        most = min(most, rest - 1, self.cache.capacity - len(self.tokens))
+        rest = self.stopping.max_tokens - (len(self.tokens) - self.n_prompt)
+        most = min(most, rest - 1, self.state.capacity - len(self.tokens))
         self.draft = self.drafts.propose(self.tokens, most) if most > 0 else []
 
-    def wanted(self, n):
-        """Of which logits each of the next n tokens depends, [head.LogitsQuery or None]."""
+    def queries(self, n: int) -> list[LogitsQuery | None]:
+        """Which logits the choice of each of the next n tokens depends on, None for all."""
         if self.n_logprobs is not None or self.constraint is not None:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]
         return [self.sampler.wanted(len(self.tokens) + i, ids) for i in range(n)]
 
-    def advance(self, logits):
+    def advance(self, logits: NDArray[np.float32]) -> None:
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.
 
-        The cache is left with all tokens but the last.
+        The state is left with all tokens but the last, or with fewer where it cannot go back to
+        that: the next step reads the others once more.
         """
         draft, self.draft = self.draft, []
         n_right = 0
@@ -119,16 +181,16 @@ class Request:
                 n_right += 1
                 self.sample(logits[i + 1])
         finally:
-            self.cache.trim(len(self.tokens) - 1)
+            self.rewind(len(self.tokens) - 1)
         if draft:
             self.drafts.record(len(draft), n_right)
 
-    def sample(self, logits):
+    def sample(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits (vocab,) and see to what follows from it."""
         seen = np.fromiter(self._seen, np.intp, len(self._seen)) if self._seen else ()
         allowed = None if self.constraint is None else self.constraint.allowed()
         token = self.sampler(logits, len(self.tokens), seen, self._counts, allowed)
-        if self.constraint is not None and token not in self.limits.eos_ids:
+        if self.constraint is not None and token not in self.stopping.eos_ids:
             self.constraint.accept(token)
         if self.n_logprobs is not None:
             ids = [token, *best(logits, self.n_logprobs).tolist()] if self.n_logprobs else [token]
@@ -139,7 +201,8 @@ class Request:
         self.tokens.append(token)
         self.settle()
 
-    def settle(self):
+    # ---------------------------------------------------------------------------- text and its end
+    def settle(self) -> None:
         """Text and end conditions of new tokens: once for each, also after an interrupt."""
         while self._n_settled < len(self.tokens) and not self.is_done:
             token = self.tokens[self._n_settled]
@@ -147,40 +210,40 @@ class Request:
                 self._seen[token] = None
             if self.sampler.counts:
                 self._counts[token] = self._counts.get(token, 0) + 1
-            reason = "stop" if token in self.limits.eos_ids else self._add_text(token)
+            reason = "stop" if token in self.stopping.eos_ids else self._add_text(token)
             n_generated = self._n_settled + 1 - self.n_prompt
-            if reason is None and n_generated >= self.limits.max_tokens:
+            if reason is None and n_generated >= self.stopping.max_tokens:
                 reason = "length"
             elif reason is None and self.is_full:
                 reason = "context"
-                if self.limits.context_end == "error":
-                    raise ContextFull(self._n_settled, 1, self.cache.capacity)
+                if self.stopping.context_end == "error":
+                    raise ContextFull(self._n_settled, 1, self.state.capacity)
             self._n_settled += 1
             if reason:
                 self._complete(reason)
 
-    def _add_text(self, token):
-        if self.text is not None:
-            self._emit(self.text.push(token))
-            if self.text.stopped is not None:
+    def _add_text(self, token: int) -> str | None:
+        if self.detokenizer is not None:
+            self._emit(self.detokenizer.push(token))
+            if self.detokenizer.stopped is not None:
                 return "stop"
         return None
 
-    def _emit(self, piece):
-        if piece:
-            self.pieces.append(piece)
-            self._all_pieces.append(piece)
+    def _emit(self, delta: str) -> None:
+        if delta:
+            self.deltas.append(delta)
+            self._text.append(delta)
 
-    def _complete(self, reason):
-        if self.text is not None:
-            self._emit(self.text.finish())
+    def _complete(self, reason: str) -> None:
+        if self.detokenizer is not None:
+            self._emit(self.detokenizer.finish())
         started, first, latest = self._times
         generated = self.tokens[self.n_prompt :]
         self.completion = Completion(
-            text="".join(self._all_pieces),
+            text="".join(self._text),
             token_ids=generated,
             finish_reason=reason,
-            stop=self.text and self.text.stopped,
+            stop=self.detokenizer and self.detokenizer.stopped,
             seed=self.sampler.seed,
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
@@ -191,5 +254,5 @@ class Request:
         )
 
 
-def _rate(n, seconds):
+def _rate(n: int, seconds: float) -> float:
     return n / seconds if n and seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""From logits to a token: parameters, and a sampler made once from them. Knows no text.
+"""From logits to a token: the parameters, and a sampler made once from them. Knows no text.
 
 The same seed gives the same token on every CPU and in any batch: the random numbers of a position
 are out of a counter, exp and logarithm are our own, sums have one order, ties go to the lowest id.
@@ -6,31 +6,63 @@ are out of a counter, exp and logarithm are our own, sums have one order, ties g
 
 import math
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..checks import check_number
 from ..compute import ops
-from ..models.lm_head_screen import MAX_BEST, NO_IDS, LogitsQuery
+from ..models.lm_head_screen import MAX_BEST, LogitsQuery
+from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_array
 
-SEEDS = 1 << 64
-COLDEST = 1e-4  # below, the quotient of two logits' difference would overflow float32; taken as 0
+SEEDS = 1 << 64  # how many there are: 0 to SEEDS - 1
+MIN_TEMPERATURE = 1e-4  # below, quotients of logits' differences overflow float32: greedy then
+MAX_BIASES = 4096  # entries of logit_bias
 
-# name -> least and greatest value, and whether the least itself is allowed
-_LIMITS = {
-    "temperature": (0.0, 100.0, True),
-    "top_k": (0, 1 << 31, True),
-    "top_p": (0.0, 1.0, False),
-    "min_p": (0.0, 1.0, True),
-    "repetition_penalty": (0.0, 100.0, False),
-    "presence_penalty": (-2.0, 2.0, True),
-    "frequency_penalty": (-2.0, 2.0, True),
-    "seed": (0, SEEDS - 1, True),
-}
-_MAX_BIASES = 4096
-_local = threading.local()  # work arrays, which malloc would map and clear for every token
+
+class SamplingField(NamedTuple):
+    """A parameter of Sampling that is a number: what API, command line and server need of it.
+
+    kind: int or float. default: None for the seed, which is then drawn. lower, upper: bounds;
+    lower_allowed: whether lower itself is a value. is_models: where it is not given, a model's own
+    setting (the field of ModelConfig of this name) comes before the default. metavar, help: of the
+    command line's option; help is None where it offers none.
+    """
+
+    name: str
+    kind: type[int] | type[float]
+    default: float | None
+    lower: float
+    upper: float
+    lower_allowed: bool
+    is_models: bool
+    metavar: str
+    help: str | None
+
+    def check(self, value: object) -> None:
+        """ValueError, which names the field, for a value out of its bounds."""
+        check_number(
+            self.name, value, self.kind, self.lower, self.upper, lower_allowed=self.lower_allowed
+        )
+
+
+def _number(
+    default: float | None,
+    *,
+    lower: float,
+    upper: float,
+    lower_allowed: bool = True,
+    is_models: bool = False,
+    metavar: str = "X",
+    help: str | None = None,
+) -> Any:
+    """A field of Sampling that holds a number, whole where its bounds are; see SamplingField."""
+    kind = int if isinstance(lower, int) else float
+    facts = (kind, default, lower, upper, lower_allowed, is_models, metavar, help)
+    return field(default=default, metadata={"facts": facts})
 
 
 @dataclass(frozen=True)
@@ -46,187 +78,196 @@ class Sampling:
     logit_bias: {token id: number to add to its logit, -inf to forbid it}.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    temperature: float = _number(
+        0.0,
+        lower=0.0,
+        upper=100.0,
+        is_models=True,
+        metavar="T",
+        help="0: always the likeliest token (default: the model's setting, else 0)",
+    )
+    top_k: int = _number(
+        0,
+        lower=0,
+        upper=1 << 31,
+        is_models=True,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0: from all",
+    )
+    top_p: float = _number(
+        1.0,
+        lower=0.0,
+        upper=1.0,
+        lower_allowed=False,
+        is_models=True,
+        metavar="P",
+        help="draw from the likeliest tokens that together reach probability P",
+    )
+    min_p: float = _number(
+        0.0,
+        lower=0.0,
+        upper=1.0,
+        metavar="P",
+        help="leave out tokens less likely than P times the likeliest",
+    )
+    repetition_penalty: float = _number(
+        1.0,
+        lower=0.0,
+        upper=100.0,
+        lower_allowed=False,
+        metavar="R",
+        help="make tokens that occurred less likely; 1: do not",
+    )
+    seed: int | None = _number(
+        None,
+        lower=0,
+        upper=SEEDS - 1,
+        metavar="N",
+        help="the same seed gives the same text (default: a new one each time)",
+    )
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    presence_penalty: float = _number(0.0, lower=-2.0, upper=2.0)
+    frequency_penalty: float = _number(0.0, lower=-2.0, upper=2.0)
 
-    def __post_init__(self):
-        for parameter in fields(self):
-            value = getattr(self, parameter.name)
-            if parameter.name in _LIMITS and (value is not None or parameter.name != "seed"):
-                _check(parameter.name, value, *_LIMITS[parameter.name])
-        if len(self.logit_bias) > _MAX_BIASES:
-            raise ValueError(f"logit_bias: {len(self.logit_bias)} entries (at most {_MAX_BIASES})")
+    def __post_init__(self) -> None:
+        for f in SAMPLING_FIELDS:
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                f.check(value)
+        if len(self.logit_bias) > MAX_BIASES:
+            raise ValueError(f"logit_bias: {len(self.logit_bias)} entries (at most {MAX_BIASES})")
         for token_id, bias in self.logit_bias.items():
             if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
                 raise ValueError(f"logit_bias[{token_id}]: {bias!r} (a number, or -inf)")
 
 
-def _check(name, value, least, greatest, least_allowed):
-    whole = isinstance(least, int)
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    good = isinstance(value, kinds) and not isinstance(value, bool)
-    if not good or not (least <= value if least_allowed else least < value) or value > greatest:
-        kind = "a whole number" if whole else "a number"
-        border = "from" if least_allowed else "above"
-        raise ValueError(f"{name}: {value!r} ({kind} {border} {least} up to {greatest})")
+SAMPLING_FIELDS = tuple(
+    SamplingField(f.name, *f.metadata["facts"]) for f in fields(Sampling) if f.metadata
+)
 
 
 class Sampler:
     """Chooses tokens; made by make_sampler, has no state, and may be shared by sequences.
 
-    seed: the one in use. top_k: 1 if it takes the most likely token. adjusts: whether it changes
-    logits before that. penalises, counts: whether it wants to know which tokens the text has, and
-    how often they were generated.
+    seed: the one in use. top_k: 1 if it takes the most likely token. processor: what changes the
+    logits before. penalises, counts: see LogitsProcessor.
     """
 
-    def __init__(self, sampling, seed, bias):
+    def __init__(self, sampling: Sampling, seed: int) -> None:
         self.seed = seed
-        self.top_k = 1 if sampling.temperature < COLDEST else sampling.top_k
-        self._penalty = np.float32(sampling.repetition_penalty)
-        self.penalises = sampling.repetition_penalty != 1
-        self._presence = np.float32(sampling.presence_penalty)
-        self._frequency = np.float32(sampling.frequency_penalty)
-        self.counts = bool(self._presence or self._frequency)
-        self._bias_ids, self._biases = bias
-        self.adjusts = self.penalises or self.counts or len(self._bias_ids) > 0
-        self._temperature, self._top_p = sampling.temperature, sampling.top_p
-        self._min_p = sampling.min_p
+        self.top_k = 1 if sampling.temperature < MIN_TEMPERATURE else sampling.top_k
+        self.processor = LogitsProcessor(
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.logit_bias,
+        )
+        self.penalises, self.counts = self.processor.penalises, self.processor.counts
+        self._temperature = sampling.temperature
+        self._top_p, self._min_p = sampling.top_p, sampling.min_p
 
-    def __call__(self, logits, position, seen=(), counts=None, allowed=None):
+    def __call__(
+        self,
+        logits: Logits,
+        position: int,
+        seen: Collection[int] = (),
+        counts: Mapping[int, int] | None = None,
+        allowed: Mask | None = None,
+    ) -> int:
         """The token for a position, from float32 logits (vocab,), which are not changed.
 
-        position: of the token in its sequence. seen: distinct ids of the text so far (used only if
-        the sampler penalises). counts: {id: how often it was generated} (used only if the sampler
-        counts). allowed: None for all, or which tokens may come, bool (vocab,). ValueError if a
-        logit is not finite, or nothing may come.
+        position: of the token in its sequence. seen, counts, allowed: see LogitsProcessor; seen is
+        used only if the sampler penalises, counts only if it counts. ValueError if a logit is not
+        finite, or nothing may come.
         """
         check_finite(logits, position)
-        if self.adjusts or allowed is not None:
-            logits = self.adjust(logits, seen, counts, allowed)
+        if not self.processor.is_idle or allowed is not None:
+            logits = self.processor(logits, seen, counts, allowed)
         if self.top_k == 1:
-            return ops.argmax(logits)
+            return int(ops.argmax(logits))
         ids = _possible(logits)
         if self.top_k:
             chosen = best(logits if ids is None else logits[ids], self.top_k)
             ids = chosen.astype(np.int32) if ids is None else ids[chosen]
-        return ops.sample(logits, *self._draw(position), ids)
+        return int(ops.sample(logits, *self._draw(position), ids))
 
-    def _draw(self, position):
+    def _draw(self, position: int) -> tuple[int, int, float, float, float]:
         """Arguments of ops.sample."""
         return self.seed, position, self._temperature, self._top_p, self._min_p
 
-    def wanted(self, position, ids=()):
-        """Of which logits the choice depends, a head.LogitsQuery; None for all of them.
+    def wanted(self, position: int, ids: Collection[int] = ()) -> LogitsQuery | None:
+        """Of which logits the choice depends; None for all of them.
 
         ids: those whose logits penalties change. Each may put one of the best behind another.
         """
-        changed = NO_IDS
-        if self.adjusts:
-            ids = np.union1d(self._bias_ids, np.fromiter(ids, np.intp, len(ids)))
-            changed = ids.astype(np.int32)
+        changed = self.processor.changed_ids(ids)
         n = (self.top_k or 1) + len(changed)
         if n > MAX_BEST:
             return None
         if self.top_k:
             return LogitsQuery(n, 0.0, changed)
-        if self.adjusts and (self._top_p < 1 or self._min_p):
+        if not self.processor.is_idle and (self._top_p < 1 or self._min_p):
             return None
         return LogitsQuery(n, 0.0, changed, self._draw(position))
 
-    def adjust(self, logits, seen, counts=None, allowed=None):
-        """The logits with penalties and biases, -inf where nothing is allowed.
 
-        In a work array, which the next call in this thread writes again.
-        """
-        adjusted = _work("adjusted", len(logits), np.float32)
-        np.copyto(adjusted, logits)
-        logits = adjusted
-        if self.penalises and len(seen):
-            ids = np.asarray(seen)
-            old = logits[ids]
-            logits[ids] = np.where(old < 0, old * self._penalty, old / self._penalty)
-        if self.counts and counts:
-            ids = np.fromiter(counts.keys(), np.intp, len(counts))
-            often = np.fromiter(counts.values(), np.float32, len(counts))
-            logits[ids] -= self._presence + self._frequency * often
-        logits[self._bias_ids] += self._biases
-        if allowed is not None:
-            np.copyto(logits, -np.inf, where=_mask(np.logical_not, allowed))
-        if logits.max() == -np.inf:
-            raise ValueError("logit_bias: it forbids every token that may come")
-        return logits
-
-
-def make_sampler(sampling, vocab_size):
+def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
     """A Sampler from its parameters. A seed of None is drawn from the operating system.
 
     ValueError for a logit_bias outside the vocabulary.
     """
-    seed = sampling.seed
-    if seed is None:
-        seed = int.from_bytes(os.urandom(8), "little")
     for token_id in sampling.logit_bias:
         if isinstance(token_id, bool) or token_id not in range(vocab_size):
             raise ValueError(f"logit_bias: token {token_id!r} (0 to {vocab_size - 1})")
-    ids = np.array(list(sampling.logit_bias), np.intp)
-    biases = np.array(list(sampling.logit_bias.values()), np.float32)
-    return Sampler(sampling, int(seed), (ids, biases))
+    seed = draw_seed() if sampling.seed is None else sampling.seed
+    return Sampler(sampling, int(seed))
 
 
-def _work(name, n, dtype):
-    """An array (n,) of undefined contents, one for each name and thread."""
-    array = getattr(_local, name, None)
-    if array is None or len(array) < n:
-        array = np.empty(n, dtype)
-        setattr(_local, name, array)
-    return array[:n]
+def draw_seed() -> int:
+    """A seed from the operating system."""
+    return int.from_bytes(os.urandom(8), "little")
 
 
-def _mask(compare, *values):
-    """What a comparison gives, bool (n,), in the work array of masks."""
-    return compare(*values, out=_work("mask", len(values[0]), bool))
+def _possible(logits: Logits) -> NDArray[np.int32] | None:
+    """The ids of logits that are neither ops.screened nor -inf; None where many are."""
+    possible = mask_of(np.greater, logits, ops.screened)
+    are_few = 16 * np.count_nonzero(possible) < len(possible)
+    return np.flatnonzero(possible).astype(np.int32) if are_few else None
 
 
-def _possible(logits):
-    """The ids (int32) of logits that are neither ops.screened nor -inf; None where many are."""
-    there = _mask(np.greater, logits, ops.screened)
-    few = 16 * np.count_nonzero(there) < len(there)
-    return np.flatnonzero(there).astype(np.int32) if few else None
-
-
-def best(logits, n):
-    """The ids of the n largest logits, best first, equal ones by id. float32 (vocab,) -> (n,)."""
+def best(logits: Logits, n: int) -> NDArray[np.intp]:
+    """The ids of the n largest logits, best first, equal ones by id. (vocab,) -> (n,)."""
     if n >= len(logits):
         return np.argsort(-logits, kind="stable")
     last = len(logits) - n
-    parted = _work("distances", len(logits), np.float32)
+    parted = work_array("parted", len(logits), np.float32)
     np.copyto(parted, logits)
     parted.partition(last)
-    above = np.flatnonzero(_mask(np.greater, logits, parted[last]))
-    level = np.flatnonzero(_mask(np.equal, logits, parted[last]))[: n - len(above)]
+    above = np.flatnonzero(mask_of(np.greater, logits, parted[last]))
+    level = np.flatnonzero(mask_of(np.equal, logits, parted[last]))[: n - len(above)]
     ids = np.sort(np.concatenate((above, level)))
     return ids[np.argsort(-logits[ids], kind="stable")]
 
 
-def log_probabilities(logits, ids):
-    """The logs of the probabilities of these ids, list of float, from logits (vocab,) as they are.
+def log_mass(logits: Logits) -> tuple[float, float]:
+    """(the greatest of logits (vocab,), the log of the sum of exp(logits - greatest)).
 
-    Sums go one after the other in float64: the same on every CPU.
+    A logit less both is the log of a probability. The sum goes one after the other in float64: the
+    same on every CPU.
     """
     top = logits.max()
     mass = np.cumsum(ops.exp(logits - top), dtype=np.float64)[-1]
-    rest = float(top) + math.log(mass)
+    return float(top), math.log(mass)
+
+
+def log_probabilities(logits: Logits, ids: Iterable[int]) -> list[float]:
+    """The logs of the probabilities of these ids, from logits (vocab,) as they are."""
+    top, mass = log_mass(logits)
+    rest = top + mass
     return [float(logits[i]) - rest for i in ids]
 
 
-def check_finite(logits, position):
+def check_finite(logits: Logits, position: int) -> None:
     """ValueError if a logit is NaN or infinite: the weights are at fault."""
     if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):  # NaN passes through both
         finite = np.isfinite(logits)

@@ -5,67 +5,83 @@ one row for each sequence that generates, and as much of the waiting prompts as 
 There is no thread: whoever waits for a request runs steps, for all of them; other threads queue.
 """
 
+from __future__ import annotations
+
 import threading
 import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import check_ids
-from ..errors import Cancelled, ContextFull
+from ..errors import Cancelled, ContextFull, PoolExhausted
+from ..models.sequence_state import SequenceState
+from ..models.transformer import Transformer
 from ..runtime.kv_cache import check_window
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
+from .request import Completion, Request
 
-PAGE_TOKENS = 128  # of a cache's page
 FORKED = "the model was in use in another thread when the process was forked: load it again"
 DRAFT_ROWS = 8  # of a step, for all sequences: 9 rows of a 2B model take as long as 3 steps of one
+
+Batch = list[tuple[Request, int]]  # requests and how many of their tokens a step reads
 
 
 class Scheduler:
     """Runs requests on a transformer, up to ``slots`` at a time.
 
-    transformer: model.Transformer, or what has its forward, new_cache, max_batch, context and
-    vocab_size. kv_dtype: of the caches. All methods may be called from any thread.
+    transformer: a Transformer, or what has its forward, new_state, reserve_logits, max_batch,
+    context and vocab_size. kv_dtype: of cached keys and values. All methods may be called from any
+    thread.
 
-    prefix_cache: keep the caches of finished sequences, so that a prompt that begins like one of
-    them, or like a running one, reads the rest only. Kept and running ones together take no more
-    than ``slots`` sequences of full length.
+    prefix_cache: None, or what keeps the states of finished sequences, so that a prompt that begins
+    like one of them, or like a running one, reads the rest only. Kept and running ones together
+    take no more than ``slots`` sequences of full length.
 
-    is_fair (may be set): prompts take no more than half of the time while others generate, and the
-    prompt that came first no more than half of what prompts get while others are shorter. Otherwise
-    a step reads as much of the prompts as it can, in order of arrival.
+    fair: prompts take no more than half of the time while others generate, and the prompt that came
+    first no more than half of what prompts get while others are shorter. Otherwise a step reads as
+    much of the prompts as it can, in order of arrival.
     """
 
-    def __init__(self, transformer, *, slots=1, kv_dtype="f16", prefix_cache=True):
+    def __init__(
+        self,
+        transformer: Transformer,
+        *,
+        slots: int = 1,
+        kv_dtype: str = "f16",
+        prefix_cache: PrefixCache | None = None,
+        fair: bool = False,
+    ) -> None:
         self.transformer, self.kv_dtype = transformer, kv_dtype
-        self.is_fair = False
-        self._pace = PrefillBudget()
-        self.prefixes = PrefixCache() if prefix_cache else None
-        transformer.make_room = self._make_room
+        self.prefix_cache, self.fair = prefix_cache, fair
         self.slots = min(slots, transformer.max_batch)
-        self._requests = []  # those not done, in order of arrival
+        self._budget = PrefillBudget()
+        self._requests: list[Request] = []  # those not done, in order of arrival
         self._token_ids = np.empty(transformer.max_batch, np.int32)
         self._lock = threading.RLock()
         self._depth = 0  # of exclusive, in the thread that holds the lock
         self._why_closed = "the model is closed"
 
-    def submit(self, request):
+    def submit(self, request: Request) -> Request:
         """Queue a request. ValueError for a bad token id, ContextFull for a prompt too long."""
         self.check(request)
         self._requests.append(request)
         return request
 
-    def check(self, request):
+    def check(self, request: Request) -> None:
         """Raise what submit would."""
         transformer = self._open()
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
             raise ContextFull(0, request.n_prompt, transformer.context)
-        if request.limits.n_sinks:
+        if request.stopping.n_sinks:
             check_window(transformer.context)
 
-    def pieces(self, request):
+    def stream(self, request: Request) -> Generator[str, None, None]:
         """Submit, and yield the text as it comes. Raises what stopped it; closing cancels it."""
         try:
             self.submit(request)
@@ -73,22 +89,22 @@ class Scheduler:
             while not is_last:
                 if not request.is_done:
                     self.progress(request)
-                is_last = request.is_done  # asked first: another thread may add pieces meanwhile
-                while request.pieces:
-                    yield request.pieces.popleft()
+                is_last = request.is_done  # asked first: another thread may add deltas meanwhile
+                while request.deltas:
+                    yield request.deltas.popleft()
             if request.error is not None:
                 raise request.error
         finally:
             self.cancel(request)
 
-    def complete(self, requests):
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Submit, run until all are done: their completions. The first error cancels the rest."""
         try:
             for request in requests:
                 self.submit(request)
             for request in requests:
                 while not request.is_done:
-                    request.pieces.clear()  # nobody collects them
+                    request.deltas.clear()  # nobody collects them
                     self.progress(request)
                 if request.error is not None:
                     raise request.error
@@ -97,13 +113,13 @@ class Scheduler:
             for request in requests:
                 self.cancel(request)
 
-    def progress(self, request):
+    def progress(self, request: Request) -> None:
         """Run a step, unless another thread has just done what this request waits for."""
         with self.exclusive():
-            if not request.is_done and not request.pieces and not self.step():
-                raise Cancelled("the request is not queued in this engine")
+            if not request.is_done and not request.deltas and not self.step():
+                raise Cancelled("the request is not queued in this scheduler")
 
-    def step(self):
+    def step(self) -> bool:
         """One forward pass for the sequences whose turn it is; False if there is nothing to do."""
         with self.exclusive():
             self._open()
@@ -111,18 +127,18 @@ class Scheduler:
             self._admit()
             batch = self._plan()
             if batch:
-                with self._pace.measure(any(r.pending > 1 for r, _ in batch)):
+                with self._budget.measure(any(r.pending > 1 for r, _ in batch)):
                     self._run(batch)
             self._forget_done()
             return bool(batch)
 
-    def cancel(self, request):
+    def cancel(self, request: Request) -> None:
         """End a request that is not done and free its memory: at once, or after a running step."""
         request.is_cancelled = True
         self._drop_cancelled_if_free()
 
     @contextmanager
-    def exclusive(self):
+    def exclusive(self) -> Iterator[Transformer]:
         """The transformer to oneself, for forward passes outside of any request.
 
         An error's traceback does not keep the transformer's arrays alive, but for the variables of
@@ -139,107 +155,119 @@ class Scheduler:
                 self._depth -= 1
         self._drop_cancelled_if_free()
 
-    def close(self):
+    def forward(
+        self,
+        token_ids: NDArray[np.int32],
+        sequences: list[tuple[SequenceState, int]],
+        **options: Any,
+    ) -> NDArray[np.float32] | None:
+        """The transformer's forward, within exclusive(). Where the pool has no room for it, kept
+        prefixes are dropped, one after the other; PoolExhausted once there is none."""
+        while True:
+            try:
+                return self._open().forward(token_ids, sequences, **options)
+            except PoolExhausted:
+                if self.prefix_cache is None or not self.prefix_cache.drop_oldest():
+                    raise
+
+    def close(self) -> None:
         """Cancel everything and let go of the transformer. May be repeated."""
         with self._lock:
             for request in tuple(self._requests):
                 request.is_cancelled = True
             self._drop_cancelled()
-            if self.prefixes is not None:
-                self.prefixes.clear()
-            self.transformer = None
+            if self.prefix_cache is not None:
+                self.prefix_cache.clear()
+            self.transformer = self.prefix_cache = None
 
-    def after_fork(self):
+    def after_fork(self) -> None:
         """In the child of a fork: a step that another thread was running does not go on here."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
             self._lock, self.transformer, self._why_closed = threading.RLock(), None, FORKED
 
-    def _open(self):
+    def _open(self) -> Transformer:
         if self.transformer is None:
             raise ValueError(self._why_closed)
         return self.transformer
 
-    def _forget_done(self):
+    def _forget_done(self) -> None:
         for request in tuple(self._requests):  # in place: submit appends without the lock
             if request.is_done:
                 self._requests.remove(request)
 
-    # ------------------------------------------------------------------------------------ one step
-    def _admit(self):
+    def _active(self) -> list[Request]:
+        """Those that have a slot."""
+        return [r for r in tuple(self._requests) if r.state is not None]
+
+    # ----------------------------------------------------------------------------------- admission
+    def _admit(self) -> None:
         """Give free slots to those who have waited longest, while their tokens will have room."""
-        waiting = [r for r in tuple(self._requests) if r.cache is None]
-        running = [r for r in tuple(self._requests) if r.cache is not None]
+        waiting = [r for r in tuple(self._requests) if r.state is None]
+        running = self._active()
         for request in waiting[: max(0, self.slots - len(running))]:
             if running and not self._has_room(request, running):
                 break
             running.append(request)
             try:
-                request.cache = self._cache_for(request)
-                request.cache.sinks = request.limits.n_sinks
+                request.state = self._state_for(request)
                 if request.drafts:
                     self.transformer.reserve_logits(self.slots + DRAFT_ROWS)
             except Exception as error:
                 self._end(request, error)
 
-    def _has_room(self, request, running):
+    def _has_room(self, request: Request, running: list[Request]) -> bool:
         """Whether the pool can hold this request at its longest beside those that run."""
         pool = getattr(self.transformer, "pool", None)
-        cache = next((r.cache for r in running if r.cache is not None), None)
-        if pool is None or cache is None:
+        state = next((r.state for r in running if r.state is not None), None)
+        if pool is None or state is None:
             return True
-        n_pages = -(-cache.capacity // PAGE_TOKENS)
         longest = (
-            min(r.n_prompt + r.limits.max_tokens, cache.capacity) for r in (*running, request)
+            min(r.n_prompt + r.stopping.max_tokens, state.capacity) for r in (*running, request)
         )
-        wanted = sum(-(-n // PAGE_TOKENS) for n in longest) * (cache.full_nbytes // n_pages)
+        needed = sum(state.nbytes_at(n) for n in longest)
         stats = pool.stats()
-        held = stats.by_purpose.get("kv", (0,))[0]  # by those that run, or by prefixes, which go
-        return wanted <= held + stats.largest_free + stats.limit - stats.reserved
+        # Held by those that run, or by prefixes, which go.
+        held = sum(stats.by_purpose.get(purpose, (0,))[0] for purpose in state.parts)
+        return needed <= held + stats.largest_free + stats.limit - stats.reserved
 
-    def _cache_for(self, request):
-        """An empty cache, or a fork of one that holds the beginning of the prompt."""
-        if self.prefixes is not None:
-            live = [
-                (r.tokens[: r.cache.length], r.cache)
-                for r in tuple(self._requests)
-                if r.cache is not None
-            ]
-            cache, request.n_cached = self.prefixes.fork(request.tokens, live)
-            if cache is not None:
-                return cache
-        return self.transformer.new_cache(dtype=self.kv_dtype)
+    def _state_for(self, request: Request) -> SequenceState:
+        """An empty state, or a fork of one that has seen the beginning of the prompt."""
+        sinks = request.stopping.n_sinks
+        if self.prefix_cache is not None:
+            live = [(r.tokens[: r.state.length], r.state) for r in self._active()]
+            state, request.n_cached = self.prefix_cache.fork(request.tokens, live, sinks=sinks)
+            if state is not None:
+                return state
+        return self.transformer.new_state(dtype=self.kv_dtype, sinks=sinks)
 
-    def _make_room(self):
-        """Called where the pool is exhausted: whether something could be given back."""
-        return self.prefixes is not None and self.prefixes.drop_oldest()
-
-    def _keep(self, request):
-        """A finished request's cache becomes a prefix, within the memory of all slots."""
-        cache, request.cache = request.cache, None
-        limit = self.slots * cache.full_nbytes
-        self.prefixes.keep(request.tokens[: cache.length], cache)
-        live = sum(r.cache.nbytes for r in tuple(self._requests) if r.cache is not None)
-        while self.prefixes.nbytes + live > limit and self.prefixes.drop_oldest():
+    def _insert_prefix(self, request: Request) -> None:
+        """A finished request's state becomes a prefix, within the memory of all slots."""
+        state, request.state = request.state, None
+        limit = self.slots * state.full_nbytes
+        self.prefix_cache.insert(request.tokens[: state.length], state)
+        live = sum(r.state.nbytes for r in self._active())
+        while self.prefix_cache.nbytes + live > limit and self.prefix_cache.drop_oldest():
             pass
 
-    def _plan(self):
+    # ------------------------------------------------------------------------------------ one step
+    def _plan(self) -> Batch:
         """[(request, n_tokens)]: those that generate, then prompts as far as rows are left."""
-        active = [r for r in tuple(self._requests) if r.cache is not None]
+        active = self._active()
         for request in active:
             self._guard(request, request.settle)  # what an interrupt left undone
             if not request.is_done and request.pending < 1:  # its logits were lost to an interrupt
-                request.cache.trim(len(request.tokens) - 1)
+                request.rewind(len(request.tokens) - 1)
         active = [r for r in active if not r.is_done]
         running = [r for r in active if r.pending == 1][: self.transformer.max_batch]
         prompts = [r for r in active if r.pending > 1]
         shares = self._shares(running, prompts)
         self._make_drafts(running, self.transformer.max_batch - len(running) - sum(shares.values()))
         generating = [(r, 1 + len(r.draft)) for r in running]
-        return generating + [(r, shares[r]) for r in prompts if shares.get(r)]
+        return generating + [(r, r.state.chunk(shares[r])) for r in prompts if shares.get(r)]
 
-    def _make_drafts(self, running, n_left):
+    def _make_drafts(self, running: list[Request], n_left: int) -> None:
         """Drafts of those that generate, within the rows that are left and those of DRAFT_ROWS."""
         n_left = min(n_left, DRAFT_ROWS)
         for request in running:
@@ -248,21 +276,21 @@ class Scheduler:
                 request.make_draft(n_left)
                 n_left -= len(request.draft)
 
-    def _shares(self, running, prompts):
+    def _shares(self, running: list[Request], prompts: list[Request]) -> dict[Request, int]:
         """{request: rows of the step it gets} of those whose prompt is still read."""
         n_left = self.transformer.max_batch - len(running)
-        if not self.is_fair:
+        if not self.fair:
             return split_fifo(prompts, n_left)
-        self._pace.is_shared = bool(running and prompts)
-        if self._pace.prompts_wait():
+        self._budget.is_shared = bool(running and prompts)
+        if self._budget.prompts_wait():
             return {}
         return split_fair(prompts, min(n_left, SHARED_ROWS) if running else n_left)
 
-    def _run(self, batch):
+    def _run(self, batch: Batch) -> None:
         """Run a planned batch; if it fails, each sequence alone, so that only the guilty ends."""
-        wanted = [max(0, 1 + n - request.pending) for request, n in batch]
+        counts = [max(0, 1 + n - request.pending) for request, n in batch]
         try:
-            logits = self._forward(batch, wanted)
+            logits = self._forward(batch, counts)
         except Exception as error:
             if len(batch) == 1 and not batch[0][0].draft:
                 self._end(batch[0][0], error)
@@ -273,32 +301,34 @@ class Scheduler:
                 self._run([(request, n)])
             return
         first = 0
-        for (request, _), n in zip(batch, wanted, strict=True):
+        for (request, _), n in zip(batch, counts, strict=True):
             if n:
                 self._guard(request, request.advance, logits[first : first + n])
             first += n
 
-    def _forward(self, batch, logits):
-        """The forward pass of a batch; whatever interrupts it, the caches are as before."""
+    def _forward(self, batch: Batch, counts: list[int]) -> NDArray[np.float32] | None:
+        """The forward pass of a batch; whatever interrupts it, the states are as before.
+
+        counts: of logits that each request wants.
+        """
         n_rows = 0
         for request, n in batch:
-            request.start_clock()
-            begin = request.cache.length
+            request.begin_step()
+            begin = request.state.length
             self._token_ids[n_rows : n_rows + n] = request.tokens[begin : begin + n] + request.draft
             n_rows += n
-        sequences = [(request.cache, n) for request, n in batch]
-        lengths = [cache.length for cache, _ in sequences]
+        # A generator: read only where there is a screen, once all memory is taken.
+        queries = (q for (r, _), n in zip(batch, counts, strict=True) for q in r.queries(n))
+        sequences = [(request.state, n) for request, n in batch]
+        lengths = [state.length for state, _ in sequences]
         try:
-            rows = (w for (r, _), n in zip(batch, logits, strict=True) for w in r.wanted(n))
-            return self.transformer.forward(
-                self._token_ids[:n_rows], sequences, logits=logits, wanted=rows
-            )
+            return self.forward(self._token_ids[:n_rows], sequences, logits=counts, queries=queries)
         except BaseException:
-            for (cache, _), length in zip(sequences, lengths, strict=True):
-                cache.trim(length)
+            for (request, _), length in zip(batch, lengths, strict=True):
+                request.rewind(length)
             raise
 
-    def _guard(self, request, action, *arguments):
+    def _guard(self, request: Request, action: Callable[..., None], *arguments: Any) -> None:
         """Do something for one request; what it raises ends that request only."""
         try:
             action(*arguments)
@@ -308,27 +338,27 @@ class Scheduler:
         if request.is_done:
             self._release(request)
 
-    def _end(self, request, error):
+    def _end(self, request: Request, error: BaseException) -> None:
         traceback.clear_frames(error.__traceback__)
         request.error = error
         self._release(request)
 
-    def _release(self, request):
-        if request.cache is None:
+    def _release(self, request: Request) -> None:
+        if request.state is None:
             return
-        if self.prefixes is not None and request.completion is not None:
-            return self._keep(request)
-        cache, request.cache = request.cache, None
-        cache.close()
+        if self.prefix_cache is not None and request.completion is not None:
+            return self._insert_prefix(request)
+        state, request.state = request.state, None
+        state.close()
 
     # ---------------------------------------------------------------------------------- cancelling
-    def _drop_cancelled(self):
+    def _drop_cancelled(self) -> None:
         for request in tuple(self._requests):
             if request.is_cancelled and not request.is_done:
                 self._end(request, Cancelled("the request was cancelled, or its model closed"))
         self._forget_done()
 
-    def _drop_cancelled_if_free(self):
+    def _drop_cancelled_if_free(self) -> None:
         """A flag raised while the lock was held is seen by its holder here, after the release."""
         while any(r.is_cancelled and not r.is_done for r in tuple(self._requests)):
             if not self._lock.acquire(blocking=False):

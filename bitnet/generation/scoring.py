@@ -1,50 +1,53 @@
 """Logits of known text, for evaluation: all of them, or the likelihood of a continuation."""
 
-import math
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..compute import ops
-from .sampling import check_finite
+from .logits_processors import Logits
+from .sampling import check_finite, log_mass
+from .scheduler import Scheduler
 
-ROWS = 32  # logits computed at once: 16 MiB for a vocabulary of 128k
+ROWS = 32  # of logits, computed at once: 16 MiB for a vocabulary of 128k
 
 
-def all_logits(engine, token_ids):
+def all_logits(scheduler: Scheduler, token_ids: Sequence[int]) -> Logits:
     """The logits after every token: float32 (n_tokens, vocab), a copy."""
-    out = np.empty((len(token_ids), engine.transformer.vocab_size), np.float32)
-    for position, rows in _rows(engine, token_ids, 0):
+    out = np.empty((len(token_ids), scheduler.transformer.vocab_size), np.float32)
+    for position, rows in _logits(scheduler, token_ids, 0):
         out[position : position + len(rows)] = rows
     return out
 
 
-def loglikelihood(engine, token_ids, n_context):
+def loglikelihood(
+    scheduler: Scheduler, token_ids: Sequence[int], n_context: int
+) -> tuple[float, bool]:
     """(log of the probability of token_ids[n_context:] after those before, whether greedy)."""
     total, is_greedy = 0.0, True
-    for position, rows in _rows(engine, token_ids[:-1], n_context - 1):
+    for position, rows in _logits(scheduler, token_ids[:-1], n_context - 1):
         for i, row in enumerate(rows, position + 1):
             check_finite(row, i)
-            top = row.max()
-            mass = np.cumsum(ops.exp(row - top), dtype=np.float64)[-1]
-            total += float(row[token_ids[i]]) - float(top) - math.log(mass)
+            top, mass = log_mass(row)
+            total += float(row[token_ids[i]]) - top - mass
             is_greedy = is_greedy and int(row.argmax()) == token_ids[i]
     return total, is_greedy
 
 
-def _rows(engine, token_ids, first):
-    """Yield (position, logits of some positions from there on), beginning at position first."""
-    with engine.exclusive():
-        yield from _forward(engine.transformer, engine.kv_dtype, token_ids, first)
-
-
-def _forward(transformer, kv_dtype, token_ids, first):
-    ids = np.array(token_ids, np.int32)
-    with closing(transformer.new_cache(len(ids), kv_dtype)) as cache:
-        for begin in range(0, first, transformer.max_batch):
-            part = ids[begin : min(first, begin + transformer.max_batch)]
-            transformer.forward(part, [(cache, len(part))], logits="none")
-        n_rows = min(ROWS, transformer.max_batch)
-        for begin in range(first, len(ids), n_rows):
-            part = ids[begin : begin + n_rows]
-            yield begin, transformer.forward(part, [(cache, len(part))], logits="all")
+def _logits(
+    scheduler: Scheduler, token_ids: Sequence[int], first: int
+) -> Iterator[tuple[int, Logits]]:
+    """Yield (position, logits (n, vocab) of n positions from there on), from position first on."""
+    with scheduler.exclusive() as transformer:
+        ids: NDArray[np.int32] = np.array(token_ids, np.int32)
+        with closing(transformer.new_state(len(ids), scheduler.kv_dtype)) as state:
+            for begin in range(0, first, transformer.max_batch):
+                part = ids[begin : min(first, begin + transformer.max_batch)]
+                scheduler.forward(part, [(state, len(part))], logits="none")
+            n_rows = min(ROWS, transformer.max_batch)
+            for begin in range(first, len(ids), n_rows):
+                part = ids[begin : begin + n_rows]
+                logits = scheduler.forward(part, [(state, len(part))], logits="all")
+                assert logits is not None
+                yield begin, logits

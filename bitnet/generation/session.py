@@ -1,15 +1,27 @@
 """A sequence under the caller's own control: feed tokens, look at logits, go back, branch off."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import check_ids
 from ..compute import ops
 from ..models.lm_head_screen import LogitsQuery
+from ..models.sequence_state import SequenceState
 from . import session_file
+from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from weakref import WeakSet
 
 
 class Session:
-    """One sequence with its own KV cache; made by Model.session, closed with its model.
+    """One sequence with its own state; made by Model.session, closed with its model.
 
     All token ids go in through feed and decode, which return logits: a read-only float32 view
     (vocab,), valid until the model's next step (copy it to keep it; Model.close refuses with
@@ -17,33 +29,39 @@ class Session:
     see Model.generate.
     """
 
-    def __init__(self, engine, cache, siblings, fingerprint):
-        self._scheduler, self._cache, self._siblings = engine, cache, siblings
-        self._fingerprint = fingerprint  # a function
-        self._token_ids = []
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        state: SequenceState,
+        siblings: WeakSet[Session],
+        fingerprint: Callable[[], str],
+    ) -> None:
+        self._scheduler, self._state, self._siblings = scheduler, state, siblings
+        self._fingerprint = fingerprint
+        self._token_ids: list[int] = []
         siblings.add(self)  # those the model closes
 
     @property
-    def token_ids(self):
+    def token_ids(self) -> list[int]:
         """The tokens of the sequence so far, a new list."""
         return list(self._token_ids)
 
     @property
-    def length(self):
+    def length(self) -> int:
         """How many tokens the sequence has."""
-        return self._cache.length
+        return self._state.length
 
     @property
-    def capacity(self):
+    def capacity(self) -> int:
         """How many tokens it may have, or see where a window moves."""
-        return self._cache.capacity
+        return self._state.capacity
 
     @property
-    def nbytes(self):
-        """Bytes of the keys and values it holds, those shared with forks counted in full."""
-        return self._cache.nbytes
+    def nbytes(self) -> int:
+        """Bytes of the state it holds, those shared with forks counted in full."""
+        return self._state.nbytes
 
-    def feed(self, token_ids):
+    def feed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Append at least one token id; the logits after the last, float32 (vocab,).
 
         ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was, or where
@@ -51,90 +69,99 @@ class Session:
         """
         return self._feed(token_ids, None)
 
-    def best(self, token_ids):
+    def best(self, token_ids: Sequence[int]) -> int:
         """Append at least one token id; the likeliest after the last: feed(token_ids).argmax().
 
         Faster than that where the head is large. Errors as of feed.
         """
         return ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
 
-    def _feed(self, token_ids, wanted):
-        length, start = self._cache.length, self._cache.start
+    def _feed(
+        self, token_ids: Sequence[int], queries: list[LogitsQuery] | None
+    ) -> NDArray[np.float32]:
+        state, length = self._state, self._state.length
         with self._scheduler.exclusive():
+            checkpoint = state.checkpoint()
             try:
-                logits = self._run(token_ids, wanted)
+                logits = self._run(token_ids, queries)
             except BaseException:
-                self._cache.trim(length if self._cache.start == start else self._cache.length)
+                if not state.rollback(checkpoint):
+                    state.trim(state.length)  # of what is reserved
                 raise
             finally:
-                self._token_ids[length:] = map(int, token_ids[: self._cache.length - length])
+                self._token_ids[length:] = map(int, token_ids[: state.length - length])
         return logits
 
-    def _run(self, token_ids, wanted):
+    def _run(
+        self, token_ids: Sequence[int], queries: list[LogitsQuery] | None
+    ) -> NDArray[np.float32]:
         transformer = self._scheduler.transformer
         check_ids(token_ids, transformer.vocab_size)
         ids = np.array(token_ids, np.int32)
         begin = 0
         while begin < len(ids):
-            part = ids[begin : begin + self._cache.chunk(transformer.max_batch)]
+            part = ids[begin : begin + self._state.chunk(transformer.max_batch)]
             begin += len(part)
             which = "last" if begin == len(ids) else "none"
-            sequences = [(self._cache, len(part))]
-            logits = transformer.forward(part, sequences, logits=which, wanted=wanted)
+            logits = self._scheduler.forward(
+                part, [(self._state, len(part))], logits=which, queries=queries
+            )
         return logits[0]
 
-    def decode(self, token_id):
+    def decode(self, token_id: int) -> NDArray[np.float32]:
         """Append one token id; the logits after it, float32 (vocab,). Errors as of feed."""
         return self.feed((token_id,))
 
-    def trim(self, length):
-        """Forget the tokens from this position on. ValueError if there are fewer, or where a window
-        has moved: what it saw before is not held any more."""
-        if self._cache.start:
-            raise ValueError(f"trim: {length} (tokens before {self._cache.start} are not held)")
-        self._cache.trim(length)
+    def trim(self, length: int) -> None:
+        """Forget the tokens from this position on. ValueError if there are fewer, or where the
+        model cannot go back there: what a window that has moved saw before is not held any more."""
+        state = self._state
+        if state.start:
+            raise ValueError(f"trim: {length} (tokens before {state.start} are not held)")
+        if not state.trim(length):
+            raise ValueError(f"trim: {length} (0 or {state.length}, where this model can go back)")
         del self._token_ids[length:]
 
-    def fork(self):
-        """A second session with the same tokens; keys and values are shared until either writes."""
-        twin = Session(self._scheduler, self._cache.fork(), self._siblings, self._fingerprint)
+    def fork(self) -> Session:
+        """A second session with the same tokens; its state is shared until either writes."""
+        twin = Session(self._scheduler, self._state.fork(), self._siblings, self._fingerprint)
         twin._token_ids = self.token_ids
         return twin
 
-    def save(self, path):
-        """Write the sequence to a file, for restore: tokens, keys and values, and whose they are.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sequence to a file, for restore: tokens and state, and whose they are.
 
         The file appears under its name only when complete. ValueError for an empty sequence, or
         where a window has moved.
         """
         if not self._token_ids:
             raise ValueError("save: the sequence is empty")
-        session_file.save(path, self._token_ids, self._cache, self._fingerprint())
+        session_file.save(path, self._token_ids, self._state, self._fingerprint())
 
-    def restore(self, path):
+    def restore(self, path: str | os.PathLike[str]) -> None:
         """Become the sequence of a file that save wrote, with the same model and kv_dtype.
 
         FormatError for a file that is damaged or of another model, ContextFull if it is longer than
         the capacity, PoolExhausted: the sequence is as it was.
         """
-        cache = self._cache.fork()
+        state = self._state.fork()
         try:
-            cache.reset()
+            state.trim(0)
             with self._scheduler.exclusive():
-                token_ids = session_file.load(path, cache, self._fingerprint())
+                token_ids = session_file.load(path, state, self._fingerprint())
                 check_ids(token_ids, self._scheduler.transformer.vocab_size)
         except BaseException:
-            cache.close()
+            state.close()
             raise
-        self._cache.close()
-        self._cache, self._token_ids = cache, token_ids
+        self._state.close()
+        self._state, self._token_ids = state, token_ids
 
-    def close(self):
+    def close(self) -> None:
         """Give the memory back; any later use raises ValueError."""
-        self._cache.close()
+        self._state.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -1,116 +1,113 @@
-"""A sequence on disk: its tokens, keys and values, in a GGUF file that says whose they are."""
+"""A sequence on disk: its tokens and its state, in a GGUF file that says whose they are."""
+
+from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FormatError
 from ..formats import gguf
-from ..runtime.kv_cache import PAGE
+from ..models.sequence_state import Bytes, SequenceState, StoredTensor
 
 ARCHITECTURE = "bitnet-session"
-# Of pages in the file, by dtype of the cache. int8 ones end in float32 scales: whole float32s.
-TYPES = {"f16": "F16", "f32": "F32", "int8": "F32"}
+
+FilePath = str | os.PathLike[str]
 
 
-def save(path, token_ids, cache, fingerprint):
+def save(path: FilePath, token_ids: Sequence[int], state: SequenceState, fingerprint: str) -> None:
     """Write a sequence; it appears under its name only when complete and on disk.
 
-    token_ids: those the cache holds. fingerprint: of the weights they went through.
-    ValueError for a cache that has given up its oldest positions.
+    token_ids: those the state has seen. fingerprint: of the weights they went through.
+    ValueError for a state that has given up its oldest positions.
     """
-    if cache.start:
-        raise ValueError(f"save: the first {cache.start} positions are not held any more")
+    if state.start:
+        raise ValueError(f"save: the first {state.start} positions are not held any more")
     tokens = np.array(token_ids, np.int32)
-    pages = {_name(i, page): cache.export_page(i, page) for i, page in _pages(cache, len(tokens))}
+    stored = list(zip(state.layout(len(tokens)), state.export(), strict=True))
     metadata = {
         "general.architecture": ARCHITECTURE,
         "session.model": fingerprint,
-        "session.dtype": cache.dtype,
+        "session.dtype": state.dtype,
         "session.length": len(tokens),
         "session.tokens": tokens,
-        "session.checksum": _checksum(tokens, pages.values()),
+        "session.checksum": _checksum(tokens, (data for _, data in stored)),
     }
-    type_name = TYPES[cache.dtype]
-    item = gguf.n_bytes_of(type_name, (1,))
-    tensors = [(name, (len(data) // item,), type_name, data) for name, data in pages.items()]
+    tensors = [
+        (tensor.name, (tensor.n_bytes // gguf.n_bytes_of(tensor.type, (1,)),), tensor.type, data)
+        for tensor, data in stored
+    ]
     gguf.write(path, metadata, tensors)
 
 
-def load(path, cache, fingerprint):
-    """Read a sequence into an empty cache; returns its token ids, a list.
+def load(path: FilePath, state: SequenceState, fingerprint: str) -> list[int]:
+    """Read a sequence into an empty state; returns its token ids.
 
     FormatError for a file that is damaged, of another model, dtype or shape; ContextFull if the
-    cache is too small, PoolExhausted if there is no memory. The cache is empty then.
+    state is too small, PoolExhausted if there is no memory. The state is empty then.
     """
     file = gguf.GGUFFile(path)
-    tokens = _tokens(file, cache.dtype, fingerprint)
-    cache.reserve(len(tokens))
+    tokens = _tokens(file, state.dtype, fingerprint)
+    state.reserve(len(tokens))
     try:
-        pages = list(_pages(cache, len(tokens)))
-        stored = [_page(file, cache, *page) for page in pages]
-        if len(file.tensors) != len(pages):
-            raise FormatError(path, "n_tensors", len(file.tensors), f"{len(pages)} pages")
+        layout = state.layout(len(tokens))
+        stored = [_stored(file, tensor) for tensor in layout]
+        if len(file.tensors) != len(layout):
+            raise FormatError(path, "n_tensors", len(file.tensors), f"{len(layout)} pages")
         _expect(file, "session.checksum", _checksum(tokens, stored), "of its tokens and pages")
-        for page, data in zip(pages, stored, strict=True):
-            cache.import_page(*page, data)
-        cache.advance(len(tokens))
+        state.import_(len(tokens), stored)
+        state.advance(len(tokens))
     except BaseException:
-        cache.reset()
+        state.trim(0)
         raise
     return tokens.tolist()
 
 
-def tokens_of(path, dtype, fingerprint):
-    """The token ids of a saved sequence, int32 (n,), its pages unread. FormatError as load."""
+def tokens_of(path: FilePath, dtype: str, fingerprint: str) -> NDArray[np.int32]:
+    """The token ids of a saved sequence, int32 (n,), its state unread. FormatError as load."""
     return _tokens(gguf.GGUFFile(path), dtype, fingerprint)
 
 
-def common(a, b):
+def common(a: ArrayLike, b: ArrayLike) -> int:
     """How many tokens two sequences begin with alike."""
     n = min(len(a), len(b))
     different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
     return int(different[0]) if len(different) else n
 
 
-def _tokens(file, dtype, fingerprint):
+def _tokens(file: gguf.GGUFFile, dtype: str, fingerprint: str) -> NDArray[np.int32]:
     _expect(file, "general.architecture", ARCHITECTURE, "a file of Session.save")
     _expect(file, "session.model", fingerprint, "the model it was saved with")
     _expect(file, "session.dtype", dtype, f"kv_dtype of this model, {dtype}")
     tokens = file.metadata.get("session.tokens")
     if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32 or not len(tokens):
-        found = type(tokens).__name__
-        raise FormatError(file.path, "session.tokens", found, "an array of token ids")
+        kind = type(tokens).__name__
+        raise FormatError(file.path, "session.tokens", kind, "an array of token ids")
     return tokens
 
 
-def _expect(file, key, value, limit):
-    found = file.metadata.get(key, "missing")
-    if not isinstance(found, str) or found != value:
-        raise FormatError(file.path, key, found, limit)
+def _expect(file: gguf.GGUFFile, key: str, value: str, limit: str) -> None:
+    there = file.metadata.get(key, "missing")
+    if not isinstance(there, str) or there != value:
+        raise FormatError(file.path, key, there, limit)
 
 
-def _pages(cache, length):
-    """(layer, page) of every page."""
-    return ((i, page) for page in range(-(-length // PAGE)) for i in range(cache.n_layers))
-
-
-def _name(layer, page):
-    return f"layer.{layer}.page.{page}"
-
-
-def _page(file, cache, layer, page):
-    """The bytes of a page in the file, if they are of the right type and number."""
-    name, type_name = _name(layer, page), TYPES[cache.dtype]
-    tensor, n_bytes = file.tensors.get(name), cache.full_nbytes // cache.n_pages // cache.n_layers
-    if tensor is None or tensor.type != type_name or len(tensor.data) != n_bytes:
-        found = "missing" if tensor is None else f"{len(tensor.data)} bytes of {tensor.type}"
-        raise FormatError(file.path, name, found, f"{n_bytes} bytes of {type_name}")
+def _stored(file: gguf.GGUFFile, expected: StoredTensor) -> Bytes:
+    """The bytes of a tensor in the file, if they are of the right type and number."""
+    name, stored_type, n_bytes = expected
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.type != stored_type or len(tensor.data) != n_bytes:
+        there = "missing" if tensor is None else f"{len(tensor.data)} bytes of {tensor.type}"
+        raise FormatError(file.path, name, there, f"{n_bytes} bytes of {stored_type}")
     return tensor.data
 
 
-def _checksum(tokens, pages):
+def _checksum(tokens: NDArray[Any], parts: Iterable[Bytes]) -> str:
     digest = hashlib.blake2b(tokens.tobytes(), digest_size=16)
-    for data in pages:
+    for data in parts:
         digest.update(data)
     return digest.hexdigest()

@@ -1,6 +1,8 @@
-"""What a generation is asked for and gives back, and how tokens become text that stops in time."""
+"""When a generation stops: tokens at most, end tokens, strings, and a full context."""
 
 from dataclasses import dataclass, field
+
+from ..checks import check_choice, check_number
 
 SINKS = 4  # first tokens a window keeps in sight (Xiao et al. 2023: more gain nothing)
 CONTEXT_ENDS = ("stop", "error", "window")
@@ -20,18 +22,14 @@ class StopConditions:
     eos_ids: frozenset[int] = field(default_factory=frozenset)
     context_end: str = "stop"
 
-    def __post_init__(self):
-        if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int):
-            raise ValueError(f"max_tokens: {self.max_tokens!r} (a whole number of at least 1)")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: {self.max_tokens} (at least 1)")
+    def __post_init__(self) -> None:
+        check_number("max_tokens", self.max_tokens, int, 1)
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop: {text!r} (strings of at least one character)")
-        if self.context_end not in CONTEXT_ENDS:
-            raise ValueError(f"context_end: {self.context_end!r} ({' or '.join(CONTEXT_ENDS)})")
+        check_choice("context_end", self.context_end, CONTEXT_ENDS)
 
     @property
-    def n_sinks(self):
-        """Of the cache: see cache.KVCache.sinks."""
+    def n_sinks(self) -> int:
+        """First tokens that stay in sight when the window moves on; 0 where it does not."""
         return SINKS if self.context_end == "window" else 0

@@ -1,9 +1,19 @@
 # Rotary positions, keys and values in their pages (kv_page.h), and attention over pages.
 
+ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a,
+                             Py_ssize_t a_stride, const void* m, Py_ssize_t stride,
+                             Py_ssize_t column, Py_ssize_t n_heads, Py_ssize_t n,
+                             Py_ssize_t n_vectors, const char* ahead) noexcept nogil
+
+cdef extern from "weighted_sum.h" nogil:
+    enum: WEIGHTED_SUM_VECTORS          # of all heads together, at once
+    WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
+
 cdef enum:
-    PASS_HEADS = 4      # query heads that share one pass over keys and values: an item is read and
-                        # converted once for all of them
-    MIN_PREFETCH = 2048     # bytes; shorter rests of keys or values arrive without a prefetch
+    # query heads; they share one pass over keys and values, an item is converted once for all
+    PASS_HEADS = 4
+    # bytes; shorter rests of keys or values arrive without a prefetch
+    MIN_PREFETCH = 2048
 
 
 cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
@@ -24,7 +34,7 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
 
 
 cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                int is_rounded, Py_ssize_t n) noexcept nogil:
+                  int is_rounded, Py_ssize_t n) noexcept nogil:
     """NumPy's and libm's cos differ between machines in the last place; additions and
     multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""
     cdef Py_ssize_t j
@@ -124,27 +134,24 @@ cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogi
     return (<const float*>m)[i]
 
 
-cdef inline char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
+cdef inline const char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
     return view.pages[kv_slot_of(page, view.n_pages)]
 
 
-cdef inline const char* keys_of(const View* view, Py_ssize_t page, Py_ssize_t slot) noexcept nogil:
-    """Keys of the view's head, from a slot that is a multiple of LANES on."""
-    return (page_of(view, page)
-            + kv_key_item(view.kv_head, slot, view.head_dim) * kv_item_bytes(view.type))
+cdef inline const char* keys_of(const View* view, const char* page, Py_ssize_t slot) noexcept nogil:
+    """The keys of the view's head from a slot on that is a multiple of LANES."""
+    return page + kv_key_item(view.kv_head, slot, view.head_dim) * kv_item_bytes(view.type)
 
 
-cdef inline const char* values_of(const View* view, Py_ssize_t page,
+cdef inline const char* values_of(const View* view, const char* page,
                                   Py_ssize_t slot) noexcept nogil:
-    return (page_of(view, page)
-            + kv_value_item(view.kv_head, slot, view.n_kv_heads, view.head_dim)
-            * kv_item_bytes(view.type))
+    return page + (kv_value_item(view.kv_head, slot, view.n_kv_heads, view.head_dim)
+                   * kv_item_bytes(view.type))
 
 
-cdef inline const float* scales_of(const View* view, Py_ssize_t page) noexcept nogil:
+cdef inline const float* scales_of(const View* view, const char* page) noexcept nogil:
     """PAGE scales of the keys; those of the values are n_kv_heads * PAGE further on."""
-    return <const float*>(
-        page_of(view, page) + kv_scale_offset(view.kv_head, 0, view.n_kv_heads, view.head_dim))
+    return <const float*>(page + kv_scale_offset(view.kv_head, 0, view.n_kv_heads, view.head_dim))
 
 
 # --------------------------------------------------------------------------------- prefetching
@@ -170,6 +177,7 @@ cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
     """
     cdef Py_ssize_t i, low, high
     cdef const View* view
+    cdef const char* page
     cdef const float* scales
     if cursor.is_at_values:
         cursor.is_at_values = False
@@ -183,15 +191,16 @@ cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
     else:
         cursor.is_at_values = True
     view = cursor.view
+    page = page_of(view, cursor.page)
     low = max(view.first - cursor.page * PAGE, <Py_ssize_t>0)
     high = min(view.last - cursor.page * PAGE + 1, <Py_ssize_t>PAGE)
     if cursor.is_at_values:
-        cursor.at = values_of(view, cursor.page, low)
+        cursor.at = values_of(view, page, low)
     else:
         low -= low % LANES
         high = (high + LANES - 1) // LANES * LANES
-        cursor.at = keys_of(view, cursor.page, low)
-        scales = scales_of(view, cursor.page)
+        cursor.at = keys_of(view, page, low)
+        scales = scales_of(view, page)
         for i in range(low, high if view.type == KV_INT8 else 0, 16):
             prefetch_t0(scales + i)
             prefetch_t0(scales + view.n_kv_heads * PAGE + i)
@@ -303,9 +312,10 @@ cdef void attend_page(Partial* partial, const View* view, Py_ssize_t page, Py_ss
     cdef Py_ssize_t g, d, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef Py_ssize_t D = view.head_dim
     cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
-    cdef const float* scales = scales_of(view, page)
+    cdef const char* data = page_of(view, page)
+    cdef const float* scales = scales_of(view, data)
     memset(scores, 0, sizeof(scores))
-    weighted_sum(scores + begin, PAGE, partial.q, D, keys_of(view, page, begin), LANES, LANES * D,
+    weighted_sum(scores + begin, PAGE, partial.q, D, keys_of(view, data, begin), LANES, LANES * D,
                  view.type, partial.n_heads, D, end - begin, cursor)
     for g in range(partial.n_heads):
         if view.type == KV_INT8:
@@ -318,7 +328,7 @@ cdef void attend_page(Partial* partial, const View* view, Py_ssize_t page, Py_ss
             scale_lanes(scores + g * PAGE, scales + view.n_kv_heads * PAGE, low, high)
         if view.type != KV_F32:
             round_to_13_bits(scores + g * PAGE + begin, high - begin)
-    weighted_sum(partial.out, D, scores + low, PAGE, values_of(view, page, low), D, LANES,
+    weighted_sum(partial.out, D, scores + low, PAGE, values_of(view, data, low), D, LANES,
                  view.type, partial.n_heads, high - low, D, cursor)
 
 

@@ -10,168 +10,21 @@ from .kv_page cimport (
     KV_F16, KV_F32, KV_INT8, LANES, PAGE, SPLIT, SPLIT_PAGES, kv_item_bytes, kv_key_item,
     kv_n_splits, kv_scale_offset, kv_slot_of, kv_value_item,
 )
-from .lookup cimport (
-    LOOKUP, LOOKUP_COLS, LOOKUP_ENTRIES, lookup_columns, lookup_fold, lookup_index, lookup_most,
-    lookup_rows, lookup_tables,
-)
 from .simd cimport (
-    PREFETCH_DISTANCE, ROWS, ROWS_1, TILE_TOKENS, f16_of_f32, f32_add, f32_div, f32_exp, f32_load,
-    f32_load_bf16, f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_round_to_13_bits,
-    f32_set1, f32_store, f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below,
-    f32x16, prefetch_nta, prefetch_t0, prefetch_t1, ternary_row, ternary_row_1, ternary_tile,
-    ternary_tile_1, ternary_tile_1_streaming,
+    PREFETCH_DISTANCE, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
+    f32_load_f16, f32_load_i8, f32_max, f32_mul, f32_of_f16, f32_round_to_13_bits, f32_set1,
+    f32_store, f32_store_f16, f32_store_i8, f32_sub, f32_sum, f32_zero, f32_zero_below, f32x16,
+    prefetch_nta, prefetch_t0, prefetch_t1,
 )
 from .table cimport (
-    MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K,
-    ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, Coarse, Kernels, View,
+    BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32,
+    ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
+    ROWS_Q8_0, Coarse, Kernels, View,
 )
 
-ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                         const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
-                         Py_ssize_t n, Py_ssize_t n_vectors, const char* ahead) noexcept nogil
-
-cdef extern from "weighted_sum.h" nogil:
-    enum: WEIGHTED_SUM_VECTORS
-    WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
-
-cdef extern from "screen.h" nogil:
-    enum: COARSE                        # whether this instruction set gains by it
-    enum: PLANE_BITS
-    void coarse_dots(int32_t* sums, const int8_t* row, const int8_t* x, Py_ssize_t x_stride,
-                     const int32_t* x_sums, Py_ssize_t n_inputs, Py_ssize_t n) noexcept
-    uint8_t coarse_found(const int32_t* sums, double scale, double error, double norm,
-                         const double* step, const double* errors, const double* rests,
-                         double least, const double* more, const double* thresholds) noexcept
-    void screen_dot(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
-                    Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
-                    Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept
-
-cdef enum:
-    BLOCK_BYTES = 32    # 128 ternary codes; loops over LANES say 16, as Cython wants a literal
+# Sixteen partial sums: loops over LANES say 16, as a step that Cython knows makes a plain C loop.
 
 
-# ------------------------------------------------------------------------------------ ternary
-cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, const int8_t* x,
-                         Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
-                         Py_ssize_t n_blocks, bint streaming) noexcept nogil:
-    cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
-    if n_tokens == 1:
-        ternary_matvec(out, w, x, n_rows, n_blocks, streaming)
-        return
-    for i in range(n_rows // ROWS):
-        r = i * ROWS
-        ternary_tile(out + r, out_stride, w + r * row_bytes, row_bytes, x, x_stride, n_tokens,
-                     n_blocks)
-    for r in range(n_rows - n_rows % ROWS, n_rows):
-        ternary_row(out + r, out_stride, w + r * row_bytes, row_bytes, x, x_stride, n_tokens,
-                    n_blocks)
-
-
-cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
-                         Py_ssize_t n_blocks, bint streaming) noexcept nogil:
-    """The first bytes are asked for here, as a thread may come from elsewhere: 1.04 times the speed
-    of two threads, whose chunks lie apart."""
-    cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
-    cdef Py_ssize_t n_ahead = min(<Py_ssize_t>PREFETCH_DISTANCE, n_rows * row_bytes)
-    for i in range(0, n_ahead if streaming else 0, 64):
-        prefetch_nta(w + i)
-    for i in range(n_rows // ROWS_1):
-        r = i * ROWS_1
-        if streaming:
-            ternary_tile_1_streaming(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
-        else:
-            ternary_tile_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
-    for r in range(n_rows - n_rows % ROWS_1, n_rows):
-        ternary_row_1(out + r, w + r * row_bytes, row_bytes, x, n_blocks)
-
-
-cdef void apply_scales(float* out, Py_ssize_t out_stride, const int32_t* sums,
-                       Py_ssize_t sums_stride, const float* scales, Py_ssize_t scale_step,
-                       const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
-                       Py_ssize_t n_tokens, bint add) noexcept nogil:
-    cdef Py_ssize_t t
-    cdef int32_t code_sum
-    for t in range(n_tokens):
-        code_sum = code_sums[t] if code_sums else 0
-        if scale_step:                              # constants, so that gcc makes vectors of it
-            scale_row(out, sums, scales, 1, inv_scale[t], code_sum, n_rows, add)
-        else:
-            scale_row(out, sums, scales, 0, inv_scale[t], code_sum, n_rows, add)
-        out += out_stride
-        sums += sums_stride
-
-
-cdef inline void scale_row(float* out, const int32_t* sums, const float* scales,
-                           Py_ssize_t scale_step, float inv_scale, int32_t code_sum, Py_ssize_t n,
-                           bint add) noexcept nogil:
-    cdef Py_ssize_t i
-    if add:
-        for i in range(n):
-            out[i] += <float>(sums[i] - code_sum) * (scales[i * scale_step] * inv_scale)
-    else:
-        for i in range(n):
-            out[i] = <float>(sums[i] - code_sum) * (scales[i * scale_step] * inv_scale)
-
-
-cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil:
-    cdef Py_ssize_t begin, i, end
-    cdef uint8_t both
-    for begin in range(0, n_bytes, 4096):       # bits of all codes of 4 KiB first, then which byte
-        end = min(begin + 4096, n_bytes)
-        both = 0
-        for i in range(begin, end):
-            both |= w[i] & (w[i] >> 1)
-        if both & 0x55:
-            for i in range(begin, end):
-                if w[i] & (w[i] >> 1) & 0x55:
-                    return i
-    return -1
-
-
-cdef inline int32_t largest_bits(const float* x, Py_ssize_t n) noexcept nogil:
-    """The bits of the largest |x|: as integers they may be compared in any order, NaN is largest"""
-    cdef const int32_t* bits = <const int32_t*>x
-    cdef int32_t magnitude, largest = 0
-    cdef Py_ssize_t i
-    for i in range(n):
-        magnitude = bits[i] & 0x7FFFFFFF
-        largest = magnitude if magnitude > largest else largest
-    return largest
-
-
-cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float* x,
-                   Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil:
-    """Per-token absmax (BitNet b1.58): s = 127 / max(|x|, 1e-5), code = round half even (x s).
-
-    A row with a NaN or an infinity gets codes 0 and 1 / s = NaN, so that it cannot pass unseen.
-    """
-    cdef int32_t largest = largest_bits(x, n), total = 0
-    cdef int8_t tail[LANES]
-    cdef float biggest, scale
-    cdef f32x16 factor
-    cdef Py_ssize_t i
-    memset(out + n, 0, n_padded - n)
-    if largest >= 0x7F800000:
-        memset(out, 0, n)
-        inv_scale[0] = NAN
-        code_sum[0] = 0
-        return
-    memcpy(&biggest, &largest, 4)
-    scale = 127.0 / (biggest if biggest > <float>1e-5 else <float>1e-5)
-    factor = f32_set1(scale)
-    for i in range(0, n - LANES + 1, 16):
-        f32_store_i8(out + i, f32_mul(f32_load(x + i), factor))
-    if n % LANES:
-        i = n - n % LANES
-        f32_store_i8(tail, f32_mul(load_some(x + i, n % LANES), factor))
-        memcpy(out + i, tail, n % LANES)
-    for i in range(n):
-        total += out[i]
-    inv_scale[0] = <float>1.0 / scale
-    code_sum[0] = total
-
-
-# -------------------------------------------------------------------------------- norm and gates
 cdef inline f32x16 load_some(const float* x, Py_ssize_t n) noexcept nogil:
     """The n < 16 floats at x, and zeros."""
     cdef float padded[LANES]
@@ -264,9 +117,54 @@ cdef void exp(float* out, const float* x, Py_ssize_t n) noexcept nogil:
         store_some(out + i, f32_exp(load_some(x + i, n % LANES)), n % LANES)
 
 
-include "attention.pxi"
+cdef inline int32_t largest_bits(const float* x, Py_ssize_t n) noexcept nogil:
+    """The bits of the largest |x|: as integers they may be compared in any order, NaN is largest"""
+    cdef const int32_t* bits = <const int32_t*>x
+    cdef int32_t magnitude, largest = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        magnitude = bits[i] & 0x7FFFFFFF
+        largest = magnitude if magnitude > largest else largest
+    return largest
+
+
+cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float* x,
+                   Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil:
+    """Per-token absmax (BitNet b1.58): s = 127 / max(|x|, 1e-5), code = round half even (x s).
+
+    A row with a NaN or an infinity gets codes 0 and 1 / s = NaN, so that it cannot pass unseen.
+    """
+    cdef int32_t largest = largest_bits(x, n), total = 0
+    cdef int8_t tail[LANES]
+    cdef float biggest, scale
+    cdef f32x16 factor
+    cdef Py_ssize_t i
+    memset(out + n, 0, n_padded - n)
+    if largest >= 0x7F800000:
+        memset(out, 0, n)
+        inv_scale[0] = NAN
+        code_sum[0] = 0
+        return
+    memcpy(&biggest, &largest, 4)
+    scale = 127.0 / (biggest if biggest > <float>1e-5 else <float>1e-5)
+    factor = f32_set1(scale)
+    for i in range(0, n - LANES + 1, 16):
+        f32_store_i8(out + i, f32_mul(f32_load(x + i), factor))
+    if n % LANES:
+        i = n - n % LANES
+        f32_store_i8(tail, f32_mul(load_some(x + i, n % LANES), factor))
+        memcpy(out + i, tail, n % LANES)
+    for i in range(n):
+        total += out[i]
+    inv_scale[0] = <float>1.0 / scale
+    code_sum[0] = total
+
+
+include "ternary.pxi"
 include "lookup.pxi"
+include "attention.pxi"
 include "rows.pxi"
+include "screen.pxi"
 
 
 cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes, bint streaming) noexcept nogil:
@@ -292,8 +190,8 @@ cdef Kernels table = Kernels(
     attention_split=attention_split, attention_merge=attention_merge, screen_dot=screen_dot,
     ternary_lookup=ternary_lookup, apply_scales=apply_scales, screen_coarse=screen_coarse,
     tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
-if not LOOKUP:
+if not HAS_LOOKUP:
     table.ternary_lookup = NULL
-if not COARSE:
+if not HAS_COARSE:
     table.screen_coarse = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

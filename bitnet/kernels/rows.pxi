@@ -1,10 +1,11 @@
-# Rows of an embedding or a head in every type of formats/floats.py, rounded as it is done there.
+# Rows of an embedding or a head, dequantized and multiplied: layouts and rounding are those of
+# formats/float_blocks.py.
 
 cdef enum:
-    CHUNK = 256                         # weights: one block of the K types, eight of the others
+    SUPERBLOCK = 256                    # weights: one block of the K types, eight of the others
 
-cdef struct Chunk:                      # weight j is scale[j / 16] * code[j] + offset[j / 16]
-    int8_t code[CHUNK]
+cdef struct Superblock:                 # weight j is scale[j / 16] * code[j] + offset[j / 16]
+    int8_t code[SUPERBLOCK]
     float scale[LANES]
     float offset[LANES]                 # -0.0 for none: adding it changes nothing, not even -0.0
 
@@ -19,7 +20,7 @@ cdef inline float half_at(const uint8_t* p) noexcept nogil:
     return f32_of_f16(half)
 
 
-cdef inline void set_32(Chunk* c, Py_ssize_t i, float scale, float offset) noexcept nogil:
+cdef inline void set_32(Superblock* c, Py_ssize_t i, float scale, float offset) noexcept nogil:
     """Scale and offset of the weights 32 i to 32 i + 31."""
     c.scale[2 * i] = c.scale[2 * i + 1] = scale
     c.offset[2 * i] = c.offset[2 * i + 1] = offset
@@ -34,7 +35,8 @@ cdef inline void split_nibbles(int8_t* code, const uint8_t* nibbles, Py_ssize_t 
         code[n + j] = nibbles[j] >> 4
 
 
-cdef const uint8_t* unpack_q8_0(Chunk* c, const uint8_t* block, Py_ssize_t n_blocks) noexcept nogil:
+cdef const uint8_t* unpack_q8_0(Superblock* c, const uint8_t* block,
+                                Py_ssize_t n_blocks) noexcept nogil:
     """34 bytes: f16 d, int8 q; d q."""
     cdef Py_ssize_t b
     for b in range(n_blocks):
@@ -44,18 +46,19 @@ cdef const uint8_t* unpack_q8_0(Chunk* c, const uint8_t* block, Py_ssize_t n_blo
     return block
 
 
-cdef inline uint64_t each(uint64_t byte) noexcept nogil:
+cdef inline uint64_t repeat_byte(uint64_t byte) noexcept nogil:
     """A byte eight times."""
     return byte * <uint64_t>0x0101010101010101
 
 
-cdef inline uint64_t fifths(uint32_t bits) noexcept nogil:
+cdef inline uint64_t fifth_bits(uint32_t bits) noexcept nogil:
     """The lowest eight bits, each as 16 in a byte of its own."""
-    cdef uint64_t apart = each(bits & 255) & <uint64_t>0x8040201008040201   # bit k alone in byte k
-    return (apart + each(127)) >> 3 & each(16)          # 127 more sets bit 7 where it is not 0
+    # bit k alone in byte k; 127 more sets bit 7 where it is not 0
+    cdef uint64_t apart = repeat_byte(bits & 255) & <uint64_t>0x8040201008040201
+    return (apart + repeat_byte(127)) >> 3 & repeat_byte(16)
 
 
-cdef inline const uint8_t* unpack_32(Chunk* c, const uint8_t* block, Py_ssize_t n_blocks,
+cdef inline const uint8_t* unpack_32(Superblock* c, const uint8_t* block, Py_ssize_t n_blocks,
                                      bint has_min, bint has_fifth) noexcept nogil:
     """f16 d, f16 m if any, u32 of fifth bits if any, 16 bytes of nibbles: d q + m, or d times q
     less half its range. Eight codes a word: gcc makes poor code of loops of 16 bytes."""
@@ -70,16 +73,16 @@ cdef inline const uint8_t* unpack_32(Chunk* c, const uint8_t* block, Py_ssize_t 
             block += 4
         for k in range(4):
             memcpy(&codes, block + 8 * (k & 1), 8)
-            codes = codes >> (4 * (k >> 1)) & each(15)
+            codes = codes >> (4 * (k >> 1)) & repeat_byte(15)
             if has_fifth:
-                codes |= fifths(fifth >> 8 * k)
-            codes = (codes + each(128 - middle)) ^ each(128)        # less middle, signed
+                codes |= fifth_bits(fifth >> 8 * k)
+            codes = (codes + repeat_byte(128 - middle)) ^ repeat_byte(128)  # less middle, signed
             memcpy(c.code + 32 * b + 8 * k, &codes, 8)
         block += 16
     return block
 
 
-cdef const uint8_t* unpack_iq4_nl(Chunk* c, const uint8_t* block,
+cdef const uint8_t* unpack_iq4_nl(Superblock* c, const uint8_t* block,
                                   Py_ssize_t n_blocks) noexcept nogil:
     """18 bytes: f16 d, nibbles that number the values of a table."""
     cdef Py_ssize_t b, j
@@ -94,18 +97,19 @@ cdef const uint8_t* unpack_iq4_nl(Chunk* c, const uint8_t* block,
     return block
 
 
-cdef inline const uint8_t* unpack_k(Chunk* c, const uint8_t* block, bint has_fifth) noexcept nogil:
+cdef inline const uint8_t* unpack_k(Superblock* c, const uint8_t* block,
+                                    bint has_fifth) noexcept nogil:
     """f16 d, f16 dmin, 12 bytes of scales and minimums, 32 bytes of fifth bits if any, nibbles:
     d s q - dmin m for each 32. Bit i of fifth byte j belongs to weight 32 i + j."""
     cdef Py_ssize_t i, j
-    cdef float d = half_at(block), least = half_at(block + 2)
+    cdef float d = half_at(block), d_min = half_at(block + 2)
     cdef const uint8_t* s = block + 4
     cdef const uint8_t* fifth = block + 16
     cdef const uint8_t* nibbles = block + 48 if has_fifth else block + 16
     for i in range(4):
-        set_32(c, i, d * (s[i] & 63), -(least * (s[4 + i] & 63)))
+        set_32(c, i, d * (s[i] & 63), -(d_min * (s[4 + i] & 63)))
         set_32(c, 4 + i, d * (s[8 + i] & 15 | s[i] >> 6 << 4),
-               -(least * (s[8 + i] >> 4 | s[4 + i] >> 6 << 4)))
+               -(d_min * (s[8 + i] >> 4 | s[4 + i] >> 6 << 4)))
         split_nibbles(c.code + 64 * i, nibbles + 32 * i, 32)
     if has_fifth:
         for i in range(8):
@@ -114,7 +118,7 @@ cdef inline const uint8_t* unpack_k(Chunk* c, const uint8_t* block, bint has_fif
     return nibbles + 128
 
 
-cdef const uint8_t* unpack_q6_k(Chunk* c, const uint8_t* block) noexcept nogil:
+cdef const uint8_t* unpack_q6_k(Superblock* c, const uint8_t* block) noexcept nogil:
     """210 bytes: low nibbles 128, high bit pairs 64, int8 scales 16, f16 d; d s (q - 32)."""
     cdef Py_ssize_t h, i, j
     cdef float d = half_at(block + 208)
@@ -137,8 +141,9 @@ cdef const uint8_t* unpack_q6_k(Chunk* c, const uint8_t* block) noexcept nogil:
     return block + 210
 
 
-cdef const uint8_t* unpack(Chunk* c, const uint8_t* block, int type, Py_ssize_t n) noexcept nogil:
-    """The next n <= CHUNK weights of a row; returns where the ones after them are."""
+cdef const uint8_t* unpack(Superblock* c, const uint8_t* block, int type,
+                           Py_ssize_t n) noexcept nogil:
+    """The next n <= SUPERBLOCK weights of a row; returns where the ones after them are."""
     if type == ROWS_Q8_0:
         return unpack_q8_0(c, block, n // 32)
     if type == ROWS_Q4_0:
@@ -163,7 +168,7 @@ cdef inline bint is_float(int type) noexcept nogil:
     return type == ROWS_F32 or type == ROWS_F16 or type == ROWS_BF16
 
 
-cdef inline f32x16 load_codes(const Chunk* c, Py_ssize_t i) noexcept nogil:
+cdef inline f32x16 load_codes(const Superblock* c, Py_ssize_t i) noexcept nogil:
     return f32_add(f32_mul(f32_set1(c.scale[i]), f32_load_i8(c.code + LANES * i)),
                    f32_set1(c.offset[i]))
 
@@ -187,7 +192,7 @@ cdef inline f32x16 load_last(const uint8_t* row, int type, Py_ssize_t n) noexcep
 
 cdef void dequantize_row(float* out, const uint8_t* row, int type,
                          Py_ssize_t n_cols) noexcept nogil:
-    cdef Chunk chunk
+    cdef Superblock block
     cdef Py_ssize_t i, j, n, rest = n_cols % LANES
     if is_float(type):
         for i in range(0, n_cols - LANES + 1, 16):
@@ -195,22 +200,22 @@ cdef void dequantize_row(float* out, const uint8_t* row, int type,
         store_some(out + n_cols - rest, load_last(row, type, n_cols), rest)
         return
     for i in range(0, n_cols, 256):
-        n = min(<Py_ssize_t>CHUNK, n_cols - i)
-        row = unpack(&chunk, row, type, n)
+        n = min(<Py_ssize_t>SUPERBLOCK, n_cols - i)
+        row = unpack(&block, row, type, n)
         for j in range(n // LANES):
-            f32_store(out + i + LANES * j, load_codes(&chunk, j))
+            f32_store(out + i + LANES * j, load_codes(&block, j))
 
 
 cdef float block_row_dot(const uint8_t* row, const float* x, int type,
                          Py_ssize_t n_cols) noexcept nogil:
-    cdef Chunk chunk
+    cdef Superblock block
     cdef f32x16 acc = f32_zero()
     cdef Py_ssize_t i, j, n
     for i in range(0, n_cols, 256):
-        n = min(<Py_ssize_t>CHUNK, n_cols - i)
-        row = unpack(&chunk, row, type, n)
+        n = min(<Py_ssize_t>SUPERBLOCK, n_cols - i)
+        row = unpack(&block, row, type, n)
         for j in range(n // LANES):
-            acc = f32_add(acc, f32_mul(load_codes(&chunk, j), f32_load(x + i + LANES * j)))
+            acc = f32_add(acc, f32_mul(load_codes(&block, j), f32_load(x + i + LANES * j)))
     return f32_sum(acc)
 
 
@@ -230,7 +235,7 @@ cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
                     Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
     """Four rows of floats at once, n a multiple of 16: four chains hide an addition's time.
 
-    The next four are asked for meanwhile: their streams are too short for the hardware to guess.
+    The next four are prefetched meanwhile: their streams are too short for the hardware to guess.
     """
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef const uint8_t* next_rows = rows + 4 * row_bytes
@@ -247,7 +252,7 @@ cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
 
 
 cdef void matvec_rows(float* out, const uint8_t* rows, const float* x, int type,
-                   Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
+                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t i, r = 0
     if not is_float(type):
         for r in range(n_rows):
@@ -262,7 +267,7 @@ cdef void matvec_rows(float* out, const uint8_t* rows, const float* x, int type,
 
 
 cdef void matvec_rows_4(float** out, const uint8_t* rows, const float** x, int type,
-                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
+                        Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t r, t
     cdef float dots[4]
     for r in range(n_rows):
@@ -276,7 +281,7 @@ cdef void matvec_rows_4(float** out, const uint8_t* rows, const float** x, int t
 
 cdef void float_row_dots(float* out, const uint8_t* row, const float** x, int type,
                          Py_ssize_t n) noexcept nogil:
-    """One row times four inputs: each number is read and converted once, the next row asked for."""
+    """One row times four inputs: a number is read and converted once, the next row prefetched."""
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef Py_ssize_t i, rest = n % LANES, item = 4 if type == ROWS_F32 else 2
     for i in range(0, n - LANES + 1, 16):
@@ -298,33 +303,17 @@ cdef void float_row_dots(float* out, const uint8_t* row, const float** x, int ty
 
 cdef void block_row_dots(float* out, const uint8_t* row, const float** x, int type,
                          Py_ssize_t n_cols) noexcept nogil:
-    cdef Chunk chunk
+    cdef Superblock block
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef Py_ssize_t i, j, k, n
     for i in range(0, n_cols, 256):
-        n = min(<Py_ssize_t>CHUNK, n_cols - i)
-        row = unpack(&chunk, row, type, n)
+        n = min(<Py_ssize_t>SUPERBLOCK, n_cols - i)
+        row = unpack(&block, row, type, n)
         for j in range(n // LANES):
-            v = load_codes(&chunk, j)
+            v = load_codes(&block, j)
             k = i + LANES * j
             acc0 = f32_add(acc0, f32_mul(v, f32_load(x[0] + k)))
             acc1 = f32_add(acc1, f32_mul(v, f32_load(x[1] + k)))
             acc2 = f32_add(acc2, f32_mul(v, f32_load(x[2] + k)))
             acc3 = f32_add(acc3, f32_mul(v, f32_load(x[3] + k)))
     out[0], out[1], out[2], out[3] = f32_sum(acc0), f32_sum(acc1), f32_sum(acc2), f32_sum(acc3)
-
-
-cdef void screen_coarse(uint8_t* found, const int8_t* rows, const float* bounds, const int8_t* x,
-                        Py_ssize_t x_stride, const Coarse* inputs, const double* more,
-                        Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
-    cdef double error, norm
-    cdef int32_t sums[8]
-    cdef Py_ssize_t r
-    memset(sums, 0, sizeof(sums))
-    for r in range(n_rows):
-        coarse_dots(sums, rows + r * n, x, x_stride, inputs.sum, inputs.n, n)
-        error, norm = bounds[3 * r + 1], bounds[3 * r + 2]
-        found[r] = coarse_found(sums, bounds[3 * r], error, norm, inputs.step, inputs.error,
-                                inputs.rest, inputs.least, more + 8 * r, inputs.threshold)
-        if not (error + norm) * inputs.norm < 1e38:     # no bounds at all
-            found[r] = 255

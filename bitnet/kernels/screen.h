@@ -4,84 +4,11 @@
  * bytes read the planes, the others the codes. |row| < 128, |c| <= 127 * 128 and n <= 8192, so that
  * every int32 lane below stays in its range: at most 512 * 2 * 127 * 16256 = 2.11e9. */
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-/* dpbusd wants one operand unsigned: a code with its top bit turned is 128 more. Registers of 32
- * bytes on AVX-512 too: with 64, loads come in bursts, and 328 MB take 12.6 ms instead of 9.8. */
-#if defined(__AVX512VNNI__)
-#define SCREEN_DOT _mm256_dpbusd_epi32
-#else
-#define SCREEN_DOT _mm256_dpbusd_avx_epi32
-#endif
-enum { SCREEN_STEP = 32, SCREEN_OFFSET = 128 };
-typedef struct { __m256i high, low; } screen_vec;
-static inline screen_vec screen_zero(void) {
-    return (screen_vec){_mm256_setzero_si256(), _mm256_setzero_si256()};
-}
-static inline screen_vec screen_input(const int16_t *x, ptrdiff_t n, ptrdiff_t j) {
-    const int8_t *high = (const int8_t *)(x + n) + j;
-    return (screen_vec){_mm256_loadu_si256((const __m256i *)high),
-                        _mm256_loadu_si256((const __m256i *)(high + n))};
-}
-static inline screen_vec screen_add(screen_vec sum, const int8_t *w, screen_vec x) {
-    const __m256i u = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w),
-                                       _mm256_set1_epi8(-128));
-    return (screen_vec){SCREEN_DOT(sum.high, u, x.high), SCREEN_DOT(sum.low, u, x.low)};
-}
-/* a plane's sum is at most 8192 * 255 * 127 = 2.7e8 */
-static inline int64_t screen_sum(const screen_vec *a) {
-    const __m256i s = _mm256_hadd_epi32(_mm256_add_epi32(a[0].high, a[1].high),
-                                        _mm256_add_epi32(a[0].low, a[1].low));
-    int32_t sums[4];
-    _mm_storeu_si128((__m128i *)sums, _mm_add_epi32(_mm256_castsi256_si128(s),
-                                                    _mm256_extracti128_si256(s, 1)));
-    return 128 * (int64_t)(sums[0] + sums[1]) + sums[2] + sums[3];
-}
-
-#elif defined(__AVX2__)
-/* maddubs would saturate: 2 * 255 * 127 is beyond int16. Words: at most 2.11e9 a lane. */
-enum { SCREEN_STEP = 16, SCREEN_OFFSET = 0 };
-typedef __m256i screen_vec;
-static inline screen_vec screen_zero(void) { return _mm256_setzero_si256(); }
-static inline screen_vec screen_input(const int16_t *x, ptrdiff_t n, ptrdiff_t j) {
-    (void)n;
-    return _mm256_loadu_si256((const __m256i *)(x + j));
-}
-static inline screen_vec screen_add(screen_vec sum, const int8_t *w, screen_vec x) {
-    const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
-}
-static inline int64_t screen_sum(const screen_vec *a) {
-    int32_t lanes[8];
-    int64_t total = 0;
-    _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi32(a[0], a[1]));
-    for (int i = 0; i < 8; i++) total += lanes[i];
-    return total;
-}
-
-#elif defined(__ARM_NEON) && defined(BITNET_NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { SCREEN_STEP = 16, SCREEN_OFFSET = 0 };
-typedef struct { int32x4_t high, low; } screen_vec;
-typedef struct { int8x16_t high, low; } screen_planes;
-static inline screen_vec screen_zero(void) {
-    return (screen_vec){vdupq_n_s32(0), vdupq_n_s32(0)};
-}
-static inline screen_planes screen_input(const int16_t *x, ptrdiff_t n, ptrdiff_t j) {
-    const int8_t *high = (const int8_t *)(x + n) + j;
-    return (screen_planes){vld1q_s8(high), vld1q_s8(high + n)};
-}
-static inline screen_vec screen_add(screen_vec sum, const int8_t *w, screen_planes x) {
-    const int8x16_t codes = vld1q_s8(w);
-    return (screen_vec){vdotq_s32(sum.high, codes, x.high), vdotq_s32(sum.low, codes, x.low)};
-}
-static inline int64_t screen_sum(const screen_vec *a) {
-    return 128 * vaddlvq_s32(vaddq_s32(a[0].high, a[1].high))
-           + vaddlvq_s32(vaddq_s32(a[0].low, a[1].low));
-}
-
-#else                                   /* plain C, which compilers make NEON's smlal of */
-enum { SCREEN_STEP = 8, SCREEN_OFFSET = 0 };
+#if !defined(SCREEN_STEP)               /* plain C, which compilers make NEON's smlal of */
+#define SCREEN_STEP 8
+#define SCREEN_OFFSET 0
 typedef struct { int32_t v[8]; } screen_vec;
 static inline screen_vec screen_zero(void) { return (screen_vec){{0}}; }
 static inline const int16_t *screen_input(const int16_t *x, ptrdiff_t n, ptrdiff_t j) {
@@ -122,24 +49,8 @@ static inline int64_t screen_row(const int8_t *w, const int16_t *x, ptrdiff_t n,
 
 /* Several inputs that share a row: but for the first of them all is in a cache, and instructions
  * are the limit. */
-#if defined(__AVX512VNNI__)
-enum { SCREEN_WIDE = 64 };
-typedef struct { __m512i high, low; } screen_wide;
-static inline screen_wide screen_wide_zero(void) {
-    return (screen_wide){_mm512_setzero_si512(), _mm512_setzero_si512()};
-}
-static inline screen_wide screen_wide_add(screen_wide sum, const int8_t *w, const int16_t *x,
-                                          ptrdiff_t n, ptrdiff_t j) {
-    const int8_t *high = (const int8_t *)(x + n) + j;
-    const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
-    return (screen_wide){_mm512_dpbusd_epi32(sum.high, u, _mm512_loadu_si512(high)),
-                         _mm512_dpbusd_epi32(sum.low, u, _mm512_loadu_si512(high + n))};
-}
-static inline int64_t screen_wide_sum(screen_wide a) {
-    return 128 * (int64_t)_mm512_reduce_add_epi32(a.high) + _mm512_reduce_add_epi32(a.low);
-}
-#else
-enum { SCREEN_WIDE = SCREEN_STEP };
+#if !defined(SCREEN_WIDE)
+#define SCREEN_WIDE SCREEN_STEP
 typedef screen_vec screen_wide;
 static inline screen_wide screen_wide_zero(void) { return screen_zero(); }
 static inline screen_wide screen_wide_add(screen_wide sum, const int8_t *w, const int16_t *x,
@@ -188,34 +99,9 @@ static void screen_dot(int64_t *out, ptrdiff_t out_stride, const int8_t *rows, c
 }
 
 /* High planes of up to eight inputs times one row: enough for bounds of most rows. What comes next
- * is asked for twice: loads come in bursts, and some prefetches are lost (eight inputs: 350 cycles
- * a row from memory, 450 where asked for once, 230 from the second cache). */
-#if defined(__AVX512VNNI__)
-enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 128 };       /* |h| <= 127 */
-#define coarse_dot vec_dot
-static inline vec coarse_codes(const int8_t *w) {
-    return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
-}
-#elif defined(__AVX2__)
-static inline vec coarse_codes(const int8_t *w) {
-    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi8(-128));
-}
-#if defined(__AVXVNNI__)
-enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 128 };
-#define coarse_dot vec_dot
-#else                                                   /* |h| <= 64: 2 * 255 * 64 is an int16 */
-enum { COARSE = 1, PLANE_BITS = 8, COARSE_OFFSET = 128 };
-static inline vec coarse_dot(vec sum, vec w, vec x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x),
-                                                   _mm256_set1_epi16(1)));
-}
-#endif
-#elif defined(__ARM_NEON) && defined(BITNET_NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { COARSE = 1, PLANE_BITS = 7, COARSE_OFFSET = 0 };
-#define coarse_dot vec_dot
-static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_t *)w); }
-#endif
-#if defined(__AVX2__) || defined(coarse_dot)
+ * is prefetched twice: loads come in bursts, and some prefetches are lost (eight inputs: 350 cycles
+ * a row from memory, 450 where prefetched once, 230 from the second cache). */
+#if defined(HAS_COARSE)
 #define COARSE_STEP(T, SUM)                                                                       \
     do {                                                                                          \
         const vec w = coarse_codes(row + j);                                                      \
@@ -225,7 +111,7 @@ static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_
         }                                                                                         \
         UNROLL for (int t = 0; t < T; t++)                                                        \
             sum[t][SUM] = coarse_dot(sum[t][SUM], w, vec_codes((const uint8_t *)x[t] + j));       \
-        j += STEP_BYTES;                                                                          \
+        j += VEC_BYTES;                                                                           \
     } while (0)
 #define COARSE_ROW(NAME, T, SUMS)                                                                 \
     static void NAME(int32_t *sums, const int8_t *row, const int8_t **x, ptrdiff_t n) {           \
@@ -233,9 +119,9 @@ static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_
         ptrdiff_t j = 0;                                                                          \
         UNROLL for (int t = 0; t < T; t++)                                                        \
             UNROLL for (int i = 0; i < SUMS; i++) sum[t][i] = vec_zero();                         \
-        while (j + SUMS * STEP_BYTES <= n)                                                        \
+        while (j + SUMS * VEC_BYTES <= n)                                                         \
             UNROLL for (int i = 0; i < SUMS; i++) COARSE_STEP(T, i);                              \
-        while (j + STEP_BYTES <= n) COARSE_STEP(T, 0);                                            \
+        while (j + VEC_BYTES <= n) COARSE_STEP(T, 0);                                             \
         UNROLL for (int t = 0; t < T; t++)                                                        \
             UNROLL for (int i = 1; i < SUMS; i++) sum[t][0] = vec_add(sum[t][0], sum[t][i]);      \
         UNROLL for (int t = 0; t < T; t += 4)                                                     \
@@ -263,22 +149,23 @@ typedef double double8 __attribute__((vector_size(64), aligned(8), may_alias));
 typedef int64_t int64x8 __attribute__((vector_size(64)));
 typedef int32_t int32x8 __attribute__((vector_size(32), aligned(4), may_alias));
 #define OF(p) (*(const double8 *)(p))
-static inline uint8_t coarse_found(const int32_t *sums, double scale, double error, double norm,
-                                   const double *step, const double *errors, const double *rests,
-                                   double least, const double *more, const double *thresholds) {
+static inline uint8_t coarse_mask(const int32_t *sums, double scale, double error, double norm,
+                                  const double *step, const double *errors, const double *rests,
+                                  double least, const double *more, const double *thresholds) {
     const double8 dots = __builtin_convertvector(*(const int32x8 *)sums, double8);
     const double8 u = scale * OF(step) * dots + error * OF(errors) + norm * OF(rests) + least
                       + OF(more);
     const int64x8 below = (u * (1 + 0x1p-21) + 0x1p-124 < OF(thresholds))
                           & (u * (1 - 0x1p-21) + 0x1p-124 < OF(thresholds));
     const int64x8 bits = ~below & (int64x8){1, 2, 4, 8, 16, 32, 64, 128};
-    int64_t found = 0;
-    for (int t = 0; t < 8; t++) found |= bits[t];
-    return (uint8_t)found;
+    int64_t mask = 0;
+    for (int t = 0; t < 8; t++) mask |= bits[t];
+    return (uint8_t)mask;
 }
 #undef OF
 #else
-enum { COARSE = 0, PLANE_BITS = 7 };    /* a plane is no faster than all bits */
+#define HAS_COARSE 0                    /* a plane is no faster than all bits */
+#define PLANE_BITS 7
 #define coarse_dots(sums, row, x, x_stride, x_sums, n_inputs, n) ((void)0)
-#define coarse_found(sums, scale, error, norm, step, errors, rests, least, more, thresholds) 0
+#define coarse_mask(sums, scale, error, norm, step, errors, rests, least, more, thresholds) 0
 #endif

@@ -1,8 +1,8 @@
-"""simd.h and ternary.h as Cython sees them: sixteen floats, and a tile of ternary dot products."""
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t
+"""simd/simd.h as Cython sees it: sixteen floats, conversions of one, prefetches."""
+from libc.stdint cimport int8_t, uint16_t
 
 
-cdef extern from "simd.h" nogil:
+cdef extern from "simd/simd.h" nogil:
     ctypedef struct f32x16:
         pass                            # opaque, whatever the register width
     f32x16 f32_zero() noexcept
@@ -29,22 +29,4 @@ cdef extern from "simd.h" nogil:
     float f32_of_f16(uint16_t h) noexcept
     uint16_t f16_of_f32(float f) noexcept
 
-    enum: PREFETCH_DISTANCE
-
-
-cdef extern from "ternary.h" nogil:
-    enum: ROWS                          # of a tile of two tokens and more
-    enum: TILE_TOKENS                   # at most
-    enum: ROWS_1                        # of a tile of one token
-    void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
-                      const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,
-                      Py_ssize_t n_blocks) noexcept
-    void ternary_row(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
-                     const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,
-                     Py_ssize_t n_blocks) noexcept
-    void ternary_tile_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
-                        Py_ssize_t n_blocks) noexcept
-    void ternary_tile_1_streaming(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes,
-                                  const int8_t* x, Py_ssize_t n_blocks) noexcept
-    void ternary_row_1(int32_t* out, const uint8_t* w, Py_ssize_t row_bytes, const int8_t* x,
-                       Py_ssize_t n_blocks) noexcept
+    enum: PREFETCH_DISTANCE             # bytes

@@ -1,8 +1,8 @@
 /* Tiles of ternary dot products: rows of codes times int8 activations, out of simd.h's vec. */
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
-#if !defined(BITNET_SCALAR)
+#if defined(VEC_BYTES)
 #ifndef VEC_HAS_TAIL
 #define VEC_HAS_TAIL(n_blocks) 0
 static inline vec vec_codes_tail(const uint8_t *w) { return vec_codes(w); }
@@ -11,19 +11,16 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 }
 #endif
 
-/* A value in a register of its own. gcc reads codes again for every field, copies sums about around
- * a dpbusd, adds products in a tree and spills half of them: 434 instead of 485 G weights x
+/* PIN: a value in a register of its own. gcc reads codes again for every field, copies sums about
+ * around a dpbusd, adds products in a tree and spills half of them: 434 instead of 485 G weights x
  * tokens/s with AVX-512, one token at 39 instead of 53 GB/s with AVX-VNNI. */
-#ifndef PIN
-#define PIN(v)
-#endif
 
 /* A tile's steps: STEP(R, N, CODES, INPUT) adds those of R rows to ACC, R x N sums. They are int32
  * in sum, or first int16 in acc and folded into sum every FOLD steps. Both where one is enough, and
  * gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
-#define ASK(R, PREFETCH)                                                                          \
-    UNROLL for (int i = 0; i < R * STEP_BYTES; i += 64)                                           \
-        PREFETCH(w + R * STEP_BYTES * s + i + PREFETCH_DISTANCE)
+#define PREFETCH_ROWS(R, PREFETCH)                                                                \
+    UNROLL for (int i = 0; i < R * VEC_BYTES; i += 64)                                            \
+        PREFETCH(w + R * VEC_BYTES * s + i + PREFETCH_DISTANCE)
 #define ZERO(SUMS, R, N)                                                                          \
     UNROLL for (int r = 0; r < R; r++)                                                            \
         UNROLL for (int i = 0; i < N; i++) SUMS[r][i] = vec_zero()
@@ -35,7 +32,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
         vec acc[R][N];                                                                            \
         ZERO(acc, R, N);                                                                          \
         for (end = n_steps - s < FOLD ? n_steps : s + FOLD; s < end; s++) {                       \
-            ASK(R, PREFETCH);                                                                     \
+            PREFETCH_ROWS(R, PREFETCH);                                                           \
             STEP(R, N, vec_codes, vec_input);                                                     \
         }                                                                                         \
         UNROLL for (int r = 0; r < R; r++)                                                        \
@@ -47,19 +44,19 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     ZERO(sum, R, N);                                                                              \
     ptrdiff_t s = 0;                                                                              \
     for (; s < n_steps; s++) {                                                                    \
-        ASK(R, PREFETCH);                                                                         \
+        PREFETCH_ROWS(R, PREFETCH);                                                               \
         STEP(R, N, vec_codes, vec_input);                                                         \
     }                                                                                             \
     if (VEC_HAS_TAIL(n_blocks)) STEP(R, N, vec_codes_tail, vec_input_tail);
 #endif
 
 /* out[t * out_stride + r] = sum of code * x along row r and token t. R and T are constants, so that
- * the sums stay in registers: 2 x 4 of AVX2's 16, 4 x 5 of AVX-512's 32. */
+ * the sums stay in registers. */
 #define STEP_T(R, T, CODES, INPUT)                                                                \
     do {                                                                                          \
         vec p[R];                                                                                 \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
-            p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);                                     \
+            p[r] = CODES(w + r * row_bytes + VEC_BYTES * s);                                      \
             PIN(p[r]);                                                                            \
         }                                                                                         \
         UNROLL for (int f = 0; f < 4; f++) {                                                      \
@@ -94,7 +91,7 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 #define STEP_1(R, SUMS, CODES, INPUT)                                                             \
     do {                                                                                          \
         vec p[R];                                                                                 \
-        UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + STEP_BYTES * s);      \
+        UNROLL for (int r = 0; r < R; r++) p[r] = CODES(w + r * row_bytes + VEC_BYTES * s);       \
         UNROLL for (int f = 0; f < 4; f++) {                                                      \
             const vec v = INPUT(x, s, f);                                                         \
             UNROLL for (int r = 0; r < R; r++)                                                    \
@@ -106,12 +103,12 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     static void NAME(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes, const int8_t *x,        \
                      ptrdiff_t n_blocks) {                                                        \
         const ptrdiff_t n_steps = vec_steps(n_blocks);                                            \
-        vec sum[R][SUMS_1], total[R];                                                             \
-        ALL_STEPS(STEP_1, R, SUMS_1, VEC_FOLD * SUMS_1 / 4, PREFETCH)                             \
+        vec sum[R][TILE_1_SUMS], total[R];                                                        \
+        ALL_STEPS(STEP_1, R, TILE_1_SUMS, VEC_FOLD * TILE_1_SUMS / 4, PREFETCH)                   \
         int32_t sums[4];                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                      \
             total[r] = vec_scale_back(sum[r][0], 0);                                              \
-            UNROLL for (int i = 1; i < SUMS_1; i++)                                               \
+            UNROLL for (int i = 1; i < TILE_1_SUMS; i++)                                          \
                 total[r] = vec_add(total[r], vec_scale_back(sum[r][i], i));                       \
         }                                                                                         \
         vec_sums(sums, total[0], total[R - 1], total[0], total[0]);                               \
@@ -119,18 +116,18 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
     }
 
 /* Several tokens together: the fields of a code are taken apart once for all of them. */
-#if defined(__AVX512VNNI__)
-TERNARY_TILE(ternary_tile_5, ROWS, 5)
+#if TILE_TOKENS == 5
+TERNARY_TILE(ternary_tile_5, TILE_ROWS, 5)
 TERNARY_TILE(ternary_row_5, 1, 5)
 #else
 #define ternary_tile_5 ternary_tile_4           /* never asked for: TILE_TOKENS is 4 */
 #define ternary_row_5 ternary_row_4
 #endif
-TERNARY_TILE(ternary_tile_4, ROWS, 4)           /* prefill and batches */
-TERNARY_TILE(ternary_tile_3, ROWS, 3)
-TERNARY_TILE(ternary_tile_2, ROWS, 2)
-TERNARY_TILE_1(ternary_tile_1, ROWS_1, prefetch_t1)             /* decode: several rows in flight */
-TERNARY_TILE_1(ternary_tile_1_streaming, ROWS_1, prefetch_nta)
+TERNARY_TILE(ternary_tile_4, TILE_ROWS, 4)           /* prefill and batches */
+TERNARY_TILE(ternary_tile_3, TILE_ROWS, 3)
+TERNARY_TILE(ternary_tile_2, TILE_ROWS, 2)
+TERNARY_TILE_1(ternary_tile_1, TILE_1_ROWS, prefetch_t1)        /* decode: several rows in flight */
+TERNARY_TILE_1(ternary_tile_1_streaming, TILE_1_ROWS, prefetch_nta)
 TERNARY_TILE(ternary_row_4, 1, 4)               /* the last rows, where they do not fill a tile */
 TERNARY_TILE(ternary_row_3, 1, 3)
 TERNARY_TILE(ternary_row_2, 1, 2)
@@ -139,7 +136,9 @@ TERNARY_TILE_1(ternary_row_1, 1, prefetch_t1)
     (n_tokens == 5 ? NAME##_5 : n_tokens == 4 ? NAME##_4 : n_tokens == 3 ? NAME##_3 : NAME##_2)   \
     (out, out_stride, w, row_bytes, x, x_stride, n_blocks)
 #else                                           /* plain C, the definition */
-enum { ROWS = 1, TILE_TOKENS = 4, ROWS_1 = 1 };
+#define TILE_ROWS 1
+#define TILE_TOKENS 4
+#define TILE_1_ROWS 1
 static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_bytes,
                                  const int8_t *x, ptrdiff_t n_blocks) {
     (void)row_bytes;
@@ -157,7 +156,7 @@ static inline void ternary_row_1(int32_t *out, const uint8_t *w, ptrdiff_t row_b
         ternary_row_1(out + t * out_stride, w, row_bytes, x + t * x_stride, n_blocks)
 #endif
 
-/* ROWS rows, or one, of 2 to TILE_TOKENS tokens: out[t * out_stride + r] */
+/* TILE_ROWS rows, or one, of 2 to TILE_TOKENS tokens: out[t * out_stride + r] */
 static inline void ternary_tile(int32_t *out, ptrdiff_t out_stride, const uint8_t *w,
                                 ptrdiff_t row_bytes, const int8_t *x, ptrdiff_t x_stride,
                                 ptrdiff_t n_tokens, ptrdiff_t n_blocks) {

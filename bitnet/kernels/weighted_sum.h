@@ -1,11 +1,9 @@
 /* The inner loops of attention: weighted sums of rows, for one to four heads that share them. */
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
-#if defined(__AVX512VNNI__)
-enum { WEIGHTED_SUM_VECTORS = 16 };     /* registers to hide the latency of sums are there */
-#else
-enum { WEIGHTED_SUM_VECTORS = 4 };
+#if !defined(WEIGHTED_SUM_VECTORS)
+#define WEIGHTED_SUM_VECTORS 4
 #endif
 
 static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .sequence_state import SequenceState, attention_parts
+
 LINEARS = {  # of a block: (outputs, inputs) as names of widths
     "self_attn.q_proj": ("q", "hidden"),
     "self_attn.k_proj": ("kv", "hidden"),
@@ -34,6 +36,7 @@ class Architecture:
     norms: {tensor of a block: its width, "hidden", "q", "ffn" or "head"}.
     hf_names, gguf_names: {tensor: its name in the file} where that is not the usual one.
     from_hf, from_gguf: (config._Fields) -> further fields of ModelConfig.
+    state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     """
 
     name: str
@@ -49,6 +52,15 @@ class Architecture:
     always_masters: bool = False  # HF folders hold masters without a quantization_config
     from_hf: Callable = _nothing
     from_gguf: Callable = _nothing
+    state_parts: Callable = attention_parts
+
+    def new_state(self, config, pool, *, capacity, dtype, sinks=0):
+        """An empty SequenceState, which takes memory of the pool as it is used.
+
+        capacity: tokens that are seen at once. dtype, sinks: as of KVCache.
+        """
+        parts = self.state_parts(config, pool, capacity=capacity, dtype=dtype, sinks=sinks)
+        return SequenceState(parts, capacity=capacity, dtype=dtype)
 
     def hf_name(self, tensor):
         """layers.0.self_attn.attn_sub_norm -> layers.0.self_attn.inner_attn_ln"""

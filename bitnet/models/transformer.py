@@ -1,7 +1,7 @@
-"""The forward pass of a ternary transformer: embedding, the blocks of its family, final norm, head.
+"""The forward pass of a ternary transformer: embedding, its architecture's blocks, final norm, head.
 
-Knows arithmetic; knows no text and no file format. The graph of a block is in families/. All work
-arrays are taken from the pool once, so that a step allocates nothing.
+Knows arithmetic; knows no text and no file format. The graph of a block is in the architecture's
+file. All work arrays are taken from the pool once (see workspace.py): a step allocates nothing.
 """
 
 from itertools import accumulate
@@ -20,16 +20,24 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
-from ..errors import FormatError, PoolExhausted
+from ..errors import FormatError
 from ..runtime import mmap
-from ..runtime.kv_cache import KVCache
 from .lm_head_screen import MAX_ROWS, Backoff
 from .registry import ARCHITECTURES
 from .rope import inverse_frequencies
+from .workspace import (
+    MAX_BATCH,
+    WorkArray,
+    activation_arrays,
+    quantized_arrays,
+    screen_arrays,
+    thread_arrays,
+    work_arrays,
+)
 
 
 class Binder:
-    """What a family's block takes its weights from: one layer of a model, bound for ops.
+    """What an architecture's block takes its weights from: one layer of a model, bound for ops.
 
     config: ModelConfig. layer: its number. window: positions it sees, 0 for all. rope_theta: its
     RoPE base. query_scale: what queries are to be multiplied with.
@@ -44,7 +52,7 @@ class Binder:
         self._transformer, self._weights = transformer, weights
 
     def norm(self, name, scale=1.0):
-        """The norm of this name, a copy in the pool, its weight times scale."""
+        """The norm of this name, its weight times scale."""
         return self._transformer.bind_norm(self._weights, f"layers.{self.layer}.{name}", scale)
 
     def linear(self, *names):
@@ -60,41 +68,47 @@ class Binder:
 class Transformer:
     """A model bound to its mapped weights.
 
-    weights: of weights.open(). pool: where norms and work arrays come from.
-    n_threads: threads of every operation (may be changed between calls). context: positions a
-    sequence may have. max_batch: rows of one forward pass at most. max_sequences: sequences of one.
+    weights: of weights.open(). pool: where work arrays come from. n_threads: threads of every
+    operation (may be changed between calls). context: positions a sequence may have. max_batch:
+    rows of one forward pass at most. max_sequences: sequences of one. prefetch: whether the first
+    pass asks for each layer's pages while it computes the one before.
     """
 
-    def __init__(self, weights, pool, *, n_threads=1, context=None, max_batch=256, max_sequences=1):
+    def __init__(
+        self, weights, pool, *,
+        n_threads=1, context=None, max_batch=MAX_BATCH, max_sequences=1, prefetch=False,
+    ):  # fmt: skip
         self.config = config = weights.config
         self.pool = pool
         self.context = context or config.max_position_embeddings
         self.max_batch, self.max_sequences = max_batch, max_sequences
         self.vocab_size = config.vocab_size
-        n_partials = ops.partials_floats(config.num_attention_heads, config.head_dim)
-        partials = pool.array((n_partials,), np.float32, "scratch")
-        self.batch = Batch(max_batch, max_sequences, n_threads, partials=partials)
-        self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are wanted
+        arrays = work_arrays(
+            config, n_rows=max_batch, n_sequences=max_sequences, n_threads=n_threads,
+            has_screen=weights.screen is not None,
+        )  # fmt: skip
+        self._arrays = {array.name: array.take(pool) for array in arrays}  # until they are bound
+        self.batch = Batch(
+            max_batch, max_sequences, n_threads,
+            partials=self._arrays["attention.partials"], workspace=self._arrays.get("threads"),
+        )  # fmt: skip
+        self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
         self.embed_tokens = self._rows(weights, "embed_tokens")
         self.lm_head = self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
-        self.screen, self._patience = self._screen(weights), Backoff()
+        self.screen, self._backoff = self._screen(weights), Backoff()
         self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
         block = ARCHITECTURES[config.family].block
         self.layers = [block(Binder(self, weights, i)) for i in range(config.num_hidden_layers)]
-        self.prefetch = False  # whether the first pass asks for pages a layer ahead
-        self.make_room = None  # a function that frees memory of the pool, or returns False
+        self._prefetches = prefetch
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
-        self.scratch = self._scratch(max_batch)
-        self.n_threads = n_threads
-        self.logits = self._matrix(max_sequences, config.vocab_size, "logits")
+        self.activations = self._activations()
+        self.logits = Matrix(self._arrays.pop("logits"))
+        self._arrays = None
 
     # ------------------------------------------------------------------------------------ binding
-    def _matrix(self, n_rows, n_cols, purpose="scratch"):
-        return Matrix(self.pool.array((n_rows, n_cols), np.float32, purpose))
-
     def _rows(self, weights, name):
         rows = weights.rows(name)
         return QuantizedRows(rows.data, rows.type, rows.n_cols)
@@ -103,16 +117,15 @@ class Transformer:
         """The bound screen of the head, None where it is too small for one."""
         if weights.screen is None:
             return None
-        take = self.pool.array
-        return Screen(*weights.screen, lambda shape, dtype: take(shape, dtype, "scratch"))
+        work = iter([self._arrays[array.name] for array in screen_arrays(self.config)])
+        return Screen(*weights.screen, lambda shape, dtype: next(work))
 
     def _head_data(self, weights):
         return weights.screen[0] if weights.screen else weights.rows("lm_head").data
 
     def bind_norm(self, weights, name, scale=1.0):
-        values = weights.vector(name)
-        copy = self.pool.array(values.shape, np.float32, "norms")
-        np.multiply(values, np.float32(scale), out=copy)
+        copy = self._arrays[name]
+        np.multiply(weights.vector(name), np.float32(scale), out=copy)
         return Norm(copy, self.config.rms_norm_eps)
 
     def bind_linear(self, weights, layer, names):
@@ -125,35 +138,22 @@ class Transformer:
         return linear
 
     def bind_rope(self, theta):
-        c, n_rows = self.config, self.max_batch + self.max_sequences
+        c = self.config
         if theta not in self._ropes:
-            frequencies = self.pool.array((c.head_dim // 2,), np.float32, "rope")
+            frequencies = self._arrays[f"rope.{theta}.frequencies"]
             frequencies[:] = inverse_frequencies(c.head_dim, theta)
-            turns = self.pool.array((2, n_rows, c.head_dim // 2), np.float32, "rope")
+            cos_sin = self._arrays[f"rope.{theta}.cos_sin"]
             trained = c.max_position_embeddings
-            self._ropes[theta] = Rope(frequencies, turns, c.rope_interleaved, trained)
+            self._ropes[theta] = Rope(frequencies, cos_sin, c.rope_interleaved, trained)
         return self._ropes[theta]
 
-    def _scratch(self, n):
-        """Work arrays of one forward pass; codes are as wide as the widest linear input."""
-        c = self.config
-        has_norms = "self_attn.q_proj.norm" in ARCHITECTURES[c.family].norms
-        q_width = c.num_attention_heads * c.head_dim
-        padded = -(-max(c.hidden_size, q_width, c.intermediate_size) // 128) * 128
-        return SimpleNamespace(
-            hidden=self._matrix(n, c.hidden_size),
-            normed=self._matrix(n, c.hidden_size),
-            qkv=self._matrix(n, q_width + 2 * c.num_key_value_heads * c.head_dim),
-            attended=self._matrix(n, q_width),
-            gate_up=self._matrix(n, 2 * c.intermediate_size),
-            gated=self._matrix(n, c.intermediate_size),
-            projected=self._matrix(n, c.hidden_size) if has_norms else None,
-            codes=QuantizedActivations(
-                self.pool.array((n, padded), np.int8, "scratch"),
-                self.pool.array((n,), np.float32, "scratch"),
-                self.pool.array((n,), np.int32, "scratch"),
-            ),
-        )
+    def _activations(self):
+        """What a block's graph works on: a Matrix for each of activation_arrays, and codes."""
+        arrays = self._arrays
+        names = [array.name for array in activation_arrays(self.config, self.max_batch)]
+        codes = [arrays[array.name] for array in quantized_arrays(self.config, self.max_batch)]
+        matrices = {name: Matrix(arrays[name]) for name in names}
+        return SimpleNamespace(**matrices, codes=QuantizedActivations(*codes))
 
     # ------------------------------------------------------------------------------------- public
     @property
@@ -163,48 +163,49 @@ class Transformer:
 
     @n_threads.setter
     def n_threads(self, n):
-        n_rows = max(linear.min_rows for layer in self._linears for linear, _ in layer)
-        n_bytes = ops.workspace_bytes(n_rows)
-        if n_bytes and self.batch.n_workspaces < n:
-            self.batch.set_workspace(self.pool.array((n, n_bytes), np.uint8, "scratch"))
+        for array in thread_arrays(self.config, n):
+            if self.batch.n_workspaces < n:
+                self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
     def reserve_logits(self, n_rows):
         """Take room for so many rows of logits; PoolExhausted."""
         if n_rows > self.logits.n_rows:
-            self.logits = self._matrix(n_rows, self.vocab_size, "logits")
+            self.logits = self._more_logits(n_rows)
 
-    def new_cache(self, capacity=None, dtype="f16"):
-        """An empty KVCache for one sequence of up to ``capacity`` tokens (None: the context)."""
+    def _more_logits(self, n_rows):
+        shape = (n_rows, self.vocab_size)
+        return Matrix(WorkArray("logits", shape, np.float32, "logits").take(self.pool))
+
+    def new_state(self, capacity=None, dtype="f16", sinks=0):
+        """An empty SequenceState for up to ``capacity`` tokens (None: the context).
+
+        dtype: of cached keys and values. sinks: 0, or more for a window that moves: see KVCache.
+        """
         if capacity is not None and not 0 < capacity <= self.context:
             raise ValueError(f"capacity: {capacity} (1 to the context, {self.context})")
-        return KVCache(
-            self.pool,
-            n_layers=self.config.num_hidden_layers,
-            n_kv_heads=self.config.num_key_value_heads,
-            head_dim=self.config.head_dim,
-            capacity=capacity or self.context,
-            dtype=dtype,
+        return ARCHITECTURES[self.config.family].new_state(
+            self.config, self.pool, capacity=capacity or self.context, dtype=dtype, sinks=sinks
         )
 
-    def forward(self, token_ids, sequences, *, logits="last", wanted=None, after_layer=None):
-        """Run a ragged batch and append it to the sequences' caches.
+    def forward(self, token_ids, sequences, *, logits="last", queries=None, after_layer=None):
+        """Run a ragged batch and append it to the sequences' states.
 
         token_ids: int32 (n,), the new tokens of all sequences, one sequence after the other.
-        sequences: list of (KVCache, n_tokens). logits: "last" gives float32 (n_sequences, vocab),
-        "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list says of
-        how many of its last tokens each sequence wants them: (sum, vocab). The result is read-only
-        and valid until the next call. wanted: None, or an iterable, read where there is a screen,
-        of a head.LogitsQuery for each row of logits, None for all: others may be ops.screened, the least
-        float32. after_layer(i, hidden) is called behind each layer with float32 (n, hidden), to
-        look at.
+        sequences: list of (SequenceState, n_tokens). logits: "last" gives float32 (n_sequences,
+        vocab), "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list
+        says of how many of its last tokens each sequence wants them: (sum, vocab). The result is
+        read-only and valid until the next call. queries: None, or an iterable, read where there is
+        a screen, of a LogitsQuery for each row of logits, None for all of its logits: others may
+        be ops.screened, the least float32. after_layer(i, hidden) is called behind each layer with
+        float32 (n, hidden), to look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
-        rows = wanted_rows(sequences, logits)
-        batch, s = self._set_batch(sequences), self.scratch
+        rows = logits_rows(sequences, logits)
+        batch, s = self._set_batch(sequences), self.activations
         for rope in self._ropes.values():
             ops.rope_table(rope, batch)
         scale = self.config.embedding_scale
@@ -217,23 +218,21 @@ class Transformer:
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
         self._unchecked = self._mapped = None
-        out = self._head(s, rows, logits == "hidden", wanted)
+        out = self._head(s, rows, logits == "hidden", queries)
         self._check_maps()
-        for cache, n_tokens in sequences:
-            cache.advance(n_tokens)
+        for state, n_tokens in sequences:
+            state.advance(n_tokens)
         return out
 
     def _set_batch(self, sequences):
-        """Reserve room in every cache; where the pool has none, what others can do without goes."""
-        while True:
-            try:
-                return self.batch.set(sequences)
-            except PoolExhausted:
-                if self.make_room is None or not self.make_room():
-                    raise
+        """The batch of these sequences, with room for their new tokens in every state."""
+        batch = self.batch.set([(state.parts["kv"].cache, n) for state, n in sequences])
+        for state, n_tokens in sequences:
+            state.reserve(n_tokens)
+        return batch
 
-    def _head(self, s, rows, is_hidden, wanted):
-        """The final norm and the float head, over the rows that are wanted."""
+    def _head(self, s, rows, is_hidden, queries):
+        """The final norm and the float head, over the rows whose logits are asked for."""
         if not rows:
             return None
         n, batch = len(rows), self.head_batch.rows_only(len(rows))
@@ -241,28 +240,28 @@ class Transformer:
         ops.rms_norm(s.normed, self.norm, s.normed, batch)
         out = s.normed if is_hidden else self.logits
         if n > out.n_rows:  # evaluation, not decoding
-            out = self._matrix(n, self.vocab_size, "logits")
-        if not is_hidden and not self._is_screened(out, s.normed, batch, wanted):
+            out = self._more_logits(n)
+        if not is_hidden and not self._is_screened(out, s.normed, batch, queries):
             ops.head(out, self.lm_head, s.normed, batch)
         view = out.array()[:n]  # (n, vocab)
         view.flags.writeable = False
         return view
 
-    def _is_screened(self, out, x, batch, wanted):
-        """Whether out has the logits that are wanted, by the screen."""
+    def _is_screened(self, out, x, batch, queries):
+        """Whether out has the logits that queries ask for, by the screen."""
         n = batch.n_tokens
-        if not (wanted is not None and self.screen and n <= MAX_ROWS) or self._patience.is_over():
+        if not (queries is not None and self.screen and n <= MAX_ROWS) or self._backoff.is_over():
             return False
-        rows = list(wanted)
+        rows = list(queries)
         if None in rows:
             return False
         counts = ops.screen(out, self.lm_head, self.screen, x, batch, rows)
-        self._patience.record(2 * counts.count(self.vocab_size) <= n)
+        self._backoff.record(2 * counts.count(self.vocab_size) <= n)
         return True
 
     def _prefetch(self, layer):
         """Ask for the pages of a layer, or of the head behind the last one."""
-        if self.prefetch:
+        if self._prefetches:
             for data in self._mapped[layer]:
                 mmap.willneed(data.ctypes.data, data.nbytes)
 
@@ -277,8 +276,8 @@ class Transformer:
                 raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
 
 
-def wanted_rows(sequences, logits):
-    """The rows of a batch whose logits are wanted; sequences and logits as of forward."""
+def logits_rows(sequences, logits):
+    """The rows of a batch whose logits are asked for; sequences and logits as of forward."""
     lengths = [n for _, n in sequences]
     counts = logits
     if isinstance(logits, str):
@@ -291,6 +290,6 @@ def wanted_rows(sequences, logits):
         raise ValueError(f"logits is {logits}, of sequences of {lengths} tokens")
     return [
         row
-        for end, n_wanted in zip(accumulate(lengths), counts, strict=True)
-        for row in range(end - n_wanted, end)
+        for end, n_rows in zip(accumulate(lengths), counts, strict=True)
+        for row in range(end - n_rows, end)
     ]

@@ -4,33 +4,18 @@ import os
 from importlib import import_module
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memset
 
-from ..kernels.kv_page cimport KV_F16, KV_F32, KV_INT8, PAGE, SPLIT
-from ..kernels.table cimport (
-    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
-    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, Coarse, Kernels, View,
-)
+from ..kernels.table cimport Kernels
 
 from .cpu import UNPROVEN, supported
+from .self_test import KNOWN_ANSWER, answer
 
 log = logging.getLogger("bitnet")
 
 cdef object module = None               # keeps the table alive
 isa = None                              # name of the instruction set in use
 reason = None                           # why it was chosen
-
-cdef enum:
-    COLS = 384                          # three blocks: AVX-512 takes two at a time and one alone
-    N_ROWS = 9                          # whole tiles and a rest on every instruction set
-    N_TOKENS = 5
-    N_BYTES = 864                       # N_ROWS * COLS / 4
-    WIDTH = 379                         # of a screen's rows: COLS - 5
-    DIM = 40                            # no multiple of 16
-
 n_kernels = sizeof(Kernels) // sizeof(void*)    # in the table
-cdef uint32_t KNOWN_ANSWER = 0x9f84e05c         # answer() of the plain C kernels
 
 
 def use(name=None):
@@ -39,15 +24,18 @@ def use(name=None):
     Returns its name. ValueError where this CPU cannot run it (it is not even imported then).
     RuntimeError where the known-answer test of a named one fails; otherwise the next is tried.
     """
-    global isa, reason
+    global isa, kernels, module, reason
     named = name or os.environ.get("BITNET_ISA")
     names = supported()
     if named and named not in names:
         able = ", ".join(names)
         raise ValueError(f"BITNET_ISA: this CPU cannot run {named!r}; it can run {able}")
     for candidate in [named] if named else [n for n in names if n not in UNPROVEN]:
-        found = take(candidate)
+        loaded = import_module(f"bitnet.kernels.{candidate}")
+        found = answer(loaded.capsule)
         if found == KNOWN_ANSWER:
+            module = loaded
+            kernels = <const Kernels*>PyCapsule_GetPointer(loaded.capsule, "bitnet.kernels")
             isa, reason = candidate, "named" if named else "best of " + ", ".join(names)
             return isa
         message = (f"kernels of {candidate} fail their self-test "
@@ -55,217 +43,6 @@ def use(name=None):
         if named or candidate == "generic":
             raise RuntimeError(message)
         log.warning("%s: trying the next", message)
-
-
-cdef uint32_t take(name) except? 0:
-    global kernels, module
-    cdef object loaded = import_module(f"bitnet.kernels.{name}")
-    cdef const Kernels* table = <const Kernels*>PyCapsule_GetPointer(
-        loaded.capsule, "bitnet.kernels")
-    cdef uint32_t found = answer(table)
-    if found == KNOWN_ANSWER:
-        kernels, module = table, loaded
-    return found
-
-
-cdef uint32_t mix(uint32_t sum, const void* data, Py_ssize_t n_bytes) noexcept nogil:
-    """FNV-1a of the bytes."""
-    cdef Py_ssize_t i
-    for i in range(n_bytes):
-        sum = (sum ^ (<const uint8_t*>data)[i]) * <uint32_t>16777619
-    return sum
-
-
-cdef uint32_t answer(const Kernels* k) noexcept nogil:
-    """A hash of what every kernel makes of fixed inputs: the same for all instruction sets."""
-    cdef uint8_t weights[N_BYTES]
-    cdef float x[N_TOKENS * COLS]
-    cdef float y[N_TOKENS * COLS]
-    cdef int8_t codes[N_TOKENS * COLS]
-    cdef float inverse[N_TOKENS]
-    cdef int32_t sums[N_TOKENS]
-    cdef int32_t out[N_ROWS * N_TOKENS]
-    cdef uint32_t seed = 1, hashed = 2166136261u
-    cdef Py_ssize_t i, t
-    for i in range(N_BYTES):
-        seed = seed * 1664525u + 1013904223u            # Numerical Recipes' generator
-        weights[i] = (seed >> 24) & 0xAA                # codes 0 and 2 ...
-        weights[i] |= (seed >> 8) & ~(weights[i] >> 1) & 0x55       # ... and 1 where it is not 2
-    for i in range(N_TOKENS * COLS):
-        seed = seed * 1664525u + 1013904223u
-        x[i] = (<float>(seed >> 8) - <float>8388608.0) / <float>1048576.0      # within +-8
-    for t in range(N_TOKENS):
-        k.quantize(&codes[t * COLS], &inverse[t], &sums[t], &x[t * COLS], COLS - 100, COLS)
-    hashed = mix(hashed, codes, sizeof(codes))
-    hashed = mix(mix(hashed, inverse, sizeof(inverse)), sums, sizeof(sums))
-    for t in range(N_TOKENS):
-        k.ternary_matmul(&out[t * N_ROWS], 0, weights, &codes[t * COLS], COLS, N_ROWS, 1,
-                         COLS // 128, t % 2 == 0)
-    hashed = mix(hashed, out, sizeof(out))
-    if not tiles_agree(k, out, weights, codes):
-        return 0
-    if k.ternary_lookup and not lookup_agrees(k, out, weights, codes, sums):
-        return 0
-    k.rms_norm(y, &x[COLS], x, 1e-5, COLS - 3)
-    k.silu_gate(&y[COLS], x, &x[COLS], COLS - 3)
-    k.relu2_gate(&y[2 * COLS], x, &x[COLS], COLS - 3)
-    k.exp(&y[3 * COLS], x, COLS - 3)
-    k.gelu_gate(&y[4 * COLS], x, &x[COLS], COLS - 3)
-    for t in range(5):
-        hashed = mix(hashed, &y[t * COLS], (COLS - 3) * sizeof(float))
-    if k.screen_coarse and not coarse_agrees(k, codes):
-        return 0
-    hashed = screen_answer(k, hashed, codes)
-    return rows_answer(k, attention_answer(k, hashed, x, y), x, y)
-
-
-cdef bint tiles_agree(const Kernels* k, const int32_t* products, const uint8_t* weights,
-                      const int8_t* codes) noexcept nogil:
-    cdef int32_t out[N_ROWS * N_TOKENS]
-    cdef Py_ssize_t n, i
-    for n in range(2, min(<Py_ssize_t>N_TOKENS, k.tile_tokens) + 1):
-        k.ternary_matmul(out, N_ROWS, weights, codes, COLS, N_ROWS, n, COLS // 128, False)
-        for i in range(n * N_ROWS):
-            if out[i] != products[i]:
-                return False
-    return True
-
-
-cdef bint lookup_agrees(const Kernels* k, const int32_t* products, const uint8_t* weights,
-                        const int8_t* codes, const int32_t* code_sums) noexcept nogil:
-    cdef int32_t sums[16 * N_ROWS]
-    cdef char work[1 << 15]
-    cdef Py_ssize_t t, r
-    k.ternary_lookup(sums, work, weights, codes, COLS, N_ROWS, N_TOKENS, COLS // 128)
-    for t in range(N_TOKENS):
-        for r in range(N_ROWS):
-            if sums[t * N_ROWS + r] != products[t * N_ROWS + r] - code_sums[t]:
-                return False
-    return True
-
-
-cdef uint32_t screen_answer(const Kernels* k, uint32_t hashed, const int8_t* rows) noexcept nogil:
-    """Five rows of codes times one to four inputs, of a width that leaves a rest on every
-    instruction set."""
-    cdef int16_t x[4 * 2 * WIDTH]
-    cdef int8_t* planes
-    cdef int64_t dots[4 * N_TOKENS]
-    cdef int64_t sums[4]
-    cdef Py_ssize_t i, t, n
-    memset(sums, 0, sizeof(sums))
-    for t in range(4):
-        planes = <int8_t*>(x + (2 * t + 1) * WIDTH)
-        for i in range(WIDTH):
-            planes[i], planes[WIDTH + i] = rows[i + t], rows[i + 5 - t] // 2
-            x[2 * t * WIDTH + i] = <int16_t>(128 * planes[i] + planes[WIDTH + i])
-            sums[t] += x[2 * t * WIDTH + i]
-    for n in range(1, 5):
-        k.screen_dot(dots, N_TOKENS, rows, x, 2 * WIDTH, sums, n, N_TOKENS, WIDTH, True)
-        hashed = mix(hashed, dots, n * N_TOKENS * sizeof(int64_t))
-    return hashed
-
-
-cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
-    """Whether dot products of rows and three or eight inputs reach thresholds that they equal, and
-    none that is greater by one."""
-    cdef int8_t x[8 * WIDTH]
-    cdef int32_t dots[8]
-    cdef float* bounds = [1, 0, 0]
-    cdef double zeros[8]
-    cdef Coarse inputs
-    cdef uint8_t found
-    cdef Py_ssize_t n, r, t, i
-    memset(zeros, 0, sizeof(zeros))
-    for n in range(3, 9, 5):
-        for r in range(N_TOKENS):
-            memset(&inputs, 0, sizeof(inputs))
-            inputs.n = n
-            for t in range(n):
-                dots[t] = 0
-                for i in range(WIDTH):
-                    x[t * WIDTH + i] = rows[3 * i + t] >> (k.plane_bits - 7)
-                    inputs.sum[t] += x[t * WIDTH + i]
-                    dots[t] += x[t * WIDTH + i] * rows[r * WIDTH + i]
-                inputs.step[t] = 1
-            for i in range(2):
-                for t in range(n):
-                    inputs.threshold[t] = dots[t] + i
-                k.screen_coarse(&found, rows + r * WIDTH, bounds, x, WIDTH, &inputs, zeros, 1,
-                                WIDTH)
-                if found & ((1 << n) - 1) != (0 if i else (1 << n) - 1):
-                    return False
-    return True
-
-
-cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x,
-                               float* y) noexcept nogil:
-    """Rotation, the KV page in every type, and attention of 5 heads over it, 2 of its slots seen
-    as sinks."""
-    cdef float page[2 * DIM * PAGE]
-    cdef float q[5 * DIM]
-    cdef char* pages[5]                                 # of two splits, all the same one
-    cdef float found[3 * 5 * (DIM + 2)]
-    cdef int[3] types = [KV_F32, KV_F16, KV_INT8]
-    cdef View view
-    cdef Py_ssize_t i, t
-    k.cos_sin(y, y + DIM, x + 100, 12345, False, DIM)
-    k.cos_sin(y + 2 * DIM, y + 3 * DIM, x + 100, 12345, True, DIM)
-    hashed = mix(hashed, y, 4 * DIM * sizeof(float))
-    for t in range(5):
-        pages[t] = <char*>page
-    for t in range(3):
-        memset(page, 0, sizeof(page))
-        for i in range(30):
-            k.store_kv(pages[0], x + 3 * i, x + 500 + 5 * i, i, types[t], 1, DIM)
-        for i in range(5 * DIM):
-            q[i] = x[700 + i] / 256                     # so that no weight is nearly 1
-        k.rope(q, x + 100, x + 200, t == 1, DIM)
-        view = View(&pages[0], 5, types[t], 1, DIM, 0, 3, SPLIT + 29, 2 if t else 0, x + 100,
-                    x + 200, t == 1)
-        k.attention(y, q, &view, NULL, 5)
-        hashed = mix(hashed, y, 5 * DIM * sizeof(float))
-        for i in range(3 if t else 2):
-            k.attention_split(found + i * 5 * (DIM + 2), q, &view, &view, i, 5)
-        k.attention_merge(y, found, 3 if t else 2, 5, DIM)
-        hashed = mix(hashed, y, 5 * DIM * sizeof(float))
-    return hashed
-
-
-cdef uint32_t rows_answer(const Kernels* k, uint32_t hashed, const float* x,
-                          float* y) noexcept nogil:
-    """Rows of a head in every type, dotted and decoded; none of a size where a CPU may flush to 0.
-    """
-    cdef int[9] types = [ROWS_Q4_0, ROWS_Q4_1, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q8_0, ROWS_IQ4_NL,
-                         ROWS_Q4_K, ROWS_Q5_K, ROWS_Q6_K]
-    cdef int[9] n_cols = [320, 320, 320, 320, 320, 320, 256, 256, 256]
-    cdef int[9] n_bytes = [180, 200, 220, 240, 340, 180, 144, 176, 210]
-    cdef float* outputs[4]
-    cdef const float* inputs[4]
-    cdef uint16_t halves[N_ROWS * DIM]
-    cdef uint8_t blocks[2 * 340]
-    cdef uint32_t seed = 1
-    cdef Py_ssize_t i
-    for i in range(N_ROWS * DIM):
-        halves[i] = <uint16_t>(0x3000 + 37 * i)         # f16 and bf16 numbers of moderate size
-    k.matvec_rows(y, <const uint8_t*>x, x + DIM, ROWS_F32, DIM * 4, N_ROWS, DIM)
-    k.matvec_rows(y + N_ROWS, <const uint8_t*>halves, x, ROWS_F16, DIM * 2, N_ROWS, DIM)
-    k.matvec_rows(y + 2 * N_ROWS, <const uint8_t*>halves, x, ROWS_BF16, DIM * 2, N_ROWS,
-                  DIM)
-    hashed = mix(hashed, y, 3 * N_ROWS * sizeof(float))
-    for i in range(4):
-        inputs[i], outputs[i] = x + i, y + i
-    k.matvec_rows_4(outputs, <const uint8_t*>halves, inputs, ROWS_F16, DIM * 2, 1, DIM)
-    hashed = mix(hashed, y, 4 * sizeof(float))
-    for i in range(2 * 340):
-        seed = seed * 1664525u + 1013904223u
-        blocks[i] = (seed >> 24) & 0xBF                 # without bit 14 an f16 is below 2
-    for i in range(9):
-        k.matvec_rows_4(outputs, blocks, inputs, types[i], n_bytes[i], 1, n_cols[i])
-        hashed = mix(hashed, y, 4 * sizeof(float))
-        k.matvec_rows(y, blocks, x, types[i], n_bytes[i], 2, n_cols[i])
-        k.dequantize_row(y + 2, blocks, types[i], n_cols[i])
-        hashed = mix(hashed, y, (2 + n_cols[i]) * sizeof(float))
-    return hashed
 
 
 use()

@@ -8,13 +8,14 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checks import format_bytes
-from .pool import PoolStats
+from .pool import Pool, PoolStats
 
 PROC = "/proc/self"
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -66,7 +67,7 @@ class Entry:
     resident: int | None  # of them in memory; None where the OS does not say
 
 
-def usage():
+def usage() -> Usage:
     """The Usage of this moment (3 ms, and more when gigabytes are mapped)."""
     counted = resource.getrusage(resource.RUSAGE_SELF)
     peak = counted.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -226,22 +227,22 @@ class MemoryReport:
     baseline: Usage = field(repr=False)
     planned: dict[str, int] = field(default_factory=dict)  # bytes by purpose, every slot full
 
-    def growth(self, kind="rss"):
+    def growth(self, kind: str = "rss") -> int | None:
         """Growth of one figure of Usage since the baseline, in bytes; None if unknown."""
         return _minus(getattr(self.now, kind), getattr(self.baseline, kind))
 
-    def explained(self, kind="rss"):
+    def explained(self, kind: str = "rss") -> int | None:
         """Resident bytes of the entries above: "file", "anonymous", or "rss" for both."""
         files = [entry.resident for entry in self.files] + [self.libraries]
         pool = [self.pool_resident] if self.pool else []
         anonymous = pool + [entry.resident for entry in self.stacks + self.heap]
         return _sum({"file": files, "anonymous": anonymous, "rss": files + anonymous}[kind])
 
-    def unexplained(self, kind="rss"):
+    def unexplained(self, kind: str = "rss") -> int | None:
         """Growth that no entry explains; negative when what was there before has shrunk."""
         return _minus(self.growth(kind), self.explained(kind))
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON."""
         names = {"heap": "others", "libraries": "code"}  # in the JSON that 0.1.0 gave
         figures = {names.get(name, name): value for name, value in asdict(self).items()}
@@ -256,7 +257,7 @@ class MemoryReport:
             figures[figure.__name__] = {kind: figure(kind) for kind in ("rss", "anonymous", "file")}
         return figures
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [*self._entry_rows(), *self._process_rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
@@ -319,7 +320,13 @@ def _count(n):
     return f"{n:,}"
 
 
-def measure(mappings=(), pool=None, heap=(), planned=None, baseline=None):
+def measure(
+    mappings: Iterable[tuple[str | os.PathLike[str], int, int]] = (),
+    pool: Pool | None = None,
+    heap: Iterable[tuple[str, int]] = (),
+    planned: dict[str, int] | None = None,
+    baseline: Usage | None = None,
+) -> MemoryReport:
     """The MemoryReport of this moment.
 
     mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; heap: (name,

@@ -94,7 +94,7 @@ class Application:
         return JSON({"status": "draining" if draining else "ready"}, 503 if draining else 200)
 
     async def show_metrics(self, request):
-        text = self.metrics.text(self._worker, self._model._pool.stats())
+        text = self.metrics.text(self._worker, self._model.pool_stats())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, request):
@@ -183,7 +183,7 @@ class Application:
 
         def prompts():
             messages = history(wanted.messages)
-            yield self._model._chat_ids(tools.tell(messages) if tools else messages)
+            yield self._model.encode_chat(tools.tell(messages) if tools else messages)
 
         may_call = tools is not None and tools.may_call
         reply = ChatReply(self.model_name, self._spell, n_logprobs is not None, may_call)
@@ -196,7 +196,7 @@ class Application:
 
         def prompts():
             for prompt in given:
-                yield self._model._ids(prompt)
+                yield self._model.encode_prompt(prompt)
 
         n, most = len(given) * (wanted.n or 1), wanted.max_tokens or 16
         reply = TextReply(self.model_name, self._spell, wanted.logprobs is not None)
@@ -207,7 +207,7 @@ class Application:
         most = wanted.max_output_tokens or self._model.context
 
         def prompts():
-            yield self._model._chat_ids(list(wanted.messages()))
+            yield self._model.encode_chat(list(wanted.messages()))
 
         reply = ResponseReply(wanted, self.model_name)
         return await self._generate(request, wanted, prompts, 1, most, None, reply)
@@ -248,9 +248,14 @@ class Application:
         for index, ids in enumerate(prompts()):
             for choice in range(wanted.n or 1):
                 one = {**options, "seed": (seed + choice) % SEEDS}
-                request = self._model._request(ids, max_tokens=most, **one)
-                request.n_logprobs, request.prompt_index = n_logprobs, index
-                request.constraint = constraint and constraint()
+                request = self._model.request(
+                    ids,
+                    n_logprobs=n_logprobs,
+                    constraint=constraint and constraint(),
+                    max_tokens=most,
+                    **one,
+                )
+                request.prompt_index = index
                 made.append(request)
         return made
 

@@ -86,8 +86,8 @@ class Worker:
 
     def __init__(self, model, n_waiting):
         self.model = model
-        self._scheduler = model._scheduler
-        self._scheduler.is_fair = True
+        self._scheduler = model.scheduler
+        self._scheduler.fair = True
         self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
         self.n_open = 0  # sequences that run or wait, counted in the event loop
@@ -194,8 +194,8 @@ class Worker:
     @staticmethod
     def _news(generation, index, request):
         """At most one (generation, Event): what a request has to say since the last step."""
-        text = "".join(request.pieces)
-        request.pieces.clear()
+        text = "".join(request.deltas)
+        request.deltas.clear()
         logprobs = tuple(request.logprobs)
         request.logprobs.clear()
         if text or logprobs or request.is_done:

@@ -1,6 +1,8 @@
 """Text to token ids and back: prompts, conversations, and text that arrives a token at a time."""
 
 import codecs
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..errors import ContextFull, TemplateError
 from . import vocabulary
@@ -15,11 +17,12 @@ class Tokenizer:
     chat_template: ChatTemplate or None.
     """
 
-    def __init__(self, vocabulary):
+    def __init__(self, vocabulary) -> None:
         self._vocabulary = vocabulary
         self._special = SpecialTokens(vocabulary.special)
-        self.bos_id, self.eos_ids = vocabulary.bos_id, vocabulary.eos_ids
-        self.chat_template = None
+        self.bos_id: int | None = vocabulary.bos_id
+        self.eos_ids: Sequence[int] = vocabulary.eos_ids
+        self.chat_template: ChatTemplate | None = None
         if vocabulary.chat_template is not None:
             bos, eos = (
                 "" if token_id is None else vocabulary.token(token_id) or ""
@@ -36,7 +39,14 @@ class Tokenizer:
         found = vocabulary.from_source(source, config)
         return found and cls(found)
 
-    def encode(self, text, add_bos=True, parse_special=False, limit=None, add_eos=False):
+    def encode(
+        self,
+        text: str,
+        add_bos: bool = True,
+        parse_special: bool = False,
+        limit: int | None = None,
+        add_eos: bool = False,
+    ) -> list[int]:
         """The token ids of a text, a list of int.
 
         add_bos: begin as the model's prompts begin (once, also if the text does so itself).
@@ -52,7 +62,12 @@ class Tokenizer:
         ids = self._ids(pieces, add_bos, limit)
         return ids + self._vocabulary.suffix if add_eos else ids
 
-    def chat(self, messages, add_generation_prompt=True, limit=None):
+    def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        limit: int | None = None,
+    ) -> list[int]:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
@@ -65,19 +80,19 @@ class Tokenizer:
         pieces = self.chat_template.pieces(messages, self._special, add_generation_prompt)
         return self._ids(pieces, True, limit)
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.finish()
 
-    def stream(self, continues=False):
+    def stream(self, continues: bool = False) -> "DecodeStream":
         """A decoder for ids that arrive one by one.
 
         continues: they go on from a text, so that a space in front belongs between the two.
         """
         return DecodeStream(self.token_bytes, self._vocabulary.drops_space and not continues)
 
-    def token_bytes(self, token_id):
+    def token_bytes(self, token_id: int) -> bytes:
         """The bytes of text that a token stands for; none for special and unknown ones."""
         if token_id < 0:
             raise ValueError(f"token id: {token_id} (at least 0)")
@@ -102,17 +117,17 @@ class Tokenizer:
 class DecodeStream:
     """Token ids to text, never half a character: its bytes are held back until it is whole."""
 
-    def __init__(self, token_bytes, drops_space):
+    def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
         self._token_bytes, self._space_to_drop = token_bytes, drops_space
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token_id):
+    def push(self, token_id: int) -> str:
         """The text that this token completes, often "" for a part of an emoji."""
         data = self._token_bytes(token_id)
         if data and self._space_to_drop:
             data, self._space_to_drop = data.removeprefix(b" "), False
         return self._characters.decode(data)
 
-    def finish(self):
+    def finish(self) -> str:
         """The rest: U+FFFD if the ids ended inside a character."""
         return self._characters.decode(b"", final=True)

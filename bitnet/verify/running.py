@@ -43,7 +43,7 @@ class Run:
         transformer = Transformer(
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )
-        cache = transformer.new_cache(dtype="f32")
+        cache = transformer.new_state(dtype="f32")
         kind = "all" if self.config.pooling is None else "hidden"
         sequences = [(cache, len(ids))]
         token_ids = np.array(ids, np.int32)

@@ -507,7 +507,7 @@ def test_an_error_in_the_with_block_is_not_hidden():
 def test_a_load_that_fails_late_keeps_nothing(monkeypatch):
     pools = []
 
-    def fail(*arguments):
+    def fail(*arguments, **keywords):
         raise MemoryError("late")
 
     monkeypatch.setattr(load, "Pool", lambda limit: pools.append(Pool(limit)) or pools[-1])
@@ -561,8 +561,9 @@ def test_import_brings_only_what_is_needed():
 
 def test_names():
     assert all(hasattr(bitnet, name) for name in bitnet.__all__)
-    load = inspect.signature(bitnet.load)
-    assert str(load) == (
+    parameters = inspect.signature(bitnet.load).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    assert str(inspect.Signature(bare)) == (
         "(path=None, *, threads=None, memory_limit=None, context=None, "
         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', "
         "prefix_cache=True, prefix_folder=None, prefix_folder_limit='4GiB')"

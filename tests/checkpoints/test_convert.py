@@ -39,7 +39,7 @@ def outputs(path, sequences, head=True):
     opened = weights.open(path, cache=False, pool=pool)
     model = Transformer(opened, pool, context=512, max_batch=512)
     for ids in sequences:
-        step = [(model.new_cache(dtype="f32"), len(ids))]
+        step = [(model.new_state(dtype="f32"), len(ids))]
         if opened.config.pooling is None:
             yield model.forward(np.asarray(ids, np.int32), step, logits="all").copy()
         else:

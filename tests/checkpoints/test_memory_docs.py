@@ -1,10 +1,7 @@
-"""docs/memory.md says what the planner says, and names files that are there."""
-
-import re
+"""docs/memory.md says what the planner says."""
 
 import pytest
 from support.benches import bench
-from support.paths import ROOT
 
 import bitnet
 
@@ -26,15 +23,7 @@ def test_a_session_takes_what_the_table_says(kv_dtype):
         assert shape == made.SHAPES["bundled"]
         with model.session() as session:
             session.feed([1] * 512)
-            assert model.memory().pool.by_purpose["kv"][0] == made.kv_bytes(c, 512, kv_dtype)
-
-
-def test_files_that_the_document_names_are_there():
-    named = re.findall(r"\b((?:bench|tests|train|bitnet)/[\w/.]+\w)", TEXT)
-    assert len(set(named)) > 10
-    for name in named:
-        assert (ROOT / name).exists(), name
-    assert (ROOT / "docs" / "memory.png").exists()
+            assert model.memory().pool.by_purpose["kv"][0] == made.state_bytes(c, 512, kv_dtype)
 
 
 def test_what_bench_measures_of_sessions(tmp_path):
@@ -43,4 +32,4 @@ def test_what_bench_measures_of_sessions(tmp_path):
     assert found["reused_s"] > 0 and found["tokens"] == 200
     assert sessions.restart(None, 200, rounds=1)["from_file_s"] > 0
     saved = sessions.saved(None, 200, "int8", rounds=1)
-    assert saved["file_bytes"] > 2 * made.kv_bytes(bitnet.load().config, 128, "int8")
+    assert saved["file_bytes"] > 2 * made.state_bytes(bitnet.load().config, 128, "int8")

@@ -13,7 +13,7 @@ from support.paths import DATA
 
 import bitnet
 from bitnet.checkpoints import weights
-from bitnet.checkpoints.memory_plan import kv_bytes, plan
+from bitnet.checkpoints.memory_plan import plan, state_bytes
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
 from bitnet.models.config import ModelConfig
@@ -202,11 +202,11 @@ def test_a_context_beyond_the_models(inspect):
 # ------------------------------------------------------------------------------------- its memory
 def pool_of(transformer, pool, context, kv_dtype, slots):
     """Bytes by purpose with every slot full."""
-    caches = [transformer.new_cache(context, kv_dtype) for _ in range(slots)]
+    caches = [transformer.new_state(context, kv_dtype) for _ in range(slots)]
     for cache in caches:
         cache.reserve(context)
     found = {name: counts[0] for name, counts in pool.stats().by_purpose.items()}
-    assert found["kv"] == slots * kv_bytes(transformer.config, context, kv_dtype)
+    assert found["kv"] == slots * state_bytes(transformer.config, context, kv_dtype)
     for cache in caches:
         cache.close()
     return found

@@ -370,10 +370,10 @@ def texts(model, options):
 def test_text_is_the_same_with_and_without(folder, monkeypatch, options):
     with bitnet.load(slots=3, prefix_cache=False) as model:
         screened = texts(model, options)
-        assert model._scheduler.transformer.screen is not None
+        assert model.scheduler.transformer.screen is not None
     monkeypatch.setattr(lm_head_screen, "LEAST", 1 << 62)
     with bitnet.load(slots=3, prefix_cache=False) as model:
-        assert model._scheduler.transformer.screen is None
+        assert model.scheduler.transformer.screen is None
         assert texts(model, options) == screened
 
 
@@ -390,8 +390,8 @@ def test_evaluation_has_all_logits(folder):
 
 def test_it_is_made_once_and_mapped(folder):
     with bitnet.load() as model:
-        assert model._scheduler.transformer.screen is not None
-        mapped = [str(path) for path, _, _ in model._weights.mappings()]
+        assert model.scheduler.transformer.screen is not None
+        mapped = [str(path) for path, _, _ in model.weights.mappings()]
     ((path, _, _),) = repack_cache.cache_list(folder)
     assert str(path) in mapped
     before = path.stat().st_mtime_ns
@@ -402,12 +402,12 @@ def test_it_is_made_once_and_mapped(folder):
 def test_without_a_cache_there_is_none(folder, monkeypatch):
     monkeypatch.setenv("BITNET_CACHE", "off")
     with bitnet.load() as model:
-        assert model._scheduler.transformer.screen is None
+        assert model.scheduler.transformer.screen is None
 
 
 def test_a_copy_goes_to_the_pool(folder):
     with bitnet.load(mapping="copy") as model:
-        assert all(part.flags.writeable for part in model._weights.screen)
+        assert all(part.flags.writeable for part in model.weights.screen)
         assert model.generate("And", max_tokens=3).token_ids
 
 
@@ -418,7 +418,7 @@ def test_a_damaged_one_is_made_again(folder, caplog):
     data[-4:] = np.float32(np.nan).tobytes()  # the last bound
     path.write_bytes(data)
     with bitnet.load() as model:
-        assert lm_head_screen.is_sound(model._weights.screen[1])
+        assert lm_head_screen.is_sound(model.weights.screen[1])
     assert "rebuilding a damaged sidecar" in caplog.text
 
 
@@ -432,7 +432,7 @@ def test_the_plan_counts_it(folder):
         chosen = memory_plan.Settings(256, "f16", 1, 1, mapping)
         needs = {need.purpose: need.nbytes for need in plan.needs(chosen)}
         with bitnet.load(context=256, threads=1, mapping=mapping) as model:
-            held = model._pool.stats().by_purpose
+            held = model.pool_stats().by_purpose
             assert held["scratch"][0] == needs["scratch"]
             if mapping == "copy":
                 assert held["weights"][0] == needs["weights"]

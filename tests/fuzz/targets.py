@@ -53,7 +53,7 @@ def open_and_run(path):
         context = min(CONTEXT, opened.config.max_position_embeddings)
         model = Transformer(opened, pool, context=context, max_batch=2)
         ids = np.array([0, opened.config.vocab_size - 1][:context], np.int32)
-        model.forward(ids, [(model.new_cache(len(ids)), len(ids))])
+        model.forward(ids, [(model.new_state(len(ids)), len(ids))])
 
 
 def _use(tokenizer):

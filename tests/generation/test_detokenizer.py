@@ -21,13 +21,13 @@ def run(text, prompt=(BOS,), then=END, context=512, **limits):
     """(pieces as streamed, Completion) of a scripted reply."""
     script = says(text, then)
     script.n_prompt = len(prompt)
-    engine = Scheduler(MockTransformer(script, context=context), prefix_cache=False)
+    engine = Scheduler(MockTransformer(script, context=context))
     limits = StopConditions(**{"eos_ids": EOS, **limits})
     text = Detokenizer(ByteTokenizer().stream(), limits.stop)
     request = Request(prompt, make_sampler(Sampling(seed=3), 300), limits, text)
-    pieces = list(engine.pieces(request))
+    pieces = list(engine.stream(request))
     assert "".join(pieces) == request.completion.text
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
     return pieces, request.completion
 
 

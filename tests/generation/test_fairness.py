@@ -23,9 +23,7 @@ def clock(monkeypatch):
 
 
 def fair(transformer, **options):
-    engine = plain(transformer, **options)
-    engine.is_fair = True
-    return engine
+    return plain(transformer, fair=True, **options)
 
 
 @pytest.mark.parametrize("max_batch", [16, 64, 256])
@@ -94,5 +92,5 @@ def test_requests_wait_until_the_pool_has_room_for_all_of_their_tokens():
     engine = plain(model, slots=8)
     requests = [engine.submit(request(max_tokens=500, seed=i)) for i in range(4)]
     while engine.step():
-        assert len(model.open_caches) <= 2
+        assert len(model.open_parts) <= 2
     assert all(r.completion for r in requests)

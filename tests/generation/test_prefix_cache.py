@@ -8,7 +8,7 @@ from support.mock_model import END, VOCAB, ByteTokenizer, MockTransformer
 
 import bitnet
 from bitnet.errors import PoolExhausted
-from bitnet.generation.prefix_cache import WORTH, PrefixCache, common
+from bitnet.generation.prefix_cache import MIN_TOKENS, PrefixCache, common
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
 from bitnet.generation.scheduler import Scheduler
@@ -21,6 +21,10 @@ def request(prompt, max_tokens=5, seed=1):
     sampler = make_sampler(Sampling(temperature=1.0, seed=seed), VOCAB)
     ids = ByteTokenizer().encode(prompt)
     return Request(ids, sampler, StopConditions(max_tokens, eos_ids=frozenset((END,))))
+
+
+def caching(transformer, **options):
+    return Scheduler(transformer, prefix_cache=PrefixCache(), **options)
 
 
 def complete(engine, *prompts, **keywords):
@@ -39,20 +43,20 @@ def test_common():
 
 def test_a_prompt_that_begins_alike_reads_the_rest_only():
     transformer = MockTransformer(max_batch=256)
-    engine = Scheduler(transformer)
+    engine = caching(transformer)
     first = complete(engine, SYSTEM + "Hello?")[0]
     assert first.cached_tokens == 0
     before = rows_read(transformer)
     second = complete(engine, SYSTEM + "Who is there?")[0]
     assert second.cached_tokens == len(SYSTEM) + 1  # and the begin token
     assert rows_read(transformer) - before == len("Who is there?") + 4
-    plain = Scheduler(MockTransformer(max_batch=256), prefix_cache=False)
+    plain = Scheduler(MockTransformer(max_batch=256))
     assert complete(plain, SYSTEM + "Who is there?")[0].token_ids == second.token_ids
 
 
 def test_a_conversation_is_read_once():
     transformer = MockTransformer(max_batch=256)
-    engine, text = Scheduler(transformer), SYSTEM
+    engine, text = caching(transformer), SYSTEM
     for turn in range(5):
         done = complete(engine, text, max_tokens=9)[0]
         assert (
@@ -60,54 +64,54 @@ def test_a_conversation_is_read_once():
         )
         text += bytes(done.token_ids).decode("latin-1")
         text = text.encode("ascii", "replace").decode() + f" turn {turn}: "
-    assert len(engine.prefixes) <= 5
+    assert len(engine.prefix_cache) <= 5
 
 
 def test_the_same_prompt_again_keeps_one_token_to_read():
-    engine = Scheduler(MockTransformer(max_batch=256))
+    engine = caching(MockTransformer(max_batch=256))
     first, again = (complete(engine, SYSTEM)[0] for _ in range(2))
     assert again.token_ids == first.token_ids
     assert again.cached_tokens == again.prompt_tokens - 1
-    assert len(engine.prefixes) == 1
+    assert len(engine.prefix_cache) == 1
 
 
 def test_short_beginnings_are_not_worth_it():
-    engine = Scheduler(MockTransformer(max_batch=256))
+    engine = caching(MockTransformer(max_batch=256))
     complete(engine, "abcdef" + "x" * 20)
     assert complete(engine, "abcdef" + "y" * 20)[0].cached_tokens == 0  # 7 with the begin token
     assert complete(engine, "abcdef" + "x" * 3 + "z")[0].cached_tokens == 10
-    assert WORTH == 8
+    assert MIN_TOKENS == 8
 
 
 def test_running_sequences_are_beginnings_too():
     transformer = MockTransformer(max_batch=256)
-    engine = Scheduler(transformer, slots=2)
+    engine = caching(transformer, slots=2)
     running = engine.submit(request(SYSTEM + "one", max_tokens=50))
     engine.step()
     done = complete(engine, SYSTEM + "two")[0]
     assert done.cached_tokens == len(SYSTEM) + 1 and not running.is_done
     engine.cancel(running)
-    assert len(transformer.open_caches) == 1  # what was cancelled is not kept
+    assert len(transformer.open_parts) == 1  # what was cancelled is not kept
 
 
 def test_those_used_last_stay_within_the_memory_of_the_slots():
     transformer = MockTransformer(max_batch=256, context=128)  # 8 pages of 16
-    engine = Scheduler(transformer, slots=1)
+    engine = caching(transformer, slots=1)
     texts = [letter * 40 for letter in "abc"]  # 46 positions: 3 pages each
     for text in (texts[0], texts[1], texts[0], texts[2]):
         complete(engine, text)
-    assert sum(cache.nbytes for cache in transformer.open_caches) <= 128
+    assert sum(part.nbytes for part in transformer.open_parts) <= 128
     assert complete(engine, texts[0])[0].cached_tokens == 40
     assert complete(engine, texts[1])[0].cached_tokens == 0
 
 
 def test_closing_frees_all():
     transformer = MockTransformer(max_batch=256)
-    engine = Scheduler(transformer)
+    engine = caching(transformer)
     complete(engine, SYSTEM, "x" * 30, "y" * 30)
-    assert transformer.open_caches
+    assert transformer.open_parts
     engine.close()
-    assert not transformer.open_caches
+    assert not transformer.open_parts
 
 
 def test_prefixes_against_a_list():
@@ -116,22 +120,22 @@ def test_prefixes_against_a_list():
     for _ in range(300):
         tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 30))]
         if rng.random() < 0.5:
-            cache = model.new_cache()
-            cache.tokens = list(tokens)
-            ours.keep(tokens, cache)
+            state = model.new_state()
+            state.parts["kv"].tokens = list(tokens)
+            ours.insert(tokens, state)
             kept.append(tokens)
         elif rng.random() < 0.1:
             ours.clear()
             kept.clear()
-            assert not model.open_caches
+            assert not model.open_parts
         else:
-            cache, n = ours.fork(tokens)
+            state, n = ours.fork(tokens)
             arrays = [common(np.array(tokens), np.array(k)) for k in kept]
             best = min(max(arrays, default=0), len(tokens) - 1)
-            assert n == (best if best >= WORTH else 0)
-            if cache is not None:
-                assert cache.tokens == tokens[:n]
-                cache.close()
+            assert n == (best if best >= MIN_TOKENS else 0)
+            if state is not None:
+                assert state.parts["kv"].tokens == tokens[:n]
+                state.close()
 
 
 # with a model -------------------------------------------------------------------------------------

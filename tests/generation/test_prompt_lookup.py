@@ -11,7 +11,7 @@ from support.mock_model import END, VOCAB, ByteTokenizer, MockTransformer
 import bitnet
 from bitnet import ContextFull, PoolExhausted
 from bitnet.generation.detokenizer import Detokenizer
-from bitnet.generation.prompt_lookup import LONGEST_PAUSE, NgramDrafts, find
+from bitnet.generation.prompt_lookup import MAX_PAUSE, NgramDrafts, lookup
 from bitnet.generation.request import Request
 from bitnet.generation.sampling import Sampling, make_sampler
 from bitnet.generation.scheduler import DRAFT_ROWS, Scheduler
@@ -56,7 +56,7 @@ def assert_same(plain, drafted):
     ],
 )
 def test_what_followed_the_longest_latest_match(text, n, expected):
-    assert "".join(map(chr, find(text, n))) == expected
+    assert "".join(map(chr, lookup(text, n))) == expected
 
 
 def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
@@ -72,7 +72,7 @@ def test_drafts_grow_while_they_are_right_and_pause_when_they_are_not():
     assert (drafts.drafted, drafts.accepted) == (34, 20)
     for _ in range(20):
         drafts.record(3, 0)
-    assert [bool(drafts.propose(tokens, 2)) for _ in range(LONGEST_PAUSE + 1)].index(True) == 16
+    assert [bool(drafts.propose(tokens, 2)) for _ in range(MAX_PAUSE + 1)].index(True) == 16
 
 
 def test_a_draft_half_right_is_followed_by_one_of_that_length():
@@ -197,11 +197,12 @@ class Wrong:
         assert n_accepted == 0
 
 
-def request(drafts=None, prompt="ababab", max_tokens=30, n_logprobs=None, **sampling):
+def request(drafts=None, prompt="ababab", max_tokens=30, options=None, **sampling):
     sampler = make_sampler(Sampling(**{"temperature": 1.0, "seed": 1, **sampling}), VOCAB)
     text = Detokenizer(ByteTokenizer().stream())
-    limits = StopConditions(max_tokens, eos_ids=frozenset((END,)))
-    return Request(ByteTokenizer().encode(prompt), sampler, limits, text, n_logprobs, drafts)
+    stopping = StopConditions(max_tokens, eos_ids=frozenset((END,)))
+    ids = ByteTokenizer().encode(prompt)
+    return Request(ids, sampler, stopping, text, drafts=drafts, **(options or {}))
 
 
 def loop(tokens):
@@ -210,17 +211,17 @@ def loop(tokens):
 
 
 def complete(*requests, **options):
-    engine = Scheduler(MockTransformer(loop, **options), slots=4, prefix_cache=False)
+    engine = Scheduler(MockTransformer(loop, **options), slots=4)
     done = engine.complete(requests)
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
     return done, engine.transformer.steps
 
 
 def test_logprobs_and_constraints():
     found = []
     for drafts in (None, NgramDrafts()):
-        one = request(drafts, n_logprobs=2, max_tokens=40)
-        one.constraint = Evens()
+        options = {"n_logprobs": 2, "constraint": Evens()}
+        one = request(drafts, max_tokens=40, options=options)
         complete(one)
         assert one.constraint.accepted == one.completion.token_ids
         found.append((one.logprobs, one.constraint.accepted))
@@ -260,7 +261,7 @@ def test_an_end_token_inside_a_draft():
         def record(self, n_drafted, n_accepted):
             assert (n_drafted, n_accepted) == (8, 5)
 
-    engine = Scheduler(MockTransformer(script), slots=1, prefix_cache=False)
+    engine = Scheduler(MockTransformer(script), slots=1)
     (done,) = engine.complete([request(Right(), prompt="", max_tokens=13)])
     assert (done.text, done.finish_reason) == ("abcde", "stop")
     assert done.token_ids == ending
@@ -299,7 +300,7 @@ def test_an_interrupt_in_a_step_loses_nothing(at):
         calls.clear()
         one = request(NgramDrafts())
         sampler = one.sampler
-        engine = Scheduler(MockTransformer(loop), slots=1, prefix_cache=False)
+        engine = Scheduler(MockTransformer(loop), slots=1)
         if where == "forward":
             engine.transformer.on_forward = interrupt
         else:
@@ -316,5 +317,5 @@ def test_an_interrupt_in_a_step_loses_nothing(at):
             try:
                 engine.step()
             except KeyboardInterrupt:
-                assert one.cache.length <= len(one.tokens)
+                assert one.state.length <= len(one.tokens)
         assert one.completion.token_ids == expected

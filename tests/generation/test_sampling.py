@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet.compute import ops
-from bitnet.generation.sampling import COLDEST, Sampling, best, make_sampler
+from bitnet.generation.sampling import MIN_TEMPERATURE, Sampling, best, make_sampler
 
 VOCAB = 1000
 
@@ -42,7 +42,7 @@ def test_greedy_takes_the_first_of_equals():
     logits = np.zeros(7, np.float32)
     logits[[3, 5]] = 2
     assert sampler(7)(logits, 0) == 3
-    assert sampler(7, temperature=COLDEST / 2)(logits, 0) == 3
+    assert sampler(7, temperature=MIN_TEMPERATURE / 2)(logits, 0) == 3
     assert sampler(7, temperature=5, top_k=1)(logits, 0) == 3
 
 
@@ -183,7 +183,7 @@ def test_best_orders_by_logit_then_id(values, n):
 def test_repetition_penalty_as_in_transformers():
     logits = np.array([2.0, -1.0, 1.5, 0.5], np.float32)
     choose = sampler(4, repetition_penalty=2.0)
-    adjusted = choose.adjust(logits, [0, 1])
+    adjusted = choose.processor(logits, [0, 1])
     assert adjusted.tolist() == [1.0, -2.0, 1.5, 0.5]
     assert choose(logits, 0, [0, 1]) == 2
     assert choose(logits, 0) == 0

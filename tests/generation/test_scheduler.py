@@ -25,7 +25,7 @@ def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
         expected = alone(**keywords[i])
         assert done[i].token_ids == expected.token_ids
         assert done[i].text == expected.text
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
     at_once = max(map(len, engine.transformer.steps))
     assert at_once == slots if max_batch == 64 else at_once <= slots
 
@@ -53,7 +53,7 @@ def test_requests_wait_in_order_of_arrival():
         engine.submit(one)
     while engine.step():
         order += [i for i, one in enumerate(requests) if one.is_done and i not in order]
-        assert len(engine.transformer.open_caches) <= 2
+        assert len(engine.transformer.open_parts) <= 2
     assert order == [0, 1, 2, 3, 4]
 
 
@@ -67,7 +67,7 @@ def test_logits_are_asked_for_only_when_a_prompt_is_complete():
     asked = []
 
     class Transformer(MockTransformer):
-        def forward(self, token_ids, sequences, *, logits="last", wanted=None):
+        def forward(self, token_ids, sequences, *, logits="last", queries=None):
             asked.append(logits)
             return super().forward(token_ids, sequences, logits=logits)
 
@@ -86,31 +86,31 @@ def test_cancelling_in_prefill_and_decode_frees_the_cache(steps):
     assert not one.is_done
     engine.cancel(one)
     assert one.is_done and isinstance(one.error, Cancelled)
-    assert len(engine.transformer.open_caches) == min(steps, 1)
+    assert len(engine.transformer.open_parts) == min(steps, 1)
     while engine.step():
         pass
     assert other.completion.token_ids == alone(prompt="z").token_ids
     engine.cancel(other)  # done already: nothing happens
     assert other.completion and other.error is None
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
 
 
 def test_leaving_a_stream_cancels_it():
     engine = plain(MockTransformer())
     for leave in (lambda p: p.close(), lambda p: None):
-        pieces = engine.pieces(request())
+        pieces = engine.stream(request())
         assert next(pieces)
-        assert engine.transformer.open_caches
+        assert engine.transformer.open_parts
         leave(pieces)
         del pieces
         gc.collect()
-        assert not engine.transformer.open_caches
+        assert not engine.transformer.open_parts
         assert not engine.step()
 
 
 def test_a_stream_that_is_never_started_takes_nothing():
     engine = plain(MockTransformer())
-    engine.pieces(request())
+    engine.stream(request())
     assert not engine.step()
 
 
@@ -129,7 +129,7 @@ def test_cancelling_from_another_thread_during_a_step():
     one = request()
     with pytest.raises(Cancelled):
         engine.complete([one])
-    assert seen and not model.open_caches and len(model.steps) == 4
+    assert seen and not model.open_parts and len(model.steps) == 4
 
 
 def test_cancelling_from_within_a_step_of_the_same_thread():
@@ -142,7 +142,7 @@ def test_cancelling_from_within_a_step_of_the_same_thread():
     engine, one = plain(model), request()
     with pytest.raises(Cancelled):
         engine.complete([one])
-    assert not model.open_caches
+    assert not model.open_parts
 
 
 def guilty(sequences):
@@ -162,10 +162,10 @@ def test_one_failing_request_does_not_take_the_others_down(slots):
     assert isinstance(requests[1].error, PoolExhausted)
     for r, prompt in ((requests[0], "one"), (requests[2], "two")):
         assert r.completion.token_ids == alone(prompt=prompt).token_ids
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
     with pytest.raises(PoolExhausted):
         engine.complete([request("one"), request("!bad")])
-    assert not engine.transformer.open_caches and not engine.step()
+    assert not engine.transformer.open_parts and not engine.step()
 
 
 def test_a_sampler_that_fails_ends_its_request_only():
@@ -190,15 +190,15 @@ def test_a_cache_that_cannot_be_made_ends_its_request_only():
     model = MockTransformer()
     engine = plain(model, slots=2)
     good, bad = engine.submit(request("good")), engine.submit(request("bad"))
-    make, made = model.new_cache, []
+    make, made = model.new_state, []
 
-    def new_cache(**keywords):
+    def new_state(**keywords):
         made.append(1)
         if len(made) == 2:
             raise MemoryError("no table")
         return make(**keywords)
 
-    model.new_cache = new_cache
+    model.new_state = new_state
     while engine.step():
         pass
     assert good.completion and isinstance(bad.error, MemoryError)
@@ -218,11 +218,11 @@ def test_an_interrupt_leaves_the_engine_consistent(at):
     other = engine.submit(request("other caller's long prompt"))
     with pytest.raises(KeyboardInterrupt):
         engine.complete([request("interrupted")])
-    assert len(engine.transformer.open_caches) <= 1
+    assert len(engine.transformer.open_parts) <= 1
     while engine.step():
         pass
     assert other.completion.token_ids == alone(prompt="other caller's long prompt").token_ids
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
 
 
 @pytest.mark.parametrize("where", ["sampler", "push"])
@@ -231,7 +231,7 @@ def test_an_interrupt_between_logits_and_token(where, monkeypatch):
     one, other = engine.submit(request("one")), engine.submit(request("other"))
     for _ in range(4):
         engine.step()
-    target, name = (one, "sampler") if where == "sampler" else (one.text, "push")
+    target, name = (one, "sampler") if where == "sampler" else (one.detokenizer, "push")
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -253,7 +253,7 @@ def test_threads_share_the_engine():
     found = {}
 
     def run(i):
-        found[i] = "".join(engine.pieces(request(PROMPTS[i % 5], seed=i)))
+        found[i] = "".join(engine.stream(request(PROMPTS[i % 5], seed=i)))
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(12)]
     for thread in threads:
@@ -261,7 +261,7 @@ def test_threads_share_the_engine():
     for thread in threads:
         thread.join()
     assert found == {i: alone(prompt=PROMPTS[i % 5], seed=i).text for i in range(12)}
-    assert not engine.transformer.open_caches
+    assert not engine.transformer.open_parts
     assert max(map(len, engine.transformer.steps)) <= 3
 
 
@@ -269,10 +269,10 @@ def test_a_closed_engine():
     engine = plain(MockTransformer(), slots=2)
     model = engine.transformer
     one, two = engine.submit(request()), request()
-    pieces = engine.pieces(two)
+    pieces = engine.stream(two)
     next(pieces)
     engine.close()
-    assert not model.open_caches
+    assert not model.open_parts
     assert isinstance(one.error, Cancelled)
     with pytest.raises(Cancelled):
         list(pieces)

@@ -41,7 +41,7 @@ def test_nothing_of_others_is_in_the_file(model, tmp_path):
         session.feed([1, 2, 3])
         session.save(tmp_path / "a.gguf")
     with (
-        bitnet.load(kv_dtype=model._scheduler.kv_dtype, threads=1) as fresh,
+        bitnet.load(kv_dtype=model.scheduler.kv_dtype, threads=1) as fresh,
         fresh.session() as session,
     ):
         session.feed([1, 2, 3])
@@ -78,7 +78,7 @@ def test_damaged_files_are_refused_and_the_session_stays(model, tmp_path):
 
 
 def test_files_of_others_are_refused(model, tmp_path):
-    path, dtype = tmp_path / "s.gguf", model._scheduler.kv_dtype
+    path, dtype = tmp_path / "s.gguf", model.scheduler.kv_dtype
     with model.session() as session:
         session.feed(IDS[:50])
         session.save(path)
@@ -108,5 +108,5 @@ def test_a_model_is_known_by_its_weights(tmp_path):
     found = []
     for path in (None, tmp_path / "same.gguf", tmp_path / "other.gguf"):
         with bitnet.load(path) as model:
-            found.append(model._weights.fingerprint())
+            found.append(model.weights.fingerprint())
     assert found[0] == found[1] != found[2]

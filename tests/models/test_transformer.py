@@ -46,7 +46,7 @@ def any_family(request):
 
 
 def logits_of(model, token_ids, chunk=256, dtype="f32"):
-    cache = model.new_cache(dtype=dtype)
+    cache = model.new_state(dtype=dtype)
     parts = [
         np.asarray(token_ids[i : i + chunk], np.int32) for i in range(0, len(token_ids), chunk)
     ]
@@ -127,7 +127,7 @@ def test_greedy_text_of_300_tokens():
     stored = np.load(DATA / "hf_bitnet_offline" / "reference.npz", allow_pickle=False)
     for dtype, n_threads in (("f32", 1), ("f16", 2)):
         model = Transformer(opened, pool, context=512, n_threads=n_threads)
-        cache = model.new_cache(dtype=dtype)
+        cache = model.new_state(dtype=dtype)
         token, ids = stored["greedy_prompt"].astype(np.int32), []
         for _ in range(300):
             token = np.array([model.forward(token, [(cache, len(token))])[0].argmax()], np.int32)
@@ -140,7 +140,7 @@ def test_a_ragged_batch_gives_what_each_sequence_gives_alone(fixture):
     ids = [some_ids(stored, 20)[i:] for i in (0, 3, 5)]
     model = Transformer(opened, pool, context=64, max_sequences=3)
     alone = [logits_of(model, i) for i in ids]
-    caches = [model.new_cache(dtype="f32") for _ in ids]
+    caches = [model.new_state(dtype="f32") for _ in ids]
     done = [0, 0, 0]
     for takes in ((5, 1, 2), (1, 1, 1), (2, 6, 1)):
         rows = np.concatenate([i[d : d + t] for i, d, t in zip(ids, done, takes, strict=True)])
@@ -155,7 +155,7 @@ def test_trim_and_fork_give_what_a_fresh_sequence_gives(fixture):
     ids = some_ids(stored, 200)
     model = Transformer(opened, pool, context=256)
     whole = logits_of(model, ids)
-    cache = model.new_cache(dtype="f32")
+    cache = model.new_state(dtype="f32")
     model.forward(ids[:190], [(cache, 190)], logits="none")
     cache.trim(150)
     other = cache.fork()
@@ -167,7 +167,7 @@ def test_a_step_that_fails_changes_nothing():
     pool = Pool(1 << 26)
     opened, _ = open_fixture("gguf_i2_s_bitnet158", pool)
     model = Transformer(opened, pool, context=64, max_batch=64)
-    cache = model.new_cache(capacity=20, dtype="f32")
+    cache = model.new_state(capacity=20, dtype="f32")
     ids = np.arange(19, dtype=np.int32)
     before = model.forward(ids, [(cache, 19)]).copy()
     with pytest.raises(ContextFull):
@@ -182,7 +182,7 @@ def test_a_step_that_fails_changes_nothing():
         while True:
             hog.append(pool.allocate(1 << 16, "hog"))
     with pytest.raises(PoolExhausted, match="kv"):
-        model.forward(ids, [(model.new_cache(dtype="f32"), 19)])
+        model.forward(ids, [(model.new_state(dtype="f32"), 19)])
 
 
 def test_code_3_is_an_error_at_first_use(tmp_path):
@@ -198,13 +198,13 @@ def test_code_3_is_an_error_at_first_use(tmp_path):
     model = Transformer(opened, pool, context=16)
     for _ in range(2):  # and it stays one
         with pytest.raises(FormatError, match=r"bad\.gguf.*ffn_up.*row 7.*code 3"):
-            model.forward(np.zeros(1, np.int32), [(model.new_cache(), 1)])
+            model.forward(np.zeros(1, np.int32), [(model.new_state(), 1)])
 
 
 def test_decoding_takes_nothing_from_the_pool(any_family):
     opened, pool, _, _ = any_family
     model = Transformer(opened, pool, context=256)
-    cache = model.new_cache()
+    cache = model.new_state()
     model.forward(np.zeros(130, np.int32), [(cache, 130)])
     before = pool.stats()
     for _ in range(100):

@@ -46,7 +46,7 @@ def count(name, step):
     counts[name] = hook.count_until_now()
 
 with bitnet.load(threads=2, prefix_cache=False) as model:
-    assert (model._scheduler.transformer.screen is not None) == (sys.argv[1] == "screened")
+    assert (model.scheduler.transformer.screen is not None) == (sys.argv[1] == "screened")
     with model.session() as session:
         session.feed([1] * 130)                     # so that no page begins in what is counted
         def decode():

@@ -61,7 +61,7 @@ def test_cold_starts(copy):
 
 def test_weights_that_were_paged_out_are_read_again(copy):
     with bitnet.load(copy, threads=1, prefix_cache=False) as model:
-        layers = [data for layer in model._scheduler.transformer._mapped for data in layer]
+        layers = [data for layer in model.scheduler.transformer._mapped for data in layer]
         wanted = model.logits([1, 2, 3]).tobytes()
         for data in layers:
             mapping.page_out(data)

@@ -102,7 +102,7 @@ def test_policies_give_the_same_logits(policy, name):
     with bitnet.load(path) as plain, bitnet.load(path, mapping=policy, threads=1) as model:
         assert model.logits([1, 2, 3]).tobytes() == plain.logits([1, 2, 3]).tobytes()
         purposes = model.memory().pool.by_purpose
-        assert sum(n for *_, n in model._weights.mappings()) > 300_000
+        assert sum(n for *_, n in model.weights.mappings()) > 300_000
         if policy == "copy":
             assert purposes["weights"][0] > 300_000
         else:

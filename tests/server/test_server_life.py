@@ -34,7 +34,7 @@ class Steps:
 
 
 def worker_of(transformer, slots=2):
-    worker = Worker(SimpleNamespace(_scheduler=plain(transformer, slots=slots)), 2)
+    worker = Worker(SimpleNamespace(scheduler=plain(transformer, slots=slots)), 2)
     worker.begin()
     return worker
 
@@ -59,12 +59,12 @@ def test_cancelling_in_prefill_and_decode_frees_the_slot_within_a_step(n_steps):
             steps.permits.release()
         for _ in range(n_steps):
             await asyncio.to_thread(steps.taken.acquire)
-        assert len(model.open_caches) == 1  # within step n_steps
+        assert len(model.open_parts) == 1  # within step n_steps
         generation.cancel()
         steps.permits.release()
         last = (await events_of(generation))[-1]
         assert isinstance(last.error, Cancelled)
-        assert not model.open_caches and len(model.steps) == n_steps and worker.n_open == 0
+        assert not model.open_parts and len(model.steps) == n_steps and worker.n_open == 0
         worker.stop()
 
     asyncio.run(run())
@@ -87,7 +87,7 @@ def test_what_nobody_takes_is_bounded(monkeypatch):
             await asyncio.sleep(0.01)
         events = await events_of(generation)
         assert 20 < len(events) <= 23 and isinstance(events[-1].error, Cancelled)
-        assert not model.open_caches
+        assert not model.open_parts
         worker.stop()
 
     asyncio.run(run())
@@ -102,7 +102,7 @@ def test_a_step_that_fails_ends_what_runs_and_no_more():
         engine._plan = lambda: 1 / 0
         worker.reserve(1)
         events = await events_of(worker.start([request()]))
-        assert events[-1].error is not None and not model.open_caches
+        assert events[-1].error is not None and not model.open_parts
         engine._plan = plan
         worker.reserve(1)
         events = await events_of(worker.start([request()]))

@@ -1,7 +1,7 @@
 """A transformer without weights: its logits are a function of the tokens so far, and nothing else.
 
-With it the engine's rules are tested alone. It keeps books: which caches are open, what each step
-was given; it fails where a test asks it to.
+With it the scheduler's rules are tested alone. It keeps books: which states are open, what each
+step was given; it fails where a test asks it to.
 """
 
 import zlib
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from bitnet.errors import ContextFull
+from bitnet.models.sequence_state import SequenceState, StoredTensor
 
 VOCAB = 300
 BOS, END, EOT = 256, 257, 258
@@ -31,88 +32,139 @@ class ByteTokenizer:
         )
 
 
-class MockCache:
-    def __init__(self, model, capacity):
-        self.model, self.capacity, self.tokens = model, capacity, []
-        model.open_caches.add(self)
+class TokensPart:
+    """A part that holds the tokens themselves, as keys and values do: it can go back to any."""
+
+    is_trimmable, start, page = True, 0, 16
+
+    def __init__(self, model, capacity, tokens=()):
+        self.model, self.capacity, self.tokens, self.new = model, capacity, list(tokens), []
+        model.open_parts.add(self)
 
     @property
     def length(self):
         return len(self.tokens)
 
-    start, page = 0, 16
-
     @property
     def nbytes(self):
-        return -(-self.length // self.page) * self.page
+        return self.nbytes_at(self.length)
 
-    @property
-    def full_nbytes(self):
-        return -(-self.capacity // self.page) * self.page
+    def nbytes_at(self, length):
+        return -(-min(length, self.capacity) // self.page) * self.page
 
-    def fork(self):
-        other = MockCache(self.model, self.capacity)
-        other.tokens = list(self.tokens)
-        return other
+    def chunk(self, n):
+        return n
+
+    def reserve(self, n):
+        assert self in self.model.open_parts
+        if self.length + n > self.capacity:
+            raise ContextFull(self.length, n, self.capacity)
+        self.new = []
+
+    def write(self, token):
+        """What the layers do in a forward pass."""
+        self.new.append(token)
+
+    def advance(self, n):
+        assert n == len(self.new)
+        self.tokens, self.new = self.tokens + self.new, []
+
+    def checkpoint(self):
+        return self.length
+
+    rollback = property(lambda self: self.trim)
 
     def trim(self, length):
         assert 0 <= length <= self.length
-        del self.tokens[length:]
+        self.tokens, self.new = self.tokens[:length], []
+
+    def fork(self, sinks):
+        return TokensPart(self.model, self.capacity, self.tokens)
+
+    def layout(self, length):
+        return [StoredTensor("tokens", "F32", 4 * length)]
+
+    def export(self):
+        yield np.array(self.tokens, np.int32).view(np.uint8)
+
+    def import_(self, length, tensors):
+        (data,) = tensors
+        self.new = data.view(np.int32).tolist()
 
     def close(self):
-        self.model.open_caches.discard(self)
+        self.model.open_parts.discard(self)
 
 
 class MockTransformer:
     """script: f(tokens of the sequence) -> id of the next, or None for logits made of their hash.
 
-    on_forward: called with the list of (tokens, n_tokens) before each step; may raise.
+    on_forward: called with the list of (tokens, n_tokens) before each step; may raise. open_parts:
+    those of states that are not closed.
     """
 
     def __init__(self, script=None, *, max_batch=16, context=512, on_forward=None):
         self.vocab_size, self.max_batch, self.context = VOCAB, max_batch, context
         self.script, self.on_forward = script, on_forward
-        self.open_caches, self.steps = set(), []
+        self.open_parts, self.steps = set(), []
         self._logits = np.zeros((max_batch, VOCAB), np.float32)
 
-    def new_cache(self, capacity=None, dtype="f16"):
-        return MockCache(self, capacity or self.context)
+    def new_state(self, capacity=None, dtype="f16", sinks=0):
+        capacity = capacity or self.context
+        return SequenceState(self.new_parts(capacity), capacity=capacity, dtype=dtype)
+
+    def new_parts(self, capacity):
+        return {"kv": TokensPart(self, capacity)}
 
     def reserve_logits(self, n_rows):
         assert n_rows >= 1
 
-    def forward(self, token_ids, sequences, *, logits="last", wanted=None):
+    def forward(self, token_ids, sequences, *, logits="last", queries=None):
         assert token_ids.dtype == np.int32
         assert sum(n for _, n in sequences) == len(token_ids) <= self.max_batch
-        assert len({id(cache) for cache, _ in sequences}) == len(sequences)
-        assert all(n > 0 and cache in self.open_caches for cache, n in sequences)
-        for cache, n in sequences:
-            if cache.length + n > cache.capacity:
-                raise ContextFull(cache.length, n, cache.capacity)
+        assert len({id(state) for state, _ in sequences}) == len(sequences)
+        for state, n in sequences:
+            assert n > 0
+            state.reserve(n)
         if self.on_forward:
-            self.on_forward([(cache.tokens, n) for cache, n in sequences])
+            self.on_forward([(tokens_of(state), n) for state, n in sequences])
         self.steps.append([n for _, n in sequences])
         if isinstance(logits, str):
             logits = [int(logits == "last")] * len(sequences)
         begin = n_rows = 0
-        for (cache, n), n_wanted in zip(sequences, logits, strict=True):
+        for (state, n), n_wanted in zip(sequences, logits, strict=True):
             for i in range(n):
-                cache.tokens.append(int(token_ids[begin + i]))
+                for part in state.parts.values():
+                    part.write(int(token_ids[begin + i]))
                 if i >= n - n_wanted:
-                    self._logits[n_rows] = self.logits_after(cache.tokens)
+                    self._logits[n_rows] = self.logits_of(state)
                     n_rows += 1
             begin += n
+        for state, n in sequences:
+            state.advance(n)
         return self._logits[:n_rows] if n_rows else None
+
+    def logits_of(self, state):
+        """Logits behind what was written so far."""
+        part = state.parts["kv"]
+        return self.logits_after(part.tokens + part.new)
 
     def logits_after(self, tokens):
         if self.script is None:
-            seed = zlib.crc32(np.array(tokens, np.int64).tobytes())
-            logits = np.random.default_rng(seed).standard_normal(VOCAB) * 3
-            logits[256:] = -20  # the text goes on
-            return logits
+            return random_logits(zlib.crc32(np.array(tokens, np.int64).tobytes()))
         logits = np.full(VOCAB, -30)
         logits[self.script(tokens)] = 30
         return logits
+
+
+def tokens_of(state):
+    """The tokens a state has seen, where a part of it holds them."""
+    return state.parts["kv"].tokens if "kv" in state.parts else []
+
+
+def random_logits(seed):
+    logits = np.random.default_rng(seed).standard_normal(VOCAB) * 3
+    logits[256:] = -20  # the text goes on
+    return logits
 
 
 def says(text, then=END):

@@ -11,16 +11,18 @@ from bitnet.generation.stopping import StopConditions
 PROMPTS = ["a", "a longer prompt, of some fifty bytes or so, all told", "x" * 33, "mid-sized", "b"]
 
 
-def request(prompt="x", max_tokens=20, seed=1, **sampling):
+def request(prompt="x", max_tokens=20, seed=1, options=None, **sampling):
+    """options: further ones of Request."""
     ids = ByteTokenizer().encode(prompt) if isinstance(prompt, str) else prompt
     sampler = make_sampler(Sampling(**{"temperature": 1.0, "seed": seed, **sampling}), VOCAB)
-    text = Detokenizer(ByteTokenizer().stream())
-    return Request(ids, sampler, StopConditions(max_tokens, eos_ids=frozenset((END,))), text)
+    detokenizer = Detokenizer(ByteTokenizer().stream())
+    stopping = StopConditions(max_tokens, eos_ids=frozenset((END,)))
+    return Request(ids, sampler, stopping, detokenizer, **(options or {}))
 
 
 def plain(transformer, **options):
-    """An engine that keeps no caches of finished sequences; those are tested in test_prefixes."""
-    return Scheduler(transformer, prefix_cache=False, **options)
+    """A Scheduler that keeps no states of finished sequences: see test_prefix_cache."""
+    return Scheduler(transformer, **options)
 
 
 def alone(**keywords):

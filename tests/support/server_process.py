@@ -16,10 +16,11 @@ import tempfile
 import time
 from types import SimpleNamespace
 
-import pytest
+if "pytest" in sys.modules:  # bench/bench_server.py does without, and without skipping
+    import pytest
 
-for needed in ("starlette", "uvicorn", "msgspec"):
-    pytest.importorskip(needed)
+    for needed in ("starlette", "uvicorn", "msgspec"):
+        pytest.importorskip(needed)
 
 USER = [{"role": "user", "content": "Who goes there?"}]
 NO_END = {"2046": -100, "2047": -100}  # forbids the bundled model's end tokens

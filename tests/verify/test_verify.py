@@ -274,7 +274,7 @@ def test_a_text_is_scored_as_the_api_does():
 
     with bitnet.load(kv_dtype="f32") as model:
         ids = some_ids(model.tokenizer, model.config)
-        run = Run(model._weights, ids, 1)
+        run = Run(model.weights, ids, 1)
         total, _ = model.loglikelihood(ids[:1], ids[1:])
     assert run.bits().sum() == pytest.approx(-total / np.log(2), rel=1e-5)
 

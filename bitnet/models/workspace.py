@@ -1,0 +1,130 @@
+"""Every work array of a forward pass: its name, shape, dtype, and what it counts as in the pool.
+
+Transformer takes its arrays by this list, and the memory plan sums it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..compute import ops
+from ..compute.operands import screen_work
+from ..formats.ternary_layouts import padded
+from ..runtime.pool import Pool
+from .registry import ARCHITECTURES
+
+MAX_BATCH = 256  # rows of one forward pass: more are not faster, and work arrays grow with them
+
+
+class WorkArray(NamedTuple):
+    """One work array. purpose: what its bytes are counted as in the pool."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: type
+    purpose: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def take(self, pool: Pool) -> np.ndarray:
+        """The array itself, of undefined contents. PoolExhausted."""
+        return pool.array(self.shape, self.dtype, self.purpose)
+
+
+def work_arrays(
+    config: Any,
+    *,
+    n_rows: int = MAX_BATCH,
+    n_sequences: int = 1,
+    n_threads: int = 1,
+    has_screen: bool = False,
+) -> list[WorkArray]:
+    """All work arrays of a model.
+
+    config: ModelConfig. n_rows, n_sequences: of one forward pass at most. n_threads: of every
+    operation. has_screen: whether the LM head is screened.
+    """
+    arrays = [
+        *norm_arrays(config),
+        *rope_arrays(config, n_rows + n_sequences),
+        *activation_arrays(config, n_rows),
+        *quantized_arrays(config, n_rows),
+        WorkArray("attention.partials", (_partials(config),), np.float32, "scratch"),
+        *thread_arrays(config, n_threads),
+        WorkArray("logits", (n_sequences, config.vocab_size), np.float32, "logits"),
+    ]
+    return arrays + (screen_arrays(config) if has_screen else [])
+
+
+def norm_arrays(config: Any) -> list[WorkArray]:
+    """The weights of norms in float32, by the names of their tensors."""
+    shapes = config.tensor_shapes().items()
+    return [WorkArray(name, s, np.float32, "norms") for name, s in shapes if len(s) == 1]
+
+
+def rope_arrays(config: Any, n_rows: int) -> list[WorkArray]:
+    """Frequencies, and cosines and sines of n_rows positions, for each RoPE base in use."""
+    local, everywhere = config.rope_local_theta, config.rope_theta
+    bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
+    half = config.head_dim // 2
+    return [
+        WorkArray(name, shape, np.float32, "rope")
+        for theta in sorted(bases)
+        for name, shape in (
+            (f"rope.{theta}.frequencies", (half,)), (f"rope.{theta}.cos_sin", (2, n_rows, half)))
+    ]  # fmt: skip
+
+
+def activation_arrays(config: Any, n_rows: int) -> list[WorkArray]:
+    """What a block's graph works on, float32 (n_rows, width), by the names it has there."""
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    q_width = config.num_attention_heads * config.head_dim
+    widths = {
+        "hidden": hidden,
+        "normed": hidden,
+        "qkv": q_width + 2 * config.num_key_value_heads * config.head_dim,
+        "attended": q_width,
+        "gate_up": 2 * ffn,
+        "gated": ffn,
+    }
+    if "self_attn.q_proj.norm" in ARCHITECTURES[config.family].norms:
+        widths["projected"] = hidden  # each projection has a norm of its own in front
+    return [WorkArray(name, (n_rows, w), np.float32, "scratch") for name, w in widths.items()]
+
+
+def quantized_arrays(config: Any, n_rows: int) -> list[WorkArray]:
+    """Activations quantised per token, as wide as the widest input of a linear layer."""
+    q_width = config.num_attention_heads * config.head_dim
+    widest = max(config.hidden_size, q_width, config.intermediate_size)
+    return [
+        WorkArray("codes", (n_rows, padded(widest)), np.int8, "scratch"),
+        WorkArray("codes.inv_scale", (n_rows,), np.float32, "scratch"),
+        WorkArray("codes.sums", (n_rows,), np.int32, "scratch"),
+    ]
+
+
+def thread_arrays(config: Any, n_threads: int) -> list[WorkArray]:
+    """What each thread works in where a batch is large; none where no matrix is large enough."""
+    n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
+    shape = (n_threads, n_bytes)
+    return [WorkArray("threads", shape, np.uint8, "scratch")] if n_bytes else []
+
+
+def screen_arrays(config: Any) -> list[WorkArray]:
+    """What screening the LM head works in."""
+    work = screen_work(config.vocab_size, config.hidden_size)
+    names = ("screen.inputs", "screen.best", "screen.survivors")
+    return [
+        WorkArray(name, shape, dtype, "scratch")
+        for name, (shape, dtype) in zip(names, work, strict=True)
+    ]
+
+
+def _partials(config: Any) -> int:
+    """Floats of what threads that share a sequence's positions have each of attention."""
+    return ops.partials_floats(config.num_attention_heads, config.head_dim)
