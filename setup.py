@@ -43,6 +43,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "embedsignature": True,
+    "auto_pickle": False,  # nothing here can be: pointers into memory of this process
 }
 
 # Here and not in pyproject.toml, where either all extras are read from files or none is.
@@ -92,7 +93,13 @@ setup(
             extension("bitnet.runtime.self_test"),
             extension("bitnet.runtime.dispatch"),
             extension("bitnet.compute.operands"),
-            extension("bitnet.compute.ops", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.gumbel"),
+            *(
+                extension(f"bitnet.compute.{name}", OPENMP, OPENMP_LINK)
+                for name in ("threads", "elementwise", "linear", "attention")
+            ),
+            extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
             *(kernels(isa, *how) for isa, how in ISAS.items()),
         ],
         compiler_directives=DIRECTIVES,

@@ -7,13 +7,13 @@ import itertools
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support.bounds import seconds_of
 
 from bitnet.compute import operands, ops
 from bitnet.models.rope import inverse_frequencies
 from bitnet.runtime import cpu, dispatch
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
 N_LAYERS = 16  # of gate and up: 142 MB of packed weights
@@ -50,7 +50,7 @@ def packed():
 
 
 def linear(codes):
-    return operands.Linear([(codes, np.ones(1, np.float32))], HIDDEN)
+    return operands.Linear([(codes, np.ones((1, 1), np.float32))], HIDDEN)
 
 
 def activations(n_tokens, n_threads):
@@ -99,8 +99,8 @@ def test_ternary_tables(isa, n_threads, n_tokens, packed, timed, figures):
         pytest.skip(f"{isa}: tiles are as fast")
     layer = linear(packed[0])
     codes, out, batch = activations(n_tokens, n_threads)
-    with_tables = operands.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
-    with_tables.workspace = zeros((n_threads, n_bytes), np.uint8)
+    workspace = zeros((n_threads, n_bytes), np.uint8)
+    with_tables = operands.Batch(n_tokens, 1, n_threads, workspace=workspace).rows_only(n_tokens)
     seconds, tiles = timed(
         lambda: ops.linear(out, layer, codes, with_tables),
         lambda: seconds_of(lambda: ops.linear(out, layer, codes, batch)),
@@ -146,8 +146,8 @@ def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
         capacity=n_positions + 1,
         dtype=dtype,
     )
-    batch = operands.Batch(128, 1, n_threads)
-    batch.found = np.zeros(ops.partials_floats(HEADS, HEAD_DIM), np.float32)
+    partials = np.zeros(ops.partials_floats(HEADS, HEAD_DIM), np.float32)
+    batch = operands.Batch(128, 1, n_threads, partials=partials)
     frequencies = inverse_frequencies(HEAD_DIM, 500000.0)
     turns = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
     rope = operands.Rope(frequencies, turns, False, 4096)

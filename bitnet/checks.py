@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,14 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> None:
         raise ValueError("tokens: none (at least one; the model has no begin token to add)")
     if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
+
+
+@overload
+def parse_bytes(name: str, value: int | str) -> int: ...
+
+
+@overload
+def parse_bytes(name: str, value: int | str | None) -> int | None: ...
 
 
 def parse_bytes(name: str, value: int | str | None) -> int | None:

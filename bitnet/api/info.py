@@ -1,4 +1,6 @@
-"""What was found on this machine and chosen."""
+"""info(): what was found on this machine and chosen."""
+
+from typing import Any
 
 import numpy as np
 
@@ -6,7 +8,7 @@ from ..runtime import cpu, dispatch
 from ..version import VERSION
 
 
-def info():
+def info() -> dict[str, Any]:
     """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
     n_threads, why = cpu.threads()
     return {

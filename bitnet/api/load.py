@@ -14,13 +14,14 @@ from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KV_DTYPES = ("f16", "f32", "int8")
+KV_DTYPES = tuple(DTYPES)
 MAPPINGS = ("map", "prefetch", "lock", "copy")
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
@@ -120,16 +121,17 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(file, layout=settings.layout)
-    context = context_of(source.config, settings.context)
+    checkpoint = open_checkpoint(file, layout=settings.layout)
+    context = context_of(checkpoint.config, settings.context)
     plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
-    planner = Planner(source)
+    planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
-        files = weights.of_source(source, pool=pool, n_threads=n_threads)
+        grown = None if before is None or after is None else after - before
+        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
         if settings.mapping == "lock":
             files.lock()
         elif settings.mapping == "copy":
@@ -145,10 +147,11 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
             fair=settings.fair,
             follows_machine=settings.threads is None,
             needs=planner.needs(plan),
-            measured=[("tokenizer", after - before)] if before is not None else [],
+            measured=[] if grown is None else [("tokenizer", grown)],
         )
-        if limit is not None and before is not None:
-            _check_growth(limit, memory_report.usage().anonymous - before)
+        now = memory_report.usage().anonymous
+        if limit is not None and before is not None and now is not None:
+            _check_growth(limit, now - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
@@ -175,7 +178,8 @@ def _pool_limit(limit: int | None, planner: Planner, settings: Settings) -> int:
     """The limit of the process's growth less what grows beside the pool."""
     if limit is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return planner.check(settings, limit)
+    left: int = planner.check(settings, limit)
+    return left
 
 
 def _return_free_heap() -> None:

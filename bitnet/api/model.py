@@ -77,7 +77,7 @@ class Model:
         *,
         prefix_cache: bool = True,
         prefix_folder: str | os.PathLike[str] | None = None,
-        prefix_folder_limit: int | None = None,
+        prefix_folder_limit: int = 0,
         fair: bool = False,
         follows_machine: bool = False,
         needs: Sequence[Need] = (),
@@ -118,7 +118,7 @@ class Model:
         self._looked = -math.inf  # when that was looked at
         _models.add(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
 
     # ---------------------------------------------------------------------------------- generation
@@ -290,7 +290,7 @@ class Model:
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
         end counting to the continuation. Greedy: each token is the most likely one at its place.
         """
-        if isinstance(context, str):
+        if isinstance(context, str) and isinstance(continuation, str):
             cut = len(context.rstrip())
             context, continuation = context[:cut], context[cut:] + continuation
             ids = self.encode_prompt(context + continuation)
@@ -306,7 +306,7 @@ class Model:
     @property
     def prompts(self) -> dict[str, str]:
         """{name: text} an embedding model's author puts in front of texts, often under "query"."""
-        return dict(self.weights.source.prompts)
+        return dict(self.weights.checkpoint.prompts)
 
     def embed(
         self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str = ""
@@ -370,7 +370,8 @@ class Model:
         at the beginning of a generation or session, once a second at most: where affinity or cgroup
         quota have become smaller, fewer are used until they grow again.
         """
-        return self.scheduler.transformer.n_threads
+        n: int = self.scheduler.transformer.n_threads
+        return n
 
     @threads.setter
     def threads(self, n: int | None) -> None:

@@ -68,7 +68,8 @@ def named_options(method: F) -> F:
                 raise TypeError(_unexpected(method.__qualname__, name, names))
         return method(*arguments, **keywords)
 
-    checked.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+    shown: Any = checked
+    shown.__signature__ = signature.replace(parameters=[*own, *common])
     return cast(F, checked)
 
 
@@ -81,7 +82,8 @@ def _unexpected(function: str, name: str, names: Iterable[str]) -> str:
 
 def sampling_of(options: GenerationOptions, config: ModelConfig) -> Sampling:
     """The Sampling that options ask for; what is the model's to say, and is not given, is its."""
-    given: dict[str, Any] = {f.name: options[f.name] for f in fields(Sampling) if f.name in options}
+    names = {f.name for f in fields(Sampling)}
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in names}
     given["logit_bias"] = given.get("logit_bias") or {}
     for f in SAMPLING_FIELDS:
         if f.is_models and given.get(f.name) is None:

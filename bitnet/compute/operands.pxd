@@ -1,16 +1,28 @@
-# The arrays a graph works on, bound once: pointers, sizes, references that keep memory alive.
+# The operands of the operations, bound once: pointers and sizes, beside the arrays they are of.
+#
+# A pointer is valid for as long as its operand lives, which keeps the array open. It knows no size:
+# who makes an index of what comes from outside checks it by the sizes beside.
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 cdef enum:
-    CHUNK = 64                          # rows a thread takes at a time
-    BLOCK = 128                         # columns of a ternary block
+    CHUNK = 64                          # rows; what a thread takes at a time
+    BLOCK = 128                         # columns of a block of ternary codes
     BLOCK_BYTES = 32
-    MAX_PARTS = 4
-    SCREEN_BEST = 1024                  # logits that a row of a step may want
-    SCREEN_TOKENS = 32                  # rows of a step that a head is screened for
-    SCREEN_COLS = 8192                  # of a row at most: the kernels' sums hold no more
+    MAX_STACKED = 4                     # matrices of one Linear: q, k, v and a gate
+    SCREEN_MAX_BEST = 1024              # logits; that a row of a step may want
+    SCREEN_MAX_TOKENS = 32              # rows of a step that a head is screened for
+    SCREEN_MAX_COLS = 8192              # columns; the int32 sums of the kernels hold no more
 
-cdef struct Part:                       # one matrix of a stack
+cdef class Array:
+    """A C-contiguous buffer of one type, held open."""
+    cdef Py_buffer view
+    cdef void* data                     # its first item, NULL where there is none
+
+# kind: "f" float, "i" signed, "u" unsigned; of itemsize bytes. ValueError for another type, another
+# number of dimensions, or read-only memory that is to be written; TypeError for what is no buffer.
+cdef Array open_array(source, char kind, Py_ssize_t itemsize, int n_dims, bint is_written=*)
+
+cdef struct StackedMatrix:              # one matrix of a stack
     const uint8_t* codes                # (n_rows, n_blocks * BLOCK_BYTES) packed I2_S
     const float* scales
     Py_ssize_t scale_step               # 1: a scale for each row; 0: one for all
@@ -25,55 +37,76 @@ cdef struct Sequence:
     Py_ssize_t n_sinks                  # 0 where start is 0
 
 cdef class Matrix:
-    cdef float[:, ::1] view
+    cdef Array owner
     cdef float* data
     cdef readonly Py_ssize_t n_rows, n_cols
 
 cdef class Norm:
-    cdef const float[::1] weight
+    cdef Array owner
+    cdef const float* weight
+    cdef readonly Py_ssize_t n
     cdef readonly float eps
 
 cdef class QuantizedActivations:
-    cdef int8_t[:, ::1] codes           # (n_rows, widest input, padded)
-    cdef float[::1] inv_scale
-    cdef int32_t[::1] sums
+    cdef Array owner_of_codes, owner_of_scales, owner_of_sums
+    cdef int8_t* codes                  # (n_rows, stride)
+    cdef float* inv_scale               # (n_rows,)
+    cdef int32_t* sums                  # (n_rows,)
+    cdef readonly Py_ssize_t n_rows
+    cdef readonly Py_ssize_t stride     # codes: the widest input, padded
     cdef public Py_ssize_t n_cols       # of the activations last written, before padding
 
 cdef class Linear:
-    cdef Part parts[MAX_PARTS]
-    cdef Py_ssize_t n_parts, n_blocks, n_chunks
+    cdef list owners
+    cdef StackedMatrix matrices[MAX_STACKED]
+    cdef Py_ssize_t n_matrices, n_blocks, n_chunks
     cdef readonly Py_ssize_t n_rows, n_cols
-    cdef readonly Py_ssize_t fewest_rows        # of a part
-    cdef list owners                    # memoryviews of codes and scales
+    cdef readonly Py_ssize_t min_rows   # of a matrix
 
 cdef class QuantizedRows:
-    cdef const uint8_t[:, ::1] data
+    cdef Array owner
+    cdef const uint8_t* data            # (n_rows, row_bytes)
     cdef int type                       # ROWS_F32, ... of kernels/table.pxd
-    cdef readonly Py_ssize_t n_rows, n_cols
+    cdef readonly Py_ssize_t n_rows, n_cols, row_bytes
 
 cdef class Rope:
-    cdef const float[::1] frequencies   # (head_dim / 2)
-    cdef float[:, :, ::1] cos_sin         # cosines, sines: (2, rows and then sequences, head_dim / 2)
+    cdef Array owner_of_frequencies, owner_of_table
+    cdef const float* frequencies       # (half,)
+    cdef float* cosines                 # (n_rows, half); rows of a batch and then its sequences
+    cdef float* sines                   # behind them
+    cdef Py_ssize_t n_rows
+    cdef Py_ssize_t half                # of head_dim
     cdef Py_ssize_t n_trained
     cdef bint interleaved
 
 cdef class Screen:
-    cdef const int8_t[:, ::1] codes     # (n_rows, n_cols)
-    cdef const float[:, ::1] bounds     # (n_rows, 3): scale, norm of the error, of the rest
-    cdef int16_t[:, ::1] inputs         # (SCREEN_TOKENS, 2 * n_cols), as kernels read them
-    cdef double[:, ::1] best            # (SCREEN_TOKENS, chunks): greatest lower bound of a chunk
-    cdef int32_t[::1] survivors         # room for the ids of those that are rescored
-    cdef readonly Py_ssize_t n_rows, n_cols
+    cdef list owners
+    cdef const int8_t* codes            # (n_rows, n_cols)
+    cdef const float* bounds            # (n_rows, 3): scale, norm of the error, of the rest
+    cdef int16_t* inputs                # (SCREEN_MAX_TOKENS, 2 * n_cols), as kernels read them
+    cdef double* best                   # (SCREEN_MAX_TOKENS, n_chunks): a chunk's best lower bound
+    cdef int32_t* survivors             # (max_survivors,): ids of those that are rescored
+    cdef readonly Py_ssize_t n_rows, n_cols, n_chunks, max_survivors
 
 cdef class Batch:
-    cdef int32_t[::1] positions         # of each row
-    cdef int32_t[::1] sequence_of       # index of each row's sequence
-    cdef uint8_t[::1] storage           # of the Sequence structs
+    cdef int32_t* positions             # of each row
+    cdef int32_t* sequence_of           # index of each row's sequence
     cdef Sequence* sequences
     cdef list caches                    # None: rows without sequences
-    cdef Py_ssize_t max_tokens, max_sequences, n_kv_heads, head_dim
-    cdef int type                       # of the caches
+    cdef readonly Py_ssize_t max_tokens, max_sequences
+    cdef Py_ssize_t n_kv_heads, head_dim
+    cdef int type                       # of the caches: KV_F32, ... of kernels/kv_page.h
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
-    cdef public uint8_t[:, ::1] workspace       # a row for each thread; none: nothing needs it
-    cdef public float[::1] found                # by threads that share a sequence's positions
+    cdef Array owner_of_partials, owner_of_workspace
+    cdef float* partials                # by threads that share a sequence's positions
+    cdef Py_ssize_t n_partials          # floats
+    cdef char* workspace                # (n_workspaces, workspace_bytes): a row for each thread
+    cdef readonly Py_ssize_t n_workspaces, workspace_bytes
+
+# ValueError where an operand called `what` has too few rows for a batch, or not n_cols columns.
+cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_cols,
+                    str what) except -1
+
+# Whether so many bytes of weights (or more than min_bytes) are read past the caches.
+cdef bint is_streamed(Py_ssize_t n_bytes, Py_ssize_t min_bytes) noexcept nogil

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ def _embed_group(out: Vectors, scheduler: Scheduler, group: list[TokenIds]) -> N
             ids = ids[step:]
         lengths = [len(ids)] if len(group) == 1 else [len(part) for part in group]
         hidden = forward(ids, list(zip(states, lengths, strict=True)), logits="hidden")
+        assert hidden is not None
         for i, last in enumerate(np.cumsum(lengths) - 1):
             out[i] = normalized(hidden[last])
     finally:
@@ -56,7 +58,7 @@ def _embed_group(out: Vectors, scheduler: Scheduler, group: list[TokenIds]) -> N
             state.close()
 
 
-def normalized(values: NDArray[np.floating]) -> Vectors:
+def normalized(values: NDArray[np.floating[Any]]) -> Vectors:
     """values / |values|, float32; the sum of squares is exact, so the same on every CPU."""
     values = values.astype(np.float64)
     length = math.sqrt(math.fsum(values * values))

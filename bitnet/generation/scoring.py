@@ -48,4 +48,6 @@ def _logits(
             n_rows = min(ROWS, transformer.max_batch)
             for begin in range(first, len(ids), n_rows):
                 part = ids[begin : begin + n_rows]
-                yield begin, scheduler.forward(part, [(state, len(part))], logits="all")
+                logits = scheduler.forward(part, [(state, len(part))], logits="all")
+                assert logits is not None
+                yield begin, logits

@@ -1,4 +1,4 @@
-"""The API as type checkers and editors see it: real keyword parameters, and a wrong one is named."""
+"""The API as a type checker sees it: every keyword parameter is there, a wrong one is named."""
 
 import inspect
 import re
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture
 def check(monkeypatch, tmp_path_factory):
-    """mypy's errors in a program, as it sees the package that is tested: its types, not its code."""
+    """What mypy --strict says of a program; the package itself is not checked here."""
     mypy = pytest.importorskip("mypy.api")  # of the dev extra
     monkeypatch.setenv("MYPYPATH", str(Path(bitnet.__file__).parents[1]))
     cache = tmp_path_factory.getbasetemp() / "mypy"

@@ -7,13 +7,13 @@ import types
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
-from bitnet.runtime import cpu, dispatch
+from bitnet.runtime import cpu, dispatch, self_test
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
@@ -41,7 +41,7 @@ def ternary(x, q, scale=1.0, n_threads=1):
     """The result of ops.linear for float x, with weights and codes against a guard page."""
     out = matrix(np.full((len(x), len(q)), np.nan))
     weights = operands.Linear(
-        [(guarded(reference.pack_i2_s(q)), np.array([scale], np.float32))], q.shape[1]
+        [(guarded(reference.pack_i2_s(q)), np.array([[scale]], np.float32))], q.shape[1]
     )
     quantized = codes(len(x), q.shape[1])
     batch = rows(len(x), n_threads)
@@ -93,7 +93,7 @@ def test_scales_stacking_and_adding(isa):
         np.array([2], np.float32),
     ]
     packed = [reference.pack_i2_s(a) for a in q]
-    weights = operands.Linear(list(zip(packed, scales, strict=True)), 300)
+    weights = operands.Linear([(p, s[:, None]) for p, s in zip(packed, scales, strict=True)], 300)
     x = r.standard_normal((3, 300)).astype(np.float32)
     want = np.hstack([reference.linear(x, a, s) for a, s in zip(q, scales, strict=True)])
     out, quantized, batch = matrix(np.ones((3, 139))), codes(3, 300), rows(3, 2)
@@ -110,7 +110,7 @@ def test_products_go_to_columns(isa, n_threads):
     out, quantized, batch = matrix(np.full((17, 80), 7)), codes(17, 300), rows(17, n_threads)
     ops.quantize(quantized, matrix(x), batch)
     for column, a in zip((5, 77), q, strict=True):
-        weights = operands.Linear([(reference.pack_i2_s(a), np.ones(1, np.float32))], 300)
+        weights = operands.Linear([(reference.pack_i2_s(a), np.ones((1, 1), np.float32))], 300)
         ops.linear(out, weights, quantized, batch, column=column)
     want = np.hstack([ternary(x, a) for a in q])
     np.testing.assert_array_equal(out.array()[:, [*range(5, 75), 77, 78, 79]], want)
@@ -120,13 +120,13 @@ def test_products_go_to_columns(isa, n_threads):
 def test_code_3_is_found(isa):
     packed = np.zeros((200, 96), np.uint8)
     packed[...] = 0b10010010  # codes 2, 1, 0, 2
-    good = operands.Linear([(packed, np.ones(1, np.float32))], 384)
+    good = operands.Linear([(packed, np.ones((1, 1), np.float32))], 384)
     assert ops.find_code_3(good, 2) is None
     for shift in range(0, 8, 2):
         bad = packed.copy()
         bad[157, 95] |= 3 << shift
         other = operands.Linear(
-            [(packed, np.ones(1, np.float32)), (bad, np.ones(1, np.float32))], 384
+            [(packed, np.ones((1, 1), np.float32)), (bad, np.ones((1, 1), np.float32))], 384
         )
         assert ops.find_code_3(other, 1) == (1, 157)
         assert ops.find_code_3(other, 2) == (1, 157)
@@ -275,6 +275,12 @@ def test_choice_of_instruction_set(monkeypatch):
     assert dispatch.use() == next(n for n in cpu.supported() if n not in cpu.UNPROVEN)
 
 
+def test_every_instruction_set_gives_the_known_answer():
+    for name in cpu.supported():
+        module = importlib.import_module(f"bitnet.kernels.{name}")
+        assert self_test.answer(module.capsule) == self_test.KNOWN_ANSWER, name
+
+
 def broken_kernels():
     """A module whose table has the two gates exchanged: it runs, and computes something else."""
     api = ctypes.pythonapi
@@ -311,12 +317,12 @@ def test_weights_may_be_a_read_only_map(isa, tmp_path):
     packed = reference.pack_i2_s(np.ones((4, 256), np.int8))
     packed.tofile(tmp_path / "w")
     mapped = np.memmap(tmp_path / "w", np.uint8, "r", shape=packed.shape)
-    weights = operands.Linear([(mapped, np.ones(1, np.float32))], 256)
+    weights = operands.Linear([(mapped, np.ones((1, 1), np.float32))], 256)
     assert ops.find_code_3(weights) is None
 
 
 def test_wrong_shapes_are_refused():
-    one = np.ones(1, np.float32)
+    one = np.ones((1, 1), np.float32)
     with pytest.raises(ValueError, match="not rows of 64"):
         operands.Linear([(np.zeros((4, 60), np.uint8), one)], 256)
     with pytest.raises(ValueError, match="131072"):

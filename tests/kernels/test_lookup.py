@@ -10,9 +10,7 @@ from bitnet.compute import operands, ops
 
 def linear(x, matrices, workspace, n_threads=1, add=False):
     """x W^T + 1 where ``add``, and 7 in the three columns in front, of stacked int8 matrices."""
-    batch = operands.Batch(len(x), 1, n_threads).rows_only(len(x))
-    if workspace is not None:
-        batch.workspace = workspace
+    batch = operands.Batch(len(x), 1, n_threads, workspace=workspace).rows_only(len(x))
     padded = -(-x.shape[1] // 128) * 128
     quantized = operands.QuantizedActivations(
         guarded(np.zeros((len(x), padded), np.int8)),
@@ -20,7 +18,7 @@ def linear(x, matrices, workspace, n_threads=1, add=False):
         np.zeros(len(x), np.int32),
     )
     ops.quantize(quantized, operands.Matrix(x), batch)
-    parts = [(guarded(reference.pack_i2_s(q)), scales) for q, scales in matrices]
+    parts = [(guarded(reference.pack_i2_s(q)), scales[:, None]) for q, scales in matrices]
     out = np.full((len(x), 3 + sum(len(q) for q, _ in matrices)), 7, np.float32)
     out[:, 3:] = 1
     weights = operands.Linear(parts, x.shape[1])

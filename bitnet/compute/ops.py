@@ -1,0 +1,51 @@
+"""The operations of the graph, from one place: a graph says ``ops.linear(...)`` and imports this.
+
+Every operation takes operands that are bound once (operands.pyx) and, where rows are split over
+threads, a Batch.
+"""
+
+from .attention import attention, partials_floats, store_kv
+from .elementwise import (
+    argmax,
+    embed,
+    exp,
+    gated_activation,
+    gather_rows,
+    head_norm,
+    quantize,
+    read_bandwidth,
+    rms_norm,
+    rope,
+    rope_table,
+)
+from .gumbel import sample
+from .linear import find_code_3, linear, workspace_bytes
+from .lm_head import head, screen, screened
+from .screen_bounds import derive_screen
+from .threads import openmp
+
+__all__ = [
+    "argmax",
+    "attention",
+    "derive_screen",
+    "embed",
+    "exp",
+    "find_code_3",
+    "gated_activation",
+    "gather_rows",
+    "head",
+    "head_norm",
+    "linear",
+    "openmp",
+    "partials_floats",
+    "quantize",
+    "read_bandwidth",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "sample",
+    "screen",
+    "screened",
+    "store_kv",
+    "workspace_bytes",
+]

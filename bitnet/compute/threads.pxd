@@ -1,0 +1,47 @@
+# How many threads an operation gets, and what it tells of their cores: see threads.pyx.
+from libc.stdint cimport int64_t
+from libc.time cimport time_t
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    enum: CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec* now)
+
+cdef enum:
+    MAX_TIMED = 64                      # threads of a team; the others' times are not looked at
+    CACHE_LINE = 8                      # int64; two threads that write to one wait for each other
+
+# Of a team's threads, each in a cache line: when its last item was done, in ns, and how many were.
+cdef struct ThreadTimes:
+    int64_t began
+    int64_t[64 * 8] at                  # MAX_TIMED * CACHE_LINE
+
+# Threads for work that takes one core about so many nanoseconds: of those that were asked for, all
+# where it is worth it; or less those that are withheld because their cores are taken.
+cdef int granted_threads(int n_threads, Py_ssize_t work) noexcept nogil
+cdef int threads_for(int n_threads, Py_ssize_t work) noexcept nogil
+
+# Judge the operation that began there and that this team has just ended.
+cdef void end_operation(const ThreadTimes* times, int team) noexcept nogil
+
+
+cdef inline int64_t nanoseconds() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline void begin_operation(ThreadTimes* times, int team) noexcept nogil:
+    cdef int i
+    times.began = nanoseconds()
+    for i in range(min(team, <int>MAX_TIMED)):
+        times.at[i * CACHE_LINE + 1] = 0
+
+
+cdef inline void end_item(ThreadTimes* times, int thread) noexcept nogil:
+    """To be called by each thread after each of its items."""
+    if thread < MAX_TIMED:
+        times.at[thread * CACHE_LINE] = nanoseconds()
+        times.at[thread * CACHE_LINE + 1] += 1
