@@ -5,7 +5,7 @@ import sys
 import time
 
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import I2_S_LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checkpoints.convert import HEADS, convert
 from ..checks import format_bytes
 from .terminal import Status, printable
@@ -38,7 +38,7 @@ def configure(parser):
     parser.add_argument(
         "--layout",
         choices=list(I2_S_LAYOUTS),
-        default="128x32",
+        default=DEFAULT_LAYOUT,
         help="how the I2_S tensors of SRC lie, which the file does not say; "
         "`bitnet verify --layout auto` finds out (default: 128x32)",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
 from ..checkpoints import hub, repack_cache
-from ..checkpoints.checkpoint import I2_S_LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
@@ -49,7 +49,7 @@ def configure(parser):
     parser.add_argument(
         "--layout",
         choices=list(I2_S_LAYOUTS),
-        default="128x32",
+        default=DEFAULT_LAYOUT,
         help="how the I2_S tensors of a GGUF lie (default: 128x32)",
     )
 
@@ -73,7 +73,7 @@ def main(args):
 
 
 # what is found ------------------------------------------------------------------------------------
-def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
+def describe(path, *, context=None, kv_dtype="f16", layout=DEFAULT_LAYOUT):
     """A JSON-ready dict of a .gguf file or a Hugging Face folder.
 
     context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model

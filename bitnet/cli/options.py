@@ -6,7 +6,7 @@ import os
 
 from ..api.load import MAPPINGS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import I2_S_LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
@@ -90,7 +90,7 @@ def add_load(parser):
     group.add_argument(
         "--layout",
         choices=list(I2_S_LAYOUTS),
-        default="128x32",
+        default=DEFAULT_LAYOUT,
         help="how the I2_S tensors of a GGUF lie, which the file does not say; "
         "`bitnet verify --layout auto` finds out (default: 128x32)",
     )

@@ -4,7 +4,7 @@ import json
 
 from ..api.load import BUNDLED_MODEL
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import I2_S_LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..verify import AUTO, verify
 from . import options
 from .terminal import Status, printable
@@ -27,7 +27,7 @@ def configure(parser):
     parser.add_argument(
         "--layout",
         choices=[AUTO, *I2_S_LAYOUTS],
-        default="128x32",
+        default=DEFAULT_LAYOUT,
         help="how the I2_S tensors of a GGUF lie, which the file does not say; "
         "auto: score a text under all and name the likely one "
         "(default: 128x32)",
@@ -35,7 +35,7 @@ def configure(parser):
     parser.add_argument(
         "--against-layout",
         choices=list(I2_S_LAYOUTS),
-        default="128x32",
+        default=DEFAULT_LAYOUT,
         help="the same of SRC (default: 128x32)",
     )
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 Reading a mapped page that its file no longer has is a bus error, which ends the process. Checking
 the size first is a race. Here the signal's handler puts pages of zeros where the file was, inside
-guarded ranges only, and notes which range it was; lost() tells, after the work is done.
+guarded ranges only, and notes which range it was; is_truncated() tells, after the work is done.
 """
 import os
 
