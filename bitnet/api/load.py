@@ -15,16 +15,17 @@ from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KVDtype = Literal["f16", "f32", "int8"]
+KVDtype = Literal["f16", "f32", "int8"]  # for editors; what there is says kv_cache.DTYPES
 MappingMode = Literal["map", "prefetch", "lock", "copy"]
-Layout = Literal["128x32", "64x16", "4row"]
-KV_DTYPES, MAPPINGS = get_args(KVDtype), get_args(MappingMode)
+Layout = Literal["128x32", "64x16", "4row"]  # and checkpoint.LAYOUTS
+KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
@@ -123,17 +124,17 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(file, layout=settings.layout)
-    context = context_of(source.config, settings.context)
+    checkpoint = open_checkpoint(file, layout=settings.layout)
+    context = context_of(checkpoint.config, settings.context)
     plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
-    planner = Planner(source)
+    planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before
-        files = weights.of_source(source, pool=pool, n_threads=n_threads)
+        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
         if settings.mapping == "lock":
             files.lock()
         elif settings.mapping == "copy":

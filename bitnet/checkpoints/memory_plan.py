@@ -17,12 +17,9 @@ from ..models.registry import ARCHITECTURES
 from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES, PAGE
-from ..runtime.pool import Pool
+from ..runtime.mmap import HUGE_PAGE
+from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
-from .weights import head_rows
-
-HUGE_PAGE = 2 << 20  # bytes
-ALIGN = 64  # bytes: every allocation of the pool is a multiple
 
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
 # 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
@@ -74,7 +71,7 @@ class Planner:
         self._headers = sum(len(file.data) for file in source.files)
         self._headers -= sum(len(t.data) for f in source.files for t in f.tensors.values())
         self._has_cache = repack_cache.cache_folder() is not None
-        rows = head_rows(source)
+        rows = source.rows("lm_head")
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
         if self._is_screened:

@@ -1,5 +1,6 @@
 """bench: tokens a second of prefill and decode, and their share of the memory bandwidth."""
 
+import argparse
 import json
 import time
 
@@ -10,10 +11,10 @@ from . import options
 from .terminal import Status
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Medians of rounds. A round is a plain read of the weights, a prefill and a "
         "decode: a machine\nwhose clock drifts is compared with itself. The bound is "
@@ -45,11 +46,11 @@ def configure(parser):
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     status = Status()
     status.show("loading")
     begin = time.perf_counter()
-    with bitnet.load(*args.words, **options.load_keywords(args)) as model:
+    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
         load_s = time.perf_counter() - begin
         found = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
     status.clear()

@@ -1,18 +1,19 @@
 """info: what the engine found on this machine and chose: instruction set, threads, and why."""
 
+import argparse
 import json
 
 import bitnet
 
 USAGE = ""
-WORDS = (0, 0)
+N_ARGS = (0, 0)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     found = bitnet.info()
     if args.json:
         print(json.dumps(found))

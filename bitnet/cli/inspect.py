@@ -1,30 +1,30 @@
 """inspect: what a model file holds, how it will be used and what memory it will need."""
 
+import argparse
 import json
 import math
 import re
 from pathlib import Path
 
-from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, KV_DTYPES
+from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT
 from ..checkpoints import hub, repack_cache
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
-from ..formats import gguf
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import open_folder
-from ..formats.ternary_layouts import padded
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from . import options
 from .terminal import printable
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 GAP = 4096  # bytes between tensors that no padding explains
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "From the headers alone: a file of any size takes a moment. A file that cannot "
         "be used is\nshown as far as it can be read, with the reason and exit code 1."
@@ -42,22 +42,12 @@ def configure(parser):
         help="tokens a sequence may hold, for the memory needed (default: the "
         f"model's, {DEFAULT_CONTEXT} at most)",
     )
-    parser.add_argument(
-        "--kv-dtype",
-        choices=KV_DTYPES,
-        default="f16",
-        help="type of cached keys and values (default: f16)",
-    )
-    parser.add_argument(
-        "--layout",
-        choices=list(LAYOUTS),
-        default="128x32",
-        help="how the I2_S tensors of a GGUF lie (default: 128x32)",
-    )
+    options.add_kv_dtype(parser)
+    options.add_layout(parser, "how the I2_S tensors of a GGUF lie")
 
 
-def main(args):
-    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+def main(args: argparse.Namespace) -> int:
+    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     refused = None
     try:
         found = describe(path, context=args.context, kv_dtype=args.kv_dtype, layout=args.layout)
@@ -75,11 +65,11 @@ def main(args):
 
 
 # what is found ------------------------------------------------------------------------------------
-def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
+def describe(path, *, context=None, kv_dtype="f16", layout=DEFAULT_LAYOUT):
     """A JSON-ready dict of a .gguf file or a Hugging Face folder.
 
-    context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model that
-    cannot be used, ValueError for a context beyond the model's, OSError.
+    context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model
+    that cannot be used, ValueError for a context beyond the model's, OSError.
     """
     source = open_checkpoint(path, layout=layout)
     config, longest = source.config, source.config.max_position_embeddings
@@ -98,7 +88,7 @@ def describe(path, *, context=None, kv_dtype="f16", layout="128x32"):
         "float_weights": n_all - n_ternary,
         "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
         "file_bits": 8 * sum(len(file.data) for file in source.files) / n_all,
-        "kv_bytes_per_token": {kind: state_bytes(config, 128, kind) // 128 for kind in KV_DTYPES},
+        "kv_bytes_per_token": {kind: state_bytes(config, 128, kind) // 128 for kind in DTYPES},
         "tokenizer": _tokenizer(source.tokenizer_source),
         "derived": derived,
         "memory": _memory(source, context, kv_dtype),
@@ -207,26 +197,14 @@ def _gguf_tokenizer(metadata):
 def _derived(source):
     """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
     derived = {name: t for name, t in source.ternary.items() if t.in_place is None}
-    n_bytes = 0
-    for t in derived.values():
-        n_bytes += gguf.n_bytes_of("I2_S", (t.n_rows, padded(t.n_cols)))
-        n_bytes += 4 * t.n_rows if t.may_differ else 0
+    n_bytes = sum(map(repack_cache.repacked_bytes, derived.values()))
     place = repack_cache.cache_folder() and "sidecar"
     return {
         "tensors": len(derived),
         "bytes": n_bytes,
         "place": place or "memory",
-        "path": str(path) if derived and place and (path := _sidecar(source)) else None,
+        "path": str(path) if derived and place and (path := repack_cache.find(source)) else None,
     }
-
-
-def _sidecar(source):
-    """The path of a model's repacked weights, None if they are not there or of another day."""
-    key = repack_cache._fingerprint(source)
-    for path, _, written_for in repack_cache.cache_list():
-        if written_for != "damaged" and GGUFFile(path).metadata.get("sidecar.key") == key:
-            return path
-    return None
 
 
 def _memory(source, context, kv_dtype):

@@ -1,10 +1,22 @@
-"""What the file writers share: a file that appears whole or not at all, and data in pieces."""
+"""What the file writers share: room on the disk, a file that appears whole or not at all, and data
+that comes in pieces."""
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 
 import numpy as np
+
+FREE_MARGIN = 64 << 20  # bytes of disk left to other programs
+
+
+def check_free_space(folder, n_bytes):
+    """OSError (ENOSPC) unless the disk of a folder has room for n_bytes and FREE_MARGIN."""
+    needed, free = n_bytes + FREE_MARGIN, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(folder))
 
 
 @contextlib.contextmanager

@@ -21,12 +21,10 @@ import math
 
 import numpy as np
 
-BLOCKS = {  # values and bytes of a block
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18),
-    "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q4_K": (256, 144), "Q5_K": (256, 176),
-    "Q6_K": (256, 210), "IQ4_NL": (32, 18),
-}  # fmt: skip
-ROW_TYPES = tuple(BLOCKS)
+from .ggml_types import ROW_TYPES, TYPES
+from .tensor import row_steps
+
+BLOCKS = {name: (TYPES[name].n_values, TYPES[name].n_bytes) for name in ROW_TYPES}
 IQ4_NL = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
@@ -44,7 +42,7 @@ def dequantize(type_name, data, n_cols):
     ValueError for a type that is not one of ROW_TYPES, and for rows of another size.
     """
     data = np.ascontiguousarray(data)
-    n, n_bytes = _block(type_name, n_cols)
+    n, n_bytes = _block_size(type_name, n_cols)
     if data.shape[1] != n_cols // n * n_bytes:
         limit = f"limit: {n_cols // n * n_bytes}"
         raise ValueError(f"row of {n_cols} {type_name}: {data.shape[1]} bytes, {limit}")
@@ -58,6 +56,12 @@ def dequantize(type_name, data, n_cols):
         return _DECODERS[type_name](data.reshape(-1, n_bytes)).reshape(-1, n_cols)
 
 
+def dequantize_steps(type_name, data, n_cols):
+    """Yield the same in steps of some rows, float32 (some, n_cols)."""
+    for rows in row_steps(data, n_cols):
+        yield dequantize(type_name, rows, n_cols)
+
+
 def quantize(type_name, rows):
     """float32 (n_rows, n_cols) to rows as they lie in a file, uint8 (n_rows, row_bytes).
 
@@ -66,7 +70,7 @@ def quantize(type_name, rows):
     """
     if type_name not in LARGEST:
         raise ValueError(f"quantize to {type_name}, limit: one of {', '.join(LARGEST)}")
-    n, n_bytes = _block(type_name, rows.shape[1])
+    n, n_bytes = _block_size(type_name, rows.shape[1])
     peak = np.abs(rows).max(initial=0)
     if not peak <= LARGEST[type_name]:  # NaN fails too
         raise ValueError(f"{type_name}: |value| {peak:g}, limit: {LARGEST[type_name]:g}")
@@ -82,8 +86,8 @@ def quantize(type_name, rows):
     return encode(rows.reshape(-1, n)).reshape(len(rows), rows.shape[1] // n * n_bytes)
 
 
-def _block(type_name, n_cols):
-    """(values, bytes) of a block."""
+def _block_size(type_name, n_cols):
+    """(values, bytes) of a block; ValueError for a type or a row that has none."""
     if type_name not in BLOCKS:
         raise ValueError(f"type {type_name}, limit: one of {', '.join(BLOCKS)}")
     n, n_bytes = BLOCKS[type_name]

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import FormatError
 from ..runtime import mmap
 from .atomic_write import atomic, write_data
-from .float_blocks import BLOCKS
+from .ggml_types import BY_NUMBER, FLOAT_TYPES, TYPES, UNREAD, instead_of
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
 from .mapped_file import map_file
 from .tensor import Tensor
@@ -27,36 +27,16 @@ MAX_TENSORS = 1 << 16
 MAX_DIMS = 4
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
-TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 24: "I8", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
-    36: "I2_S", 42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
-}  # fmt: skip
-TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
-
-READ_BY_ROWS = ("F32", "F16", "BF16")  # of an embedding or a screened head a step needs a few
-
-# Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
-_UNREAD = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
-    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
-    28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
-    37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
-    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
-}  # fmt: skip
-_INSTEAD = "convert the original Hugging Face folder with `bitnet convert`"
-_ROTATED = "these weights are for rotated activations: use PrismML's llama.cpp"
-
 
 def n_bytes_of(type_name, shape):
     """Bytes of a tensor of this type and shape (rows, columns); ValueError if a block is cut."""
     n_rows, n_cols = math.prod(shape[:-1]), shape[-1]
     if type_name in LAYOUTS:
         return n_bytes(type_name, n_rows, n_cols)
-    block, block_bytes = (1, 1) if type_name == "I8" else BLOCKS[type_name]
-    if n_cols % block:
-        raise ValueError(f"{type_name} needs a multiple of {block}")
-    return n_rows * n_cols // block * block_bytes
+    block = TYPES[type_name]
+    if n_cols % block.n_values:
+        raise ValueError(f"{type_name} needs a multiple of {block.n_values}")
+    return n_rows * n_cols // block.n_values * block.n_bytes
 
 
 class GGUFFile:
@@ -76,7 +56,8 @@ class GGUFFile:
         self.metadata = read_metadata(cursor, n_keys)
         table = self._read_table(cursor, n_tensors)
         self.tensors = self._place(table, cursor.at)
-        whole = [t.data for t in self.tensors.values() if t.type not in READ_BY_ROWS]
+        # A step reads a few rows of an embedding or a screened head, but whole matrices of codes.
+        whole = [t.data for t in self.tensors.values() if t.type not in FLOAT_TYPES]
         mmap.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
 
     def _read_header(self, cursor):
@@ -108,13 +89,13 @@ class GGUFFile:
         ne = [cursor.u64(f"{name} ne") for _ in range(n_dims)]
         if not 0 < math.prod(ne) < 1 << 62:
             raise self._error(f"{name} ne", ne, "each at least 1, product below 2^62")
-        type_id, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
-        if type_id not in TYPES:
-            shown = f"{type_id} ({_UNREAD.get(type_id, 'unknown')})"
-            instead = _ROTATED if type_id in (142, 143) else _INSTEAD
-            read = ", ".join(name.removesuffix("_G64") for name in TYPES.values())
-            raise self._error(f"{name} type", shown, f"this version reads {read}; {instead}")
-        type_name, shape = TYPES[type_id], tuple(reversed(ne))
+        number, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
+        if number not in BY_NUMBER:
+            shown = f"{number} ({UNREAD.get(number, 'unknown')})"
+            known = ", ".join(BY_NUMBER[n].name.removesuffix("_G64") for n in sorted(BY_NUMBER))
+            limit = f"this version reads {known}; {instead_of(number)}"
+            raise self._error(f"{name} type", shown, limit)
+        type_name, shape = BY_NUMBER[number].name, tuple(reversed(ne))
         try:
             return type_name, shape, n_bytes_of(type_name, shape), offset
         except ValueError as error:
@@ -183,9 +164,9 @@ def write(path, metadata, tensors):
         head += encode_string(key) + encode_value(value)
     sizes, offset = [], 0
     for name, shape, type_name, _ in tensors:
-        n_dims, type_id = len(shape), TYPE_IDS[type_name]
+        n_dims, number = len(shape), TYPES[type_name].number
         head += encode_string(name)
-        head += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(shape), type_id, offset)
+        head += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(shape), number, offset)
         sizes.append(n_bytes_of(type_name, shape))
         offset += _round_up(sizes[-1], alignment)
     head += bytes(_round_up(len(head), alignment) - len(head))

@@ -1,7 +1,4 @@
-"""What the file readers share: an exception, a description of a tensor, mapped files, bounded JSON.
-
-Knows neither GGUF nor safetensors, and no model.
-"""
+"""Files mapped whole, read-only: what every reader of a container begins with."""
 
 import os
 import stat
@@ -37,6 +34,12 @@ _guards = {}  # address of a map: its number
 
 def _release(address):
     mmap.release(_guards.pop(address))
+
+
+def release_pages(data):
+    """Give the pages of a map, or of a part of it, back to the system: they would count as our
+    memory. What is read again comes from the file."""
+    mmap.dontneed(data.ctypes.data, data.nbytes)
 
 
 def check_map(data, path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+STEP_WEIGHTS = 1 << 17  # weights read at a time, by whole rows: 512 KiB as float32, inside a cache
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -23,3 +25,18 @@ class Tensor:
     @property
     def where(self):
         return f"{self.path}: {self.name}"
+
+    def rows(self):
+        """The data as uint8 (n_rows, row_bytes), a view."""
+        return self.data.reshape(self.shape[0], -1)
+
+    def row_steps(self):
+        """The same in steps of some rows; see row_steps."""
+        return row_steps(self.rows(), self.shape[1])
+
+
+def row_steps(data, n_cols):
+    """Yield uint8 (n_rows, row_bytes) in steps of some rows, of about STEP_WEIGHTS weights."""
+    step = max(1, STEP_WEIGHTS // n_cols)
+    for at in range(0, len(data), step):
+        yield data[at : at + step]

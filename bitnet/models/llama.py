@@ -67,8 +67,11 @@ BITNET = Architecture(
     norms=NORMS | SUB_NORMS,
     activations=("relu2", "silu"),
     model_types=("bitnet",),
+    hf_class="BitNetForCausalLM",
     gguf_architectures=("bitnet-b1.58", "bitnet-25", "bitnet"),
     gguf_names=_SUB_NORMS_IN_GGUF,
+    name_in_gguf=lambda _, config: "bitnet-b1.58" if config.hidden_act == "relu2" else "bitnet",
+    ambiguous=("bitnet",),
     from_gguf=lambda fields: {"hidden_act": _gguf_activation(fields)},
 )
 BITNET_B1_58 = Architecture(
@@ -81,13 +84,17 @@ BITNET_B1_58 = Architecture(
         "mlp.ffn_sub_norm": "mlp.ffn_layernorm",
     },
     gguf_names=_SUB_NORMS_IN_GGUF,
-    always_masters=True,
+    float_linears="masters",
+    exported_as=BITNET,
 )
 LLAMA = Architecture(
     name="llama",
     block=Block,
     norms=NORMS,
     model_types=("llama",),
+    hf_class="LlamaForCausalLM",
+    float_linears="floats",
+    linear_class="bitlinear",
     gguf_architectures=("llama",),
     interleaved_in_gguf=True,
 )

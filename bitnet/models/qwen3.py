@@ -4,10 +4,7 @@ An embedding model: the final norm of the last token, L2-normalised, is the embe
 """
 
 from ..compute import ops
-from .architecture import Architecture
-
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+from .architecture import POOLING_TYPES, Architecture
 
 
 class Block:
@@ -91,14 +88,13 @@ GGUF_NAMES = {
     "mlp.gate_proj.norm": "ffn_gate_norm_in", "mlp.up_proj.norm": "ffn_up_norm_in",
     "mlp.down_proj.norm": "ffn_down_norm_in",
 }  # fmt: skip
-POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers, "<arch>.pooling_type"
 
 
 def gguf_pooling(fields):
     """ "last", which this engine does; another one, or none, is refused."""
-    kind = fields.plain("pooling_type", "missing")
-    if POOLING_TYPES.get(kind) != "last":
-        shown = POOLING_TYPES.get(kind, kind)
+    stated = fields.plain("pooling_type", "missing")
+    if POOLING_TYPES.get(stated) != "last":
+        shown = POOLING_TYPES.get(stated, stated)
         raise fields.error("pooling_type", shown, "3, the last token; others are not supported")
     return {"pooling": "last"}
 
@@ -110,7 +106,8 @@ QWEN3 = Architecture(
     model_types=("qwen3",),
     gguf_architectures=("qwen3",),
     gguf_names=GGUF_NAMES,
-    always_masters=True,
+    hf_class="Qwen3Model",
+    float_linears="masters",
     from_hf=lambda fields: {"pooling": "last"},
     from_gguf=gguf_pooling,
 )
