@@ -28,6 +28,11 @@ CYTHON_IMPORT = re.compile(
     r"|c?import\s+(?P<whole>[\w., ]+)|include\s+[\"'](?P<file>[^\"']+)[\"'])",
     re.M,
 )
+PRIVATE = re.compile(r"_[a-z]\w*")
+PRIVATE_USE = re.compile(r"([\w\])]+)\.(_[a-z]\w*)")
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}  # public, whatever their underscore says
+# Private members of objects that are of the file's own class, though their name does not say so.
+OWN = {("api/model.py", "model._after_fork"), ("generation/session.py", "twin._token_ids")}
 C_INCLUDE = re.compile(
     r"^\s*(?:#\s*include|cdef\s+extern\s+from)\s+(?:\"(?P<file>[^\"]+)\"|(?P<macro>BITNET_SIMD))",
     re.M,
@@ -190,6 +195,52 @@ def test_the_check_sees_every_kind_of_import(tmp_path, monkeypatch):
         ("a", "one"), ("a", "part"), ("b",), ("b", "three"), ("c",), ("c",)]  # fmt: skip
     assert sorted(imported(tmp_path / "b" / "deep" / "four.py")) == [
         ("__init__",), ("__init__",), ("a", "one"), ("a", "two"), ("b", "three")]  # fmt: skip
+
+
+def private_uses(path):
+    """Yield "object._member" and "import _name" of what a file uses and does not own.
+
+    Its own are members of self and cls, of classes and of a call of cls() in the file itself.
+    """
+    text = path.read_text()
+    owners = {"self", "cls", "cls()", *re.findall(r"^\s*(?:cdef )?class (\w+)", text, re.M)}
+    for _, _, names in (python_imports if path.suffix == ".py" else cython_imports)(path):
+        yield from (f"import {name}" for name in names if PRIVATE.match(name))
+    if path.suffix == ".py":
+        uses = [
+            (f"{n.value.func.id}()", n.attr)
+            if isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Name)
+            else (ast.unparse(n.value), n.attr)
+            for n in ast.walk(ast.parse(text))
+            if isinstance(n, ast.Attribute)
+        ]
+    else:
+        uses = PRIVATE_USE.findall(re.sub(r"#.*", "", text))
+    for owner, member in uses:
+        if PRIVATE.fullmatch(member) and owner not in owners and member not in NAMED_TUPLE:
+            yield f"{owner}.{member}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_members_stay_in_their_file(path):
+    name = str(path.relative_to(PACKAGE))
+    assert {use for use in private_uses(path) if (name, use) not in OWN} == set()
+
+
+def test_the_check_sees_private_members(tmp_path):
+    (tmp_path / "one.py").write_text(
+        "import sys\nfrom .two import _three, four\nclass Own:\n    def make(cls, other):\n"
+        "        cls(1)._mine = Own._mine = cls._mine\n        self.four._far = other._a.b\n"
+        "        return other._replace(x=sys._getframe().__name__), four()._call, f[0]._item\n"
+    )
+    (tmp_path / "two.pyx").write_text(
+        "from .three cimport _four\ncdef class Own:\n    x = self._a + Own._b + other._c  # y._d\n"
+    )
+    assert set(private_uses(tmp_path / "one.py")) == {
+        "import _three", "self.four._far", "other._a", "sys._getframe", "four()._call",
+        "f[0]._item",
+    }  # fmt: skip
+    assert set(private_uses(tmp_path / "two.pyx")) == {"import _four", "other._c"}
 
 
 @pytest.mark.parametrize("path", IN_KERNELS, ids=lambda p: p.name)

@@ -25,7 +25,7 @@ from ..text.vocabulary import TokenizerSource
 
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
-DEFAULT_LAYOUT = "128x32"
+DEFAULT_LAYOUT = "128x32"  # that of microsoft/BitNet, and of nearly every file there is
 
 Codes = Iterator[np.ndarray]  # uint8 (some rows, n_cols) of 0, 1, 2 in row order
 

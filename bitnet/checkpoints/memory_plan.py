@@ -20,12 +20,10 @@ from ..models.sequence_state import SequenceState
 from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES, PAGE
-from ..runtime.pool import Pool
+from ..runtime.mmap import HUGE_PAGE
+from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
 from .checkpoint import Checkpoint, TernaryTensor
-
-HUGE_PAGE = 2 << 20  # bytes
-ALIGN = 64  # bytes: every allocation of the pool is a multiple
 
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
 # 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that

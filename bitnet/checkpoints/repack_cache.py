@@ -86,7 +86,7 @@ def _repacked(file: gguf.GGUFFile, name: str, tensor: TernaryTensor) -> Repacked
 
 
 def _screen(file: gguf.GGUFFile, rows: EmbeddingRows) -> Screen:
-    codes, bounds = (file.tensors[name].data for name in lm_head_screen.NAMES)
+    codes, bounds = (file.tensors[name].data for name in lm_head_screen.TENSOR_NAMES)
     shape = rows.n_rows, rows.n_cols
     return codes.view(np.int8).reshape(shape), bounds.view("<f4").reshape(-1, 3)
 

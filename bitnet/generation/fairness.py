@@ -41,7 +41,7 @@ class PrefillBudget:
         if not has_prompts:  # what the last prompt owes is paid after its end, too
             self._plain = seconds
             self._debt -= seconds if self.is_shared else min(seconds, self._debt)
-        elif not self.is_shared:  # there is nobody whose time it could be
+        elif not self.is_shared or self._plain is None:  # there is nobody whose time it could be
             self._debt = 0.0
         else:  # the others had what a plain step takes, prompts the rest
             others = min(self._plain, seconds)

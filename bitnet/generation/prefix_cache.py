@@ -64,30 +64,33 @@ class PrefixCache:
         live: Iterable[tuple[Sequence[int], SequenceState]] = (),
         *,
         sinks: int | None = None,
-    ) -> tuple[SequenceState | None, int]:
-        """(a state of the longest beginning of tokens, its length), or (None, 0).
+    ) -> SequenceState | None:
+        """A state of the longest beginning of tokens, or None.
 
         tokens: at least one is left to read. live: (tokens, state) of running sequences. sinks: of
         the new state, as of KVCache; None for those of the other one.
         """
         ids = np.asarray(tokens, np.int64)
-        best, length = None, MIN_TOKENS - 1
+        best: SequenceState | None = None
+        length = MIN_TOKENS - 1
         for others, state in [*self._kept, *live]:
             n = min(common(ids, np.asarray(others, np.int64)), len(ids) - 1)
             usable = state.start == 0 and (state.is_trimmable or n == state.length)
             if n > length and usable:
                 best, length = state, n
-        if self._disk is not None and (found := self._disk.load(ids, length, sinks=sinks)):
-            return found
+        if self._disk is not None:
+            loaded = self._disk.load(ids, length, sinks=sinks)
+            if loaded is not None:
+                return loaded
         if best is None:
-            return None, 0
+            return None
         for i, (_, state) in enumerate(self._kept):
             if state is best:
                 self._kept.append(self._kept.pop(i))
                 break
         fork = best.fork(sinks)
         fork.trim(length)
-        return fork, length
+        return fork
 
     def drop_oldest(self) -> bool:
         """Close the one not used for longest; False if there is none."""

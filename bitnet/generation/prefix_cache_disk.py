@@ -44,7 +44,7 @@ class DiskPrefixCache:
     ) -> None:
         self.folder, self.limit = Path(folder), limit
         self._fingerprint, self._dtype, self._new_state = fingerprint, dtype, new_state
-        self._tokens: dict[Path, NDArray[np.integer]] = {}
+        self._tokens: dict[Path, NDArray[np.int32 | np.int64]] = {}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self.folder.glob(f"*{SUFFIX}"):
             try:
@@ -78,8 +78,8 @@ class DiskPrefixCache:
 
     def load(
         self, tokens: NDArray[np.int64], n_known: int, *, sinks: int | None = None
-    ) -> tuple[SequenceState, int] | None:
-        """(a state of the longest beginning of tokens that a file has, its length), or None.
+    ) -> SequenceState | None:
+        """A state of the longest beginning of tokens that a file has, or None.
 
         n_known: how many are known without a file; it must have MIN_TOKENS more. sinks: of the
         state, as of KVCache.
@@ -91,7 +91,7 @@ class DiskPrefixCache:
                 session_file.load(path, state, self._fingerprint)
                 state.trim(n)
                 os.utime(path)
-                return state, n
+                return state
             except (FormatError, OSError) as error:
                 log.warning("a saved prefix is not used: %s", str(error))
                 self._delete(path)

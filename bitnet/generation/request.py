@@ -108,12 +108,12 @@ class Request:
         self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
         self.logprobs: list[list[tuple[int, float]]] = []
         self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
-        self.state: SequenceState | None = None  # while it has a slot
         self.n_cached = 0  # tokens of the prompt that another sequence had read
         self.deltas: deque[str] = deque()
         self.is_cancelled = False
         self.completion: Completion | None = None
         self.error: BaseException | None = None
+        self._state: SequenceState | None = None  # while it has a slot
         self._checkpoint: Checkpoint | None = None  # of the state before the latest step
         self._text: list[str] = []  # all deltas
         self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
@@ -124,6 +124,35 @@ class Request:
     @property
     def is_done(self) -> bool:
         return self.completion is not None or self.error is not None
+
+    def result(self) -> Completion:
+        """The completion, once it is done. Raises what ended it instead."""
+        if self.error is not None:
+            raise self.error
+        if self.completion is None:
+            raise ValueError("the request is not complete")
+        return self.completion
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it runs, or waits for memory only."""
+        return self._state is not None
+
+    @property
+    def state(self) -> SequenceState:
+        """What the model remembers of its tokens; while it has a slot."""
+        if self._state is None:
+            raise ValueError("the request has no slot")
+        return self._state
+
+    def take_slot(self, state: SequenceState) -> None:
+        """Begin with a state that has seen the first n_cached tokens."""
+        self._state, self.n_cached = state, state.length
+
+    def leave_slot(self) -> SequenceState:
+        """The state, which somebody else has to close."""
+        state, self._state = self.state, None
+        return state
 
     @property
     def pending(self) -> int:
@@ -148,22 +177,26 @@ class Request:
         A state that cannot go back there goes to where the step began, or to nothing: the next
         step reads the tokens between once more.
         """
-        state = self.state
-        if not state.trim(length) and not state.rollback(self._checkpoint):
+        state, checkpoint = self.state, self._checkpoint
+        if not state.trim(length) and not (checkpoint and state.rollback(checkpoint)):
             state.trim(0)
 
     def make_draft(self, most: int) -> None:
         """Propose at most ``most`` tokens for the next step, as far as there is use and room."""
+        self.draft = []
+        if self.drafts is None:
+            return
         rest = self.stopping.max_tokens - (len(self.tokens) - self.n_prompt)
         most = min(most, rest - 1, self.state.capacity - len(self.tokens))
-        self.draft = self.drafts.propose(self.tokens, most) if most > 0 else []
+        if most > 0:
+            self.draft = self.drafts.propose(self.tokens, most)
 
     def queries(self, n: int) -> list[LogitsQuery | None]:
         """Which logits the choice of each of the next n tokens depends on, None for all."""
         if self.n_logprobs is not None or self.constraint is not None:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]
-        return [self.sampler.wanted(len(self.tokens) + i, ids) for i in range(n)]
+        return [self.sampler.query(len(self.tokens) + i, ids) for i in range(n)]
 
     def advance(self, logits: NDArray[np.float32]) -> None:
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.
@@ -181,8 +214,9 @@ class Request:
                 n_right += 1
                 self.sample(logits[i + 1])
         finally:
-            self.rewind(len(self.tokens) - 1)
-        if draft:
+            if self.pending < 1:
+                self.rewind(len(self.tokens) - 1)
+        if draft and self.drafts is not None:
             self.drafts.record(len(draft), n_right)
 
     def sample(self, logits: NDArray[np.float32]) -> None:
@@ -243,7 +277,7 @@ class Request:
             text="".join(self._text),
             token_ids=generated,
             finish_reason=reason,
-            stop=self.detokenizer and self.detokenizer.stopped,
+            stop=None if self.detokenizer is None else self.detokenizer.stopped,
             seed=self.sampler.seed,
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,

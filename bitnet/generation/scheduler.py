@@ -56,8 +56,8 @@ class Scheduler:
         prefix_cache: PrefixCache | None = None,
         fair: bool = False,
     ) -> None:
-        self.transformer, self.kv_dtype = transformer, kv_dtype
-        self.prefix_cache, self.fair = prefix_cache, fair
+        self._transformer: Transformer | None = transformer  # until it is closed
+        self.kv_dtype, self.prefix_cache, self.fair = kv_dtype, prefix_cache, fair
         self.slots = min(slots, transformer.max_batch)
         self._budget = PrefillBudget()
         self._requests: list[Request] = []  # those not done, in order of arrival
@@ -74,7 +74,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raise what submit would."""
-        transformer = self._open()
+        transformer = self.transformer
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
             raise ContextFull(0, request.n_prompt, transformer.context)
@@ -92,8 +92,7 @@ class Scheduler:
                 is_last = request.is_done  # asked first: another thread may add deltas meanwhile
                 while request.deltas:
                     yield request.deltas.popleft()
-            if request.error is not None:
-                raise request.error
+            request.result()
         finally:
             self.cancel(request)
 
@@ -102,13 +101,13 @@ class Scheduler:
         try:
             for request in requests:
                 self.submit(request)
+            completions = []
             for request in requests:
                 while not request.is_done:
                     request.deltas.clear()  # nobody collects them
                     self.progress(request)
-                if request.error is not None:
-                    raise request.error
-            return [request.completion for request in requests]
+                completions.append(request.result())
+            return completions
         finally:
             for request in requests:
                 self.cancel(request)
@@ -122,7 +121,6 @@ class Scheduler:
     def step(self) -> bool:
         """One forward pass for the sequences whose turn it is; False if there is nothing to do."""
         with self.exclusive():
-            self._open()
             self._drop_cancelled()
             self._admit()
             batch = self._plan()
@@ -147,7 +145,7 @@ class Scheduler:
         with self._lock:
             self._depth += 1
             try:
-                yield self._open()
+                yield self.transformer
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
@@ -160,12 +158,12 @@ class Scheduler:
         token_ids: NDArray[np.int32],
         sequences: list[tuple[SequenceState, int]],
         **options: Any,
-    ) -> NDArray[np.float32] | None:
+    ) -> NDArray[np.float32]:
         """The transformer's forward, within exclusive(). Where the pool has no room for it, kept
         prefixes are dropped, one after the other; PoolExhausted once there is none."""
         while True:
             try:
-                return self._open().forward(token_ids, sequences, **options)
+                return self.transformer.forward(token_ids, sequences, **options)
             except PoolExhausted:
                 if self.prefix_cache is None or not self.prefix_cache.drop_oldest():
                     raise
@@ -178,19 +176,21 @@ class Scheduler:
             self._drop_cancelled()
             if self.prefix_cache is not None:
                 self.prefix_cache.clear()
-            self.transformer = self.prefix_cache = None
+            self._transformer = self.prefix_cache = None
 
     def after_fork(self) -> None:
         """In the child of a fork: a step that another thread was running does not go on here."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
-            self._lock, self.transformer, self._why_closed = threading.RLock(), None, FORKED
+            self._lock, self._transformer, self._why_closed = threading.RLock(), None, FORKED
 
-    def _open(self) -> Transformer:
-        if self.transformer is None:
+    @property
+    def transformer(self) -> Transformer:
+        """What runs; ValueError once it is closed."""
+        if self._transformer is None:
             raise ValueError(self._why_closed)
-        return self.transformer
+        return self._transformer
 
     def _forget_done(self) -> None:
         for request in tuple(self._requests):  # in place: submit appends without the lock
@@ -199,19 +199,19 @@ class Scheduler:
 
     def _active(self) -> list[Request]:
         """Those that have a slot."""
-        return [r for r in tuple(self._requests) if r.state is not None]
+        return [r for r in tuple(self._requests) if r.has_slot]
 
     # ----------------------------------------------------------------------------------- admission
     def _admit(self) -> None:
         """Give free slots to those who have waited longest, while their tokens will have room."""
-        waiting = [r for r in tuple(self._requests) if r.state is None]
+        waiting = [r for r in tuple(self._requests) if not r.has_slot]
         running = self._active()
         for request in waiting[: max(0, self.slots - len(running))]:
             if running and not self._has_room(request, running):
                 break
             running.append(request)
             try:
-                request.state = self._state_for(request)
+                request.take_slot(self._state_for(request))
                 if request.drafts:
                     self.transformer.reserve_logits(self.slots + DRAFT_ROWS)
             except Exception as error:
@@ -220,7 +220,7 @@ class Scheduler:
     def _has_room(self, request: Request, running: list[Request]) -> bool:
         """Whether the pool can hold this request at its longest beside those that run."""
         pool = getattr(self.transformer, "pool", None)
-        state = next((r.state for r in running if r.state is not None), None)
+        state = next((r.state for r in running if r.has_slot), None)
         if pool is None or state is None:
             return True
         longest = (
@@ -230,25 +230,26 @@ class Scheduler:
         stats = pool.stats()
         # Held by those that run, or by prefixes, which go.
         held = sum(stats.by_purpose.get(purpose, (0,))[0] for purpose in state.parts)
-        return needed <= held + stats.largest_free + stats.limit - stats.reserved
+        free: int = held + stats.largest_free + stats.limit - stats.reserved
+        return needed <= free
 
     def _state_for(self, request: Request) -> SequenceState:
         """An empty state, or a fork of one that has seen the beginning of the prompt."""
         sinks = request.stopping.n_sinks
         if self.prefix_cache is not None:
             live = [(r.tokens[: r.state.length], r.state) for r in self._active()]
-            state, request.n_cached = self.prefix_cache.fork(request.tokens, live, sinks=sinks)
+            state = self.prefix_cache.fork(request.tokens, live, sinks=sinks)
             if state is not None:
                 return state
         return self.transformer.new_state(dtype=self.kv_dtype, sinks=sinks)
 
-    def _insert_prefix(self, request: Request) -> None:
+    def _insert_prefix(self, prefix_cache: PrefixCache, request: Request) -> None:
         """A finished request's state becomes a prefix, within the memory of all slots."""
-        state, request.state = request.state, None
+        state = request.leave_slot()
         limit = self.slots * state.full_nbytes
-        self.prefix_cache.insert(request.tokens[: state.length], state)
+        prefix_cache.insert(request.tokens[: state.length], state)
         live = sum(r.state.nbytes for r in self._active())
-        while self.prefix_cache.nbytes + live > limit and self.prefix_cache.drop_oldest():
+        while prefix_cache.nbytes + live > limit and prefix_cache.drop_oldest():
             pass
 
     # ------------------------------------------------------------------------------------ one step
@@ -271,10 +272,8 @@ class Scheduler:
         """Drafts of those that generate, within the rows that are left and those of DRAFT_ROWS."""
         n_left = min(n_left, DRAFT_ROWS)
         for request in running:
-            request.draft = []
-            if request.drafts:
-                request.make_draft(n_left)
-                n_left -= len(request.draft)
+            request.make_draft(n_left)
+            n_left -= len(request.draft)
 
     def _shares(self, running: list[Request], prompts: list[Request]) -> dict[Request, int]:
         """{request: rows of the step it gets} of those whose prompt is still read."""
@@ -306,7 +305,7 @@ class Scheduler:
                 self._guard(request, request.advance, logits[first : first + n])
             first += n
 
-    def _forward(self, batch: Batch, counts: list[int]) -> NDArray[np.float32] | None:
+    def _forward(self, batch: Batch, counts: list[int]) -> NDArray[np.float32]:
         """The forward pass of a batch; whatever interrupts it, the states are as before.
 
         counts: of logits that each request wants.
@@ -344,12 +343,12 @@ class Scheduler:
         self._release(request)
 
     def _release(self, request: Request) -> None:
-        if request.state is None:
+        if not request.has_slot:
             return
         if self.prefix_cache is not None and request.completion is not None:
-            return self._insert_prefix(request)
-        state, request.state = request.state, None
-        state.close()
+            self._insert_prefix(self.prefix_cache, request)
+        else:
+            request.leave_slot().close()
 
     # ---------------------------------------------------------------------------------- cancelling
     def _drop_cancelled(self) -> None:

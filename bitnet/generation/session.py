@@ -74,7 +74,8 @@ class Session:
 
         Faster than that where the head is large. Errors as of feed.
         """
-        return ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
+        token_id: int = ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
+        return token_id
 
     def _feed(
         self, token_ids: Sequence[int], queries: list[LogitsQuery] | None
@@ -106,7 +107,8 @@ class Session:
             logits = self._scheduler.forward(
                 part, [(self._state, len(part))], logits=which, queries=queries
             )
-        return logits[0]
+        last: NDArray[np.float32] = logits[0]
+        return last
 
     def decode(self, token_id: int) -> NDArray[np.float32]:
         """Append one token id; the logits after it, float32 (vocab,). Errors as of feed."""

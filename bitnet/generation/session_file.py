@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..errors import FormatError
 from ..formats import gguf
@@ -17,9 +17,10 @@ from ..models.sequence_state import Bytes, SequenceState, StoredTensor
 ARCHITECTURE = "bitnet-session"
 
 FilePath = str | os.PathLike[str]
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 
-def save(path: FilePath, token_ids: Sequence[int], state: SequenceState, fingerprint: str) -> None:
+def save(path: FilePath, token_ids: Tokens, state: SequenceState, fingerprint: str) -> None:
     """Write a sequence; it appears under its name only when complete and on disk.
 
     token_ids: those the state has seen. fingerprint: of the weights they went through.
@@ -64,7 +65,8 @@ def load(path: FilePath, state: SequenceState, fingerprint: str) -> list[int]:
     except BaseException:
         state.trim(0)
         raise
-    return tokens.tolist()
+    token_ids: list[int] = tokens.tolist()
+    return token_ids
 
 
 def tokens_of(path: FilePath, dtype: str, fingerprint: str) -> NDArray[np.int32]:
@@ -72,7 +74,7 @@ def tokens_of(path: FilePath, dtype: str, fingerprint: str) -> NDArray[np.int32]
     return _tokens(gguf.GGUFFile(path), dtype, fingerprint)
 
 
-def common(a: ArrayLike, b: ArrayLike) -> int:
+def common(a: Tokens, b: Tokens) -> int:
     """How many tokens two sequences begin with alike."""
     n = min(len(a), len(b))
     different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
@@ -103,11 +105,12 @@ def _stored(file: gguf.GGUFFile, expected: StoredTensor) -> Bytes:
     if tensor is None or tensor.type != stored_type or len(tensor.data) != n_bytes:
         there = "missing" if tensor is None else f"{len(tensor.data)} bytes of {tensor.type}"
         raise FormatError(file.path, name, there, f"{n_bytes} bytes of {stored_type}")
-    return tensor.data
+    data: Bytes = tensor.data
+    return data
 
 
 def _checksum(tokens: NDArray[Any], parts: Iterable[Bytes]) -> str:
     digest = hashlib.blake2b(tokens.tobytes(), digest_size=16)
     for data in parts:
-        digest.update(data)
+        digest.update(data.data)
     return digest.hexdigest()

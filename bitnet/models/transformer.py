@@ -1,13 +1,18 @@
-"""The forward pass of a ternary transformer: embedding, its architecture's blocks, final norm, head.
+"""The forward pass of a ternary transformer: embedding, blocks of its architecture, norm, LM head.
 
 Knows arithmetic; knows no text and no file format. The graph of a block is in the architecture's
 file. All work arrays are taken from the pool once (see workspace.py): a step allocates nothing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..compute import ops
 from ..compute.operands import (
@@ -22,9 +27,11 @@ from ..compute.operands import (
 )
 from ..errors import FormatError
 from ..runtime import mmap
-from .lm_head_screen import MAX_ROWS, Backoff
+from ..runtime.pool import Pool
+from .lm_head_screen import MAX_ROWS, Backoff, LogitsQuery
 from .registry import ARCHITECTURES
 from .rope import inverse_frequencies
+from .sequence_state import SequenceState
 from .workspace import (
     MAX_BATCH,
     WorkArray,
@@ -75,9 +82,16 @@ class Transformer:
     """
 
     def __init__(
-        self, weights, pool, *,
-        n_threads=1, context=None, max_batch=MAX_BATCH, max_sequences=1, prefetch=False,
-    ):  # fmt: skip
+        self,
+        weights: Any,
+        pool: Pool,
+        *,
+        n_threads: int = 1,
+        context: int | None = None,
+        max_batch: int = MAX_BATCH,
+        max_sequences: int = 1,
+        prefetch: bool = False,
+    ) -> None:
         self.config = config = weights.config
         self.pool = pool
         self.context = context or config.max_position_embeddings
@@ -155,27 +169,29 @@ class Transformer:
 
     # ------------------------------------------------------------------------------------- public
     @property
-    def n_threads(self):
+    def n_threads(self) -> int:
         """Threads of every operation."""
         return self.batch.n_threads
 
     @n_threads.setter
-    def n_threads(self, n):
+    def n_threads(self, n: int) -> None:
         for array in thread_arrays(self.config, n):
             if self.batch.n_workspaces < n:
                 self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
-    def reserve_logits(self, n_rows):
+    def reserve_logits(self, n_rows: int) -> None:
         """Take room for so many rows of logits; PoolExhausted."""
         if n_rows > self.logits.n_rows:
             self.logits = self._more_logits(n_rows)
 
-    def _more_logits(self, n_rows):
+    def _more_logits(self, n_rows: int) -> Matrix:
         shape = (n_rows, self.vocab_size)
         return Matrix(WorkArray("logits", shape, np.float32, "logits").take(self.pool))
 
-    def new_state(self, capacity=None, dtype="f16", sinks=0):
+    def new_state(
+        self, capacity: int | None = None, dtype: str = "f16", sinks: int = 0
+    ) -> SequenceState:
         """An empty SequenceState for up to ``capacity`` tokens (None: the context).
 
         dtype: of cached keys and values. sinks: 0, or more for a window that moves: see KVCache.
@@ -186,24 +202,36 @@ class Transformer:
             self.config, self.pool, capacity=capacity or self.context, dtype=dtype, sinks=sinks
         )
 
-    def forward(self, token_ids, sequences, *, logits="last", queries=None, after_layer=None):
+    def forward(
+        self,
+        token_ids: NDArray[np.int32],
+        sequences: list[tuple[SequenceState, int]],
+        *,
+        logits: str | Sequence[int] = "last",
+        queries: Iterable[LogitsQuery | None] | None = None,
+        after_layer: Callable[[int, NDArray[np.float32]], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Run a ragged batch and append it to the sequences' states.
 
         token_ids: int32 (n,), the new tokens of all sequences, one sequence after the other.
-        sequences: list of (SequenceState, n_tokens). logits: "last" gives float32 (n_sequences,
-        vocab), "all" (n, vocab), "hidden" the final norm's output (n, hidden), "none" None; a list
-        says of how many of its last tokens each sequence wants them: (sum, vocab). The result is
-        read-only and valid until the next call. queries: None, or an iterable, read where there is
-        a screen, of a LogitsQuery for each row of logits, None for all of its logits: others may
-        be ops.screened, the least float32. after_layer(i, hidden) is called behind each layer with
-        float32 (n, hidden), to look at.
+        sequences: list of (SequenceState, n_tokens).
+        logits: "last" gives float32 (n_sequences, vocab), "all" (n, vocab), "hidden" the final
+            norm's output (n, hidden), "none" (0, vocab); a list says of how many of its last tokens
+            each sequence wants them: (sum, vocab). The result is read-only and valid until the next
+            call.
+        queries: None, or an iterable, read where there is a screen, of a LogitsQuery for each row
+            of logits, None for all of its logits: others may be ops.screened, the least float32.
+        after_layer: called behind each layer with its number and float32 (n, hidden), to look at.
 
         Raises ContextFull or PoolExhausted before anything has changed, ValueError for a token id
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
-        rows = logits_rows(sequences, logits)
+        rows, is_hidden = logits_rows(sequences, logits), logits == "hidden"
         batch, s = self._set_batch(sequences), self.activations
+        out = s.normed if is_hidden else self.logits
+        if len(rows) > out.n_rows:  # evaluation, not decoding
+            out = self._more_logits(len(rows))
         for rope in self._ropes.values():
             ops.rope_table(rope, batch)
         scale = self.config.embedding_scale
@@ -216,11 +244,14 @@ class Transformer:
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
         self._unchecked = self._mapped = None
-        out = self._head(s, rows, logits == "hidden", queries)
+        if rows:
+            self._head(out, s, rows, is_hidden, queries)
         self._check_maps()
         for state, n_tokens in sequences:
             state.advance(n_tokens)
-        return out
+        view = out.array()[: len(rows)]
+        view.flags.writeable = False
+        return view
 
     def _set_batch(self, sequences):
         """The batch of these sequences, with room for their new tokens in every state."""
@@ -229,26 +260,20 @@ class Transformer:
             state.reserve(n_tokens)
         return batch
 
-    def _head(self, s, rows, is_hidden, queries):
-        """The final norm and the float head, over the rows whose logits are asked for."""
-        if not rows:
-            return None
-        n, batch = len(rows), self.head_batch.rows_only(len(rows))
+    def _head(self, out, s, rows, is_hidden, queries):
+        """The final norm into s.normed, and the LM head into out, unless that is s.normed: of the
+        rows whose logits are asked for."""
+        batch = self.head_batch.rows_only(len(rows))
         ops.gather_rows(s.normed, s.hidden, rows)  # (n, hidden)
         ops.rms_norm(s.normed, self.norm, s.normed, batch)
-        out = s.normed if is_hidden else self.logits
-        if n > out.n_rows:  # evaluation, not decoding
-            out = self._more_logits(n)
         if not is_hidden and not self._is_screened(out, s.normed, batch, queries):
-            ops.head(out, self.lm_head, s.normed, batch)
-        view = out.array()[:n]  # (n, vocab)
-        view.flags.writeable = False
-        return view
+            ops.head(out, self.lm_head, s.normed, batch)  # (n, vocab)
 
     def _is_screened(self, out, x, batch, queries):
         """Whether out has the logits that queries ask for, by the screen."""
         n = batch.n_tokens
-        if not (queries is not None and self.screen and n <= MAX_ROWS) or self._backoff.is_over():
+        can_screen = queries is not None and self.screen and n <= MAX_ROWS
+        if not can_screen or self._backoff.should_skip():
             return False
         rows = list(queries)
         if None in rows:
@@ -274,7 +299,9 @@ class Transformer:
                 raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
 
 
-def logits_rows(sequences, logits):
+def logits_rows(
+    sequences: Sequence[tuple[SequenceState, int]], logits: str | Sequence[int]
+) -> list[int]:
     """The rows of a batch whose logits are asked for; sequences and logits as of forward."""
     lengths = [n for _, n in sequences]
     counts = logits

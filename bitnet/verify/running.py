@@ -43,14 +43,14 @@ class Run:
         transformer = Transformer(
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )
-        cache = transformer.new_state(dtype="f32")
+        state = transformer.new_state(dtype="f32")
         wanted = "all" if self.config.pooling is None else "hidden"
-        sequences = [(cache, len(ids))]
+        sequences = [(state, len(ids))]
         token_ids = np.array(ids, np.int32)
         self.output = transformer.forward(
             token_ids, sequences, logits=wanted, after_layer=after_layer
         )
-        cache.close()
+        state.close()
 
     @property
     def embedding(self):

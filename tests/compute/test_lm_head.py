@@ -30,21 +30,21 @@ def bound(type, values):
     return operands.QuantizedRows(data, type, values.shape[1]), operands.Screen(codes, limits)
 
 
-def both(table, screen, x, wanted, n_threads=1):
+def both(table, screen, x, queries, n_threads=1):
     """(logits of the full head, of the screened one, numbers of those that are there)."""
     x = operands.Matrix(np.atleast_2d(np.asarray(x, np.float32)))
     batch = operands.Batch(x.n_rows, 1, n_threads).rows_only(x.n_rows)
     full, part = (operands.Matrix(np.zeros((x.n_rows, table.n_rows), np.float32)) for _ in "ab")
     ops.head(full, table, x, batch)
-    counts = ops.screen(part, table, screen, x, batch, wanted)
+    counts = ops.screen(part, table, screen, x, batch, queries)
     return full.array(), part.array(), counts
 
 
-def check(full, part, wanted):
+def check(full, part, query):
     """Everything wanted is there, and everything that is there is right."""
     there = part.view(np.uint32) != np.float32(ops.screened).view(np.uint32)
     assert part[there].tobytes() == full[there].tobytes()
-    n, margin, ids, _ = wanted
+    n, margin, ids, _ = query
     assert there[ids].all()
     assert there[~np.isfinite(full)].all()
     finite = np.sort(full[np.isfinite(full)])[::-1]
@@ -64,13 +64,16 @@ def random_rows(n_rows, n_cols, seed=0):
 def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
     x = random_rows(5, n_cols, 1)
-    wanted = [
-        LogitsQuery(1), LogitsQuery(7), LogitsQuery(1, 2.5), LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
+    queries = [
+        LogitsQuery(1),
+        LogitsQuery(7),
+        LogitsQuery(1, 2.5),
+        LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
         LogitsQuery(1000),
-    ]  # fmt: skip
-    full, part, counts = both(table, screen, x, wanted, n_threads=2)
+    ]
+    full, part, counts = both(table, screen, x, queries, n_threads=2)
     for i in range(5):
-        check(full[i], part[i], wanted[i])
+        check(full[i], part[i], queries[i])
     assert counts[4] == 1000
     if n_cols >= 64:
         assert max(counts[:1]) < 100
@@ -106,12 +109,12 @@ def test_codes_at_their_limits(isa):
 @pytest.mark.parametrize("n_inputs", [2, 3, 4, 5, 7, 8, 11, 32])
 def test_inputs_together_let_the_same_through_as_each_alone(isa, n_rows, n_cols, n_inputs):
     table, screen = bound("F16", random_rows(n_rows, n_cols))
-    x, wanted = random_rows(n_inputs, n_cols, 3), [LogitsQuery(1 + i % 3) for i in range(n_inputs)]
-    wanted[0] = LogitsQuery(1, draw=(1, 2, 1.0, 1.0, 0.0))
-    wanted[-1] = LogitsQuery(40) if n_inputs == 11 else wanted[-1]  # the last three: all bits
-    _, together, counts = both(table, screen, x, wanted, n_threads=2)
+    x, queries = random_rows(n_inputs, n_cols, 3), [LogitsQuery(1 + i % 3) for i in range(n_inputs)]
+    queries[0] = LogitsQuery(1, draw=(1, 2, 1.0, 1.0, 0.0))
+    queries[-1] = LogitsQuery(40) if n_inputs == 11 else queries[-1]  # the last three: all bits
+    _, together, counts = both(table, screen, x, queries, n_threads=2)
     for i in range(n_inputs):
-        _, alone, count = both(table, screen, x[i], wanted[i : i + 1])
+        _, alone, count = both(table, screen, x[i], queries[i : i + 1])
         assert together[i].tobytes() == alone[0].tobytes()
         assert counts[i] == count[0]
 
@@ -198,18 +201,18 @@ def test_nothing_is_lost_where_inputs_share_rows(data):
         table, screen = bound(
             data.draw(st.sampled_from(lm_head_screen.TYPES)), rows.astype(np.float32)
         )
-        wanted = [
+        queries = [
             LogitsQuery(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)
         ]
-        full, part, _ = both(table, screen, x.astype(np.float32), wanted)
+        full, part, _ = both(table, screen, x.astype(np.float32), queries)
     for i in range(n_inputs):
-        check(full[i], part[i], wanted[i])
+        check(full[i], part[i], queries[i])
 
 
 def check_draws(table, screen, x, draws, n_threads=1):
     """Each gives the same id as from the full head: how many logits that took."""
-    wanted = [LogitsQuery(1, draw=draw) for draw in draws]
-    full, part, counts = both(table, screen, np.tile(x, (len(draws), 1)), wanted, n_threads)
+    queries = [LogitsQuery(1, draw=draw) for draw in draws]
+    full, part, counts = both(table, screen, np.tile(x, (len(draws), 1)), queries, n_threads)
     for i, draw in enumerate(draws):
         there = part[i].view(np.uint32) != np.float32(ops.screened).view(np.uint32)
         assert there.sum() == counts[i]
@@ -301,25 +304,25 @@ def test_draws_from_rows_that_are_not_finite(isa):
         assert np.isnan(part[0, 7])
 
 
-def test_patience_grows_with_every_step_of_no_use():
-    patience, skipped = lm_head_screen.Backoff(), []
+def test_backoff_grows_with_every_step_of_no_use():
+    backoff, skipped = lm_head_screen.Backoff(), []
     for _ in range(8):
-        patience.record(False)
+        backoff.record(False)
         skipped.append(0)
-        while patience.is_over():
+        while backoff.should_skip():
             skipped[-1] += 1
     assert skipped == [0, 1, 2, 4, 8, 16, 16, 16]
-    patience.record(True)
-    assert not patience.is_over()
-    patience.record(False)
-    assert not patience.is_over()
+    backoff.record(True)
+    assert not backoff.should_skip()
+    backoff.record(False)
+    assert not backoff.should_skip()
 
 
 def test_arguments_out_of_range():
     table, screen = bound("F16", random_rows(30, 32))
-    for wanted in (LogitsQuery(0), LogitsQuery(2000), LogitsQuery(1, -1.0), LogitsQuery(1, np.nan)):
+    for query in (LogitsQuery(0), LogitsQuery(2000), LogitsQuery(1, -1.0), LogitsQuery(1, np.nan)):
         with pytest.raises(ValueError, match="best, limit 1024"):
-            both(table, screen, np.ones(32), [wanted])
+            both(table, screen, np.ones(32), [query])
     for draw in ((1, 0, 0.0, 1.0, 0.0), (1, 0, np.nan, 1.0, 0.0)):
         with pytest.raises(ValueError, match=r"^wanted: "):
             both(table, screen, np.ones(32), [LogitsQuery(1, draw=draw)])
@@ -337,7 +340,7 @@ def test_arguments_out_of_range():
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """Every head is screened, and kept in a cache of this test."""
-    monkeypatch.setattr(lm_head_screen, "LEAST", 1)
+    monkeypatch.setattr(lm_head_screen, "MIN_WEIGHTS", 1)
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
     return tmp_path
 
@@ -369,7 +372,7 @@ def test_text_is_the_same_with_and_without(folder, monkeypatch, options):
     with bitnet.load(slots=3, prefix_cache=False) as model:
         screened = texts(model, options)
         assert model.scheduler.transformer.screen is not None
-    monkeypatch.setattr(lm_head_screen, "LEAST", 1 << 62)
+    monkeypatch.setattr(lm_head_screen, "MIN_WEIGHTS", 1 << 62)
     with bitnet.load(slots=3, prefix_cache=False) as model:
         assert model.scheduler.transformer.screen is None
         assert texts(model, options) == screened

@@ -28,15 +28,15 @@ def fair(transformer, **options):
 
 @pytest.mark.parametrize("max_batch", [16, 64, 256])
 def test_running_sequences_keep_half_their_speed(clock, max_batch):
-    engine = fair(MockTransformer(max_batch=max_batch, on_forward=clock.on_forward), slots=2)
-    running = engine.submit(request("a", max_tokens=400))
+    scheduler = fair(MockTransformer(max_batch=max_batch, on_forward=clock.on_forward), slots=2)
+    running = scheduler.submit(request("a", max_tokens=400))
     for _ in range(3):
-        engine.step()
-    long = engine.submit(request("y" * 400, max_tokens=1))
+        scheduler.step()
+    long = scheduler.submit(request("y" * 400, max_tokens=1))
     start, n_before, gap = clock.now, len(running.tokens), 0
     while not long.is_done:
         before = clock.now
-        engine.step()
+        scheduler.step()
         gap = max(gap, clock.now - before)
     n, seconds = len(running.tokens) - n_before, clock.now - start
     assert 0.5 * seconds <= n <= 0.68 * seconds  # alone it made one a second
@@ -45,40 +45,40 @@ def test_running_sequences_keep_half_their_speed(clock, max_batch):
 
 def test_running_sequences_keep_half_their_speed_beside_many_short_prompts(clock):
     """Each of them is read in a step, and what it took is owed to the running ones after it."""
-    engine = fair(MockTransformer(on_forward=clock.on_forward), slots=2)
-    running = engine.submit(request("a", max_tokens=400))
+    scheduler = fair(MockTransformer(on_forward=clock.on_forward), slots=2)
+    running = scheduler.submit(request("a", max_tokens=400))
     for _ in range(3):
-        engine.step()
+        scheduler.step()
     start, n_before = clock.now, len(running.tokens)
     for i in range(20):
-        short = engine.submit(request(f"{i:02}" + "y" * 20, max_tokens=1))
+        short = scheduler.submit(request(f"{i:02}" + "y" * 20, max_tokens=1))
         while not short.is_done:
-            engine.step()
-        engine.step()  # until the next one comes
+            scheduler.step()
+        scheduler.step()  # until the next one comes
     n, seconds = len(running.tokens) - n_before, clock.now - start
     assert 0.5 * seconds <= n <= 0.68 * seconds
 
 
 def test_without_others_a_prompt_takes_whole_steps():
-    engine = fair(MockTransformer(max_batch=64), slots=2)
-    engine.complete([request("y" * 200, max_tokens=1)])
-    assert engine.transformer.steps == [[64], [64], [64], [9]]
+    scheduler = fair(MockTransformer(max_batch=64), slots=2)
+    scheduler.complete([request("y" * 200, max_tokens=1)])
+    assert scheduler.transformer.steps == [[64], [64], [64], [9]]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one():
-    engine = fair(MockTransformer(max_batch=64), slots=4)
-    long = engine.submit(request("y" * 500, max_tokens=1))
-    engine.step()
-    short = engine.submit(request("z" * 30, max_tokens=1))
-    engine.step()
+    scheduler = fair(MockTransformer(max_batch=64), slots=4)
+    long = scheduler.submit(request("y" * 500, max_tokens=1))
+    scheduler.step()
+    short = scheduler.submit(request("z" * 30, max_tokens=1))
+    scheduler.step()
     assert short.is_done and not long.is_done
-    assert engine.transformer.steps[1] == [33, 31]
+    assert scheduler.transformer.steps[1] == [33, 31]
 
 
 @pytest.mark.parametrize("max_batch", [5, 16, 64])
 def test_text_is_the_same(clock, max_batch):
-    engine = fair(MockTransformer(max_batch=max_batch, on_forward=clock.on_forward), slots=3)
-    done = engine.complete([request(p, seed=i) for i, p in enumerate(PROMPTS)])
+    scheduler = fair(MockTransformer(max_batch=max_batch, on_forward=clock.on_forward), slots=3)
+    done = scheduler.complete([request(p, seed=i) for i, p in enumerate(PROMPTS)])
     assert [d.text for d in done] == [alone(prompt=p, seed=i).text for i, p in enumerate(PROMPTS)]
 
 
@@ -89,8 +89,8 @@ def test_requests_wait_until_the_pool_has_room_for_all_of_their_tokens():
             by_purpose={"kv": (0,)}, largest_free=0, limit=2 * 512, reserved=0
         )
     )
-    engine = plain(model, slots=8)
-    requests = [engine.submit(request(max_tokens=500, seed=i)) for i in range(4)]
-    while engine.step():
+    scheduler = plain(model, slots=8)
+    requests = [scheduler.submit(request(max_tokens=500, seed=i)) for i in range(4)]
+    while scheduler.step():
         assert len(model.open_parts) <= 2
     assert all(r.completion for r in requests)

@@ -27,8 +27,8 @@ def caching(transformer, **options):
     return Scheduler(transformer, prefix_cache=PrefixCache(), **options)
 
 
-def complete(engine, *prompts, **keywords):
-    return engine.complete([request(prompt, **keywords) for prompt in prompts])
+def complete(scheduler, *prompts, **keywords):
+    return scheduler.complete([request(prompt, **keywords) for prompt in prompts])
 
 
 def rows_read(transformer):
@@ -43,11 +43,11 @@ def test_common():
 
 def test_a_prompt_that_begins_alike_reads_the_rest_only():
     transformer = MockTransformer(max_batch=256)
-    engine = caching(transformer)
-    first = complete(engine, SYSTEM + "Hello?")[0]
+    scheduler = caching(transformer)
+    first = complete(scheduler, SYSTEM + "Hello?")[0]
     assert first.cached_tokens == 0
     before = rows_read(transformer)
-    second = complete(engine, SYSTEM + "Who is there?")[0]
+    second = complete(scheduler, SYSTEM + "Who is there?")[0]
     assert second.cached_tokens == len(SYSTEM) + 1  # and the begin token
     assert rows_read(transformer) - before == len("Who is there?") + 4
     plain = Scheduler(MockTransformer(max_batch=256))
@@ -56,61 +56,61 @@ def test_a_prompt_that_begins_alike_reads_the_rest_only():
 
 def test_a_conversation_is_read_once():
     transformer = MockTransformer(max_batch=256)
-    engine, text = caching(transformer), SYSTEM
+    scheduler, text = caching(transformer), SYSTEM
     for turn in range(5):
-        done = complete(engine, text, max_tokens=9)[0]
+        done = complete(scheduler, text, max_tokens=9)[0]
         assert (
             done.cached_tokens == 0 if turn == 0 else done.cached_tokens > done.prompt_tokens - 20
         )
         text += bytes(done.token_ids).decode("latin-1")
         text = text.encode("ascii", "replace").decode() + f" turn {turn}: "
-    assert len(engine.prefix_cache) <= 5
+    assert len(scheduler.prefix_cache) <= 5
 
 
 def test_the_same_prompt_again_keeps_one_token_to_read():
-    engine = caching(MockTransformer(max_batch=256))
-    first, again = (complete(engine, SYSTEM)[0] for _ in range(2))
+    scheduler = caching(MockTransformer(max_batch=256))
+    first, again = (complete(scheduler, SYSTEM)[0] for _ in range(2))
     assert again.token_ids == first.token_ids
     assert again.cached_tokens == again.prompt_tokens - 1
-    assert len(engine.prefix_cache) == 1
+    assert len(scheduler.prefix_cache) == 1
 
 
 def test_short_beginnings_are_not_worth_it():
-    engine = caching(MockTransformer(max_batch=256))
-    complete(engine, "abcdef" + "x" * 20)
-    assert complete(engine, "abcdef" + "y" * 20)[0].cached_tokens == 0  # 7 with the begin token
-    assert complete(engine, "abcdef" + "x" * 3 + "z")[0].cached_tokens == 10
+    scheduler = caching(MockTransformer(max_batch=256))
+    complete(scheduler, "abcdef" + "x" * 20)
+    assert complete(scheduler, "abcdef" + "y" * 20)[0].cached_tokens == 0  # 7 with the begin token
+    assert complete(scheduler, "abcdef" + "x" * 3 + "z")[0].cached_tokens == 10
     assert MIN_TOKENS == 8
 
 
 def test_running_sequences_are_beginnings_too():
     transformer = MockTransformer(max_batch=256)
-    engine = caching(transformer, slots=2)
-    running = engine.submit(request(SYSTEM + "one", max_tokens=50))
-    engine.step()
-    done = complete(engine, SYSTEM + "two")[0]
+    scheduler = caching(transformer, slots=2)
+    running = scheduler.submit(request(SYSTEM + "one", max_tokens=50))
+    scheduler.step()
+    done = complete(scheduler, SYSTEM + "two")[0]
     assert done.cached_tokens == len(SYSTEM) + 1 and not running.is_done
-    engine.cancel(running)
+    scheduler.cancel(running)
     assert len(transformer.open_parts) == 1  # what was cancelled is not kept
 
 
 def test_those_used_last_stay_within_the_memory_of_the_slots():
     transformer = MockTransformer(max_batch=256, context=128)  # 8 pages of 16
-    engine = caching(transformer, slots=1)
+    scheduler = caching(transformer, slots=1)
     texts = [letter * 40 for letter in "abc"]  # 46 positions: 3 pages each
     for text in (texts[0], texts[1], texts[0], texts[2]):
-        complete(engine, text)
+        complete(scheduler, text)
     assert sum(part.nbytes for part in transformer.open_parts) <= 128
-    assert complete(engine, texts[0])[0].cached_tokens == 40
-    assert complete(engine, texts[1])[0].cached_tokens == 0
+    assert complete(scheduler, texts[0])[0].cached_tokens == 40
+    assert complete(scheduler, texts[1])[0].cached_tokens == 0
 
 
 def test_closing_frees_all():
     transformer = MockTransformer(max_batch=256)
-    engine = caching(transformer)
-    complete(engine, SYSTEM, "x" * 30, "y" * 30)
+    scheduler = caching(transformer)
+    complete(scheduler, SYSTEM, "x" * 30, "y" * 30)
     assert transformer.open_parts
-    engine.close()
+    scheduler.close()
     assert not transformer.open_parts
 
 
@@ -129,7 +129,8 @@ def test_prefixes_against_a_list():
             kept.clear()
             assert not model.open_parts
         else:
-            state, n = ours.fork(tokens)
+            state = ours.fork(tokens)
+            n = 0 if state is None else state.length
             arrays = [common(np.array(tokens), np.array(k)) for k in kept]
             best = min(max(arrays, default=0), len(tokens) - 1)
             assert n == (best if best >= MIN_TOKENS else 0)

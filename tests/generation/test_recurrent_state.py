@@ -7,7 +7,6 @@ import weakref
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.mock_model import EOT, MockTransformer
 from support.recurrent_model import RecurrentTransformer, RunningHash
 from support.requests import PROMPTS, alone, plain, request
@@ -25,6 +24,7 @@ from bitnet.generation.scheduler import Scheduler
 from bitnet.generation.session import Session
 from bitnet.models.registry import ARCHITECTURES
 from bitnet.models.sequence_state import attention_parts
+from bitnet.runtime.pool import Pool
 
 KINDS = [("hash",), ("kv", "hash"), ("hash", "kv")]
 PLAIN = [alone(prompt=p, seed=i) for i, p in enumerate(PROMPTS)]
@@ -220,7 +220,8 @@ def test_prefixes_against_a_list(in_files, tmp_path):
                 ours.clear()
             kept.append(tokens)
             continue
-        fork, n = ours.fork(tokens)
+        fork = ours.fork(tokens)
+        n = 0 if fork is None else fork.length
         lengths = [len(k) for k in kept if least <= len(k) < len(tokens) and k == tokens[: len(k)]]
         assert n == max(lengths, default=0)
         if fork is not None:

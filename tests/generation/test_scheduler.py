@@ -15,51 +15,51 @@ from bitnet import Cancelled, ContextFull, PoolExhausted
 @pytest.mark.parametrize("max_batch", [5, 7, 64])
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.7, "repetition_penalty": 1.5}])
 def test_batch_and_chunk_sizes_do_not_matter(slots, max_batch, sampling):
-    engine = plain(MockTransformer(max_batch=max_batch), slots=slots)
+    scheduler = plain(MockTransformer(max_batch=max_batch), slots=slots)
     keywords = [
         {"prompt": p, "max_tokens": 10 + 3 * i, "seed": i, **sampling}
         for i, p in enumerate(PROMPTS)
     ]
-    done = engine.complete([request(**k) for k in keywords])
+    done = scheduler.complete([request(**k) for k in keywords])
     for i in range(len(PROMPTS)):
         expected = alone(**keywords[i])
         assert done[i].token_ids == expected.token_ids
         assert done[i].text == expected.text
-    assert not engine.transformer.open_parts
-    at_once = max(map(len, engine.transformer.steps))
+    assert not scheduler.transformer.open_parts
+    at_once = max(map(len, scheduler.transformer.steps))
     assert at_once == slots if max_batch == 64 else at_once <= slots
 
 
 def test_a_long_prompt_is_prefilled_beside_running_sequences():
-    engine = plain(MockTransformer(max_batch=8), slots=2)
+    scheduler = plain(MockTransformer(max_batch=8), slots=2)
     first, second = request("a", max_tokens=12), request("y" * 39, max_tokens=2)
-    engine.submit(first)
-    engine.step()
-    engine.submit(second)
+    scheduler.submit(first)
+    scheduler.step()
+    scheduler.submit(second)
     while not second.is_done:
-        engine.step()
-    assert engine.transformer.steps[:7] == [[2], [1, 7], [1, 7], [1, 7], [1, 7], [1, 7], [1, 5]]
-    engine.complete([])
-    while engine.step():
+        scheduler.step()
+    assert scheduler.transformer.steps[:7] == [[2], [1, 7], [1, 7], [1, 7], [1, 7], [1, 7], [1, 5]]
+    scheduler.complete([])
+    while scheduler.step():
         pass
     assert first.completion.completion_tokens == 12
 
 
 def test_requests_wait_in_order_of_arrival():
-    engine = plain(MockTransformer(), slots=2)
+    scheduler = plain(MockTransformer(), slots=2)
     order = []
     requests = [request(max_tokens=3, seed=i) for i in range(5)]
     for one in requests:
-        engine.submit(one)
-    while engine.step():
+        scheduler.submit(one)
+    while scheduler.step():
         order += [i for i, one in enumerate(requests) if one.is_done and i not in order]
-        assert len(engine.transformer.open_parts) <= 2
+        assert len(scheduler.transformer.open_parts) <= 2
     assert order == [0, 1, 2, 3, 4]
 
 
 def test_more_slots_than_rows():
-    engine = plain(MockTransformer(max_batch=2), slots=8)
-    done = engine.complete([request(p) for p in PROMPTS])
+    scheduler = plain(MockTransformer(max_batch=2), slots=8)
+    done = scheduler.complete([request(p) for p in PROMPTS])
     assert [d.token_ids for d in done] == [alone(prompt=p).token_ids for p in PROMPTS]
 
 
@@ -77,41 +77,41 @@ def test_logits_are_asked_for_only_when_a_prompt_is_complete():
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 9])
 def test_cancelling_in_prefill_and_decode_frees_the_cache(steps):
-    engine = plain(MockTransformer(max_batch=8), slots=2)
+    scheduler = plain(MockTransformer(max_batch=8), slots=2)
     other, one = request("z"), request("y" * 29)  # 4 steps of prefill
     for r in (other, one):
-        engine.submit(r)
+        scheduler.submit(r)
     for _ in range(steps):
-        engine.step()
+        scheduler.step()
     assert not one.is_done
-    engine.cancel(one)
+    scheduler.cancel(one)
     assert one.is_done and isinstance(one.error, Cancelled)
-    assert len(engine.transformer.open_parts) == min(steps, 1)
-    while engine.step():
+    assert len(scheduler.transformer.open_parts) == min(steps, 1)
+    while scheduler.step():
         pass
     assert other.completion.token_ids == alone(prompt="z").token_ids
-    engine.cancel(other)  # done already: nothing happens
+    scheduler.cancel(other)  # done already: nothing happens
     assert other.completion and other.error is None
-    assert not engine.transformer.open_parts
+    assert not scheduler.transformer.open_parts
 
 
 def test_leaving_a_stream_cancels_it():
-    engine = plain(MockTransformer())
+    scheduler = plain(MockTransformer())
     for leave in (lambda p: p.close(), lambda p: None):
-        pieces = engine.stream(request())
-        assert next(pieces)
-        assert engine.transformer.open_parts
-        leave(pieces)
-        del pieces
+        deltas = scheduler.stream(request())
+        assert next(deltas)
+        assert scheduler.transformer.open_parts
+        leave(deltas)
+        del deltas
         gc.collect()
-        assert not engine.transformer.open_parts
-        assert not engine.step()
+        assert not scheduler.transformer.open_parts
+        assert not scheduler.step()
 
 
 def test_a_stream_that_is_never_started_takes_nothing():
-    engine = plain(MockTransformer())
-    engine.stream(request())
-    assert not engine.step()
+    scheduler = plain(MockTransformer())
+    scheduler.stream(request())
+    assert not scheduler.step()
 
 
 def test_cancelling_from_another_thread_during_a_step():
@@ -119,29 +119,29 @@ def test_cancelling_from_another_thread_during_a_step():
 
     def cancel(sequences):
         if len(model.steps) == 3 and not seen:
-            thread = threading.Thread(target=lambda: seen.append(engine.cancel(one)))
+            thread = threading.Thread(target=lambda: seen.append(scheduler.cancel(one)))
             thread.start()
             thread.join()  # does not wait for the step
             assert not one.is_done
 
     model = MockTransformer(on_forward=cancel)
-    engine = plain(model)
+    scheduler = plain(model)
     one = request()
     with pytest.raises(Cancelled):
-        engine.complete([one])
+        scheduler.complete([one])
     assert seen and not model.open_parts and len(model.steps) == 4
 
 
 def test_cancelling_from_within_a_step_of_the_same_thread():
     def cancel(sequences):  # as the garbage collector may do
         if len(model.steps) == 3:
-            engine.cancel(one)
+            scheduler.cancel(one)
             assert not one.is_done
 
     model = MockTransformer(on_forward=cancel)
-    engine, one = plain(model), request()
+    scheduler, one = plain(model), request()
     with pytest.raises(Cancelled):
-        engine.complete([one])
+        scheduler.complete([one])
     assert not model.open_parts
 
 
@@ -153,19 +153,19 @@ def guilty(sequences):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_one_failing_request_does_not_take_the_others_down(slots):
-    engine = plain(MockTransformer(on_forward=guilty), slots=slots)
+    scheduler = plain(MockTransformer(on_forward=guilty), slots=slots)
     requests = [request("one"), request("!bad"), request("two")]
     for r in requests:
-        engine.submit(r)
-    while engine.step():
+        scheduler.submit(r)
+    while scheduler.step():
         pass
     assert isinstance(requests[1].error, PoolExhausted)
     for r, prompt in ((requests[0], "one"), (requests[2], "two")):
         assert r.completion.token_ids == alone(prompt=prompt).token_ids
-    assert not engine.transformer.open_parts
+    assert not scheduler.transformer.open_parts
     with pytest.raises(PoolExhausted):
-        engine.complete([request("one"), request("!bad")])
-    assert not engine.transformer.open_parts and not engine.step()
+        scheduler.complete([request("one"), request("!bad")])
+    assert not scheduler.transformer.open_parts and not scheduler.step()
 
 
 def test_a_sampler_that_fails_ends_its_request_only():
@@ -176,11 +176,11 @@ def test_a_sampler_that_fails_ends_its_request_only():
                 logits[7] = np.nan
             return logits
 
-    engine = plain(Transformer(), slots=2)
+    scheduler = plain(Transformer(), slots=2)
     bad, good = request("nan"), request("good")
     for r in (bad, good):
-        engine.submit(r)
-    while engine.step():
+        scheduler.submit(r)
+    while scheduler.step():
         pass
     assert "not finite" in str(bad.error)
     assert good.completion.token_ids == alone(prompt="good").token_ids
@@ -188,8 +188,8 @@ def test_a_sampler_that_fails_ends_its_request_only():
 
 def test_a_cache_that_cannot_be_made_ends_its_request_only():
     model = MockTransformer()
-    engine = plain(model, slots=2)
-    good, bad = engine.submit(request("good")), engine.submit(request("bad"))
+    scheduler = plain(model, slots=2)
+    good, bad = scheduler.submit(request("good")), scheduler.submit(request("bad"))
     make, made = model.new_state, []
 
     def new_state(**keywords):
@@ -199,7 +199,7 @@ def test_a_cache_that_cannot_be_made_ends_its_request_only():
         return make(**keywords)
 
     model.new_state = new_state
-    while engine.step():
+    while scheduler.step():
         pass
     assert good.completion and isinstance(bad.error, MemoryError)
 
@@ -214,34 +214,34 @@ def test_an_interrupt_leaves_the_engine_consistent(at):
             raise KeyboardInterrupt
 
     interrupt.n = 0
-    engine = plain(MockTransformer(max_batch=8, on_forward=interrupt), slots=2)
-    other = engine.submit(request("other caller's long prompt"))
+    scheduler = plain(MockTransformer(max_batch=8, on_forward=interrupt), slots=2)
+    other = scheduler.submit(request("other caller's long prompt"))
     with pytest.raises(KeyboardInterrupt):
-        engine.complete([request("interrupted")])
-    assert len(engine.transformer.open_parts) <= 1
-    while engine.step():
+        scheduler.complete([request("interrupted")])
+    assert len(scheduler.transformer.open_parts) <= 1
+    while scheduler.step():
         pass
     assert other.completion.token_ids == alone(prompt="other caller's long prompt").token_ids
-    assert not engine.transformer.open_parts
+    assert not scheduler.transformer.open_parts
 
 
 @pytest.mark.parametrize("where", ["sampler", "push"])
 def test_an_interrupt_between_logits_and_token(where, monkeypatch):
-    engine = plain(MockTransformer(), slots=2)
-    one, other = engine.submit(request("one")), engine.submit(request("other"))
+    scheduler = plain(MockTransformer(), slots=2)
+    one, other = scheduler.submit(request("one")), scheduler.submit(request("other"))
     for _ in range(4):
-        engine.step()
+        scheduler.step()
     target, name = (one, "sampler") if where == "sampler" else (one.detokenizer, "push")
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    interrupt.wanted = one.sampler.wanted
+    interrupt.query = one.sampler.query
     with monkeypatch.context() as patch:
         patch.setattr(target, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            engine.step()
-    while engine.step():
+            scheduler.step()
+    while scheduler.step():
         pass
     for r, prompt in ((one, "one"), (other, "other")):
         assert r.completion.token_ids == alone(prompt=prompt).token_ids
@@ -249,11 +249,11 @@ def test_an_interrupt_between_logits_and_token(where, monkeypatch):
 
 
 def test_threads_share_the_engine():
-    engine = plain(MockTransformer(max_batch=8), slots=3)
+    scheduler = plain(MockTransformer(max_batch=8), slots=3)
     found = {}
 
     def run(i):
-        found[i] = "".join(engine.stream(request(PROMPTS[i % 5], seed=i)))
+        found[i] = "".join(scheduler.stream(request(PROMPTS[i % 5], seed=i)))
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(12)]
     for thread in threads:
@@ -261,24 +261,24 @@ def test_threads_share_the_engine():
     for thread in threads:
         thread.join()
     assert found == {i: alone(prompt=PROMPTS[i % 5], seed=i).text for i in range(12)}
-    assert not engine.transformer.open_parts
-    assert max(map(len, engine.transformer.steps)) <= 3
+    assert not scheduler.transformer.open_parts
+    assert max(map(len, scheduler.transformer.steps)) <= 3
 
 
 def test_a_closed_engine():
-    engine = plain(MockTransformer(), slots=2)
-    model = engine.transformer
-    one, two = engine.submit(request()), request()
-    pieces = engine.stream(two)
-    next(pieces)
-    engine.close()
+    scheduler = plain(MockTransformer(), slots=2)
+    model = scheduler.transformer
+    one, two = scheduler.submit(request()), request()
+    deltas = scheduler.stream(two)
+    next(deltas)
+    scheduler.close()
     assert not model.open_parts
     assert isinstance(one.error, Cancelled)
     with pytest.raises(Cancelled):
-        list(pieces)
+        list(deltas)
     with pytest.raises(ValueError, match="closed"):
-        engine.submit(request())
-    engine.close()
+        scheduler.submit(request())
+    scheduler.close()
 
 
 @pytest.mark.parametrize(
@@ -291,17 +291,17 @@ def test_a_closed_engine():
     ],
 )
 def test_prompts_that_are_refused(prompt, error):
-    engine = plain(MockTransformer())
+    scheduler = plain(MockTransformer())
     with pytest.raises(ValueError, match=error):
-        engine.submit(request(prompt))
+        scheduler.submit(request(prompt))
     with pytest.raises(ContextFull):
-        engine.submit(request([1] * 513))
-    assert not engine.step()
+        scheduler.submit(request([1] * 513))
+    assert not scheduler.step()
 
 
 def test_a_script_of_many_replies():
     script = says("done")
     script.n_prompt = 4
-    engine = plain(MockTransformer(script), slots=4)
-    done = engine.complete([request([BOS, 1, 2, i]) for i in range(9)])
+    scheduler = plain(MockTransformer(script), slots=4)
+    done = scheduler.complete([request([BOS, 1, 2, i]) for i in range(9)])
     assert [d.text for d in done] == ["done"] * 9

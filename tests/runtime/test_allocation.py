@@ -32,7 +32,7 @@ import bitnet
 from bitnet.compute import ops
 from bitnet.models import lm_head_screen
 if sys.argv[1] == "screened":
-    lm_head_screen.LEAST = 1
+    lm_head_screen.MIN_WEIGHTS = 1
 hook, counts = ctypes.CDLL(None), {{}}
 never = {{i: -100.0 for i in (2046, 2047)}}           # the bundled model's end tokens
 

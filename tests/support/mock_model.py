@@ -141,7 +141,7 @@ class MockTransformer:
             begin += n
         for state, n in sequences:
             state.advance(n)
-        return self._logits[:n_rows] if n_rows else None
+        return self._logits[:n_rows]
 
     def logits_of(self, state):
         """Logits behind what was written so far."""
