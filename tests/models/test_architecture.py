@@ -12,7 +12,7 @@ from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import inspect
 from bitnet.models import llama, registry
-from bitnet.models.architecture import LINEARS, Architecture
+from bitnet.models.architecture import BLOCK_NORMS, LINEARS, Architecture
 from bitnet.verify import verify
 
 SHAPE = small_models.Shape(hidden=128, ffn=256, heads=2, kv_heads=1, head_dim=64)
@@ -20,7 +20,7 @@ SCALED = {"embedding_scale": 2.0}
 OKAPI = Architecture(
     name="okapi",
     block=llama.Block,
-    norms=llama.NORMS,
+    norms=BLOCK_NORMS,
     activations=("silu", "relu2"),
     model_types=("okapi_text",),
     hf_names={"mlp.up_proj": "mlp.wide_proj"},
