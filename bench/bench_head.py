@@ -6,7 +6,6 @@ best; and the bundled model's own hidden states.
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.bounds import seconds_of
 
 from bitnet.api.load import BUNDLED_MODEL
@@ -16,6 +15,7 @@ from bitnet.compute import operands, ops
 from bitnet.models.lm_head_screen import LogitsQuery, derive
 from bitnet.models.transformer import Transformer
 from bitnet.runtime import cpu
+from bitnet.runtime.pool import Pool
 
 VOCAB, HIDDEN = 128256, 2560
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})

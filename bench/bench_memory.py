@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 
 from bitnet.errors import PoolExhausted
+from bitnet.runtime.pool import Pool
 
 KIB, MIB = 1 << 10, 1 << 20
 SHAPES = {  # layers, bytes of a KV page (128 positions of a layer, f16), most pages a layer

@@ -6,6 +6,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
 from ..checkpoints.memory_plan import Planner, Settings
@@ -21,8 +22,10 @@ from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KV_DTYPES = tuple(DTYPES)
-MAPPINGS = ("map", "prefetch", "lock", "copy")
+KVDtype = Literal["f16", "f32", "int8"]  # for editors; what there is says kv_cache.DTYPES
+MappingMode = Literal["map", "prefetch", "lock", "copy"]
+Layout = Literal["128x32", "64x16", "4row"]  # and checkpoint.LAYOUTS
+KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
@@ -36,10 +39,10 @@ class LoadSettings:
     threads: int | None = None
     memory_limit: int | str | None = None
     context: int | None = None
-    kv_dtype: str = "f16"
-    mapping: str = "map"
+    kv_dtype: KVDtype = "f16"
+    mapping: MappingMode = "map"
     slots: int = 1
-    layout: str = "128x32"
+    layout: Layout = "128x32"
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
@@ -60,10 +63,10 @@ def load(
     threads: int | None = None,
     memory_limit: int | str | None = None,
     context: int | None = None,
-    kv_dtype: str = "f16",
-    mapping: str = "map",
+    kv_dtype: KVDtype = "f16",
+    mapping: MappingMode = "map",
     slots: int = 1,
-    layout: str = "128x32",
+    layout: Layout = "128x32",
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",

@@ -21,7 +21,6 @@ from ..runtime.mmap import HUGE_PAGE
 from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
 
-
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
 # 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
 # sampling takes; 12 KiB a thread, or a huge page where the system gives them to every stack.

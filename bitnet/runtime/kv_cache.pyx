@@ -82,7 +82,8 @@ cdef class KVCache:
         if self.pages is NULL:
             raise MemoryError(f"no memory for a table of {n_layers} x {self.n_pages} pages")
         if sinks:
-            self.sinks = sinks
+            self.check_sinks(sinks)
+        self.n_sinks = sinks
 
     def __dealloc__(self):
         self.release()
@@ -93,13 +94,8 @@ cdef class KVCache:
 
     @property
     def sinks(self):
-        """Positions kept from the beginning as a window moves; may be set until it does."""
+        """Positions kept from the beginning as a window moves, 0: none moves."""
         return self.n_sinks
-
-    @sinks.setter
-    def sinks(self, Py_ssize_t n):
-        self.check_sinks(n)
-        self.n_sinks = n
 
     @property
     def nbytes(self):
@@ -183,9 +179,9 @@ cdef class KVCache:
     def fork(self, sinks=None):
         """A second cache with the same contents; it shares all pages until either one writes.
 
-        sinks: of the second one, None for those of this one. What is reserved here and not yet
-        written is freed first. ValueError, and nothing happens, for sinks as in the constructor,
-        and for any where the window has moved.
+        sinks: of the second one, None for as many as here. What is reserved here and not yet
+        written is freed first. ValueError, and nothing happens, where the constructor raises it,
+        and for any number where the window has moved.
         """
         cdef Py_ssize_t page
         cdef KVCache other

@@ -1,6 +1,9 @@
 """Advice and locks for mapped files, and what guards a read of one that has shrunk."""
 
 from collections.abc import Iterable
+from typing import Final
+
+HUGE_PAGE: Final[int]  # bytes
 
 def guard(address: int, n_bytes: int) -> int: ...
 def release(number: int) -> None: ...

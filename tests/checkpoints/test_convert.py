@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support import small_files, small_models
 from support.conversions import TARGETS, source_of, tensors_of, to
 from support.paths import DATA
@@ -19,6 +18,7 @@ from bitnet.formats import gguf, safetensors
 from bitnet.formats.ggml_types import ROW_TYPES, TERNARY_TYPES
 from bitnet.generation.embedding import normalized
 from bitnet.models.transformer import Transformer
+from bitnet.runtime.pool import Pool
 from bitnet.text.tokenizer import Tokenizer
 
 FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))

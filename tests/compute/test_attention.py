@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
 from bitnet.models.rope import inverse_frequencies
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 DTYPES = ["f32", "f16", "int8"]
 # From attention over what the pages hold, of the largest value: weights have 13 bits.
@@ -89,8 +89,7 @@ def test_rope(isa, head_dim, interleaved):
 def test_cosines_and_sines_are_correctly_rounded_nearly_always(isa, position, n_trained):
     """Of angles rounded to float32 in the trained length, of exact ones beyond."""
     frequencies, cos_sin = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
-    cache = cache_of(300, head_dim=1)
-    cache.sinks = 1
+    cache = cache_of(300, head_dim=1, sinks=1)
     while cache.length < position:
         n = cache.chunk(position - cache.length)
         cache.reserve(n)
@@ -159,8 +158,8 @@ def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
     """Three splits, and the sinks; also where there is no room for partial results."""
     n, n_heads, head_dim, found = 1500, 12, 128, set()
     qkv = rng(5).standard_normal((n, 18 * head_dim)).astype(np.float32)
-    whole = cache_of(1400 if sinks else n, head_dim=head_dim, n_kv_heads=3, dtype=dtype)
-    whole.sinks = sinks
+    sizes = {"head_dim": head_dim, "n_kv_heads": 3}
+    whole = cache_of(1400 if sinks else n, **sizes, dtype=dtype, sinks=sinks)
     attend(whole, qkv[:-4], n_heads, n_threads=2)
     out, rope = matrix(np.zeros((4, n_heads * head_dim))), rope_of(head_dim)
     for n_threads, n_splits in ((1, 33), (2, 33), (5, 33), (2, 0)):
@@ -193,8 +192,8 @@ def test_sinks_and_a_moving_window(isa, dtype, interleaved):
     rotate = {"theta": 10000.0, "interleaved": interleaved}
     qkv = raw.copy()
     qkv[:, :3] = reference.rope(raw[:, :3], range(n), **rotate)
-    cache, rope = cache_of(capacity, head_dim=head_dim, dtype=dtype), rope_of(16, **rotate)
-    cache.sinks = sinks
+    cache = cache_of(capacity, head_dim=head_dim, dtype=dtype, sinks=sinks)
+    rope = rope_of(16, **rotate)
     kept, got, begin = {}, [], 0
     rows = qkv.reshape(n, -1)
     while begin < n:

@@ -7,13 +7,13 @@ import types
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
 from bitnet.runtime import cpu, dispatch, self_test
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 

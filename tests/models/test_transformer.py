@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.paths import DATA
 
@@ -13,6 +12,7 @@ from bitnet.errors import ContextFull, FormatError, PoolExhausted
 from bitnet.formats import float_blocks
 from bitnet.models.transformer import Transformer
 from bitnet.runtime import cpu, dispatch
+from bitnet.runtime.pool import Pool
 
 FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))
 LLAMA_GRAPH = [name for name in FIXTURES if "embedding" not in name]

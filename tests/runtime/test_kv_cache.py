@@ -8,8 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import PAGE, KVCache
-from bitnet.runtime.pool import Pool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +25,8 @@ from support.caches import (
 )
 
 from bitnet.errors import ContextFull, PoolExhausted
+from bitnet.runtime.kv_cache import PAGE, KVCache
+from bitnet.runtime.pool import Pool
 
 
 def refusal(kind, function, *args):
@@ -114,8 +114,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def start(self):
-        cache = cache_of(self.pool, self.capacity)
-        cache.sinks = self.sinks
+        cache = cache_of(self.pool, self.capacity, sinks=self.sinks)
         self.pairs.append((cache, Model(self.capacity, self.sinks)))
 
     @precondition(lambda self: self.pairs)

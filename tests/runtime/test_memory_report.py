@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 
 import bitnet
 from bitnet.runtime import memory_report
+from bitnet.runtime.pool import Pool
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20

@@ -9,13 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import MAX_LIMIT, Allocation, Pool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bitnet.checks import format_bytes
 from bitnet.errors import PoolExhausted
+from bitnet.runtime.pool import MAX_LIMIT, Allocation, Pool
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20

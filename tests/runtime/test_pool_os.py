@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import MAX_LIMIT, Pool
 
 import bitnet
 from bitnet.errors import PoolExhausted
 from bitnet.runtime import memory_report
+from bitnet.runtime.pool import MAX_LIMIT, Pool
 
 OS_PAGE = mmap.PAGESIZE
 KIB = 1 << 10
