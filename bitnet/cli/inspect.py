@@ -200,13 +200,12 @@ def _repacked(checkpoint):
     repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
     n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
     place = repack_cache.cache_folder() and "sidecar"
+    path = repack_cache.find(checkpoint) if repacked and place else None
     return {
         "tensors": len(repacked),
         "bytes": n_bytes,
         "place": place or "memory",
-        "path": str(path)
-        if repacked and place and (path := repack_cache.find(checkpoint))
-        else None,
+        "path": path and str(path),
     }
 
 
