@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import PAGE
 
 import bitnet
 from bitnet.api.measure import bytes_per_token
 from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
+from bitnet.runtime.kv_cache import PAGE
 
 DEPTHS = (128, 3968)  # and the context of 4096 has room for what is decoded
 N_DECODED = 4

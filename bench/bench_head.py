@@ -6,15 +6,16 @@ best; and the bundled model's own hidden states.
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.bounds import seconds_of
 
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
+from bitnet.checkpoints.checkpoint import EmbeddingRows
 from bitnet.compute import operands, ops
 from bitnet.models.lm_head_screen import LogitsQuery, derive
 from bitnet.models.transformer import Transformer
 from bitnet.runtime import cpu
+from bitnet.runtime.pool import Pool
 
 VOCAB, HIDDEN = 128256, 2560
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
@@ -22,7 +23,7 @@ N_INPUTS = 64
 
 
 class Head:
-    """rows: weights.Rows. inputs: float32 (n, n_cols)."""
+    """rows: EmbeddingRows. inputs: float32 (n, n_cols)."""
 
     def __init__(self, rows, inputs):
         self.source, self.inputs = rows, inputs
@@ -56,7 +57,7 @@ def random_head():
     rng = np.random.default_rng(0)
     data = rng.standard_normal((VOCAB, HIDDEN), np.float32).astype(np.float16).view(np.uint8)
     inputs = rng.standard_normal((N_INPUTS, HIDDEN), np.float32)
-    return Head(weights.Rows("F16", data, VOCAB, HIDDEN, ""), inputs)
+    return Head(EmbeddingRows("F16", data, VOCAB, HIDDEN, ""), inputs)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import itertools
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support.bounds import seconds_of
 
 from bitnet.compute import operands, ops
 from bitnet.models.rope import inverse_frequencies
 from bitnet.runtime import cpu, dispatch
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
 N_LAYERS = 16  # of gate and up: 142 MB of packed weights

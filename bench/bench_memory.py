@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 
 from bitnet.errors import PoolExhausted
+from bitnet.runtime.pool import Pool
 
 KIB, MIB = 1 << 10, 1 << 20
 SHAPES = {  # layers, bytes of a KV page (128 positions of a layer, f16), most pages a layer
@@ -127,7 +127,7 @@ def test_a_million_operations(shape, limit, touch, benchmark, figures):
         serving.arrays.clear()
         assert pool.in_use == 0
         pool.trim()
-        assert pool.ranges() == []
+        assert pool.arenas() == []
 
 
 @pytest.mark.parametrize("n_bytes", [64, 64 * KIB, 320 * KIB, 3 * MIB, 8 * MIB])

@@ -28,6 +28,11 @@ CYTHON_IMPORT = re.compile(
     r"|c?import\s+(?P<whole>[\w., ]+)|include\s+[\"'](?P<file>[^\"']+)[\"'])",
     re.M,
 )
+PRIVATE = re.compile(r"_[a-z]\w*")
+PRIVATE_USE = re.compile(r"([\w\])]+)\.(_[a-z]\w*)")
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}  # public, whatever their underscore says
+# Private members of objects that are of the file's own class, though their name does not say so.
+OWN = {("api/model.py", "model._after_fork"), ("generation/session.py", "twin._token_ids")}
 C_INCLUDE = re.compile(
     r"^\s*(?:#\s*include|cdef\s+extern\s+from)\s+(?:\"(?P<file>[^\"]+)\"|(?P<macro>BITNET_SIMD))",
     re.M,
@@ -192,6 +197,52 @@ def test_the_check_sees_every_kind_of_import(tmp_path, monkeypatch):
         ("__init__",), ("__init__",), ("a", "one"), ("a", "two"), ("b", "three")]  # fmt: skip
 
 
+def private_uses(path):
+    """Yield "object._member" and "import _name" of what a file uses and does not own.
+
+    Its own are members of self and cls, of classes and of a call of cls() in the file itself.
+    """
+    text = path.read_text()
+    owners = {"self", "cls", "cls()", *re.findall(r"^\s*(?:cdef )?class (\w+)", text, re.M)}
+    for _, _, names in (python_imports if path.suffix == ".py" else cython_imports)(path):
+        yield from (f"import {name}" for name in names if PRIVATE.match(name))
+    if path.suffix == ".py":
+        uses = [
+            (f"{n.value.func.id}()", n.attr)
+            if isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Name)
+            else (ast.unparse(n.value), n.attr)
+            for n in ast.walk(ast.parse(text))
+            if isinstance(n, ast.Attribute)
+        ]
+    else:
+        uses = PRIVATE_USE.findall(re.sub(r"#.*", "", text))
+    for owner, member in uses:
+        if PRIVATE.fullmatch(member) and owner not in owners and member not in NAMED_TUPLE:
+            yield f"{owner}.{member}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_members_stay_in_their_file(path):
+    name = str(path.relative_to(PACKAGE))
+    assert {use for use in private_uses(path) if (name, use) not in OWN} == set()
+
+
+def test_the_check_sees_private_members(tmp_path):
+    (tmp_path / "one.py").write_text(
+        "import sys\nfrom .two import _three, four\nclass Own:\n    def make(cls, other):\n"
+        "        cls(1)._mine = Own._mine = cls._mine\n        self.four._far = other._a.b\n"
+        "        return other._replace(x=sys._getframe().__name__), four()._call, f[0]._item\n"
+    )
+    (tmp_path / "two.pyx").write_text(
+        "from .three cimport _four\ncdef class Own:\n    x = self._a + Own._b + other._c  # y._d\n"
+    )
+    assert set(private_uses(tmp_path / "one.py")) == {
+        "import _three", "self.four._far", "other._a", "sys._getframe", "four()._call",
+        "f[0]._item",
+    }  # fmt: skip
+    assert set(private_uses(tmp_path / "two.pyx")) == {"import _four", "other._c"}
+
+
 @pytest.mark.parametrize("path", IN_KERNELS, ids=lambda p: p.name)
 def test_kernels_know_pointers_and_lengths_only(path):
     text = path.read_text()
@@ -226,6 +277,65 @@ def test_nothing_in_the_package_runs_what_a_file_says():
         assert not re.search(banned, path.read_text()), path.name
         for call in re.findall(r"np\.load\([^\n]*", path.read_text()):
             assert "allow_pickle=False" in call, f"{path.name}: {call}"
+
+
+def asked_literals(path):
+    """Yield (line, text) of every string that a file compares something with, or uses as a key."""
+    tree = ast.parse(path.read_text())
+    asked = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            asked += [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            asked += filter(None, node.keys)
+        elif isinstance(node, ast.Subscript):
+            asked.append(node.slice)
+        elif isinstance(node, ast.MatchValue):
+            asked.append(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            asked += node.args if node.func.attr in ("get", "startswith", "endswith") else []
+    for expression in asked:
+        for node in ast.walk(expression):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.lineno, node.value
+
+
+def families():
+    """What families, and their models in files, are called: by the Architectures in the source."""
+    fields = {"name", "model_types", "hf_architectures", "gguf_architectures"}
+    return {
+        constant.value
+        for path in sorted((PACKAGE / "models").glob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "Architecture"
+        for keyword in call.keywords
+        if keyword.arg in fields
+        for constant in ast.walk(keyword.value)
+        if isinstance(constant, ast.Constant)
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CODE if p.suffix == ".py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_families_are_asked_by_name_in_models_alone(path):
+    """What they differ in is a field or a method of their Architecture."""
+    if module_of(path)[0] != "models":
+        assert not [(line, text) for line, text in asked_literals(path) if text in families()]
+
+
+def test_the_check_sees_every_way_to_ask_for_a_family(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(
+        'a = {"llama": 1}["qwen3"]\nb = x == "gemma3" or x in ("bitnet", y)\n'
+        'x.startswith("bitnet-25")\nlog("bitnet", kind="llama")\n'
+        'match x:\n    case "qwen3" | "gemma3":\n        pass\n'
+    )
+    assert sorted(asked_literals(path)) == [
+        (1, "llama"), (1, "qwen3"), (2, "bitnet"), (2, "gemma3"), (3, "bitnet-25"), (6, "gemma3"),
+        (6, "qwen3")]  # fmt: skip
+    assert {text for _, text in asked_literals(path)} <= families()
+    assert families() >= {"llama", "bitnet", "bitnet_b1_58", "bitnet-25", "gemma3_text"}
 
 
 def test_the_readme_names_every_environment_variable():

@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-from bitnet.runtime.kv_cache import PAGE
 
 import bitnet
 from bitnet.generation.stopping import SINKS
+from bitnet.runtime.kv_cache import PAGE
 
 
 def log_softmax(logits):

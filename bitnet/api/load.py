@@ -6,6 +6,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
 from ..checkpoints.memory_plan import Planner, Settings
@@ -14,14 +15,17 @@ from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
+from ..runtime.kv_cache import DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KV_DTYPES = ("f16", "f32", "int8")
-MAPPINGS = ("map", "prefetch", "lock", "copy")
+KVDtype = Literal["f16", "f32", "int8"]  # for editors; what there is says kv_cache.DTYPES
+MappingMode = Literal["map", "prefetch", "lock", "copy"]
+Layout = Literal["128x32", "64x16", "4row"]  # and checkpoint.LAYOUTS
+KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
@@ -35,10 +39,10 @@ class LoadSettings:
     threads: int | None = None
     memory_limit: int | str | None = None
     context: int | None = None
-    kv_dtype: str = "f16"
-    mapping: str = "map"
+    kv_dtype: KVDtype = "f16"
+    mapping: MappingMode = "map"
     slots: int = 1
-    layout: str = "128x32"
+    layout: Layout = "128x32"
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
@@ -59,10 +63,10 @@ def load(
     threads: int | None = None,
     memory_limit: int | str | None = None,
     context: int | None = None,
-    kv_dtype: str = "f16",
-    mapping: str = "map",
+    kv_dtype: KVDtype = "f16",
+    mapping: MappingMode = "map",
     slots: int = 1,
-    layout: str = "128x32",
+    layout: Layout = "128x32",
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
@@ -120,17 +124,17 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
-    source = open_checkpoint(file, layout=settings.layout)
-    context = context_of(source.config, settings.context)
+    checkpoint = open_checkpoint(file, layout=settings.layout)
+    context = context_of(checkpoint.config, settings.context)
     plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
-    planner = Planner(source)
+    planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(source.tokenizer_source, source.config)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before
-        files = weights.of_source(source, pool=pool, n_threads=n_threads)
+        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
         if settings.mapping == "lock":
             files.lock()
         elif settings.mapping == "copy":

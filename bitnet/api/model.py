@@ -306,7 +306,7 @@ class Model:
     @property
     def prompts(self) -> dict[str, str]:
         """{name: text} an embedding model's author puts in front of texts, often under "query"."""
-        return dict(self.weights.source.prompts)
+        return dict(self.weights.checkpoint.prompts)
 
     def embed(
         self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str = ""

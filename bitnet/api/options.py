@@ -68,7 +68,8 @@ def named_options(method: F) -> F:
                 raise TypeError(_unexpected(method.__qualname__, name, names))
         return method(*arguments, **keywords)
 
-    checked.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+    shown: Any = checked
+    shown.__signature__ = signature.replace(parameters=[*own, *common])
     return cast(F, checked)
 
 

@@ -1,28 +1,33 @@
-"""open_checkpoint(): what the files of a model hold, every tensor checked and none made yet.
+"""Checkpoint: what the files of a model hold, every tensor checked and none read yet.
 
-A model is an HF folder or a GGUF file. Tensors have one name whatever the container: that of HF
-checkpoints without "model." and ".weight" (embed_tokens, layers.0.self_attn.q_proj).
+A model is an HF folder or a GGUF file; open_checkpoint() reads either. Tensors have one name
+whatever the container: that of HF checkpoints without "model." and ".weight" (embed_tokens,
+layers.0.self_attn.q_proj).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
 from ..formats.float_blocks import dequantize
+from ..formats.ggml_types import FLOAT_TYPES
+from ..formats.gguf import GGUFFile
+from ..formats.safetensors import SafetensorsFile
 from ..formats.tensor import Tensor
+from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models.config import ModelConfig
-from ..models.registry import ARCHITECTURES
+from ..text.vocabulary import TokenizerSource
 
-FLOATS = ("F32", "F16", "BF16")
-TERNARY_TYPES = (
-    "I2_S", "TQ1_0", "TQ2_0", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4", "Q2_0_G64", "Q2_0_G128",
-)  # fmt: skip
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
-LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
+I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
+DEFAULT_LAYOUT = "128x32"  # that of microsoft/BitNet, and of nearly every file there is
+
+Codes = Iterator[np.ndarray]  # uint8 (some rows, n_cols) of 0, 1, 2 in row order
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,11 @@ class TernaryTensor:
     """A linear layer as a file holds it.
 
     stored_as: its type ("I2_S", "TQ2_0", "HF packed", "BF16 masters", ...).
+    scales_may_differ: whether the type could hold a scale for each row.
     in_place: uint8 (n_rows, padded(n_cols) // 4), the codes where the kernels can read them as they
-        lie, else None. may_differ: whether the type could hold a scale for each row.
+        lie, else None.
+    unpack: () -> (scales, codes), as read() gives them but unchecked; ValueError.
+    quantization: the groups of weights and of activations that have a scale of their own.
     """
 
     name: str
@@ -39,47 +47,75 @@ class TernaryTensor:
     n_rows: int
     n_cols: int
     stored_as: str
-    may_differ: bool
+    scales_may_differ: bool
     in_place: np.ndarray | None
-    _read: Callable[[], tuple[np.ndarray, Iterator[np.ndarray]]]
+    unpack: Callable[[], tuple[np.ndarray, Codes]]
+    quantization: Quantization = WHOLE_ROWS
 
-    def scales(self):
-        """float32 (1,), or (n_rows,) where they differ; they multiply the integer dot product."""
+    @property
+    def are_masters(self) -> bool:
+        """Whether the file holds floats of which codes and scale are made."""
+        return self.stored_as.endswith(" masters")
+
+    def scales(self) -> np.ndarray:
+        """float32 (1, 1), or (n_rows, 1) where rows differ; they multiply the integer products."""
         return self.read()[0]
 
-    def read(self):
+    def read(self) -> tuple[np.ndarray, Codes]:
         """(scales, codes): codes are uint8 (some rows, n_cols) of 0, 1, 2, chunks in row order.
 
-        Each chunk is valid until the next. FormatError for illegal codes, when they come by.
+        Each chunk is valid until the next. FormatError for scales that no kernel applies, and for
+        illegal codes, when they come by.
         """
         try:
-            scales, chunks = self._read()
+            scales, chunks = self.unpack()
+            _refuse_groups(scales, self.quantization)
         except ValueError as error:
             raise self._error(error) from None
         return scales, self._checked(chunks)
 
-    def _checked(self, chunks):
+    def _checked(self, chunks: Codes) -> Codes:
         try:
             yield from chunks
         except ValueError as error:
             raise self._error(error) from None
 
-    def _error(self, error):
+    def _error(self, error: ValueError) -> FormatError:
         if isinstance(error, FormatError):
             return error
         limit = f"a ternary tensor of type {self.stored_as}"
         return FormatError(self.tensor.path, self.tensor.name, str(error), limit)
 
 
-@dataclass(frozen=True)
-class TokenizerSource:
-    """What a tokenizer is built from: files of an HF folder, or the metadata of a GGUF."""
+def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
+    """ValueError for scales of groups: the kernels sum whole rows and scale the sums.
 
-    path: Path  # the file or folder, for messages
-    tokenizer_json: Path | None = None
-    sentencepiece: Path | None = None  # tokenizer.model, where there is no tokenizer.json
-    tokenizer_config: dict = field(default_factory=dict)
-    metadata: dict | None = None  # the tokenizer.* keys, tokenizer.ggml.pre always there
+    The one place that refuses them. scales: float32 (n_rows, n_groups).
+    """
+    low, high = scales.min(axis=1), scales.max(axis=1)
+    for row in np.flatnonzero(low < high):
+        values = f"{low[row]:g} and {high[row]:g} in row {row}"
+        raise ValueError(f"group scales, {values}, limit: one scale for a row")
+    if quantization != WHOLE_ROWS:
+        raise ValueError(f"{quantization}, limit: one scale for a row")
+
+
+@dataclass(frozen=True)
+class EmbeddingRows:
+    """An embedding or head as it lies in the file. data: uint8 (n_rows, row_bytes), at any address.
+
+    type: one of ggml_types.ROW_TYPES.
+    """
+
+    type: str
+    data: np.ndarray
+    n_rows: int
+    n_cols: int
+    where: str
+
+    def dequantize(self, ids: Any) -> np.ndarray:
+        """The rows of these ids as float32 (len(ids), n_cols)."""
+        return dequantize(self.type, self.data[ids], self.n_cols)
 
 
 @dataclass
@@ -88,6 +124,7 @@ class Checkpoint:
 
     ternary: {name: TernaryTensor}. floats: {name: Tensor} of norms, embedding and head.
     files: the mapped files, each with path and data. changed_by: paths whose change changes it.
+    layout: of its I2_S tensors, a key of I2_S_LAYOUTS.
     prompts: {name: text} an embedding model puts in front of texts, {"query": "Instruct: ..."}.
     """
 
@@ -96,34 +133,41 @@ class Checkpoint:
     tokenizer_source: TokenizerSource
     ternary: dict[str, TernaryTensor]
     floats: dict[str, Tensor]
-    files: list
+    files: Sequence[GGUFFile | SafetensorsFile]
     changed_by: list[Path]
-    layout: str = "128x32"
+    layout: str = DEFAULT_LAYOUT
     prompts: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def family(self):
-        return ARCHITECTURES[self.config.family]
+    def rows(self, name: str) -> EmbeddingRows:
+        """embed_tokens or lm_head, which is the embedding where they are tied."""
+        if name == "lm_head" and self.config.tie_word_embeddings:
+            name = "embed_tokens"
+        tensor = self.floats[name]
+        n_rows, n_cols = tensor.shape
+        return EmbeddingRows(tensor.type, tensor.rows(), n_rows, n_cols, tensor.where)
 
-    def vector(self, name):
+    def vector(self, name: str) -> np.ndarray:
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
         tensor = self.floats[name]
-        values = dequantize(tensor.type, tensor.data.reshape(1, -1), *tensor.shape)[0]
-        if not np.isfinite(values).all():
+        stored = dequantize(tensor.type, tensor.data.reshape(1, -1), *tensor.shape)[0]
+        if not np.isfinite(stored).all():
             raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
-        if self.config.norms_are_offsets and not name.endswith("_proj.norm"):
-            values = np.float32(1) + values
+        values = self.config.arch.applied_norm(name, stored, self.config.norms_are_offsets)
         return np.require(values, requirements=["C", "A"])  # safetensors aligns nothing
 
 
-def is_linear(name):
-    """Whether the tensor of this name is a ternary layer."""
-    return name.endswith("_proj")
+# for the readers of containers --------------------------------------------------------------------
 
 
-def check_tensor(found, name, shape, types, path):
+def check_tensor(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    types: Collection[str],
+    path: Path,
+) -> Tensor:
     """The tensor of this name in a file, if its shape and type are right."""
-    tensor = found.get(name)
+    tensor = tensors.get(name)
     if tensor is None:
         raise FormatError(path, name, "missing", f"the configuration needs it, of shape {shape}")
     if tensor.shape != shape:
@@ -134,20 +178,22 @@ def check_tensor(found, name, shape, types, path):
     return tensor
 
 
-def one_number(tensor):
-    return dequantize(tensor.type, tensor.data.reshape(1, -1), 1)[0, 0]
+def stored_scale(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path: Path
+) -> np.float32:
+    """The one number of a tensor of floats that is a scale."""
+    tensor = check_tensor(tensors, name, shape, FLOAT_TYPES, path)
+    return check_scale(dequantize(tensor.type, tensor.data.reshape(1, -1), 1)[0, 0], tensor)
 
 
-def check_scale(value, path, name):
+def check_scale(value: float | np.floating, tensor: Tensor) -> np.float32:
+    """The scale of a tensor as a float32; FormatError if it is not finite and above 0."""
     if not 0 < value < math.inf:  # NaN fails too
-        raise FormatError(path, f"{name} scale", float(value), "finite and above 0")
+        raise FormatError(tensor.path, f"{tensor.name} scale", float(value), "finite and above 0")
     return np.float32(value)
 
 
-def check_all_used(found, used, path):
+def check_all_used(tensors: Mapping[str, Tensor], used: set[str], path: Path) -> None:
     """No tensor may be left over: one we do not know could change the result in silence."""
-    for name in sorted(found.keys() - used):
+    for name in sorted(tensors.keys() - used):
         raise FormatError(path, name, "unexpected", "every tensor must have a place in the model")
-
-
-# Hugging Face folders -----------------------------------------------------------------------------

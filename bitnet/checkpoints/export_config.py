@@ -1,24 +1,19 @@
 """What a converted model says of itself: GGUF metadata, or the JSON files of an HF folder.
 
-A ExportSpec is that, and the ModelConfig it must read back as. Knows no tensor data.
+An ExportSpec is the ModelConfig that it must read back as. Knows no tensor data.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
+from ..models.architecture import POOLING_TYPES
 from ..models.config import GGUF_KEYS, SAMPLING_DEFAULTS, ModelConfig
-from ..models.registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE
 
 FILE_TYPE_I2_S = 40  # general.file_type; other engines use the number for something else
-POOLING_LAST = 3  # llama.cpp's number
-HF_CLASSES = {  # family -> class in transformers, model_type
-    "bitnet": ("BitNetForCausalLM", "bitnet"),
-    "llama": ("LlamaForCausalLM", "llama"),
-    "qwen3": ("Qwen3Model", "qwen3"),
-    "gemma3": ("Gemma3TextModel", "gemma3_text"),
-}
 SENTENCE_TRANSFORMERS = {  # module -> folder of it
     "Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize",
 }  # fmt: skip
@@ -32,35 +27,26 @@ class ExportSpec:
     config: ModelConfig
     prefix: str = ""
 
-    @property
-    def family(self):
-        return ARCHITECTURES[self.config.family]
 
-
-def gguf_export_spec(config):
+def gguf_export_spec(config: ModelConfig) -> ExportSpec:
     """The ExportSpec of a model as GGUF.
 
-    2B-4T's architecture is "bitnet-b1.58", that of other BitNets, with SiLU, "bitnet"; llama has
-    the rows of q and k in the order of interleaved RoPE. Norms are stored as they are applied, with
-    the query scale in those of q, as no key has it.
+    Norms are stored as they are applied, with the query scale in those of q, as no key has it.
     """
-    arch = ARCHITECTURES[config.family].gguf_architectures
-    if config.family in ("bitnet", "bitnet_b1_58"):
-        arch = ["bitnet-b1.58" if config.hidden_act == "relu2" else "bitnet"]
-    family = BY_GGUF_ARCHITECTURE[arch[0]]
+    arch = config.arch.exported_as or config.arch
     return ExportSpec(
         replace(
             config,
-            family=family.name,
-            architecture=arch[0],
-            rope_interleaved=family.interleaved_in_gguf,
+            family=arch.name,
+            architecture=arch.name_in_gguf(arch, config),
+            rope_interleaved=arch.interleaved_in_gguf,
             norms_are_offsets=False,
             query_scale=1.0,
         )
     )
 
 
-def gguf_metadata(config, name):
+def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
     """The general.* and <arch>.* keys of a gguf_export_spec's configuration."""
     arch, of_layers = config.architecture, any(config.sliding_layers)
     values = {
@@ -74,7 +60,7 @@ def gguf_metadata(config, name):
         "rope.dimension_count": config.head_dim,
     }
     if config.pooling is not None:
-        values["pooling_type"] = POOLING_LAST
+        values["pooling_type"] = next(n for n, t in POOLING_TYPES.items() if t == config.pooling)
     general = {
         "general.architecture": arch,
         "general.name": name,
@@ -90,27 +76,30 @@ def gguf_metadata(config, name):
     return general | {f"{arch}.{key}": value for key, value in values.items()}
 
 
-def hf_export_spec(config):
-    """The ExportSpec of a model as an HF folder; 1bitLLM's BitNet becomes that of transformers."""
-    family = "bitnet" if config.family == "bitnet_b1_58" else config.family
+def hf_export_spec(config: ModelConfig) -> ExportSpec:
+    """The ExportSpec of a model as an HF folder."""
+    arch = config.arch.exported_as or config.arch
     return ExportSpec(
         replace(
             config,
-            family=family,
-            architecture=HF_CLASSES[family][1],
+            family=arch.name,
+            architecture=arch.model_types[0],
             rope_interleaved=False,
-            norms_are_offsets=family == "gemma3",
+            norms_are_offsets=arch.norms_are_offsets,
         ),
         prefix="" if config.pooling else "model.",
     )
 
 
-def hf_files(config, linear_class, prompts):
+def hf_files(
+    config: ModelConfig, linear_class: str, prompts: Mapping[str, str]
+) -> dict[str, bytes]:
     """{name: bytes} of the JSON files of an hf_export_spec's configuration.
 
     linear_class: "autobitlinear", scales multiply, or "bitlinear", they divide.
     """
-    files = {"config.json": _hf_config(config, linear_class)}
+    config = _as_written(config)
+    files: dict[str, Any] = {"config.json": _hf_config(config, linear_class)}
     if config.pooling is None:
         files["generation_config.json"] = _hf_generation(config)
     else:
@@ -118,21 +107,18 @@ def hf_files(config, linear_class, prompts):
     return {name: json.dumps(value, indent=2).encode() for name, value in files.items()}
 
 
-def _hf_config(config, linear_class):
+def _hf_config(config: ModelConfig, linear_class: str) -> dict[str, Any]:
     """torch_dtype is that of the scales: transformers fails where they differ from the model's."""
-    architecture, model_type = HF_CLASSES[config.family]
+    arch = config.arch
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
         "rope_theta", "tie_word_embeddings", "vocab_size",
     )  # fmt: skip
-    values = {"architectures": [architecture], "model_type": model_type}
-    values |= {name: _shortest(getattr(config, name)) for name in names}
+    values = {"architectures": [arch.hf_class], "model_type": arch.model_types[0]}
+    values |= {name: getattr(config, name) for name in names}
     values |= _token_ids(config) | {"attention_bias": False, "torch_dtype": "float32"}
-    if config.family == "gemma3":
-        del values["hidden_act"]
-        values |= _gemma3(config)
-    return values | {
+    return arch.to_hf(config, values) | {
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": linear_class,
@@ -141,29 +127,15 @@ def _hf_config(config, linear_class):
     }
 
 
-def _gemma3(config):
-    kinds = {True: "sliding_attention", False: "full_attention"}
-    scalar = round(config.head_dim / config.query_scale**2, 6)
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
-        "layer_types": [kinds[flag] for flag in config.sliding_layers],
-        "sliding_window": config.sliding_window,
-        "rope_local_base_freq": _shortest(config.rope_local_theta),
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-    }
-
-
-def _hf_generation(config):
-    sampling = {"do_sample": config.do_sample}
+def _hf_generation(config: ModelConfig) -> dict[str, Any]:
+    sampling: dict[str, Any] = {"do_sample": config.do_sample}
     for name, default in SAMPLING_DEFAULTS.items():
         if config.do_sample and getattr(config, name) != default:
-            sampling[name] = _shortest(getattr(config, name))
+            sampling[name] = getattr(config, name)
     return _token_ids(config) | sampling
 
 
-def _token_ids(config):
+def _token_ids(config: ModelConfig) -> dict[str, Any]:
     ids = list(config.eos_token_ids)
     return {
         "bos_token_id": config.bos_token_id,
@@ -171,40 +143,45 @@ def _token_ids(config):
     }
 
 
-def _sentence_transformers(config, prompts):
+def _sentence_transformers(config: ModelConfig, prompts: Mapping[str, str]) -> dict[str, Any]:
     """The files by which sentence-transformers pools and normalises."""
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
-    pooling = {"word_embedding_dimension": config.hidden_size}
+    pooling: dict[str, Any] = {"word_embedding_dimension": config.hidden_size}
     pooling |= {f"pooling_mode_{mode}": mode == "lasttoken" for mode in modes}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(SENTENCE_TRANSFORMERS.items())
     ]
-    files = {"1_Pooling/config.json": pooling | {"include_prompt": True}, "modules.json": modules}
+    files: dict[str, Any] = {"1_Pooling/config.json": pooling | {"include_prompt": True}}
+    files["modules.json"] = modules
     if prompts:
         files["config_sentence_transformers.json"] = {"prompts": prompts}
     return files
 
 
-def _shortest(value):
-    """A float32 from a GGUF as its author wrote it: 1e-05, not 9.999999747378752e-06."""
-    if isinstance(value, float) and value == np.float32(value):
-        return float(str(np.float32(value)))
-    return value
+def _as_written(config: ModelConfig) -> ModelConfig:
+    """With floats of a GGUF, which are float32, as their author wrote them: 1e-05, not
+    9.999999747378752e-06."""
+    shortest: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and value == np.float32(value):
+            shortest[field.name] = float(str(np.float32(value)))
+    return replace(config, **shortest)
 
 
-def differences(found, meant):
+def differences(read: ModelConfig, meant: ModelConfig) -> list[str]:
     """The names of the fields by which a configuration means another model than it should.
 
     GGUF holds floats as float32, names no window where no layer has one, and no sampling where
     there is none. It may have one more end token, by the text <|eot_id|> in its vocabulary.
     """
-    a, b = _meaning(found), _meaning(meant)
+    a, b = _meaning(read), _meaning(meant)
     a["eos_token_ids"] &= b["eos_token_ids"]
     return [name for name in a if a[name] != b[name]]
 
 
-def _meaning(config):
+def _meaning(config: ModelConfig) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values["eos_token_ids"] = frozenset(config.eos_token_ids)
     if not any(config.sliding_layers):

@@ -12,17 +12,17 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import FormatError
-from ..formats.atomic_write import atomic
+from ..formats.atomic_write import atomic, check_free_space
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
-from .repack_cache import FREE_MARGIN, cache_folder
+from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
 
@@ -48,7 +48,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # what versions of the library are built on
 
 
-class Request(NamedTuple):
+class HubReference(NamedTuple):
     """What a name asks for. revision: branch, tag or commit. file: one .gguf, or None."""
 
     repo: str
@@ -73,20 +73,20 @@ class Snapshot:
     files: dict[str, Facts]
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         return _repo_folder(self.repo) / "snapshots" / self.commit
 
     @property
-    def path(self):
+    def path(self) -> Path:
         """What to load: the .gguf, or the folder of a safetensors model."""
         first = next(iter(self.files))
         return self.folder / first if first.endswith(".gguf") else self.folder
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         return sum(facts.n_bytes for facts in self.files.values())
 
-    def is_whole(self):
+    def is_whole(self) -> bool:
         """Whether every file is there in its size; contents were compared when it was pulled."""
         try:
             return all(
@@ -97,7 +97,7 @@ class Snapshot:
             return False
 
 
-def find(name):
+def find(name: str | os.PathLike[str]) -> Path:
     """The Path of a model: a local one as it is, else that of a model of the hub.
 
     A text ORG/NAME[@REVISION][:FILE.gguf] that is no path here is taken from the hub's cache if an
@@ -111,12 +111,14 @@ def find(name):
     return snapshot.path if snapshot else pull(name)
 
 
-def pull(name, revision=None):
+def pull(name: str, revision: str | None = None) -> Path:
     """The Path of a hub's model, brought up to date with its revision; see fetch."""
     return fetch(name, revision).path
 
 
-def fetch(name, revision=None, progress=lambda text: None):
+def fetch(
+    name: str, revision: str | None = None, progress: Callable[[str], object] = lambda text: None
+) -> Snapshot:
     """The Snapshot of a hub's model: what is not in the cache is downloaded, and all of it checked.
 
     name: ORG/NAME[@REVISION][:FILE.gguf]. revision: a branch, tag or commit, "main" if neither says
@@ -126,40 +128,39 @@ def fetch(name, revision=None, progress=lambda text: None):
     that is not what the hub says (it is deleted) or a repository without a model, OSError if the
     repository cannot be reached or read, or the disk is too full.
     """
-    request = _parse(name, revision)
-    api = _api(request.repo)
-    progress(f"asking for {request.repo}")
-    with _hub_errors(request):
+    reference = parse(name, revision)
+    repo = reference.repo
+    api = library_api(repo)
+    progress(f"asking for {repo}")
+    with _hub_errors(reference):
         info = api.model_info(
-            request.repo, revision=request.revision, files_metadata=True, timeout=TIMEOUT
+            repo, revision=reference.revision, files_metadata=True, timeout=TIMEOUT
         )
-    snapshot = _chosen(info, request)
-    log.info("%s: %s is commit %s", request.repo, request.revision, snapshot.commit)
+    snapshot = _chosen(info, reference)
+    log.info("%s: %s is commit %s", repo, reference.revision, snapshot.commit)
     _check_room(snapshot)
     progress("")
     for file in snapshot.files:
-        with _hub_errors(request):
-            api.hf_hub_download(
-                request.repo, file, revision=snapshot.commit, cache_dir=str(hub_cache())
-            )
+        with _hub_errors(reference):
+            api.hf_hub_download(repo, file, revision=snapshot.commit, cache_dir=str(hub_cache()))
     for file, facts in snapshot.files.items():
         progress(f"checking {file}")
         _check(snapshot.folder / file, facts)
-    for asked in {request, request._replace(revision=snapshot.commit)}:
+    for asked in {reference, reference._replace(revision=snapshot.commit)}:
         _write_note(asked, snapshot)
     log.info("%s: %d files, %d bytes", snapshot.folder, len(snapshot.files), snapshot.n_bytes)
     return snapshot
 
 
-def cached(name):
+def cached(name: str) -> Snapshot | None:
     """The Snapshot that an earlier pull of this name left, or None. Asks nobody, for any text."""
     try:
-        return _read_note(_parse(name))
+        return _read_note(parse(name))
     except ValueError:
         return None
 
 
-def hub_cache():
+def hub_cache() -> Path:
     """The folder of the hub's cache, chosen as its library does but at the time of the call."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(home, "huggingface")
@@ -168,40 +169,40 @@ def hub_cache():
     return Path(os.path.expandvars(os.path.expanduser(chosen))).absolute()
 
 
-def _repo_folder(repo):
+def _repo_folder(repo: str) -> Path:
     return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 # names --------------------------------------------------------------------------------------------
 
 
-def _parse(name, revision=None):
-    """The Request of a name; ValueError if it has another form. Nothing is looked up."""
-    found = _NAME.fullmatch(name) if len(name) <= 4 * MAX_REPO else None
-    repo = found["repo"] if found else ""
-    if not 0 < len(repo) <= MAX_REPO or re.search(r"\.\.|--|\.git(/|\Z)", repo):
+def parse(name: str, revision: str | None = None) -> HubReference:
+    """The HubReference of a name; ValueError if it has another form. Nothing is looked up."""
+    match = _NAME.fullmatch(name) if len(name) <= 4 * MAX_REPO else None
+    repo = match["repo"] if match else ""
+    if match is None or len(repo) > MAX_REPO or re.search(r"\.\.|--|\.git(/|\Z)", repo):
         raise ValueError(f"model: {name!r} ({SYNTAX}; ORG/NAME of {MAX_REPO} characters at most)")
     if revision is None:
-        revision = found["revision"] or "main"
-    elif found["revision"] or not re.fullmatch(rf"{_WORD}(/{_WORD})*", revision, re.ASCII):
+        revision = match["revision"] or "main"
+    elif match["revision"] or not re.fullmatch(rf"{_WORD}(/{_WORD})*", revision, re.ASCII):
         raise ValueError(f"revision: {revision!r} (one branch, tag or commit)")
     if ".." in revision:
         raise ValueError(f"revision: {revision!r} (no '..')")
-    if found["file"]:
-        _check_name(found["file"], repo)
-    return Request(repo, revision, found["file"])
+    if match["file"]:
+        _check_name(match["file"], repo)
+    return HubReference(repo, revision, match["file"])
 
 
-def _is_local(name):
+def _is_local(name: str) -> bool:
     try:
-        request = _parse(name)
+        reference = parse(name)
     except ValueError:
         return True
-    is_file_name = request.file is None and name.endswith((".gguf", ".safetensors"))
+    is_file_name = reference.file is None and name.endswith((".gguf", ".safetensors"))
     return name.count("/") != 1 or is_file_name or os.path.lexists(name)
 
 
-def _check_name(name, repo):
+def _check_name(name: Any, repo: str) -> None:
     """A name from a repository may not lead out of a folder."""
     parts = name.split("/") if isinstance(name, str) else [""]
     if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
@@ -211,9 +212,9 @@ def _check_name(name, repo):
 # the choice of files ------------------------------------------------------------------------------
 
 
-def _chosen(info, request):
+def _chosen(info: Any, reference: HubReference) -> Snapshot:
     """The Snapshot to be, of the library's ModelInfo: its commit and the files of one model."""
-    repo, revision, file = request
+    repo, revision, file = reference
     commit = info.sha
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise FormatError(repo, "commit", commit, "40 hexadecimal digits")
@@ -226,7 +227,7 @@ def _chosen(info, request):
     return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names})
 
 
-def _choose(repo, names, file):
+def _choose(repo: str, names: Sequence[str], file: str | None) -> list[str]:
     """The names of one model: of safetensors with what belongs to them, or of a .gguf alone."""
     ggufs = [name for name in names if name.endswith(".gguf")]
     if file is not None:
@@ -249,12 +250,12 @@ def _choose(repo, names, file):
     raise FormatError(repo, "files", _joined(names), limit)
 
 
-def _joined(names):
+def _joined(names: Sequence[str]) -> str:
     shown = ", ".join(names[:20]) or "none"
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _facts(repo, entry):
+def _facts(repo: str, entry: Any) -> Facts:
     """The Facts of the library's RepoSibling: a large file has its SHA-256, others their git id."""
     if entry.lfs is None:
         facts = Facts(entry.size, "git", entry.blob_id)
@@ -272,29 +273,27 @@ def _facts(repo, entry):
 # what was downloaded ------------------------------------------------------------------------------
 
 
-def _check_room(snapshot):
+def _check_room(snapshot: Snapshot) -> None:
     blobs = _repo_folder(snapshot.repo) / "blobs"
     missing = {
         f.digest: f.n_bytes for f in snapshot.files.values() if not (blobs / f.digest).exists()
     }
-    needed = sum(missing.values()) + FREE_MARGIN
-    folder = next(parent for parent in blobs.parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if missing and free < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {free} free", str(folder))
+    if missing:
+        folder = next(parent for parent in blobs.parents if parent.exists())
+        check_free_space(folder, sum(missing.values()))
 
 
-def _check(path, facts):
+def _check(path: Path, facts: Facts) -> None:
     """FormatError, and the file is gone, unless its content has the hub's checksum."""
-    found = _digest(path, facts.algorithm)
-    if found != facts.digest:
+    digest = _digest(path, facts.algorithm)
+    if digest != facts.digest:
         _delete(path)
         limit = f"the hub says {facts.digest}; it was deleted, pull again"
-        raise FormatError(path, facts.algorithm, found, limit)
+        raise FormatError(path, facts.algorithm, digest, limit)
 
 
-def _digest(path, algorithm):
-    def git_blob():
+def _digest(path: Path, algorithm: str) -> str:
+    def git_blob() -> Any:
         header = b"blob %d\0" % os.path.getsize(path)
         return hashlib.sha1(header, usedforsecurity=False)
 
@@ -303,7 +302,7 @@ def _digest(path, algorithm):
     return digest.hexdigest()
 
 
-def _delete(path):
+def _delete(path: Path) -> None:
     """Unlink a snapshot's link, its blob, and what newer caches link that to; nothing outside."""
     cache = hub_cache().resolve()
     while path.parent.resolve().is_relative_to(cache):
@@ -317,19 +316,19 @@ def _delete(path):
 # notes --------------------------------------------------------------------------------------------
 
 
-def _note_path(request):
+def _note_path(reference: HubReference) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
-    return folder / f"{request.repo.replace('/', '--')}-{digest[:16]}.hub.json"
+    digest = hashlib.sha256(json.dumps(reference).encode()).hexdigest()
+    return folder / f"{reference.repo.replace('/', '--')}-{digest[:16]}.hub.json"
 
 
-def _write_note(request, snapshot):
-    path = _note_path(request)
+def _write_note(reference: HubReference, snapshot: Snapshot) -> None:
+    path = _note_path(reference)
     if path is None:
         return
-    note = {"version": NOTE_VERSION, "request": request, "commit": snapshot.commit}
+    note = {"version": NOTE_VERSION, "request": reference, "commit": snapshot.commit}
     note["files"] = snapshot.files
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -339,17 +338,17 @@ def _write_note(request, snapshot):
         log.warning("no note of what was pulled, the next load asks the hub again: %s", error)
 
 
-def _read_note(request):
+def _read_note(reference: HubReference) -> Snapshot | None:
     """The Snapshot that a note tells of, if all of it is still there; else None."""
-    path = _note_path(request)
+    path = _note_path(reference)
     try:
         note = read_json(path) if path else {}
-        if note.get("version") != NOTE_VERSION or note["request"] != list(request):
+        if note.get("version") != NOTE_VERSION or note["request"] != list(reference):
             return None
         files = {name: Facts(*facts) for name, facts in note["files"].items()}
         for name in (note["commit"], *files):
-            _check_name(name, request.repo)
-        snapshot = Snapshot(request.repo, note["commit"], files)
+            _check_name(name, reference.repo)
+        snapshot = Snapshot(reference.repo, note["commit"], files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return snapshot if files and snapshot.is_whole() else None
@@ -358,7 +357,8 @@ def _read_note(request):
 # the library --------------------------------------------------------------------------------------
 
 
-def _api(repo):
+def library_api(repo: str) -> Any:
+    """The HfApi that all requests are made with; FileNotFoundError without the library."""
     try:
         from huggingface_hub import HfApi
     except ImportError:
@@ -368,11 +368,12 @@ def _api(repo):
 
 
 @contextlib.contextmanager
-def _hub_errors(request):
+def _hub_errors(reference: HubReference) -> Iterator[None]:
     """The library's exceptions, of any version, as an OSError of one line that says what to do."""
-    from huggingface_hub import utils
+    import huggingface_hub.utils
 
-    repo = request.repo
+    utils: Any = huggingface_hub.utils  # which does not say that it exports them
+    repo = reference.repo
     try:
         yield
     except utils.GatedRepoError:
@@ -382,12 +383,12 @@ def _hub_errors(request):
         reason = "neither a path here nor a public repository of the hub (private: set HF_TOKEN)"
         raise FileNotFoundError(errno.ENOENT, reason, repo) from None
     except utils.RevisionNotFoundError:
-        reason = f"the repository has no revision {request.revision}"
+        reason = f"the repository has no revision {reference.revision}"
         raise FileNotFoundError(errno.ENOENT, reason, repo) from None
     except utils.OfflineModeIsEnabled:
-        raise _unreachable(request, "HF_HUB_OFFLINE is set") from None
+        raise _unreachable(reference, "HF_HUB_OFFLINE is set") from None
     except utils.LocalEntryNotFoundError as error:  # the library's word for: could not ask
-        raise _unreachable(request, error.__cause__ or error) from None
+        raise _unreachable(reference, error.__cause__ or error) from None
     except utils.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         advice = " (set HF_TOKEN to one that may read it)" if status in (401, 403) else ""
@@ -400,38 +401,38 @@ def _hub_errors(request):
             reason = f"the hub's answer was not understood ({_line(error)})"
             raise OSError(errno.EIO, reason, repo) from None
         if _is_of_network(error):
-            raise _unreachable(request, error) from None
+            raise _unreachable(reference, error) from None
         raise  # a folder that cannot be written, a full disk
 
 
-def _is_of_network(error):
+def _is_of_network(error: BaseException) -> bool:
     of_system = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
     return of_system or type(error).__module__.partition(".")[0] in _NETWORK
 
 
-def _unreachable(request, error):
+def _unreachable(reference: HubReference, error: object) -> FileNotFoundError:
     """The FileNotFoundError of a hub that cannot be asked, with what is here all the same."""
     reason = f"the hub cannot be reached ({_line(error)})"
-    folder = _foreign_snapshot(request)
-    if _read_note(request):
+    folder = _foreign_snapshot(reference)
+    if _read_note(reference):
         advice = f"{reason}; the cache has a commit of it that other commands use"
     elif folder:
         advice = f"{reason}; another program's download is in {folder}: give that path"
     else:
         advice = f"neither a path here nor in the cache, and {reason}; pull it where it can be"
-    return FileNotFoundError(errno.ENOENT, advice, request.repo)
+    return FileNotFoundError(errno.ENOENT, advice, reference.repo)
 
 
-def _foreign_snapshot(request):
+def _foreign_snapshot(reference: HubReference) -> Path | None:
     """A snapshot of this revision that has no note of ours: nobody knows whether it is whole."""
-    repo = _repo_folder(request.repo)
-    commit = request.revision
+    repo = _repo_folder(reference.repo)
+    commit = reference.revision
     with contextlib.suppress(OSError, ValueError):
         commit = (repo / "refs" / commit).read_text().strip()
     folder = repo / "snapshots" / commit
     return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
-def _line(error):
+def _line(error: object) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,20 +1,23 @@
-"""A path to the checkpoint there, whatever its container."""
+"""open_checkpoint(): the Checkpoint at a path, whatever its container."""
 
+import os
 from pathlib import Path
 
-from .checkpoint import LAYOUTS
+from ..checks import check_choice
+from .checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS, Checkpoint
 from .read_gguf import read_gguf
 from .read_hf import read_hf
 
 
-def open_checkpoint(path, *, layout="128x32", masters=False):
+def open_checkpoint(
+    path: str | os.PathLike[str], *, layout: str = DEFAULT_LAYOUT, masters: bool = False
+) -> Checkpoint:
     """The Checkpoint of an HF folder or a .gguf file: headers are read, tensors are not.
 
-    layout: how I2_S tensors lie, one of LAYOUTS. masters: the float linear layers of a folder whose
-        configuration does not say so are BitNet's master weights.
+    layout: how I2_S tensors lie, one of I2_S_LAYOUTS. masters: the float linear layers of a folder
+        whose configuration does not say so are BitNet's master weights.
     FormatError for anything wrong in the files, OSError if one cannot be opened.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: {layout!r} ({', '.join(LAYOUTS)})")
+    check_choice("layout", layout, I2_S_LAYOUTS)
     path = Path(path)
     return read_hf(path, masters) if path.is_dir() else read_gguf(path, layout)

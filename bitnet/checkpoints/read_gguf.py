@@ -1,26 +1,28 @@
-"""The checkpoint in a GGUF file."""
+"""The Checkpoint of a GGUF file."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
 from ..formats import ternary_layouts
-from ..formats.float_blocks import ROW_TYPES
+from ..formats.ggml_types import FLOAT_TYPES, ROW_TYPES, TERNARY_TYPES
 from ..formats.gguf import GGUFFile
 from ..formats.gguf_metadata import StringArray
+from ..formats.tensor import Tensor
 from ..models.config import ModelConfig
-from ..models.registry import ARCHITECTURES
+from ..text.vocabulary import TokenizerSource
+from ..text.vocabulary.vocabulary import BYTE_LEVEL_MODEL
 from .checkpoint import (
-    FLOATS,
-    LAYOUTS,
-    TERNARY_TYPES,
+    I2_S_LAYOUTS,
     Checkpoint,
+    Codes,
     TernaryTensor,
-    TokenizerSource,
     check_all_used,
     check_scale,
     check_tensor,
-    is_linear,
-    one_number,
+    stored_scale,
 )
 
 _VOCABULARY_ARRAYS = {
@@ -31,65 +33,64 @@ _VOCABULARY_ARRAYS = {
 }
 
 
-def read_gguf(path, layout):
+def read_gguf(path: Path, layout: str) -> Checkpoint:
+    """See open_checkpoint."""
     file = GGUFFile(path)
-    found = file.tensors
-    tokenizer = _gguf_tokenizer(file)
-    n_embeddings = found["token_embd.weight"].shape[0] if "token_embd.weight" in found else 0
-    config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, "output.weight" in found)
-    n_tokens = len(tokenizer.metadata.get("tokenizer.ggml.tokens", ()))
-    if n_tokens > config.vocab_size:
-        limit = f"at most vocab_size {config.vocab_size}"
-        raise FormatError(path, "tokenizer.ggml.tokens count", n_tokens, limit)
-    family, ternary, floats, used = ARCHITECTURES[config.family], {}, {}, set()
+    tensors = file.tensors
+    tokenizer = _tokenizer_source(file)
+    embedding = tensors.get("token_embd.weight")
+    n_embeddings = 0 if embedding is None else embedding.shape[0]
+    config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, "output.weight" in tensors)
+    _check_n_tokens(tokenizer, config)
+    ternary, floats, used = {}, {}, set()
     for name, shape in config.tensor_shapes().items():
-        stem = family.gguf_name(name)
+        stem = config.arch.gguf_name(name)
         used.add(f"{stem}.weight")
-        types = TERNARY_TYPES if is_linear(name) else ROW_TYPES if len(shape) == 2 else FLOATS
-        tensor = check_tensor(found, f"{stem}.weight", shape, types, path)
-        if is_linear(name):
+        if config.arch.is_linear(name):
             used.add(f"{stem}.scale")
-            ternary[name] = _gguf_ternary(name, tensor, found.get(f"{stem}.scale"), layout)
+            weight = check_tensor(tensors, f"{stem}.weight", shape, TERNARY_TYPES, path)
+            factor = np.float32(1)
+            if f"{stem}.scale" in tensors:  # one number, which multiplies the tensor's own scales
+                factor = stored_scale(tensors, f"{stem}.scale", (1,), path)
+            ternary[name] = _ternary(name, weight, factor, layout)
         else:
-            floats[name] = tensor
-    check_all_used(found, used, path)
+            types = ROW_TYPES if len(shape) == 2 else FLOAT_TYPES
+            floats[name] = check_tensor(tensors, f"{stem}.weight", shape, types, path)
+    check_all_used(tensors, used, path)
     return Checkpoint(path, config, tokenizer, ternary, floats, [file], [path], layout)
 
 
-def _gguf_ternary(name, tensor, companion, layout):
-    """companion: a tensor of one number that multiplies the scale, or None."""
+def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> TernaryTensor:
     n_rows, n_cols = tensor.shape
-    stored_as = LAYOUTS[layout] if tensor.type == "I2_S" else tensor.type
-    factor = np.float32(1)
-    if companion is not None:
-        companion = check_tensor(
-            {companion.name: companion}, companion.name, (1,), FLOATS, tensor.path
-        )
-        factor = check_scale(one_number(companion), tensor.path, companion.name)
-    scale, in_place = None, None
+    stored_as = I2_S_LAYOUTS[layout] if tensor.type == "I2_S" else tensor.type
+    in_place = None
     if tensor.type == "I2_S":
         n = len(tensor.data) - ternary_layouts.I2_S_TAIL
-        stored = check_scale(tensor.data[n : n + 4].view("<f4")[0], tensor.path, tensor.name)
-        scale = check_scale(stored * factor, tensor.path, tensor.name)
-        if stored_as == "I2_S" and n_cols % ternary_layouts.BLOCK == 0:
+        stored = check_scale(tensor.data[n : n + 4].view("<f4")[0], tensor)
+        check_scale(stored * factor, tensor)
+        if stored_as == "I2_S" and n_cols % ternary_layouts.I2_S_CODES == 0:
             in_place = tensor.data[:n].reshape(n_rows, -1)
 
-    def read():
+    def unpack() -> tuple[np.ndarray, Codes]:
         scales, chunks = ternary_layouts.unpack(stored_as, tensor.data, n_rows, n_cols)
         return scales * factor, chunks
 
-    return TernaryTensor(name, tensor, n_rows, n_cols, stored_as, scale is None, in_place, read)
+    may_differ = tensor.type != "I2_S"
+    return TernaryTensor(name, tensor, n_rows, n_cols, stored_as, may_differ, in_place, unpack)
 
 
-def _gguf_tokenizer(file):
+# the tokenizer ------------------------------------------------------------------------------------
+
+
+def _tokenizer_source(file: GGUFFile) -> TokenizerSource:
     """The tokenizer's metadata, checked, with the pre-tokenizer the official file leaves out."""
     metadata = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
     model = metadata.get("tokenizer.ggml.model")
-    if isinstance(model, str) and model == "gpt2":
+    if isinstance(model, str) and model == BYTE_LEVEL_MODEL:
         metadata.setdefault("tokenizer.ggml.pre", "llama-bpe")
     for key, wanted in _VOCABULARY_ARRAYS.items():
-        if key in metadata and (kind := _array_kind(metadata[key])) != wanted:
-            raise FormatError(file.path, key, kind, f"an array of {wanted}")
+        if key in metadata and (held := _elements(metadata[key])) != wanted:
+            raise FormatError(file.path, key, held, f"an array of {wanted}")
     n_tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
         if key in metadata and len(metadata[key]) != n_tokens:
@@ -97,9 +98,17 @@ def _gguf_tokenizer(file):
     return TokenizerSource(file.path, metadata=metadata)
 
 
-def _array_kind(value):
+def _elements(value: Any) -> str:
+    """What an array is one of, or the type of what is no array."""
     if isinstance(value, StringArray):
         return "strings"
     if isinstance(value, np.ndarray):
         return "floats" if value.dtype.kind == "f" else "whole numbers"
     return type(value).__name__
+
+
+def _check_n_tokens(tokenizer: TokenizerSource, config: ModelConfig) -> None:
+    n_tokens = len((tokenizer.metadata or {}).get("tokenizer.ggml.tokens", ()))
+    if n_tokens > config.vocab_size:
+        limit = f"at most vocab_size {config.vocab_size}"
+        raise FormatError(tokenizer.path, "tokenizer.ggml.tokens count", n_tokens, limit)

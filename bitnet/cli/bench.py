@@ -1,5 +1,6 @@
 """bench: tokens a second of prefill and decode, and their share of the memory bandwidth."""
 
+import argparse
 import json
 import time
 
@@ -10,10 +11,10 @@ from . import options
 from .terminal import Status
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Medians of rounds. A round is a plain read of the weights, a prefill and a "
         "decode: a machine\nwhose clock drifts is compared with itself. The bound is "
@@ -45,26 +46,26 @@ def configure(parser):
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     status = Status()
     status.show("loading")
     begin = time.perf_counter()
-    with bitnet.load(*args.words, **options.load_keywords(args)) as model:
+    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
         load_s = time.perf_counter() - begin
-        found = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
+        figures = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
     status.clear()
-    found = {"load_s": load_s, **found}
-    print(json.dumps(found) if args.json else _table(found))
+    figures = {"load_s": load_s, **figures}
+    print(json.dumps(figures) if args.json else _table(figures))
     return 0
 
 
-def _table(found):
+def _table(figures):
     return (
-        f"{found['model']}: {found['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
-        f"loaded in {found['load_s']:.2f} s\n"
-        f"{found['isa']}, {found['threads']} threads, medians of {found['rounds']} rounds\n"
-        f"prefill  {found['prefill_tps']:10,.1f} tokens/s  ({found['prompt_tokens']} tokens)\n"
-        f"decode   {found['decode_tps']:10,.1f} tokens/s  ({found['tokens']} tokens)\n"
-        f"read     {found['read_gb_s']:10,.1f} GB/s      of the same weights\n"
-        f"bound    {found['bound_tps']:10,.1f} tokens/s  decode reaches {found['share']:.0%}"
+        f"{figures['model']}: {figures['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
+        f"loaded in {figures['load_s']:.2f} s\n"
+        f"{figures['isa']}, {figures['threads']} threads, medians of {figures['rounds']} rounds\n"
+        f"prefill  {figures['prefill_tps']:10,.1f} tokens/s  ({figures['prompt_tokens']} tokens)\n"
+        f"decode   {figures['decode_tps']:10,.1f} tokens/s  ({figures['tokens']} tokens)\n"
+        f"read     {figures['read_gb_s']:10,.1f} GB/s      of the same weights\n"
+        f"bound    {figures['bound_tps']:10,.1f} tokens/s  decode reaches {figures['share']:.0%}"
     )

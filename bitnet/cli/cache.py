@@ -1,21 +1,23 @@
 """cache: list or clear the folder of weights that could not be used in place."""
 
+import argparse
+
 from ..checkpoints import repack_cache
 from .terminal import printable
 
 USAGE = "list|clear"
-WORDS = (1, 1)
+N_ARGS = (1, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The folder is BITNET_CACHE, else bitnet in XDG_CACHE_HOME, else in ~/.cache; "
         "BITNET_CACHE=off: none."
     )
 
 
-def main(args):
-    (action,) = args.words
+def main(args: argparse.Namespace) -> int:
+    (action,) = args.positionals
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")
     if action == "list":

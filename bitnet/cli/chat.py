@@ -1,47 +1,44 @@
 """chat: a conversation; the keys and values of what was said before are kept between turns."""
 
+import argparse
 import contextlib
 import os
 import sys
-import time
-
-import numpy as np
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import bitnet
 
-from ..generation.detokenizer import Detokenizer
-from ..generation.sampling import Sampling, make_sampler
 from . import options
 from .terminal import Status, write
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 COMMANDS = "/reset forgets the conversation, /exit or ctrl-D ends it, ctrl-C stops a reply"
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = COMMANDS + (".\nA model without a chat template continues the text of both.")
     options.add_load(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
-    status.show(f"loading {args.words[0] if args.words else 'the bundled model'}")
-    with bitnet.load(*args.words, **options.load_keywords(args)) as model:
+    status.show(f"loading {args.positionals[0] if args.positionals else 'the bundled model'}")
+    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
         if model.tokenizer.chat_template is None:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")
             status.say("[the model has no chat template: it continues what you write]")
         status.say(f"[{COMMANDS}]")
-        with model.session() as session:
-            talk(Conversation(model, session, keywords, args.system), _lines(), status)
+        talk(Conversation(model, keywords, args.system), _lines(), status)
     return 0
 
 
-def talk(conversation, lines, status):
+def talk(conversation: "Conversation", lines: Iterable[str], status: Status) -> None:
     """Answer every line until /exit or the end of input."""
     for line in lines:
         if line == "/exit":
@@ -53,10 +50,10 @@ def talk(conversation, lines, status):
             continue
         status.show("reading")
         try:
-            with contextlib.closing(conversation.reply(line)) as pieces:
-                for piece in pieces:
+            with contextlib.closing(conversation.reply(line)) as deltas:
+                for delta in deltas:
                     status.clear()
-                    write(piece)
+                    write(delta)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -68,7 +65,7 @@ def talk(conversation, lines, status):
         status.say(conversation.summary())
 
 
-def _lines():
+def _lines() -> Iterator[str]:
     """Lines from a person, with editing and history where readline is there, or from a file."""
     if not sys.stdin.isatty():
         yield from (line.removesuffix("\n") for line in sys.stdin)
@@ -82,96 +79,62 @@ def _lines():
 
 
 class Conversation:
-    """What was said, and the session that holds its keys and values.
+    """What was said so far; each reply is one generation of the model.
 
-    keywords: of Model.generate. With the model's template each line is a message; without one the
-    lines and replies are one text that goes on.
+    The model's prefix cache holds the keys and values of what was said, so that a turn reads only
+    what is new. keywords: of Model.generate; the seed, drawn here if it is not among them, is that
+    of every reply. With the model's template each line is a message; without one the lines and
+    replies are one text that goes on. completion: of the latest reply, None if it was interrupted.
     """
 
-    def __init__(self, model, session, keywords, system=None):
-        self.model, self.session = model, session
-        given = {k: v for k, v in keywords.items() if k not in ("max_tokens", "stop")}
-        self.max_tokens, self.stop = keywords["max_tokens"], keywords["stop"]
-        given.setdefault("seed", int.from_bytes(os.urandom(8), "little"))
-        config = model.config
-        usual = ("temperature", "top_k", "top_p") if config.do_sample else ()
-        self.sampling = Sampling(**{name: getattr(config, name) for name in usual} | given)
-        self.eos_ids = {*config.eos_token_ids, *model.tokenizer.eos_ids}
+    def __init__(
+        self, model: bitnet.Model, keywords: dict[str, Any], system: str | None = None
+    ) -> None:
+        self.model = model
+        self.keywords = {"seed": int.from_bytes(os.urandom(8), "little")} | keywords
         self.system = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew."""
         self.messages, self.text = list(self.system), ""
-        self.n_read = self.n_written = 0
-        self.times = [time.perf_counter()] * 3
+        self.completion: bitnet.Completion | None = None
 
-    def reply(self, line):
-        """Yield the reply to ``line`` in pieces. What came before an interrupt is remembered.
+    def reply(self, line: str) -> Generator[str, None, None]:
+        """Yield the reply to ``line`` as it comes. What came before an interrupt is remembered.
 
-        ContextFull: when the line itself has no room, it is forgotten.
+        ContextFull: the line itself has no room, and is forgotten.
         """
-        ids = self._ids(line)
-        said = []
-        try:
-            for piece in self._pieces(ids):
-                said.append(piece)
-                yield piece
-        finally:
-            if self.n_read:
-                self._remember(line, "".join(said))
+        said: list[str] = []
+        self.completion = None
+        with self._stream(line) as stream:
+            try:
+                for delta in stream:
+                    said.append(delta)
+                    yield delta
+            finally:
+                self.completion = stream.completion
+                if said or self.completion:
+                    self._remember(line, "".join(said))
 
-    def summary(self):
-        """Figures of the last reply, one line."""
-        start, first, last = self.times
-        read = self.n_read / max(first - start, 1e-9)
-        written = self.n_written / max(last - first, 1e-9)
+    def summary(self) -> str:
+        """Figures of the latest reply, one line."""
+        if self.completion is None:
+            return "[stopped]"
+        c = self.completion
+        n_used = c.prompt_tokens + c.completion_tokens - 1  # nothing was computed from the last one
         return (
-            f"[{self.n_read} tokens read at {read:,.1f} a second, {self.n_written} written at "
-            f"{written:,.1f}; {self.session.length} of {self.session.capacity} in use]"
+            f"[{c.prompt_tokens - c.cached_tokens} tokens read at {c.prompt_tps:,.1f} a second, "
+            f"{c.completion_tokens} written at {c.generation_tps:,.1f}; "
+            f"{n_used} of {self.model.context} in use]"
         )
 
-    def _ids(self, line):
-        tokenizer, capacity = self.model.tokenizer, self.session.capacity
-        if tokenizer.chat_template is None:
-            ids = tokenizer.encode(self.text + line, limit=capacity)
-        else:
-            message = {"role": "user", "content": line}
-            ids = tokenizer.chat([*self.messages, message], limit=capacity)
-        if len(ids) > capacity:
-            raise bitnet.ContextFull(0, len(ids), capacity)
-        return ids
+    def _stream(self, line: str) -> bitnet.Stream:
+        if self.model.tokenizer.chat_template is None:
+            return self.model.stream(self.text + line, **self.keywords)
+        messages = [*self.messages, {"role": "user", "content": line}]
+        return self.model.chat_stream(messages, **self.keywords)
 
-    def _remember(self, line, said):
+    def _remember(self, line: str, said: str) -> None:
         self.text += f"{line}{said}\n"
         self.messages += [{"role": "user", "content": line}, {"role": "assistant", "content": said}]
-
-    def _pieces(self, ids):
-        """Generate after ``ids``, of which only what the session does not hold yet is read."""
-        session, text = self.session, Detokenizer(self.model.tokenizer.stream(), self.stop)
-        sampler = make_sampler(self.sampling, self.model.config.vocab_size)
-        self.n_read = self.n_written = 0
-        self.times = [time.perf_counter()] * 3
-        known = min(common_length(session.token_ids, ids), len(ids) - 1)
-        session.trim(known)
-        logits = session.feed(ids[known:])
-        self.n_read, self.times[1] = len(ids) - known, time.perf_counter()
-        while self.n_written < self.max_tokens:
-            seen = np.unique(session.token_ids) if sampler.penalises else ()
-            token = sampler(logits, session.length, seen)
-            self.n_written, self.times[2] = self.n_written + 1, time.perf_counter()
-            if token in self.eos_ids:
-                break
-            yield text.push(token)
-            if text.stopped is not None or session.length == session.capacity:
-                break
-            logits = session.decode(token)
-        yield text.finish()
-
-
-def common_length(a, b):
-    """How many tokens two lists begin with in common."""
-    for n, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return n
-    return min(len(a), len(b))

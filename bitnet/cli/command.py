@@ -1,4 +1,4 @@
-"""The `bitnet` command: one module a subcommand, each with USAGE, WORDS, `configure` and `main`.
+"""The `bitnet` command: one module a subcommand, each with USAGE, N_ARGS, `configure` and `main`.
 
 Exit codes: 0 done, 1 a file, value or limit stood in the way (a line on stderr says which),
 2 wrong usage, 130 interrupted, 141 the reader of stdout went away. `python -X dev -m bitnet`
@@ -31,8 +31,8 @@ COMMANDS = {
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
 
-def main(argv=None):
-    """Run one command, return its exit code. ``argv`` is without the program's name; None: sys."""
+def main(argv: list[str] | None = None) -> int:
+    """Run one command, return its exit code. argv: without the program's name; None: sys.argv."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     try:
@@ -83,7 +83,7 @@ def _command(argv):
         usage=f"bitnet {chosen.command} [options] {module.USAGE}",
     )
     module.configure(parser)
-    return module.main(parser.read(chosen.rest, *module.WORDS))
+    return module.main(parser.read(chosen.rest, module.N_ARGS))
 
 
 def _about(module):

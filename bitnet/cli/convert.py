@@ -1,20 +1,21 @@
 """convert: a model of any container and ternary type to a GGUF of I2_S, or a packed folder."""
 
+import argparse
 import signal
 import sys
 import time
 
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import LAYOUTS
 from ..checkpoints.convert import HEADS, convert
 from ..checks import format_bytes
+from . import options
 from .terminal import Status, printable
 
 USAGE = "SRC DST"
-WORDS = (2, 2)
+N_ARGS = (2, 2)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
         "hub.\nDST gets its name once every tensor was read back and is right."
@@ -35,12 +36,10 @@ def configure(parser):
         help="the floats of SRC are BitNet's master weights, to be made ternary, "
         "though its config.json does not say so",
     )
-    parser.add_argument(
-        "--layout",
-        choices=list(LAYOUTS),
-        default="128x32",
-        help="how the I2_S tensors of SRC lie, which the file does not say; "
-        "`bitnet verify --layout auto` finds out (default: 128x32)",
+    options.add_layout(
+        parser,
+        "how the I2_S tensors of SRC lie, which the file does not say; "
+        "`bitnet verify --layout auto` finds out",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace DST, once the new one is whole"
@@ -50,8 +49,8 @@ def configure(parser):
     )
 
 
-def main(args):
-    src, dst = args.words
+def main(args: argparse.Namespace) -> int:
+    src, dst = args.positionals
     names = ("to", "head", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
     try:

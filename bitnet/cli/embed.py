@@ -1,5 +1,6 @@
 """embed: embeddings of texts, a line of JSON each."""
 
+import argparse
 import json
 import sys
 from itertools import islice
@@ -10,10 +11,10 @@ from . import options
 from .terminal import Status
 
 USAGE = "MODEL [TEXT ...]"
-WORDS = (1, 10_000)
+N_ARGS = (1, 10_000)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Without a TEXT every line of standard input is one."
     options.add_load(parser)
     prompt = parser.add_mutually_exclusive_group()
@@ -26,17 +27,11 @@ def configure(parser):
     prompt.add_argument(
         "--prompt-name", metavar="NAME", help="the same by its name in the model, such as query"
     )
-    parser.add_argument(
-        "--slots",
-        type=options.number(int, 1, 256),
-        default=8,
-        metavar="N",
-        help="texts that share a forward pass (default: 8)",
-    )
+    options.add_slots(parser, 8, "texts that share a forward pass")
 
 
-def main(args):
-    path, *texts = args.words
+def main(args: argparse.Namespace) -> int:
+    path, *texts = args.positionals
     status = Status()
     status.show(f"loading {path}")
     keywords = options.load_keywords(args) | {"slots": args.slots}

@@ -1,24 +1,25 @@
 """info: what the engine found on this machine and chose: instruction set, threads, and why."""
 
+import argparse
 import json
 
 import bitnet
 
 USAGE = ""
-WORDS = (0, 0)
+N_ARGS = (0, 0)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
-def main(args):
-    found = bitnet.info()
+def main(args: argparse.Namespace) -> int:
+    facts = bitnet.info()
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(facts))
         return 0
-    width = max(map(len, found))
-    for name, value in found.items():
+    width = max(map(len, facts))
+    for name, value in facts.items():
         print(f"{name:{width}}  {_shown(value)}")
     return 0
 

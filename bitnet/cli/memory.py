@@ -1,11 +1,12 @@
 """memory: what a model needs with these settings; with --measure beside what the OS counts."""
 
+import argparse
 import json
 from dataclasses import asdict
 
 import bitnet
 
-from ..api.load import BUNDLED_MODEL, MAX_SLOTS, context_of, limit_of
+from ..api.load import BUNDLED_MODEL, context_of, limit_of
 from ..checkpoints import hub
 from ..checkpoints.memory_plan import Planner, Settings, table
 from ..checkpoints.open_checkpoint import open_checkpoint
@@ -15,23 +16,17 @@ from . import options
 from .terminal import Status, printable
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 GENERATED = 16  # tokens of the measurement that are generated, after a prompt
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without --measure nothing is loaded: a file of any size takes a moment. What is mapped is "
         "shared\nby processes and counts against no limit."
     )
     options.add_load(parser)
-    parser.add_argument(
-        "--slots",
-        type=options.number(int, 1, MAX_SLOTS),
-        default=1,
-        metavar="N",
-        help="sequences at once (default: 1)",
-    )
+    options.add_slots(parser, 1, "sequences at once")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
         "--measure",
@@ -47,8 +42,8 @@ def configure(parser):
     )
 
 
-def main(args):
-    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+def main(args: argparse.Namespace) -> int:
+    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     planner = Planner(open_checkpoint(path, layout=args.layout))
     n_threads = cpu.threads(args.threads)[0]
     context = context_of(planner.config, args.context)

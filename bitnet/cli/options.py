@@ -3,55 +3,61 @@
 import argparse
 import math
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..api.load import MAPPINGS
+from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
+from ..runtime.kv_cache import DTYPES
 
 
 class Parser(argparse.ArgumentParser):
-    """Options may stand before, between and after the words; what follows `--` is a word."""
+    """Options may stand before, between and after the positional arguments; all that follows `--`
+    is positional."""
 
-    def __init__(self, **keywords):
+    def __init__(self, **keywords: Any) -> None:
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
         )
 
-    def read(self, argv, least, most):
-        """Parse ``argv``; ``args.words`` are the least..most arguments that belong to no option."""
-        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    def read(self, argv: list[str], n_args: tuple[int, int]) -> argparse.Namespace:
+        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: how
+        many there may be, least and most. ``args.parser``: this one."""
+        self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
         end = argv.index("--") if "--" in argv else len(argv)
         args = self.parse_intermixed_args(argv[:end])
-        args.words += argv[end + 1 :]
-        if not least <= len(args.words) <= most:
-            wanted = str(most) if least == most else f"{least} to {most}"
-            self.error(f"{len(args.words)} arguments given, {wanted} wanted")
+        args.positionals += argv[end + 1 :]
+        lower, upper = n_args
+        if not lower <= len(args.positionals) <= upper:
+            expected = str(upper) if lower == upper else f"{lower} to {upper}"
+            self.error(f"{len(args.positionals)} arguments given, {expected} wanted")
         args.parser = self
         return args
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or float from ``low`` to ``high``."""
+def number(kind: type, lower: float, upper: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: an int or float from ``lower`` to ``upper``."""
 
-    def convert(text):
+    def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high:
+        if value is None or not lower <= value <= upper:
             what = "a whole number" if kind is int else "a number"
-            limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            limit = f"from {lower} to {upper}" if upper < math.inf else f"of at least {lower}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limit}")
         return value
 
     return convert
 
 
-def size(text):
+def size(text: str) -> int | None:
     """An argparse type: bytes, as `bitnet.load` reads them."""
     try:
         return parse_bytes("memory_limit", text)
@@ -59,40 +65,28 @@ def size(text):
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 
 
-def add_load(parser):
+def add_load(parser: argparse.ArgumentParser) -> None:
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--threads",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="threads (default: the physical cores that are ours)",
-    )
+    add_threads(group)
     group.add_argument(
         "--context",
         type=number(int, 1),
         metavar="N",
-        help="tokens a sequence may hold (default: the model's, 4096 at most)",
+        help=f"tokens a sequence may hold (default: the model's, {DEFAULT_CONTEXT} at most)",
     )
-    group.add_argument(
-        "--kv-dtype",
-        choices=["f16", "f32", "int8"],
-        default="f16",
-        help="type of cached keys and values (default: f16)",
-    )
+    add_kv_dtype(group)
     group.add_argument(
         "--mapping",
         choices=MAPPINGS,
-        default="map",
+        default=MAPPINGS[0],
         help="leave weights in the mapped file, the same with pages asked for "
-        "ahead, locked in memory, or copied into memory (default: map)",
+        f"ahead, locked in memory, or copied into memory (default: {MAPPINGS[0]})",
     )
-    group.add_argument(
-        "--layout",
-        choices=list(LAYOUTS),
-        default="128x32",
-        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
-        "`bitnet verify --layout auto` finds out (default: 128x32)",
+    add_layout(
+        group,
+        "how the I2_S tensors of a GGUF lie, which the file does not say; "
+        "`bitnet verify --layout auto` finds out",
     )
     group.add_argument(
         "--memory-limit",
@@ -103,7 +97,48 @@ def add_load(parser):
     )
 
 
-def add_generation(parser, max_tokens):
+def add_threads(parser: Any) -> None:
+    """``--threads`` for a parser or a group of it; None where it is not given."""
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help="threads (default: the physical cores that are ours)",
+    )
+
+
+def add_kv_dtype(parser: Any) -> None:
+    """``--kv-dtype``, as of `bitnet.load`."""
+    parser.add_argument(
+        "--kv-dtype",
+        choices=list(DTYPES),
+        default="f16",
+        help="type of cached keys and values (default: f16)",
+    )
+
+
+def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence[str] = ()) -> None:
+    """``--layout``, or an option of another name that takes the same values, and ``others``."""
+    parser.add_argument(
+        name,
+        choices=[*others, *I2_S_LAYOUTS],
+        default=DEFAULT_LAYOUT,
+        help=f"{about} (default: {DEFAULT_LAYOUT})",
+    )
+
+
+def add_slots(parser: Any, default: int, about: str) -> None:
+    """``--slots``: sequences, or texts, of one forward pass."""
+    parser.add_argument(
+        "--slots",
+        type=number(int, 1, MAX_SLOTS),
+        default=default,
+        metavar="N",
+        help=f"{about} (default: {default})",
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """The options of `Model.generate`."""
     group = parser.add_argument_group("generation")
     group.add_argument(
@@ -121,8 +156,8 @@ def add_generation(parser, max_tokens):
     group.add_argument(
         "--speculative",
         choices=prompt_lookup.METHODS,
-        help="try what followed the last time the text went like this: the same "
-        "text, sooner where it repeats itself (default: do not)",
+        help="look up in the text what may come next: the same text, sooner where it repeats "
+        "itself (default: do not)",
     )
     group.add_argument(
         "--stop",
@@ -132,7 +167,7 @@ def add_generation(parser, max_tokens):
     )
 
 
-def load_keywords(args):
+def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `bitnet.load` among ``args``."""
     return {
         "threads": args.threads,
@@ -144,7 +179,7 @@ def load_keywords(args):
     }
 
 
-def generation_keywords(args):
+def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Model.generate` that were given, checked before anything is loaded."""
     names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -158,7 +193,7 @@ def generation_keywords(args):
     return given | limits | drafts
 
 
-def looks_like_model(word):
+def looks_like_model(word: str) -> bool:
     """Whether a lone argument is a model that is here: then the prompt was forgotten.
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.

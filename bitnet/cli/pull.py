@@ -1,13 +1,15 @@
 """pull: fetch a model from the Hugging Face hub, of one commit and checked; print its path."""
 
+import argparse
+
 from ..checkpoints import hub
 from .terminal import Status, printable
 
 USAGE = hub.SYNTAX
-WORDS = (1, 1)
+N_ARGS = (1, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
         "private repositories.\nOther commands take the same name for a MODEL: what "
@@ -15,8 +17,8 @@ def configure(parser):
     )
 
 
-def main(args):
-    (name,) = args.words
+def main(args: argparse.Namespace) -> int:
+    (name,) = args.positionals
     status = Status()
     snapshot = hub.fetch(name, progress=status.show)
     status.say(f"[{snapshot.repo}@{snapshot.commit}: {snapshot.n_bytes:,} bytes, checksums right]")

@@ -1,8 +1,10 @@
 """run: generate text from one prompt, and write it as it comes."""
 
+import argparse
 import dataclasses
 import json
 import sys
+from typing import Any
 
 import bitnet
 
@@ -11,10 +13,10 @@ from . import options
 from .terminal import Status, write
 
 USAGE = "[MODEL] PROMPT"
-WORDS = (1, 2)
+N_ARGS = (1, 2)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
         "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
@@ -50,8 +52,8 @@ def configure(parser):
     )
 
 
-def main(args):
-    *model_path, prompt = args.words
+def main(args: argparse.Namespace) -> int:
+    *model_path, prompt = args.positionals
     if not model_path and options.looks_like_model(prompt):
         args.parser.error(f"{prompt} is a model: the prompt is missing")
     keywords = options.generation_keywords(args) | {"context_end": args.context_end}
@@ -75,16 +77,16 @@ def main(args):
     return 0
 
 
-def _show(stream, status, is_json):
-    """Write the pieces of a Stream as they come, unless JSON will follow; its Completion."""
+def _show(stream: bitnet.Stream, status: Status, is_json: bool) -> Any:
+    """Write the text of a Stream as it comes, unless JSON will follow; its Completion."""
     ended = True
     with stream:
         try:
-            for piece in stream:
+            for delta in stream:
                 status.clear()
                 if not is_json:
-                    write(piece)
-                    ended = piece.endswith("\n")
+                    write(delta)
+                    ended = delta.endswith("\n")
         finally:  # interrupted too: what is there stays, the line is ended
             status.clear()
             if not ended:
@@ -92,7 +94,7 @@ def _show(stream, status, is_json):
     return stream.completion
 
 
-def summary(completion):
+def summary(completion: bitnet.Completion) -> str:
     """One line of figures for a person."""
     return (
         f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
@@ -101,7 +103,7 @@ def summary(completion):
     )
 
 
-def _standard_input():
+def _standard_input() -> str:
     """All of stdin as text, without the line end that `echo` adds."""
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")

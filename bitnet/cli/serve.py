@@ -1,19 +1,19 @@
 """serve: an HTTP server with OpenAI's protocol, and a chat page."""
 
+import argparse
 import dataclasses
 import os
 
-import bitnet
-
+from ..api.load import LoadSettings, load_model
 from ..server import serve
 from ..server.options import Options
 from . import options
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The server ends on SIGTERM or ctrl-C, once what runs is complete.\n"
         "BITNET_API_KEY does what --api-key does, and does not show in `ps`."
@@ -34,13 +34,7 @@ def configure(parser):
         metavar="N",
         help=f"0: a free one (default: {default.port})",
     )
-    group.add_argument(
-        "--slots",
-        type=options.number(int, 1, 256),
-        default=4,
-        metavar="N",
-        help="sequences that run at once (default: 4)",
-    )
+    options.add_slots(group, 4, "sequences that run at once")
     group.add_argument(
         "--prefix-folder",
         metavar="FOLDER",
@@ -102,7 +96,8 @@ def configure(parser):
         )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
+    path = args.positionals[0] if args.positionals else None
     names = (
         "host",
         "port",
@@ -118,9 +113,14 @@ def main(args):
         allow_hosts=tuple(args.allow_host),
         cors_origins=tuple(args.cors_origin),
     )
-    if chosen.model_name is None and args.words and not os.path.exists(args.words[0]):
-        chosen = dataclasses.replace(chosen, model_name=args.words[0])  # a name of the hub
-    keywords = options.load_keywords(args) | {"slots": args.slots}
-    keywords |= {name: getattr(args, name) for name in ("prefix_folder", "prefix_folder_limit")}
-    serve(lambda: bitnet.load(*args.words, **keywords), chosen)
+    if chosen.model_name is None and path is not None and not os.path.exists(path):
+        chosen = dataclasses.replace(chosen, model_name=path)  # a name of the hub
+    settings = LoadSettings(
+        **options.load_keywords(args),
+        slots=args.slots,
+        prefix_folder=args.prefix_folder,
+        prefix_folder_limit=args.prefix_folder_limit,
+        fair=True,
+    )
+    serve(lambda: load_model(path, settings), chosen)
     return 0

@@ -7,12 +7,12 @@ import sys
 CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
 
 
-def printable(text, keep="\n\t"):
+def printable(text: str, keep: str = "\n\t") -> str:
     """``text`` with every control character not in ``keep`` replaced by U+FFFD."""
     return text.translate({code: char for code, char in CONTROLS.items() if chr(code) not in keep})
 
 
-def write(text):
+def write(text: str) -> None:
     """Write model text to stdout now: as it is into a file or pipe, without controls on a tty."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
@@ -21,11 +21,11 @@ def write(text):
 class Status:
     """A line on stderr that replaces itself. Says nothing unless stderr is a terminal."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.on = sys.stderr.isatty()
         self.width = 0
 
-    def show(self, text):
+    def show(self, text: str) -> None:
         """Show ``text`` in place of what was shown before."""
         if self.on:
             text = printable(text, keep="")[: shutil.get_terminal_size().columns - 1]
@@ -33,12 +33,12 @@ class Status:
             sys.stderr.flush()
             self.width = len(text)
 
-    def clear(self):
+    def clear(self) -> None:
         """Take the line away, before text is written."""
         if self.width:
             self.show("")
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Write a line that stays."""
         self.clear()
         if self.on:

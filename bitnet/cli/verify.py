@@ -1,19 +1,19 @@
 """verify: whether a model file is sound, and the same model as another file."""
 
+import argparse
 import json
 
 from ..api.load import BUNDLED_MODEL
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import LAYOUTS
 from ..verify import AUTO, verify
 from . import options
 from .terminal import Status, printable
 
 USAGE = "[MODEL]"
-WORDS = (0, 1)
+N_ARGS = (0, 1)
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Each line is ok, warning or FAILED. Exit code 0 if nothing failed, else 1. "
         "Weights are read a chunk\nat a time; a 2B model takes about half a minute."
@@ -24,37 +24,25 @@ def configure(parser):
         help="another file of the same model, such as what MODEL was made of: "
         "compare every weight, token ids and hidden states",
     )
-    parser.add_argument(
-        "--layout",
-        choices=[AUTO, *LAYOUTS],
-        default="128x32",
-        help="how the I2_S tensors of a GGUF lie, which the file does not say; "
-        "auto: score a text under all and name the likely one "
-        "(default: 128x32)",
+    options.add_layout(
+        parser,
+        "how the I2_S tensors of a GGUF lie, which the file does not say; "
+        "auto: score a text under all and name the likely one",
+        others=(AUTO,),
     )
-    parser.add_argument(
-        "--against-layout",
-        choices=list(LAYOUTS),
-        default="128x32",
-        help="the same of SRC (default: 128x32)",
-    )
+    options.add_layout(parser, "the same of SRC", "--against-layout")
     parser.add_argument(
         "--masters",
         action="store_true",
         help="float weights are BitNet's master weights, though the config.json "
         "beside them does not say so",
     )
-    parser.add_argument(
-        "--threads",
-        type=options.number(int, 1, 1024),
-        metavar="N",
-        help="threads (default: the physical cores that are ours)",
-    )
+    options.add_threads(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, with all figures")
 
 
-def main(args):
-    path = hub.find(args.words[0]) if args.words else BUNDLED_MODEL
+def main(args: argparse.Namespace) -> int:
+    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     against = hub.find(args.against) if args.against else None
     status = Status()
     try:

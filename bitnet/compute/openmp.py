@@ -1,25 +1,26 @@
 """How idle threads of OpenMP wait: chosen before its library is loaded. Import this before ops.
 
-libgomp reads its settings once, when it is loaded, and by default spins for milliseconds. Who waits
-in its loop (23 ns a turn) takes up the next operation after 1 us, who sleeps after 16 to 50. Decode
-of a 2B model on two threads over that on one, by turns (bench_model.py's test_threads, medians of
-6; the memory of that hour gave two threads 1.2 times what it gave one):
+libgomp reads its settings once, when it is loaded, and by default an idle thread spins for
+milliseconds before it sleeps. A spinning thread (23 ns a turn of its loop) takes up the next
+operation after 1 us, a sleeping one after 16 to 50. Decode of a 2B model on two threads over that
+on one, by the turns after which a thread sleeps (bench_model.py's test_threads, medians of 6; the
+memory of that hour gave two threads 1.2 times what it gave one):
 
     turns                           0      100     300     1000    3000    10000
     both cores free                 0.90   1.02    1.13    1.14    1.15    1.15
     one taken by another process    0.99   1.00    1.00    1.00    0.99    0.98
 
-Whose core is taken is left out (team.pxi): without that it was 0.93 after 300 turns, 0.8 after 1000
-and 0.49 after 10000. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are left alone.
+A thread whose core is taken is withheld (threads.pyx): without that it was 0.93 after 300 turns,
+0.8 after 1000 and 0.49 after 10000. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are left alone.
 """
 
 import os
 
-SPIN_COUNT = "3000"  # 70 us: more than what the first thread does alone between two operations
+SPIN_COUNT = "3000"  # turns, 70 us: more than the first thread does alone between two operations
 
 
 def load_openmp():
-    """Import ops, and with it libgomp, under our setting; the environment is as before then."""
+    """Import ops, and with it libgomp, under our setting; then the environment is as it was."""
     if os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         return
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -91,7 +91,7 @@ cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows,
     cdef float w[SCREEN_MAX_COLS]
     cdef float q[SCREEN_MAX_COLS]
     cdef const int32_t* bits = <const int32_t*>w
-    cdef int32_t magnitude, most = 0
+    cdef int32_t magnitude, largest_bits = 0
     cdef float scale, factor, largest
     cdef double difference
     cdef double residuals[4]
@@ -101,11 +101,11 @@ cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows,
     kernels.dequantize_row(w, rows.data + row * rows.row_bytes, rows.type, n)
     for j in range(n):                  # as integers: NaN is largest
         magnitude = bits[j] & 0x7FFFFFFF
-        most = magnitude if magnitude > most else most
-    memcpy(&largest, &most, 4)
+        largest_bits = magnitude if magnitude > largest_bits else largest_bits
+    memcpy(&largest, &largest_bits, 4)
     memset(codes, 0, n)
     memset(bounds, 0, 3 * sizeof(float))
-    if most >= 0x7F800000:              # not finite: all of it is rounding error
+    if largest_bits >= 0x7F800000:      # not finite: all of it is rounding error
         bounds[1] = INFINITY
         return
     scale = largest / <float>127.0 if largest >= <float>2.0**-100 else <float>0.0

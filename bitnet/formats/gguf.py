@@ -9,14 +9,17 @@ from the data, and are multiples of general.alignment (32 if absent).
 
 import itertools
 import math
+import os
 import struct
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import FormatError
 from ..runtime import mmap
 from .atomic_write import atomic, write_data
-from .float_blocks import BLOCKS
+from .ggml_types import BY_NUMBER, FLOAT_TYPES, TYPES, UNREAD, instead_of
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
 from .mapped_file import map_file
 from .tensor import Tensor
@@ -27,36 +30,19 @@ MAX_TENSORS = 1 << 16
 MAX_DIMS = 4
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
-TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 24: "I8", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
-    36: "I2_S", 42: "Q2_0_G64", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
-}  # fmt: skip
-TYPE_IDS = {name: type_id for type_id, name in TYPES.items()} | {"Q2_0_G128": 42}
-
-READ_BY_ROWS = ("F32", "F16", "BF16")  # of an embedding or a screened head a step needs a few
-
-# Known and not read: named in the refusal. Ids above 30 mean different things in different engines.
-_UNREAD = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
-    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
-    28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
-    37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
-    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
-}  # fmt: skip
-_INSTEAD = "convert the original Hugging Face folder with `bitnet convert`"
-_ROTATED = "these weights are for rotated activations: use PrismML's llama.cpp"
+Entry = tuple[str, tuple[int, ...], int, int]  # type name, shape, bytes, offset
+Table = dict[str, Entry]  # by the names of tensors
 
 
-def n_bytes_of(type_name, shape):
+def n_bytes_of(type_name: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of this type and shape (rows, columns); ValueError if a block is cut."""
     n_rows, n_cols = math.prod(shape[:-1]), shape[-1]
     if type_name in LAYOUTS:
         return n_bytes(type_name, n_rows, n_cols)
-    block, block_bytes = (1, 1) if type_name == "I8" else BLOCKS[type_name]
-    if n_cols % block:
-        raise ValueError(f"{type_name} needs a multiple of {block}")
-    return n_rows * n_cols // block * block_bytes
+    block = TYPES[type_name]
+    if n_cols % block.n_values:
+        raise ValueError(f"{type_name} needs a multiple of {block.n_values}")
+    return n_rows * n_cols // block.n_values * block.n_bytes
 
 
 class GGUFFile:
@@ -67,19 +53,20 @@ class GGUFFile:
     Raises OSError if the file cannot be opened, FormatError for anything wrong in it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._error = partial(FormatError, self.path)
         self.data = map_file(self.path)
         cursor = Cursor(self.path, self.data)
         n_tensors, n_keys = self._read_header(cursor)
-        self.metadata = read_metadata(cursor, n_keys)
+        self.metadata: dict[str, Any] = read_metadata(cursor, n_keys)
         table = self._read_table(cursor, n_tensors)
-        self.tensors = self._place(table, cursor.at)
-        whole = [t.data for t in self.tensors.values() if t.type not in READ_BY_ROWS]
+        self.tensors: dict[str, Tensor] = self._place(table, cursor.at)
+        # A step reads a few rows of an embedding or a screened head, but whole matrices of codes.
+        whole = [t.data for t in self.tensors.values() if t.type not in FLOAT_TYPES]
         mmap.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
 
-    def _read_header(self, cursor):
+    def _read_header(self, cursor: Cursor) -> tuple[int, int]:
         magic = bytes(cursor.take(4, "magic"))
         if magic != b"GGUF":
             raise self._error("magic", magic, "b'GGUF'")
@@ -91,9 +78,8 @@ class GGUFFile:
         n_tensors = cursor.count("n_tensors", MAX_TENSORS)
         return n_tensors, cursor.count("n_kv", MAX_KEYS)
 
-    def _read_table(self, cursor, n_tensors):
-        """{name: (type name, shape, bytes, offset)}"""
-        table = {}
+    def _read_table(self, cursor: Cursor, n_tensors: int) -> Table:
+        table: Table = {}
         for i in range(n_tensors):
             name = cursor.name(f"name of tensor {i}")
             if name in table:
@@ -101,26 +87,26 @@ class GGUFFile:
             table[name] = self._read_entry(cursor, name)
         return table
 
-    def _read_entry(self, cursor, name):
+    def _read_entry(self, cursor: Cursor, name: str) -> Entry:
         n_dims = cursor.u32(f"{name} n_dims")
         if not 1 <= n_dims <= MAX_DIMS:
             raise self._error(f"{name} n_dims", n_dims, f"1 to {MAX_DIMS}")
         ne = [cursor.u64(f"{name} ne") for _ in range(n_dims)]
         if not 0 < math.prod(ne) < 1 << 62:
             raise self._error(f"{name} ne", ne, "each at least 1, product below 2^62")
-        type_id, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
-        if type_id not in TYPES:
-            shown = f"{type_id} ({_UNREAD.get(type_id, 'unknown')})"
-            instead = _ROTATED if type_id in (142, 143) else _INSTEAD
-            read = ", ".join(name.removesuffix("_G64") for name in TYPES.values())
-            raise self._error(f"{name} type", shown, f"this version reads {read}; {instead}")
-        type_name, shape = TYPES[type_id], tuple(reversed(ne))
+        number, offset = cursor.u32(f"{name} type"), cursor.u64(f"{name} offset")
+        if number not in BY_NUMBER:
+            shown = f"{number} ({UNREAD.get(number, 'unknown')})"
+            known = ", ".join(BY_NUMBER[n].name.removesuffix("_G64") for n in sorted(BY_NUMBER))
+            limit = f"this version reads {known}; {instead_of(number)}"
+            raise self._error(f"{name} type", shown, limit)
+        type_name, shape = BY_NUMBER[number].name, tuple(reversed(ne))
         try:
             return type_name, shape, n_bytes_of(type_name, shape), offset
         except ValueError as error:
-            raise self._error(f"{name} ne", ne, error) from None
+            raise self._error(f"{name} ne", ne, str(error)) from None
 
-    def _place(self, table, table_end):
+    def _place(self, table: Table, table_end: int) -> dict[str, Tensor]:
         """{name: Tensor}, each inside the file and apart from the others."""
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment not in ALIGNMENTS:
@@ -142,7 +128,7 @@ class GGUFFile:
         return tensors
 
 
-def _grouped(table, n_data):
+def _grouped(table: Table, n_data: int) -> Table:
     """The table, with groups of 128 in every tensor of type 42 if groups of 64 do not fit.
 
     llama.cpp has groups of 64; the fork that Q2_0 came from wrote groups of 128 under the same
@@ -162,11 +148,15 @@ def _grouped(table, n_data):
     }
 
 
-def _round_up(n, alignment):
+def _round_up(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
-def write(path, metadata, tensors):
+def write(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, tuple[int, ...], str, Any]],
+) -> None:
     """Write a GGUF v3 file, streaming; it appears under its name only when complete and on disk.
 
     metadata: {key: str, bool, int, float, NumPy scalar, list of one of these, or 1-D array}.
@@ -183,9 +173,9 @@ def write(path, metadata, tensors):
         head += encode_string(key) + encode_value(value)
     sizes, offset = [], 0
     for name, shape, type_name, _ in tensors:
-        n_dims, type_id = len(shape), TYPE_IDS[type_name]
+        n_dims, number = len(shape), TYPES[type_name].number
         head += encode_string(name)
-        head += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(shape), type_id, offset)
+        head += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(shape), number, offset)
         sizes.append(n_bytes_of(type_name, shape))
         offset += _round_up(sizes[-1], alignment)
     head += bytes(_round_up(len(head), alignment) - len(head))

@@ -33,45 +33,60 @@ A number v in base 3, below 243, is stored as ceil(v * 256 / 243): 13 values of 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from .float_blocks import dequantize
+from .ggml_types import TYPES
+from .tensor import STEP_WEIGHTS
 
-BLOCK = 128
-BLOCK_BYTES = 32
+I2_S_CODES, I2_S_BYTES = TYPES["I2_S"].n_values, TYPES["I2_S"].n_bytes  # of a block
 I2_S_TAIL = 32  # bytes behind a stream: the scale, and 28 of no meaning
-CHUNK = 1 << 17  # weights a step of the streaming functions: 512 KiB as float32, inside a cache
-MIN_ABSMEAN = np.float32(1e-5)
-NEAR = np.float32(2**-7)  # two bfloat16 roundings of one number differ by no more, relative to it
 
 
-def padded(n_cols):
+@dataclass(frozen=True)
+class Quantization:
+    """What has a scale of its own: a group of columns of a row of weights, and of activations.
+
+    weight_group, activation_group: columns of a group; None: the whole row is one.
+    """
+
+    weight_group: int | None = None
+    activation_group: int | None = None
+
+    def n_groups(self, n_cols: int) -> int:
+        """Scales of a row of weights: those of a matrix are float32 (n_rows, n_groups)."""
+        return -(-n_cols // self.weight_group) if self.weight_group else 1
+
+
+WHOLE_ROWS = Quantization()
+
+
+def padded(n_cols: int) -> int:
     """n_cols rounded up to whole blocks."""
-    return -(-n_cols // BLOCK) * BLOCK
+    return -(-n_cols // I2_S_CODES) * I2_S_CODES
 
 
 # packing ------------------------------------------------------------------------------------------
 
 
-def pack_i2_s(codes):
+def pack_i2_s(codes: np.ndarray) -> np.ndarray:
     """uint8 codes (n_rows, n_cols) -> uint8 (n_rows, padded(n_cols) // 4)."""
     n_rows, n_cols = codes.shape
-    if n_cols % BLOCK:
+    if n_cols % I2_S_CODES:
         full = np.ones((n_rows, padded(n_cols)), np.uint8)
         full[:, :n_cols] = codes
         codes = full
-    quarters = codes.reshape(n_rows, -1, 4, BLOCK_BYTES)
+    quarters = codes.reshape(n_rows, -1, 4, I2_S_BYTES)
     bytes_ = quarters[:, :, 0] << 6
     for i, shift in ((1, 4), (2, 2), (3, 0)):
         bytes_ |= quarters[:, :, i] << shift
     return bytes_.reshape(n_rows, -1)
 
 
-def pack_i2_s_stream(chunks):
+def pack_i2_s_stream(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Codes, uint8 (some rows, n_cols) each -> the bytes of one I2_S stream, uint8 (n,) each.
 
     Without the scale. ValueError at the end if all codes together are no whole blocks.
@@ -79,15 +94,15 @@ def pack_i2_s_stream(chunks):
     rest = np.empty(0, np.uint8)
     for codes in chunks:
         flat = np.concatenate([rest, codes.reshape(-1)])
-        whole = len(flat) // BLOCK * BLOCK
+        whole = len(flat) // I2_S_CODES * I2_S_CODES
         if whole:
             yield pack_i2_s(flat[:whole].reshape(1, -1))[0]
         rest = flat[whole:]
     if len(rest):
-        raise ValueError(f"{len(rest)} codes left over, limit: a multiple of {BLOCK}")
+        raise ValueError(f"{len(rest)} codes left over, limit: a multiple of {I2_S_CODES}")
 
 
-def pack_hf(codes):
+def pack_hf(codes: np.ndarray) -> np.ndarray:
     """uint8 codes (n_rows, n_cols) -> uint8 (ceil(n_rows / 4), n_cols); missing rows are 0."""
     n_rows, n_cols = codes.shape
     quarter = -(-n_rows // 4)
@@ -100,7 +115,7 @@ def pack_hf(codes):
 # the codes of a block -----------------------------------------------------------------------------
 
 
-def _fields(data, width, shifts):
+def _fields(data: np.ndarray, width: int, shifts: tuple[int, ...]) -> np.ndarray:
     """Two-bit fields: of each `width` bytes all of the first shift, then all of the second, ..."""
     data = data.reshape(*data.shape[:-1], -1, 1, width)
     return (data >> np.array(shifts, np.uint8).reshape(4, 1)) & 3
@@ -110,21 +125,21 @@ _HIGH_FIRST, _LOW_FIRST = (6, 4, 2, 0), (0, 2, 4, 6)
 _IN_SEQUENCE = _fields(np.arange(256, dtype=np.uint8).reshape(-1, 1), 1, _LOW_FIRST).reshape(-1, 4)
 
 
-def _i2_s_4row(data):
+def _i2_s_4row(data: np.ndarray) -> np.ndarray:
     return _fields(data, data.shape[-1], _HIGH_FIRST)
 
 
-def _q2_0(data):
+def _q2_0(data: np.ndarray) -> np.ndarray:
     return np.take(_IN_SEQUENCE, data, axis=0)
 
 
-def _iq2_bn_r4(data):
+def _iq2_bn_r4(data: np.ndarray) -> np.ndarray:
     """The four codes i of one l, t and row are a word, and words are all that has to move."""
     words = _fields(data, 16, _LOW_FIRST).view("<u4").reshape(len(data), -1, 4)
     return np.ascontiguousarray(words.swapaxes(1, 2)).view(np.uint8)
 
 
-def _digits(*powers):
+def _digits(*powers: int) -> np.ndarray:
     """uint8 (256, n): the codes in a byte, each multiplied by its power of 3, or 3 if illegal."""
     table = np.full((256, len(powers)), 3, np.uint8)
     for codes in itertools.product(range(3), repeat=len(powers)):
@@ -141,7 +156,7 @@ _TQ1_0 = (  # bytes, first code, what they hold
 _IQ1_BN_FIVE, _IQ1_BN_LAST = _digits(1, 3, 9, 27, 81), _digits(1, 3, 9, 27)
 
 
-def _tq1_0(data):
+def _tq1_0(data: np.ndarray) -> np.ndarray:
     codes = np.empty((*data.shape[:-1], 256), np.uint8)
     for where, at, table in _TQ1_0:
         part = np.ascontiguousarray(data[..., where])
@@ -151,7 +166,7 @@ def _tq1_0(data):
     return codes
 
 
-def _iq1_bn(data):
+def _iq1_bn(data: np.ndarray) -> np.ndarray:
     blocks = data.reshape(-1, 13)
     codes = np.empty((len(blocks), 4, 16), np.uint8)
     codes[:, :, :15] = np.take(_IQ1_BN_FIVE, blocks[:, :12], axis=0).reshape(-1, 4, 15)
@@ -179,21 +194,31 @@ class Layout:
     rows: int = 1
 
 
+def _of_type(
+    name: str, decode: Callable[[np.ndarray], np.ndarray], scale: str, where: str, rows: int = 1
+) -> Layout:
+    """The Layout of one of ggml's types."""
+    return Layout(TYPES[name].n_values, TYPES[name].n_bytes, decode, scale, where, rows)
+
+
+_HIGH_32, _HIGH_16 = (partial(_fields, width=n, shifts=_HIGH_FIRST) for n in (32, 16))
+_LOW_32, _LOW_16 = (partial(_fields, width=n, shifts=_LOW_FIRST) for n in (32, 16))
+
 LAYOUTS = {
-    "I2_S": Layout(128, 32, partial(_fields, width=32, shifts=_HIGH_FIRST), "<f4", "stream"),
-    "I2_S_64": Layout(64, 16, partial(_fields, width=16, shifts=_HIGH_FIRST), "<f4", "stream"),
+    "I2_S": _of_type("I2_S", _HIGH_32, "<f4", "stream"),
+    "I2_S_64": Layout(64, 16, _HIGH_16, "<f4", "stream"),  # this and the next: under I2_S's number
     "I2_S_4ROW": Layout(4, 1, _i2_s_4row, "<f4", "stream", rows=4),
-    "TQ1_0": Layout(256, 54, _tq1_0, "<f2", "last"),
-    "TQ2_0": Layout(256, 66, partial(_fields, width=32, shifts=_LOW_FIRST), "<f2", "last"),
-    "Q2_0_G64": Layout(64, 18, _q2_0, "<f2", "first"),
-    "Q2_0_G128": Layout(128, 34, _q2_0, "<f2", "first"),
-    "IQ1_BN": Layout(64, 13, _iq1_bn, "<f2", "row"),
-    "IQ2_BN": Layout(64, 16, partial(_fields, width=16, shifts=_LOW_FIRST), "<f4", "row"),
-    "IQ2_BN_R4": Layout(64, 16, _iq2_bn_r4, "<f4", "row", rows=4),
+    "TQ1_0": _of_type("TQ1_0", _tq1_0, "<f2", "last"),
+    "TQ2_0": _of_type("TQ2_0", _LOW_32, "<f2", "last"),
+    "Q2_0_G64": _of_type("Q2_0_G64", _q2_0, "<f2", "first"),
+    "Q2_0_G128": _of_type("Q2_0_G128", _q2_0, "<f2", "first"),
+    "IQ1_BN": _of_type("IQ1_BN", _iq1_bn, "<f2", "row"),
+    "IQ2_BN": _of_type("IQ2_BN", _LOW_16, "<f4", "row"),
+    "IQ2_BN_R4": _of_type("IQ2_BN_R4", _iq2_bn_r4, "<f4", "row", rows=4),
 }
 
 
-def n_bytes(type_name, n_rows, n_cols):
+def n_bytes(type_name: str, n_rows: int, n_cols: int) -> int:
     """Bytes of a matrix in one of LAYOUTS, its scales included; ValueError if a block is cut."""
     layout = LAYOUTS[type_name]
     if n_rows % layout.rows:
@@ -205,31 +230,36 @@ def n_bytes(type_name, n_rows, n_cols):
     return n // layout.n_codes * layout.n_bytes + heads.get(layout.where, 0)
 
 
-def unpack(type_name, data, n_rows, n_cols):
+def unpack(
+    type_name: str, data: np.ndarray, n_rows: int, n_cols: int
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """A matrix in one of LAYOUTS -> (scales, chunks): W = scale * (code - 1).
 
     data: uint8 (n_bytes,) as it lies in the file, at any address.
-    scales: float32 (1,) if all are equal, else (n_rows,). chunks: iterator of uint8 codes.
-    ValueError for data of another size and for scales that are not positive or differ within a
-    row; from the iterator for code 3 and for a byte that no encoder writes. A block or row without
-    a weight other than 0 has any scale, for most writers 0.
+    scales: float32 (1, 1) if all are equal, (n_rows, 1) if they are within each row, else
+        (n_rows, n_groups). A group or row of zeros has any scale, for most writers 0; here that of
+        its neighbours. chunks: iterator of uint8 codes (some rows, n_cols).
+    ValueError for data of another size and for scales that are not positive; from the iterator for
+    code 3 and for a byte that no encoder writes.
     """
     needed = n_bytes(type_name, n_rows, n_cols)
     if len(data) != needed:
         raise ValueError(f"{type_name} {n_rows} x {n_cols}: {len(data)} bytes, limit: {needed}")
     layout = LAYOUTS[type_name]
-    scales, groups = _split(layout, data, n_rows, n_cols)
+    scales, packed = _split(layout, data, n_rows, n_cols)
 
-    def chunks():
-        step = max(1, CHUNK * len(groups) // (n_rows * n_cols))
-        for at in range(0, len(groups), step):
-            yield _legal(layout.decode(groups[at : at + step]).reshape(-1, n_cols))
+    def chunks() -> Iterator[np.ndarray]:
+        step = max(1, STEP_WEIGHTS * len(packed) // (n_rows * n_cols))
+        for at in range(0, len(packed), step):
+            yield _legal(layout.decode(packed[at : at + step]).reshape(-1, n_cols))
 
-    return _by_row(scales, chunks), chunks()
+    return _merge_equal(scales, chunks), chunks()
 
 
-def _split(layout, data, n_rows, n_cols):
-    """(float32 (n_rows, scales a row), uint8 (groups of rows, ..., bytes of codes), a view)."""
+def _split(
+    layout: Layout, data: np.ndarray, n_rows: int, n_cols: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 (n_rows, n_groups), uint8 (rows together, ..., bytes of codes), a view)."""
     dtype = np.dtype(layout.scale)
     if layout.where == "stream":
         n = n_rows * n_cols // 4
@@ -238,112 +268,71 @@ def _split(layout, data, n_rows, n_cols):
         rows = math.lcm(layout.rows, layout.n_codes // math.gcd(layout.n_codes, n_cols))
         return np.broadcast_to(scale, (n_rows, 1)), data[:n].reshape(n_rows // rows, -1)
     if layout.where == "row":
-        groups, head = data.reshape(n_rows // layout.rows, -1), layout.rows * dtype.itemsize
-        return _floats(groups[:, :head], dtype).reshape(n_rows, 1), groups[:, head:]
+        rows, head = data.reshape(n_rows // layout.rows, -1), layout.rows * dtype.itemsize
+        return _floats(rows[:, :head], dtype).reshape(n_rows, 1), rows[:, head:]
     blocks = data.reshape(n_rows, -1, layout.n_bytes)
     if layout.where == "first":
         return _floats(blocks[:, :, :2], dtype)[:, :, 0], blocks[:, :, 2:]
     return _floats(blocks[:, :, -2:], dtype)[:, :, 0], blocks[:, :, :-2]
 
 
-def _floats(data, dtype):
+def _floats(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(data).view(dtype).astype(np.float32)
 
 
-def _by_row(scales, chunks):
-    """Scales (n_rows, scales a row) -> (1,) or (n_rows,). chunks(): the codes, if they matter."""
+def _merge_equal(scales: np.ndarray, chunks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """float32 (n_rows, n_groups), of which equal ones are one: see unpack.
+
+    chunks(): the codes, read only if it matters which scales are in use.
+    """
     first = scales[0, 0]
     if 0 < first < np.inf and (scales == first).all():
-        return scales[0, :1].copy()
-    counts = np.concatenate([_any_weight(codes, scales.shape[1]) for codes in chunks()])
-    used = scales[counts]
+        return scales[:1, :1].copy()
+    in_use = np.concatenate([_any_weight(codes, scales.shape[1]) for codes in chunks()])
+    used = scales[in_use]
     if not len(used):
-        return np.ones(1, np.float32)
+        return np.ones((1, 1), np.float32)
     bad = used[~((used > 0) & (used < np.inf))]  # NaN is neither
     if len(bad):
         raise ValueError(f"scale {bad[0]}, limit: finite and above 0")
-    low = scales.min(axis=1, where=counts, initial=np.inf)
-    high = scales.max(axis=1, where=counts, initial=0)
-    for row in np.flatnonzero(low < high):
-        values = f"{low[row]:g} and {high[row]:g} in row {row}"
-        raise ValueError(f"group scales, {values}, limit: one scale for a row")
-    by_row = np.where(high > 0, high, used[0])
+    largest = scales.max(axis=1, keepdims=True, where=in_use, initial=0)
+    by_row = np.where(largest > 0, largest, used[0])
+    scales = np.where(in_use, scales, by_row)
+    if (scales != by_row).any():
+        return scales
     return by_row[:1] if (by_row == used[0]).all() else by_row
 
 
-def _any_weight(codes, n_groups):
+def _any_weight(codes: np.ndarray, n_groups: int) -> np.ndarray:
     """Whether each group of a row has a weight other than 0: bool (rows, n_groups)."""
     return (codes != 1).reshape(len(codes), n_groups, -1).any(axis=2)
 
 
-def _legal(codes):
+def _legal(codes: np.ndarray) -> np.ndarray:
     if codes.max() > 2:
         raise ValueError("not ternary: code 3, or a byte that no encoder writes")
     return codes
 
 
-def codes_hf(packed, n_rows):
+def codes_hf(packed: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
     """HF packed, uint8 (ceil(n_rows / 4), n_cols) -> codes in chunks; ValueError for code 3."""
     quarter, n_cols = packed.shape
-    step = max(1, CHUNK // n_cols)
+    step = max(1, STEP_WEIGHTS // n_cols)
     for shift in (0, 2, 4, 6):
         n = min(quarter, n_rows - shift // 2 * quarter)
         for at in range(0, n, step):
             yield _legal((packed[at : min(at + step, n)] >> shift) & 3)
 
 
-def unpack_i2_s(data, n_cols=None):
+def join_codes(chunks: Iterable[np.ndarray], n_rows: int, n_cols: int) -> np.ndarray:
+    """All codes of a matrix, uint8 (n_rows, n_cols), of chunks of its rows."""
+    codes, at = np.empty((n_rows, n_cols), np.uint8), 0
+    for chunk in chunks:
+        codes[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return codes
+
+
+def unpack_i2_s(data: np.ndarray, n_cols: int | None = None) -> np.ndarray:
     """uint8 (n_rows, bytes) of whole blocks -> uint8 codes (n_rows, n_cols), None: all columns."""
-    return _fields(data, BLOCK_BYTES, _HIGH_FIRST).reshape(len(data), -1)[:, :n_cols]
-
-
-# floats -------------------------------------------------------------------------------------------
-
-
-def _float_chunks(type_name, data, n_cols):
-    step = max(1, CHUNK // n_cols)
-    for at in range(0, len(data), step):
-        yield dequantize(type_name, data[at : at + step], n_cols)
-
-
-def absmean(type_name, data, n_cols):
-    """The mean of |w| of master weights, uint8 (n_rows, bytes): float32, at least 1e-5, or NaN."""
-    total = 0.0
-    for rows in _float_chunks(type_name, data, n_cols):
-        total += float(np.abs(rows).sum(dtype=np.float64))
-    return np.maximum(np.float32(total / (len(data) * n_cols)), MIN_ABSMEAN)
-
-
-def codes_masters(type_name, data, n_cols, mean):
-    """Master weights, uint8 (n_rows, bytes) of F32, F16 or BF16 -> codes in chunks.
-
-    As transformers in float32: s = 1 / mean, code = clip(round_half_even(w * s), -1, 1) + 1, and
-    the weight it stands for is (code - 1) / s: the scale is 1 / s, which is not quite mean.
-    """
-    inverse = np.float32(1) / mean
-    for rows in _float_chunks(type_name, data, n_cols):
-        yield _signs(rows * inverse, np.float32(0.5))  # 0.5 itself goes to 0
-
-
-def peak(type_name, data, n_cols):
-    """The largest |w| of uint8 (n_rows, bytes): float32, NaN if one is NaN."""
-    return np.max([np.abs(rows).max() for rows in _float_chunks(type_name, data, n_cols)])
-
-
-def codes_dequantized(type_name, data, n_cols, peak):
-    """Weights that are -peak, 0 or +peak but for bfloat16 rounding -> codes in chunks.
-
-    Their mean would give a scale 0.69 times too small. ValueError for any other weight.
-    """
-    if not 0 < peak < np.inf:  # NaN fails too
-        raise ValueError(f"largest weight {peak}, limit: finite and above 0")
-    for rows in _float_chunks(type_name, data, n_cols):
-        sizes = np.abs(rows)
-        is_ternary = (sizes <= NEAR * peak) | (sizes >= (1 - NEAR) * peak)
-        if not is_ternary.all():
-            raise ValueError(f"weight {rows[~is_ternary][0]:g}, limit: 0 or +-{peak:g}")
-        yield _signs(rows, np.float32(0.5) * peak)
-
-
-def _signs(values, threshold):
-    return np.uint8(1) + (values > threshold) - (values < -threshold)
+    return _fields(data, I2_S_BYTES, _HIGH_FIRST).reshape(len(data), -1)[:, :n_cols]

@@ -196,7 +196,7 @@ class Request:
         if self.n_logprobs is not None or self.constraint is not None:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]
-        return [self.sampler.wanted(len(self.tokens) + i, ids) for i in range(n)]
+        return [self.sampler.query(len(self.tokens) + i, ids) for i in range(n)]
 
     def advance(self, logits: NDArray[np.float32]) -> None:
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.

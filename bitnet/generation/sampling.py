@@ -20,7 +20,7 @@ from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_arra
 
 SEEDS = 1 << 64  # how many there are: 0 to SEEDS - 1
 MIN_TEMPERATURE = 1e-4  # below, quotients of logits' differences overflow float32: greedy then
-MAX_BIASES = 4096  # entries of logit_bias
+MAX_BIASES = 4096  # entries of logit_bias: each is checked and added by itself
 
 
 class SamplingField(NamedTuple):
@@ -195,8 +195,8 @@ class Sampler:
         """Arguments of ops.sample."""
         return self.seed, position, self._temperature, self._top_p, self._min_p
 
-    def wanted(self, position: int, ids: Collection[int] = ()) -> LogitsQuery | None:
-        """Of which logits the choice depends; None for all of them.
+    def query(self, position: int, ids: Collection[int] = ()) -> LogitsQuery | None:
+        """The logits that the choice for a position depends on; None for all of them.
 
         ids: those whose logits penalties change. Each may put one of the best behind another.
         """

@@ -1,17 +1,19 @@
 # Rotary positions, keys and values in their pages (kv_page.h), and attention over pages.
 
-ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
-                         const void* m, Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n_heads,
-                         Py_ssize_t n, Py_ssize_t n_vectors, const char* ahead) noexcept nogil
+ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a,
+                             Py_ssize_t a_stride, const void* m, Py_ssize_t stride,
+                             Py_ssize_t column, Py_ssize_t n_heads, Py_ssize_t n,
+                             Py_ssize_t n_vectors, const char* ahead) noexcept nogil
 
 cdef extern from "weighted_sum.h" nogil:
     enum: WEIGHTED_SUM_VECTORS          # of all heads together, at once
     WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
 
 cdef enum:
-    PASS_HEADS = 4      # query heads that share one pass over keys and values: an item is read and
-                        # converted once for all of them
-    MIN_PREFETCH = 2048     # bytes; shorter rests of keys or values arrive without a prefetch
+    # query heads; they share one pass over keys and values, an item is converted once for all
+    PASS_HEADS = 4
+    # bytes; shorter rests of keys or values arrive without a prefetch
+    MIN_PREFETCH = 2048
 
 
 cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
@@ -32,7 +34,7 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
 
 
 cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                int is_rounded, Py_ssize_t n) noexcept nogil:
+                  int is_rounded, Py_ssize_t n) noexcept nogil:
     """NumPy's and libm's cos differ between machines in the last place; additions and
     multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""
     cdef Py_ssize_t j

@@ -6,7 +6,8 @@
  *   values  [n_kv_heads][PAGE][head_dim]
  *   scales  [2][n_kv_heads][PAGE], float32                 KV_INT8 alone: of keys, then of values
  *
- * Items are numbers of keys or values, of the page's type; offsets count from the page's begin. */
+ * An item is one number of a key or a value, in the page's type; items and offsets in bytes count
+ * from the page's first byte. */
 #pragma once
 #include <stddef.h>
 
@@ -14,8 +15,8 @@
 enum { LANES = 16 };
 /* Positions, a multiple of LANES: the unit in which sequences grow and share what they hold. */
 enum { PAGE = 128 };
-/* Positions, a multiple of PAGE: what attention sums apart, perhaps in another thread, before the
- * sums are merged in order. The results of long texts depend on it. */
+/* Positions: what attention sums apart, perhaps in another thread, before the partial sums are
+ * merged in order. The last bits of what a long text gives depend on it. */
 enum { SPLIT_PAGES = 4, SPLIT = SPLIT_PAGES * PAGE };
 
 /* The type of a page's keys and values. */

@@ -3,7 +3,6 @@
 cdef extern from "lookup.h" nogil:
     enum: HAS_LOOKUP                    # whether this instruction set gains by it
     enum: LOOKUP_COLS                   # byte columns, a table each, that are worked on together
-    enum: LOOKUP_ENTRIES                # of a table
     void lookup_index(uint8_t* index, const uint8_t* w, Py_ssize_t row_bytes,
                       Py_ssize_t n_rows) noexcept
     int32_t lookup_max_sum(const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens) noexcept
@@ -22,7 +21,7 @@ cdef void ternary_lookup(int32_t* sums, char* work, const uint8_t* w, const int8
     cdef int32_t max_sum, bound = 0             # what nothing in halves can exceed
     cdef int8_t columns[BLOCK * 16]
     cdef int16_t* tables = <int16_t*>work
-    cdef int16_t* halves = tables + LOOKUP_COLS * LOOKUP_ENTRIES * 16   # (n_groups, n_rows, 16)
+    cdef int16_t* halves = <int16_t*>(work + LOOKUP_TABLE_BYTES)        # (n_groups, n_rows, 16)
     cdef uint8_t* index = <uint8_t*>(halves + n_groups * n)             # (4, n_rows, 8)
     memset(sums, 0, n_groups * n * sizeof(int32_t))
     memset(halves, 0, n_groups * n * sizeof(int16_t))

@@ -1,5 +1,5 @@
-# Rows of an embedding or a head, dequantized and multiplied: the layouts of formats/float_blocks.py,
-# rounded as it is done there.
+# Rows of an embedding or a head, dequantized and multiplied: layouts and rounding are those of
+# formats/float_blocks.py.
 
 cdef enum:
     SUPERBLOCK = 256                    # weights: one block of the K types, eight of the others
@@ -252,7 +252,7 @@ cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
 
 
 cdef void matvec_rows(float* out, const uint8_t* rows, const float* x, int type,
-                   Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
+                      Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t i, r = 0
     if not is_float(type):
         for r in range(n_rows):
@@ -267,7 +267,7 @@ cdef void matvec_rows(float* out, const uint8_t* rows, const float* x, int type,
 
 
 cdef void matvec_rows_4(float** out, const uint8_t* rows, const float** x, int type,
-                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
+                        Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil:
     cdef Py_ssize_t r, t
     cdef float dots[4]
     for r in range(n_rows):

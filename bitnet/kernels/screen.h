@@ -99,8 +99,8 @@ static void screen_dot(int64_t *out, ptrdiff_t out_stride, const int8_t *rows, c
 }
 
 /* High planes of up to eight inputs times one row: enough for bounds of most rows. What comes next
- * is asked for twice: loads come in bursts, and some prefetches are lost (eight inputs: 350 cycles
- * a row from memory, 450 where asked for once, 230 from the second cache). */
+ * is prefetched twice: loads come in bursts, and some prefetches are lost (eight inputs: 350 cycles
+ * a row from memory, 450 where prefetched once, 230 from the second cache). */
 #if defined(HAS_COARSE)
 #define COARSE_STEP(T, SUM)                                                                       \
     do {                                                                                          \
@@ -150,8 +150,8 @@ typedef int64_t int64x8 __attribute__((vector_size(64)));
 typedef int32_t int32x8 __attribute__((vector_size(32), aligned(4), may_alias));
 #define OF(p) (*(const double8 *)(p))
 static inline uint8_t coarse_mask(const int32_t *sums, double scale, double error, double norm,
-                                   const double *step, const double *errors, const double *rests,
-                                   double least, const double *more, const double *thresholds) {
+                                  const double *step, const double *errors, const double *rests,
+                                  double least, const double *more, const double *thresholds) {
     const double8 dots = __builtin_convertvector(*(const int32x8 *)sums, double8);
     const double8 u = scale * OF(step) * dots + error * OF(errors) + norm * OF(rests) + least
                       + OF(more);

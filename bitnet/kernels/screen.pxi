@@ -6,8 +6,8 @@ cdef extern from "screen.h" nogil:
     void coarse_dots(int32_t* sums, const int8_t* row, const int8_t* x, Py_ssize_t x_stride,
                      const int32_t* x_sums, Py_ssize_t n_inputs, Py_ssize_t n) noexcept
     uint8_t coarse_mask(const int32_t* sums, double scale, double error, double norm,
-                         const double* step, const double* errors, const double* rests,
-                         double least, const double* more, const double* thresholds) noexcept
+                        const double* step, const double* errors, const double* rests,
+                        double least, const double* more, const double* thresholds) noexcept
     void screen_dot(int64_t* out, Py_ssize_t out_stride, const int8_t* rows, const int16_t* x,
                     Py_ssize_t x_stride, const int64_t* x_sums, Py_ssize_t n_inputs,
                     Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept

@@ -40,13 +40,14 @@ cdef struct View:                       # what a query sees of its sequence: sin
     const float* sines
     int interleaved
 
-cdef struct Coarse:                     # up to eight inputs that share a row: screen_bounds.pxi
+cdef struct Coarse:                     # up to eight inputs that share a row: compute/screen_bounds
     Py_ssize_t n
     double step[8]
     double error[8]
     double rest[8]
     double threshold[8]
-    double least, norm                  # the largest ones
+    double least                        # what is added to every bound
+    double norm                         # the largest of the inputs
     int32_t sum[8]                      # of an input's codes
     bint has_noise                      # whether anything is to be added
 
@@ -66,7 +67,7 @@ cdef struct Kernels:
     # rotates one head in place; cosines and sines (head_dim / 2) of its position
     void (*rope)(float* x, const float* cosines, const float* sines, int interleaved,
                  Py_ssize_t head_dim) noexcept nogil
-    # one position's keys and values (n_kv_heads, head_dim) into slot 0..127 of its page
+    # one position's keys and values (n_kv_heads, head_dim) into a slot 0..PAGE - 1 of its page
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
     # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees
@@ -79,10 +80,10 @@ cdef struct Kernels:
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     # out[r] = row r of an embedding or head, type one of ROWS_F32 and so on, times x
     void (*matvec_rows)(float* out, const uint8_t* rows, const float* x, int type,
-                     Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+                        Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     # the same of four inputs, each to an output of its own
     void (*matvec_rows_4)(float** out, const uint8_t* rows, const float** x, int type,
-                       Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
+                          Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     void (*dequantize_row)(float* out, const uint8_t* row, int type,
                            Py_ssize_t n_cols) noexcept nogil
     void (*exp)(float* out, const float* x, Py_ssize_t n) noexcept nogil
@@ -90,7 +91,7 @@ cdef struct Kernels:
     uint64_t (*read)(const uint8_t* p, Py_ssize_t n_bytes, bint streaming) noexcept nogil
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
     void (*cos_sin)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                  int is_rounded, Py_ssize_t n) noexcept nogil
+                    int is_rounded, Py_ssize_t n) noexcept nogil
     # attention of one split of what q sees, and the merge of all of them, which gives the same bits
     # as attention. split: 0 .. kv_n_splits - 1, then the sinks; partials: (n_splits, n_group *
     # (head_dim + 2)), what attention_split writes for a split, side by side

@@ -1,8 +1,13 @@
-"""Architecture: what tells the models of one kind from others, in files and in the graph."""
+"""Architecture: what tells the models of one family from others, in their files and in their graph.
+
+What reads, converts or checks a model asks its Architecture; no other room tests a family's name.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..runtime.pool import Pool
 from .sequence_state import SequenceState, attention_parts
@@ -16,6 +21,9 @@ LINEARS = {  # of a block: (outputs, inputs) as names of widths
     "mlp.up_proj": ("ffn", "hidden"),
     "mlp.down_proj": ("hidden", "ffn"),
 }
+BLOCK_NORMS = {"input_layernorm": "hidden", "post_attention_layernorm": "hidden"}
+ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # linears whose outputs RoPE rotates
+QUERY_NORM = "self_attn.q_norm"  # some files hold the query scale in its weights
 GGUF_NAMES = {
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -23,38 +31,76 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # <arch>.pooling_type, llama.cpp's numbers
 
 
-def _nothing(fields):
+def _no_fields(fields: Any) -> dict[str, Any]:
     return {}
+
+
+def _unchanged(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    return values
+
+
+def _first_name(architecture: "Architecture", config: Any) -> str:
+    return architecture.gguf_architectures[0]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of model. Tensors are named as in its HF checkpoints, less "model." and ".weight".
+    """One family. Tensors are named as in its HF checkpoints, less "model." and ".weight".
 
-    block: the graph of one block; block(bind) binds its weights (see model.Binder), block(s, batch)
-        runs it.
-    norms: {tensor of a block: its width, "hidden", "q", "ffn" or "head"}.
-    hf_names, gguf_names: {tensor: its name in the file} where that is not the usual one.
-    from_hf, from_gguf: (config._Fields) -> further fields of ModelConfig.
+    block: the graph of one block; block(bind) binds its weights (see transformer.Binder),
+        block(s, batch) runs it.
+    linears: {ternary tensor of a block: (outputs, inputs)}, norms: {norm of a block: its length},
+        as names of widths: "hidden", "q", "kv", "ffn" or "head".
+    activations: what hidden_act may be; the first is that of a GGUF that does not say.
+
+    In HF folders:
+    model_types: of config.json. hf_architectures: of config.json, where its model_type misleads.
+    hf_names: {tensor: its name in the file} where that is not ours.
+    hf_class: of transformers, for a folder that is written.
+    float_linears: what linears are without a quantization_config: "masters", to be quantised,
+        "floats", which must turn out to be ternary, or None: such a folder is refused.
+    linear_class: of folders that are written, where every scale stays the same by it: with
+        "bitlinear" stored scales divide, as published models have it, else they multiply.
+    norms_are_offsets: norms are stored less 1, but for those in front of projections.
+    from_hf: (config._Fields) -> further fields of ModelConfig. to_hf: (ModelConfig, what every
+        config.json has) -> what that of this family has.
+
+    In GGUF files:
+    gguf_architectures: general.architecture. gguf_names: as hf_names.
+    name_in_gguf: (Architecture, ModelConfig) -> general.architecture of a file that is written.
+    ambiguous: of gguf_architectures those under which several activations are published.
+    interleaved_in_gguf: q and k rows are permuted for RoPE over pairs (2j, 2j + 1).
+    from_gguf: as from_hf.
+
+    exported_as: the Architecture of a converted model, None: the same.
     state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     """
 
     name: str
     block: type
     norms: dict[str, str]
+    linears: dict[str, tuple[str, str]] = field(default_factory=LINEARS.copy)
     activations: tuple[str, ...] = ("silu",)
-    model_types: tuple[str, ...] = ()  # of config.json
-    hf_architectures: tuple[str, ...] = ()  # of config.json, where its model_type misleads
-    gguf_architectures: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    hf_architectures: tuple[str, ...] = ()
     hf_names: dict[str, str] = field(default_factory=dict)
+    hf_class: str = ""
+    float_linears: str | None = None
+    linear_class: str = "autobitlinear"
+    norms_are_offsets: bool = False
+    from_hf: Callable[[Any], dict[str, Any]] = _no_fields
+    to_hf: Callable[[Any, dict[str, Any]], dict[str, Any]] = _unchanged
+    gguf_architectures: tuple[str, ...] = ()
     gguf_names: dict[str, str] = field(default_factory=dict)
-    interleaved_in_gguf: bool = False  # q and k rows permuted for RoPE over pairs (2j, 2j + 1)
-    always_masters: bool = False  # HF folders hold masters without a quantization_config
-    from_hf: Callable = _nothing
-    from_gguf: Callable = _nothing
-    state_parts: Callable = attention_parts
+    name_in_gguf: Callable[["Architecture", Any], str] = _first_name
+    ambiguous: tuple[str, ...] = ()
+    interleaved_in_gguf: bool = False
+    from_gguf: Callable[[Any], dict[str, Any]] = _no_fields
+    exported_as: "Architecture | None" = None
+    state_parts: Callable[..., Any] = attention_parts
 
     def new_state(
         self, config: Any, pool: Pool, *, capacity: int, dtype: str, sinks: int = 0
@@ -66,18 +112,57 @@ class Architecture:
         parts = self.state_parts(config, pool, capacity=capacity, dtype=dtype, sinks=sinks)
         return SequenceState(parts, capacity=capacity, dtype=dtype)
 
-    def hf_name(self, tensor):
+    def hf_name(self, tensor: str) -> str:
         """layers.0.self_attn.attn_sub_norm -> layers.0.self_attn.inner_attn_ln"""
-        layer, name = _split(tensor)
+        layer, name = split_name(tensor)
         return layer + self.hf_names.get(name, name)
 
-    def gguf_name(self, tensor):
+    def gguf_name(self, tensor: str) -> str:
         """layers.0.self_attn.q_proj -> blk.0.attn_q"""
-        layer, name = _split(tensor)
+        layer, name = split_name(tensor)
         return layer.replace("layers.", "blk.") + (GGUF_NAMES | self.gguf_names)[name]
 
+    def is_linear(self, tensor: str) -> bool:
+        """Whether the tensor of this name is a ternary layer."""
+        return split_name(tensor)[1] in self.linears
 
-def _split(tensor):
+    def is_rotated(self, tensor: str) -> bool:
+        """Whether it is a linear whose rows lie in another order for the other kind of RoPE."""
+        return split_name(tensor)[1] in ROTATED
+
+    def is_query_norm(self, tensor: str) -> bool:
+        """Whether it is the norm that may hold the query scale."""
+        return split_name(tensor)[1] == QUERY_NORM
+
+    def is_projection_norm(self, tensor: str) -> bool:
+        """Whether it is a norm in front of one projection, which the original model has not."""
+        return tensor.endswith(".norm") and self.is_linear(tensor.removesuffix(".norm"))
+
+    def applied_norm(self, tensor: str, stored: np.ndarray, are_offsets: bool) -> np.ndarray:
+        """A norm's weight as it multiplies, float32, of what a file stores.
+
+        are_offsets: whether the file stores norms less 1, see ModelConfig.
+        """
+        if not are_offsets or self.is_projection_norm(tensor):
+            return stored
+        return np.float32(1) + stored
+
+    def stored_norm(self, tensor: str, applied: np.ndarray, are_offsets: bool) -> np.ndarray:
+        """The reverse: for |applied| < 0.5 the last bits may be lost."""
+        if not are_offsets or self.is_projection_norm(tensor):
+            return applied
+        return applied - np.float32(1)
+
+    def has_graph_of(self, other: "Architecture") -> bool:
+        """Whether models of both compute the same from the same tensors."""
+        return (
+            self.block is other.block
+            and self.norms == other.norms
+            and self.linears == other.linears
+        )
+
+
+def split_name(tensor: str) -> tuple[str, str]:
     """layers.0.mlp.up_proj -> ("layers.0.", "mlp.up_proj")"""
     if not tensor.startswith("layers."):
         return "", tensor

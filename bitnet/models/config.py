@@ -1,6 +1,6 @@
 """ModelConfig: what a model is, from an HF config.json or GGUF metadata, every field checked.
 
-What only one family has is read in its file of families/. Knows no tensor data.
+What only one family has is read in the file of its graph. Knows no tensor data.
 """
 
 import logging
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import FormatError
-from .architecture import LINEARS
+from .architecture import Architecture
 from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
 
 log = logging.getLogger("bitnet")
 
 END_OF_TURN = "<|eot_id|>"
 
-# field -> least and greatest value: far beyond every model known, and such that nothing derived
+# field -> lower and upper bound: far beyond every model known, and such that nothing derived
 # from one (a position, a page of the cache, an int32 dot product) overflows or takes seconds; rows
 # of fewer than 32 columns would grow more than fourfold when padded. Floats where the value is one.
 LIMITS = {
@@ -62,12 +62,12 @@ SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 class ModelConfig:
     """The shape of a model, its arithmetic, and the defaults its author gives for generation.
 
-    Fields are named as in HF config.json. family: a key of families.ARCHITECTURES. architecture: what
-    the file calls it.
+    Fields are named as in HF config.json. family: a key of registry.ARCHITECTURES. architecture:
+    what the file calls it, for messages.
     rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
     pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
     query_scale: on top of 1 / sqrt(head_dim). embedding_scale: of the rows of embed_tokens.
-    norms_are_offsets: the file holds norms less 1, but for those of projections.
+    norms_are_offsets: the file holds norms less 1, see Architecture.
     sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
         they use rope_local_theta.
     """
@@ -109,19 +109,19 @@ class ModelConfig:
             does not: the default of transformers (False) is wrong for the published models.
         eos_token_ids: end tokens known from elsewhere, added to those of the two files.
         """
-        family = hf_family(config, path)
+        arch = hf_architecture(config, path)
         fields, extra = _Fields(_flat_rope(config), path), _Fields(generation, path)
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise fields.error(key, config[key], "false; biases are not supported")
         stated = extra.token_ids("eos_token_id") + fields.token_ids("eos_token_id")
         bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
-        particular = family.from_hf(fields)
+        particular = arch.from_hf(fields)
         shape = _shape(fields, particular.get("head_dim"))
         if "hidden_act" not in particular:
-            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
+            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
         return cls(
-            family=family.name,
+            family=arch.name,
             architecture=str(config.get("model_type")),
             **{
                 "num_key_value_heads": fields.number("num_key_value_heads"),
@@ -129,6 +129,7 @@ class ModelConfig:
                 "rope_theta": _hf_rope_theta(fields.values, path),
                 "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
                 "rope_interleaved": False,
+                "norms_are_offsets": arch.norms_are_offsets,
             }
             | shape
             | particular,
@@ -145,22 +146,22 @@ class ModelConfig:
         n_embeddings: rows of token_embd, the vocabulary where the file does not say.
         has_lm_head: whether there is an output tensor; without one the head is tied.
         """
-        arch = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
-        family = BY_GGUF_ARCHITECTURE[arch]
-        fields = _Fields(metadata, path, f"{arch}.", GGUF_KEYS)
+        name = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
+        arch = BY_GGUF_ARCHITECTURE[name]
+        fields = _Fields(metadata, path, f"{name}.", GGUF_KEYS)
         general = _Fields(metadata, path, "tokenizer.ggml.")
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
         _check_gguf_rope(fields, shape["head_dim"])
-        particular = family.from_gguf(fields)
+        particular = arch.from_gguf(fields)
         if fields.get("hidden_act", None) is not None:
-            particular["hidden_act"] = fields.choice("hidden_act", family.activations)
+            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
         elif "hidden_act" in particular:
             key, chosen = fields.key("hidden_act"), particular["hidden_act"]
             log.info("%s: no %s; %s by architecture and shape", path, key, chosen)
         return cls(
-            family=family.name,
-            architecture=arch,
+            family=arch.name,
+            architecture=name,
             **shape
             | {
                 "num_key_value_heads": fields.number(
@@ -168,15 +169,15 @@ class ModelConfig:
                 ),
                 "vocab_size": fields.number("vocab_size", n_embeddings),
                 "rope_theta": fields.number("rope_theta"),
-                "hidden_act": family.activations[0],
+                "hidden_act": arch.activations[0],
                 "tie_word_embeddings": not has_lm_head,
-                "rope_interleaved": family.interleaved_in_gguf,
+                "rope_interleaved": arch.interleaved_in_gguf,
             }
             | particular,
             bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
             eos_token_ids=_gguf_eos_token_ids(general),
             do_sample=sampling.get("temperature", None) is not None,
-            **{name: sampling.number(name, default) for name, default in SAMPLING_DEFAULTS.items()},
+            **{key: sampling.number(key, default) for key, default in SAMPLING_DEFAULTS.items()},
         )._checked(path)
 
     def _checked(self, path):
@@ -193,6 +194,11 @@ class ModelConfig:
                     raise FormatError(path, field, token_id, f"below vocab_size {self.vocab_size}")
         return self
 
+    @property
+    def arch(self) -> Architecture:
+        """What all models of the family have in common."""
+        return ARCHITECTURES[self.family]
+
     def arithmetic(self):
         """The fields on which keys and values depend, besides the weights."""
         apart = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
@@ -208,8 +214,8 @@ class ModelConfig:
             "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
             "q": heads * head, "kv": self.num_key_value_heads * head,
         }  # fmt: skip
-        block = {name: (width[n], width[k]) for name, (n, k) in LINEARS.items()}
-        block |= {name: (width[n],) for name, n in ARCHITECTURES[self.family].norms.items()}
+        block = {name: (width[n], width[k]) for name, (n, k) in self.arch.linears.items()}
+        block |= {name: (width[n],) for name, n in self.arch.norms.items()}
         embedding = (self.vocab_size, self.hidden_size)
         shapes = {"embed_tokens": embedding, "norm": (self.hidden_size,)}
         if not self.tie_word_embeddings:
@@ -221,7 +227,7 @@ class ModelConfig:
     @property
     def sub_norms(self):
         """Whether there are RMSNorms before o_proj and down_proj, in a Llama graph."""
-        return "mlp.ffn_sub_norm" in ARCHITECTURES[self.family].norms
+        return "mlp.ffn_sub_norm" in self.arch.norms
 
 
 class _Fields:
@@ -248,11 +254,11 @@ class _Fields:
         """A number in LIMITS[name]; whole if the limits are whole."""
         value = self.get(name, default)
         low, high = LIMITS[name]
-        kinds = (int,) if isinstance(low, int) else (int, float)
-        if type(value) not in kinds or not low <= value <= high:  # NaN fails the comparison
-            kind = "a whole number" if isinstance(low, int) else "a number"
-            raise self.error(name, value, f"{kind} from {low} to {high}")
-        return kinds[-1](value)
+        types = (int,) if isinstance(low, int) else (int, float)
+        if type(value) not in types or not low <= value <= high:  # NaN fails the comparison
+            what = "a whole number" if isinstance(low, int) else "a number"
+            raise self.error(name, value, f"{what} from {low} to {high}")
+        return types[-1](value)
 
     def plain(self, name, default=...):
         """A number, flag or text, or the default: no list."""
@@ -306,9 +312,9 @@ def _flat_rope(config):
 def _hf_rope_theta(config, path):
     """rope_theta, at the top (transformers 4) or in rope_parameters (5); scaled RoPE is refused."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise FormatError(path, "rope_type", kind, "default; scaled RoPE is not supported")
+    scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if scaling != "default":
+        raise FormatError(path, "rope_type", scaling, "default; scaled RoPE is not supported")
     values = config if config.get("rope_theta") is not None else rope
     if not isinstance(values, dict):
         raise FormatError(path, "rope_theta", "missing", "required")
@@ -320,10 +326,10 @@ def _check_gguf_rope(fields, head_dim):
         if (value := fields.plain(name, head_dim)) != head_dim:
             raise fields.error(name, value, f"head_dim, {head_dim}")
     # some writers state linear scaling by a factor of 1, which is none
-    kind = fields.plain("rope.scaling.type", "none")
+    scaling = fields.plain("rope.scaling.type", "none")
     factor = fields.plain("rope.scaling.factor", 1.0)
-    if kind != "none" and (kind, factor) != ("linear", 1.0):
-        raise fields.error("rope.scaling.type", kind, "none; scaled RoPE is not supported")
+    if scaling != "none" and (scaling, factor) != ("linear", 1.0):
+        raise fields.error("rope.scaling.type", scaling, "none; scaled RoPE is not supported")
 
 
 def _gguf_eos_token_ids(fields):
@@ -335,8 +341,8 @@ def _gguf_eos_token_ids(fields):
     return tuple(dict.fromkeys(ids))
 
 
-def hf_family(config, path):
-    """The Architecture of a config.json, by its architectures, as 1bitLLM's needs it, or model_type."""
+def hf_architecture(config, path):
+    """The Architecture of a config.json: by its architectures, for 1bitLLM's, or its model_type."""
     listed = config.get("architectures")
     for name in listed if isinstance(listed, list) else ():
         if isinstance(name, str) and name in BY_HF_ARCHITECTURE:
@@ -348,10 +354,10 @@ def hf_linears(config, path):
     """How an HF folder of a known family stores its linear layers: "multiply" or "divide" (packed,
     and what the scale beside them does), "masters" (floats to quantise), or "floats", which must
     turn out to be ternary."""
-    model, family = _Fields(config, path), hf_family(config, path)
+    model, arch = _Fields(config, path), hf_architecture(config, path)
     values = config.get("quantization_config")
-    if values is None and (family.always_masters or family.name == "llama"):
-        return "masters" if family.always_masters else "floats"
+    if values is None and arch.float_linears:
+        return arch.float_linears
     if not isinstance(values, dict):
         shown = "missing" if values is None else values
         raise model.error("quantization_config", shown, "an object, as a ternary model has")

@@ -14,6 +14,7 @@ from .architecture import Architecture
 
 LOCAL_ROPE_THETA = 10000.0  # of sliding layers in a GGUF, which does not say; as llama.cpp has it
 FULL_EVERY = 6  # layers, where a GGUF does not say; as llama.cpp has it
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer_types of config.json
 
 
 class Block(qwen3.Block):
@@ -38,16 +39,15 @@ class Block(qwen3.Block):
 
 def _from_hf(fields):
     n_layers, head_dim = fields.number("num_hidden_layers"), fields.number("head_dim", 256)
-    kinds = fields.get("layer_types", None)
-    if kinds is None:
+    types = fields.get("layer_types", None)
+    if types is None:
         every = fields.get("sliding_window_pattern", FULL_EVERY)
         if type(every) is not int or not 1 <= every <= 1000:
             raise fields.error("sliding_window_pattern", every, "a whole number from 1 to 1000")
-        kinds = ["full_attention" if (i + 1) % every == 0 else "sliding_attention"
-                 for i in range(n_layers)]  # fmt: skip
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(kinds, list) or len(kinds) != n_layers or any(k not in known for k in kinds):
-        raise fields.error("layer_types", kinds, f"{n_layers} of {', '.join(known)}")
+        types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(n_layers)]
+    known = (FULL, SLIDING)
+    if not isinstance(types, list) or len(types) != n_layers or any(t not in known for t in types):
+        raise fields.error("layer_types", types, f"{n_layers} of {', '.join(known)}")
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if fields.get(name, None) is not None:
             raise fields.error(name, fields.get(name), "null; soft capping is not supported")
@@ -57,10 +57,23 @@ def _from_hf(fields):
         "head_dim": head_dim,
         "query_scale": math.sqrt(head_dim / fields.number("query_pre_attn_scalar", 256)),
         "embedding_scale": float(np.sqrt(np.float32(fields.number("hidden_size")))),
-        "norms_are_offsets": True,
         "sliding_window": fields.number("sliding_window", 4096),
-        "sliding_layers": tuple(kind == "sliding_attention" for kind in kinds),
+        "sliding_layers": tuple(type_ == SLIDING for type_ in types),
         "rope_local_theta": fields.number("rope_local_base_freq", LOCAL_ROPE_THETA),
+    }
+
+
+def _to_hf(config, values):
+    del values["hidden_act"]
+    scalar = round(config.head_dim / config.query_scale**2, 6)
+    return values | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
+        "layer_types": [SLIDING if slides else FULL for slides in config.sliding_layers],
+        "sliding_window": config.sliding_window,
+        "rope_local_base_freq": config.rope_local_theta,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
     }
 
 
@@ -104,7 +117,10 @@ GEMMA3 = Architecture(
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     },
-    always_masters=True,
+    hf_class="Gemma3TextModel",
+    float_linears="masters",
+    norms_are_offsets=True,
     from_hf=_from_hf,
+    to_hf=_to_hf,
     from_gguf=_from_gguf,
 )

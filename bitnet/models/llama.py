@@ -7,7 +7,7 @@ down_proj.
 """
 
 from ..compute import ops
-from .architecture import Architecture
+from .architecture import BLOCK_NORMS, Architecture
 
 
 class Block:
@@ -55,7 +55,6 @@ class Block:
         ops.linear(s.hidden, self.down_proj, s.codes, batch, add=True)  # (n, hidden)
 
 
-NORMS = {"input_layernorm": "hidden", "post_attention_layernorm": "hidden"}
 SUB_NORMS = {"self_attn.attn_sub_norm": "q", "mlp.ffn_sub_norm": "ffn"}
 _SUB_NORMS_IN_GGUF = {
     "self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm",
@@ -64,30 +63,37 @@ _SUB_NORMS_IN_GGUF = {
 BITNET = Architecture(
     name="bitnet",
     block=Block,
-    norms=NORMS | SUB_NORMS,
+    norms=BLOCK_NORMS | SUB_NORMS,
     activations=("relu2", "silu"),
     model_types=("bitnet",),
+    hf_class="BitNetForCausalLM",
     gguf_architectures=("bitnet-b1.58", "bitnet-25", "bitnet"),
     gguf_names=_SUB_NORMS_IN_GGUF,
+    name_in_gguf=lambda _, config: "bitnet-b1.58" if config.hidden_act == "relu2" else "bitnet",
+    ambiguous=("bitnet",),
     from_gguf=lambda fields: {"hidden_act": _gguf_activation(fields)},
 )
 BITNET_B1_58 = Architecture(
     name="bitnet_b1_58",
     block=Block,
-    norms=NORMS | SUB_NORMS,
+    norms=BLOCK_NORMS | SUB_NORMS,
     hf_architectures=("BitnetForCausalLM",),
     hf_names={
         "self_attn.attn_sub_norm": "self_attn.inner_attn_ln",
         "mlp.ffn_sub_norm": "mlp.ffn_layernorm",
     },
     gguf_names=_SUB_NORMS_IN_GGUF,
-    always_masters=True,
+    float_linears="masters",
+    exported_as=BITNET,
 )
 LLAMA = Architecture(
     name="llama",
     block=Block,
-    norms=NORMS,
+    norms=BLOCK_NORMS,
     model_types=("llama",),
+    hf_class="LlamaForCausalLM",
+    float_linears="floats",
+    linear_class="bitlinear",
     gguf_architectures=("llama",),
     interleaved_in_gguf=True,
 )

@@ -1,5 +1,5 @@
 """The screen of an LM head: an int8 copy of its rows, by which few rows are left that can be among
-the best. compute/screen_bounds.pyx proves that no row is lost.
+the best. compute/lm_head.pyx and compute/screen_bounds.pyx prove that no row is lost.
 
 Knows no files: the cache of repacked weights keeps what is made here.
 """
@@ -72,7 +72,7 @@ def derive(
 ) -> Iterator[NDArray[np.int8]]:
     """Yield the codes, int8 (some rows, n_cols), each valid until the next.
 
-    rows: weights.Rows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
+    rows: EmbeddingRows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
     """
     bound = QuantizedRows(rows.data, rows.type, rows.n_cols)
     buffer = np.empty((min(CHUNK_ROWS, bound.n_rows), bound.n_cols), np.int8)

@@ -4,10 +4,8 @@ An embedding model: the final norm of the last token, L2-normalised, is the embe
 """
 
 from ..compute import ops
-from .architecture import Architecture
-
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+from . import architecture
+from .architecture import BLOCK_NORMS, LINEARS, POOLING_TYPES, Architecture
 
 
 class Block:
@@ -77,28 +75,22 @@ class Block:
         ops.linear(s.hidden, linear, s.codes, batch, add=True)
 
 
-NORMS = {
-    "input_layernorm": "hidden", "post_attention_layernorm": "hidden",
-    "self_attn.q_norm": "head", "self_attn.k_norm": "head",
-    "self_attn.q_proj.norm": "hidden", "self_attn.k_proj.norm": "hidden",
-    "self_attn.v_proj.norm": "hidden", "self_attn.o_proj.norm": "q",
-    "mlp.gate_proj.norm": "hidden", "mlp.up_proj.norm": "hidden", "mlp.down_proj.norm": "ffn",
-}  # fmt: skip
-GGUF_NAMES = {
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "self_attn.q_proj.norm": "attn_q_norm_in", "self_attn.k_proj.norm": "attn_k_norm_in",
-    "self_attn.v_proj.norm": "attn_v_norm_in", "self_attn.o_proj.norm": "attn_output_norm_in",
-    "mlp.gate_proj.norm": "ffn_gate_norm_in", "mlp.up_proj.norm": "ffn_up_norm_in",
-    "mlp.down_proj.norm": "ffn_down_norm_in",
-}  # fmt: skip
-POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers, "<arch>.pooling_type"
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+NORMS = (
+    BLOCK_NORMS
+    | dict.fromkeys(HEAD_NORMS, "head")
+    | {f"{linear}.norm": inputs for linear, (_, inputs) in LINEARS.items()}
+)
+GGUF_NAMES = HEAD_NORMS | {
+    f"{linear}.norm": f"{architecture.GGUF_NAMES[linear]}_norm_in" for linear in LINEARS
+}
 
 
 def gguf_pooling(fields):
     """ "last", which this engine does; another one, or none, is refused."""
-    kind = fields.plain("pooling_type", "missing")
-    if POOLING_TYPES.get(kind) != "last":
-        shown = POOLING_TYPES.get(kind, kind)
+    stated = fields.plain("pooling_type", "missing")
+    if POOLING_TYPES.get(stated) != "last":
+        shown = POOLING_TYPES.get(stated, stated)
         raise fields.error("pooling_type", shown, "3, the last token; others are not supported")
     return {"pooling": "last"}
 
@@ -110,7 +102,8 @@ QWEN3 = Architecture(
     model_types=("qwen3",),
     gguf_architectures=("qwen3",),
     gguf_names=GGUF_NAMES,
-    always_masters=True,
+    hf_class="Qwen3Model",
+    float_linears="masters",
     from_hf=lambda fields: {"pooling": "last"},
     from_gguf=gguf_pooling,
 )

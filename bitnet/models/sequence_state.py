@@ -228,10 +228,7 @@ class KVCachePart:
             self.cache.reset()  # also where a window has moved
 
     def fork(self, sinks: int | None) -> KVCachePart:
-        twin = self.cache.fork()
-        if sinks is not None:
-            twin.sinks = sinks
-        return KVCachePart(twin)
+        return KVCachePart(self.cache.fork(sinks))
 
     def layout(self, length: int) -> list[StoredTensor]:
         cache, stored_type = self.cache, self.STORED_TYPES[self.cache.dtype]
@@ -271,7 +268,6 @@ def attention_parts(
         head_dim=config.head_dim,
         capacity=capacity,
         dtype=dtype,
+        sinks=sinks,
     )
-    if sinks:
-        cache.sinks = sinks
     return {"kv": KVCachePart(cache)}

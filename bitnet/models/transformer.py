@@ -143,12 +143,10 @@ class Transformer:
         return Norm(copy, self.config.rms_norm_eps)
 
     def bind_linear(self, weights, layer, names):
-        found = [weights.ternary(name) for name in names]
-        scales = [one.scales.reshape(len(one.scales), -1) for one in found]  # (n_rows or 1, groups)
-        pairs = [(one.codes, s) for one, s in zip(found, scales, strict=True)]
-        linear = Linear(pairs, found[0].n_cols)
-        self._linears[layer].append((linear, [one.where for one in found]))
-        self._mapped[layer] += [one.codes for one in found]
+        stack = [weights.ternary(name) for name in names]
+        linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
+        self._linears[layer].append((linear, [t.where for t in stack]))
+        self._mapped[layer] += [t.codes for t in stack]
         return linear
 
     def bind_rope(self, theta):

@@ -1,5 +1,5 @@
-# The memory under the pool: blocks of addresses from mmap, what of them is committed, and the lists
-# of free chunks. C only: no Python, no lock. memory.pxi includes this file.
+# The memory under the pool: arenas of addresses from mmap, what of them is committed, and the lists
+# of free chunks. C only: no Python, no lock. heap.pxi includes this file.
 #
 # Free chunks lie in lists by size class: one class per ALIGN bytes up to 64 * ALIGN, then 32 an
 # octave. Two levels of bit masks find the next class that has a chunk.
@@ -58,13 +58,12 @@ cdef extern from *:
     int n_ones "__builtin_popcountll"(uint64_t) nogil
 
 cdef enum:
-    HUGE_PAGE = 2 << 20
-    LARGE = 4 << 20                 # allocations from here on have a block of their own
-    SCAN = 16                       # chunks of the request's own class that are looked at first
-    KEPT_SHARE = 16                 # this part of what is in use may be free and kept,
-    MIN_KEPT = 2 << 20              # but at least this
-    MAX_KEPT = 64 << 20             # and at most this: to return it takes 1 to 5 ms
-    BROKEN_SHARE = 12               # above this part, huge pages are broken to return more
+    MIN_LARGE = 4 << 20             # bytes; allocations from here on have an arena of their own
+    MAX_SCANNED = 16                # chunks; of the request's own class, looked at first
+    KEPT_SHARE = 16                 # a 16th of what is in use may be free and kept,
+    MIN_KEPT = 2 << 20              # bytes; but at least this
+    MAX_KEPT = 64 << 20             # bytes; and at most this: to return it takes 1 to 5 ms
+    BROKEN_SHARE = 12               # above a 12th, huge pages are broken to return more
 
 cdef enum Change:
     LOOK
@@ -133,7 +132,7 @@ cdef Chunk* smallest_fit(Chunk* chunk, size_t size, size_t n_chunks) noexcept no
     return best
 
 
-cdef Chunk* find(FreeLists* lists, size_t size) noexcept nogil:
+cdef Chunk* find_free(FreeLists* lists, size_t size) noexcept nogil:
     """A free chunk of at least `size` bytes, or NULL when there is none."""
     cdef int c = class_of(size)
     cdef int word
@@ -141,7 +140,7 @@ cdef Chunk* find(FreeLists* lists, size_t size) noexcept nogil:
     cdef Chunk* chunk
     if lists.words == 0:
         return NULL
-    chunk = smallest_fit(lists.first[c], size, SCAN)                # a KV page finds a KV page
+    chunk = smallest_fit(lists.first[c], size, MAX_SCANNED)         # a KV page finds a KV page
     if chunk is not NULL:
         return chunk
     word = (c + 1) >> 6                                             # any of a larger class will do
@@ -166,29 +165,29 @@ cdef Chunk* largest_dirty(Heap* heap) noexcept nogil:
 
 
 # ------------------------------------------------------------------ the memory behind the addresses
-# Places are bytes from the beginning of a block. A huge page that is not broken is committed as a
+# Offsets are bytes from the beginning of an arena. A huge page that is not broken is committed as a
 # whole or not at all.
 
-cdef inline size_t begin_of(Chunk* chunk) noexcept nogil:
-    """The place of a chunk."""
-    return chunk.data - chunk.block.first.data
+cdef inline size_t offset_of(Chunk* chunk) noexcept nogil:
+    """Where a chunk begins."""
+    return chunk.data - chunk.arena.first.data
 
 
-cdef inline size_t granule_at(Heap* heap, Block* block, size_t place) noexcept nogil:
-    return heap.page if block.broken >> (place // HUGE_PAGE) & 1 else HUGE_PAGE
+cdef inline size_t granule_at(Heap* heap, Arena* arena, size_t offset) noexcept nogil:
+    return heap.page if arena.broken >> (offset // HUGE_PAGE) & 1 else HUGE_PAGE
 
 
-cdef inline size_t floor_of(Heap* heap, Block* block, size_t place) noexcept nogil:
-    """The beginning of the granule that a place lies in."""
-    return round_down(place, granule_at(heap, block, place))
+cdef inline size_t floor_of(Heap* heap, Arena* arena, size_t offset) noexcept nogil:
+    """The beginning of the granule that an offset lies in."""
+    return round_down(offset, granule_at(heap, arena, offset))
 
 
-cdef inline size_t ceil_of(Heap* heap, Block* block, size_t place) noexcept nogil:
-    """The end of the granule that the byte before a place lies in."""
-    return round_up(place, granule_at(heap, block, place - 1)) if place > 0 else 0
+cdef inline size_t ceil_of(Heap* heap, Arena* arena, size_t offset) noexcept nogil:
+    """The end of the granule that the byte before an offset lies in."""
+    return round_up(offset, granule_at(heap, arena, offset - 1)) if offset > 0 else 0
 
 
-cdef size_t committed(Heap* heap, Block* block, size_t begin, size_t end,
+cdef size_t committed(Heap* heap, Arena* arena, size_t begin, size_t end,
                       Change change) noexcept nogil:
     """Bytes of the pages begin .. end that are committed; then commit or return all of them."""
     cdef int shift = lowest_zeros(heap.page)
@@ -199,84 +198,84 @@ cdef size_t committed(Heap* heap, Block* block, size_t begin, size_t end,
     while n_pages > 0:
         n = min(64 - (page & 63), n_pages)
         mask = (~<uint64_t>0 >> (64 - n)) << (page & 63)
-        bits = block.pages[page >> 6] & mask
+        bits = arena.pages[page >> 6] & mask
         n_set += n if bits == mask else 0 if bits == 0 else <size_t>n_ones(bits)
         if change == COMMIT:
-            block.pages[page >> 6] |= mask
+            arena.pages[page >> 6] |= mask
         elif change == RETURN:
-            block.pages[page >> 6] &= ~mask
+            arena.pages[page >> 6] &= ~mask
         page += n
         n_pages -= n
     return n_set << shift
 
 
-cdef inline size_t missing(Heap* heap, Block* block, size_t begin, size_t end) noexcept nogil:
+cdef inline size_t uncommitted(Heap* heap, Arena* arena, size_t begin, size_t end) noexcept nogil:
     """Bytes of begin .. end that are not committed."""
-    return end - begin - committed(heap, block, begin, end, LOOK)
+    return end - begin - committed(heap, arena, begin, end, LOOK)
 
 
-cdef void commit(Heap* heap, Block* block, size_t begin, size_t end) noexcept nogil:
-    cdef size_t n_bytes = end - begin - committed(heap, block, begin, end, COMMIT)
-    block.committed += n_bytes
+cdef void commit(Heap* heap, Arena* arena, size_t begin, size_t end) noexcept nogil:
+    cdef size_t n_bytes = end - begin - committed(heap, arena, begin, end, COMMIT)
+    arena.committed += n_bytes
     heap.reserved += n_bytes
 
 
-cdef void give_back(Heap* heap, Block* block, size_t begin, size_t end) noexcept nogil:
+cdef void decommit_range(Heap* heap, Arena* arena, size_t begin, size_t end) noexcept nogil:
     """Return the memory of free pages to the OS, which may refuse (locked memory, for one)."""
     cdef size_t n_bytes = 0
     if begin < end:
-        n_bytes = committed(heap, block, begin, end, LOOK)
-    if n_bytes > 0 and return_memory(block.first.data + begin, end - begin) == 0:
-        committed(heap, block, begin, end, RETURN)
-        block.committed -= n_bytes
+        n_bytes = committed(heap, arena, begin, end, LOOK)
+    if n_bytes > 0 and return_memory(arena.first.data + begin, end - begin) == 0:
+        committed(heap, arena, begin, end, RETURN)
+        arena.committed -= n_bytes
         heap.reserved -= n_bytes
 
 
-cdef void clean(Heap* heap, Chunk* chunk) noexcept nogil:
+cdef void decommit(Heap* heap, Chunk* chunk) noexcept nogil:
     """Return the granules inside a free chunk; broken huge pages inside it become whole again."""
-    cdef Block* block = chunk.block
-    cdef size_t begin = begin_of(chunk)
+    cdef Arena* arena = chunk.arena
+    cdef size_t begin = offset_of(chunk)
     cdef size_t end = begin + chunk.size
     cdef uint64_t inside
     unlink(heap, chunk)
     link(heap, chunk, False)
-    give_back(heap, block, ceil_of(heap, block, begin), floor_of(heap, block, end))
+    decommit_range(heap, arena, ceil_of(heap, arena, begin), floor_of(heap, arena, end))
     begin, end = round_up(begin, HUGE_PAGE), round_down(end, HUGE_PAGE)
-    if begin < end and block.size == BLOCK:
+    if begin < end and arena.size == ARENA_BYTES:
         inside = ((<uint64_t>1 << ((end - begin) // HUGE_PAGE)) - 1) << (begin // HUGE_PAGE)
-        if block.broken & inside:
-            advise_huge_pages(block.first.data + begin, end - begin, True)
-            block.broken &= ~inside
+        if arena.broken & inside:
+            advise_huge_pages(arena.first.data + begin, end - begin, True)
+            arena.broken &= ~inside
 
 
-cdef void break_up(Heap* heap, Block* block, size_t i) noexcept nogil:
-    """Break the i-th huge page of a block, and return the free pages in it."""
-    cdef Chunk* chunk = &block.first
+cdef void break_huge_page(Heap* heap, Arena* arena, size_t i) noexcept nogil:
+    """Break the i-th huge page of an arena, and return the free pages in it."""
+    cdef Chunk* chunk = &arena.first
     cdef size_t begin = i * HUGE_PAGE
     cdef size_t end = begin + HUGE_PAGE
-    advise_huge_pages(block.first.data + begin, HUGE_PAGE, False)   # it would fill the holes
-    block.broken |= <uint64_t>1 << i
-    while chunk is not NULL and begin_of(chunk) < end:
+    advise_huge_pages(arena.first.data + begin, HUGE_PAGE, False)   # it would fill the holes
+    arena.broken |= <uint64_t>1 << i
+    while chunk is not NULL and offset_of(chunk) < end:
         if chunk.owner is NULL:
-            give_back(heap, block, max(begin, round_up(begin_of(chunk), heap.page)),
-                      min(end, round_down(begin_of(chunk) + chunk.size, heap.page)))
+            decommit_range(heap, arena, max(begin, round_up(offset_of(chunk), heap.page)),
+                           min(end, round_down(offset_of(chunk) + chunk.size, heap.page)))
         chunk = chunk.after
 
 
 cdef bint break_emptiest(Heap* heap) noexcept nogil:
     """Break the huge page with the most free bytes; false when none has a page's worth of them."""
-    cdef Block* block = heap.blocks
-    cdef Block* emptiest = NULL
-    cdef size_t i, found = 0, least = HUGE_PAGE - heap.page + 1
-    while block is not NULL:
+    cdef Arena* arena = heap.arenas
+    cdef Arena* emptiest = NULL
+    cdef size_t i, page = 0, fewest = HUGE_PAGE - heap.page + 1
+    while arena is not NULL:
         for i in range(<size_t>N_HUGE):
-            if (block.in_use[i] < least and block.pages is not NULL and not block.broken >> i & 1
-                    and missing(heap, block, i * HUGE_PAGE, i * HUGE_PAGE + heap.page) == 0):
-                emptiest, found, least = block, i, block.in_use[i]
-        block = block.next
+            if (arena.in_use[i] < fewest and arena.pages is not NULL and not arena.broken >> i & 1
+                    and uncommitted(heap, arena, i * HUGE_PAGE, i * HUGE_PAGE + heap.page) == 0):
+                emptiest, page, fewest = arena, i, arena.in_use[i]
+        arena = arena.next
     if emptiest is NULL:
         return False
-    break_up(heap, emptiest, found)
+    break_huge_page(heap, emptiest, page)
     return True
 
 
@@ -284,7 +283,7 @@ cdef bint reclaim(Heap* heap, bint may_break) noexcept nogil:
     """Return some free memory to the OS; false when there is none."""
     cdef Chunk* chunk = largest_dirty(heap)
     if chunk is not NULL:
-        clean(heap, chunk)
+        decommit(heap, chunk)
         return True
     return may_break and break_emptiest(heap)
 
@@ -302,7 +301,7 @@ cdef void return_surplus(Heap* heap) noexcept nogil:
         pass
 
 
-# ------------------------------------------------------------------------------------------- blocks
+# ------------------------------------------------------------------------------------------- arenas
 cdef char* map_aligned(size_t size, size_t page) noexcept nogil:
     """`size` bytes of zeros from the OS, aligned to huge pages and advised; NULL on failure."""
     cdef size_t slack = HUGE_PAGE - page
@@ -319,63 +318,63 @@ cdef char* map_aligned(size_t size, size_t page) noexcept nogil:
     return base
 
 
-cdef Block* grow(Heap* heap, size_t size) noexcept nogil:
-    """A new block with one chunk of at least `size` bytes, in no list; NULL when the OS refuses.
+cdef Arena* map_arena(Heap* heap, size_t size) noexcept nogil:
+    """A new arena with one chunk of at least `size` bytes, in no list; NULL when the OS refuses.
 
     Its memory is not committed yet.
     """
-    cdef bint is_shared = size < LARGE
+    cdef bint is_shared = size < MIN_LARGE
     cdef size_t needed = round_up(size, heap.page)
-    cdef Block* block = <Block*>calloc(1, sizeof(Block))
-    if block is NULL:
+    cdef Arena* arena = <Arena*>calloc(1, sizeof(Arena))
+    if arena is NULL:
         heap.os_error = errno
         return NULL
-    block.size = BLOCK if is_shared else needed
-    block.first.data = map_aligned(block.size, heap.page)
-    if block.first.data is NULL:
-        block.size, block.broken = needed, ~<uint64_t>0
-        block.first.data = map_anonymous(needed)
-    if is_shared and block.first.data is not NULL:
-        block.pages = <uint64_t*>calloc(block.size // heap.page // 64 + 1, sizeof(uint64_t))
-        if block.pages is NULL:
-            munmap(block.first.data, block.size)
-            block.first.data = NULL
-    if block.first.data is NULL:
+    arena.size = ARENA_BYTES if is_shared else needed
+    arena.first.data = map_aligned(arena.size, heap.page)
+    if arena.first.data is NULL:
+        arena.size, arena.broken = needed, ~<uint64_t>0
+        arena.first.data = map_anonymous(needed)
+    if is_shared and arena.first.data is not NULL:
+        arena.pages = <uint64_t*>calloc(arena.size // heap.page // 64 + 1, sizeof(uint64_t))
+        if arena.pages is NULL:
+            munmap(arena.first.data, arena.size)
+            arena.first.data = NULL
+    if arena.first.data is NULL:
         heap.os_error = errno
-        free(block)
+        free(arena)
         return NULL
-    block.first.size = block.size if is_shared else size
-    block.first.block = block
-    block.next = heap.blocks
-    if block.next is not NULL:
-        block.next.previous = block
-    heap.blocks = block
-    return block
+    arena.first.size = arena.size if is_shared else size
+    arena.first.arena = arena
+    arena.next = heap.arenas
+    if arena.next is not NULL:
+        arena.next.previous = arena
+    heap.arenas = arena
+    return arena
 
 
-cdef void remove(Heap* heap, Block* block) noexcept nogil:
-    """Return a wholly free block, its chunk in no list, to the OS."""
-    heap.reserved -= block.committed
-    block.committed = 0
-    if munmap(block.first.data, block.size) != 0:       # too many maps to split one: clear() will
-        return_memory(block.first.data, block.size)
-        free(block.pages)
-        block.pages = NULL
+cdef void unmap_arena(Heap* heap, Arena* arena) noexcept nogil:
+    """Return a wholly free arena, its chunk in no list, to the OS."""
+    heap.reserved -= arena.committed
+    arena.committed = 0
+    if munmap(arena.first.data, arena.size) != 0:       # too many maps to split one: clear() will
+        return_memory(arena.first.data, arena.size)
+        free(arena.pages)
+        arena.pages = NULL
         return
-    if block.next is not NULL:
-        block.next.previous = block.previous
-    if block.previous is not NULL:
-        block.previous.next = block.next
+    if arena.next is not NULL:
+        arena.next.previous = arena.previous
+    if arena.previous is not NULL:
+        arena.previous.next = arena.next
     else:
-        heap.blocks = block.next
-    free(block.pages)
-    free(block)
+        heap.arenas = arena.next
+    free(arena.pages)
+    free(arena)
 
 
-cdef void settle(Heap* heap, Block* block) noexcept nogil:
-    """Keep a wholly free block, its chunk in no list, as the spare one, or return it to the OS."""
+cdef void retire_arena(Heap* heap, Arena* arena) noexcept nogil:
+    """Keep a wholly free arena, its chunk in no list, as the spare one, or return it to the OS."""
     if heap.spare is NULL:
-        heap.spare = block
-        link(heap, &block.first, True)
+        heap.spare = arena
+        link(heap, &arena.first, True)
     else:
-        remove(heap, block)
+        unmap_arena(heap, arena)

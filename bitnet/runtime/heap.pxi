@@ -1,4 +1,4 @@
-# The allocator under the pool: two-level segregated fit. C only: no Python, no lock. memory.pyx
+# The allocator under the pool: two-level segregated fit. C only: no Python, no lock. pool.pyx
 # includes this file; its Pool holds the mutex around every call.
 
 include "arena.pxi"
@@ -18,7 +18,7 @@ cdef bint split(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
     if rest is not NULL:
         rest.data = chunk.data + size
         rest.size = chunk.size - size
-        rest.block = chunk.block
+        rest.arena = chunk.arena
         rest.before = chunk
         rest.after = chunk.after
         if rest.after is not NULL:
@@ -29,14 +29,14 @@ cdef bint split(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
     return True
 
 
-cdef inline void count(Chunk* chunk, int sign) noexcept nogil:
+cdef inline void count_in_use(Chunk* chunk, int sign) noexcept nogil:
     """Count a chunk as in use (1), or no longer (-1), by the huge pages that it lies in."""
-    cdef size_t begin = begin_of(chunk)
+    cdef size_t begin = offset_of(chunk)
     cdef size_t end = begin + chunk.size
     cdef size_t n
     while begin < end:
         n = min(end, round_down(begin, HUGE_PAGE) + HUGE_PAGE) - begin
-        chunk.block.in_use[begin // HUGE_PAGE] += sign * <int>n
+        chunk.arena.in_use[begin // HUGE_PAGE] += sign * <int>n
         begin += n
 
 
@@ -51,20 +51,20 @@ cdef void absorb(Chunk* chunk) noexcept nogil:
 
 
 cdef Chunk* next_free(Heap* heap, Chunk* chunk) noexcept nogil:
-    """The free chunk that follows in any shared block, the first one for NULL; NULL at the end."""
-    cdef Block* block = heap.blocks
+    """The free chunk that follows in any shared arena, the first one for NULL; NULL at the end."""
+    cdef Arena* arena = heap.arenas
     if chunk is not NULL:
-        block = chunk.block
+        arena = chunk.arena
         chunk = chunk.after
-    elif block is not NULL:
-        chunk = &block.first
-    while block is not NULL:
-        while chunk is not NULL and block.pages is not NULL:
+    elif arena is not NULL:
+        chunk = &arena.first
+    while arena is not NULL:
+        while chunk is not NULL and arena.pages is not NULL:
             if chunk.owner is NULL:
                 return chunk
             chunk = chunk.after
-        block = block.next
-        chunk = NULL if block is NULL else &block.first
+        arena = arena.next
+        chunk = NULL if arena is NULL else &arena.first
     return NULL
 
 
@@ -75,7 +75,7 @@ cdef size_t whole_pages(Heap* heap, Chunk* chunk) noexcept nogil:
     return end - first if end > first else 0
 
 
-cdef size_t affordable(Heap* heap, Chunk* chunk, size_t left) noexcept nogil:
+cdef size_t usable_bytes(Heap* heap, Chunk* chunk, size_t left) noexcept nogil:
     """Bytes at the start of a free chunk that take at most `left` bytes of memory.
 
     All free pages being returned; its first and last page may be shared with chunks in use.
@@ -86,7 +86,7 @@ cdef size_t affordable(Heap* heap, Chunk* chunk, size_t left) noexcept nogil:
             + round_down(left, heap.page))
 
 
-cdef Chunk* squeeze(Heap* heap, size_t size) noexcept nogil:
+cdef Chunk* fit_by_pages(Heap* heap, size_t size) noexcept nogil:
     """A free chunk of which `size` bytes fit under the limit by pages alone, or NULL.
 
     Looks at all there are, and breaks the huge pages that the one it finds needs a part of.
@@ -94,82 +94,83 @@ cdef Chunk* squeeze(Heap* heap, size_t size) noexcept nogil:
     cdef Chunk* chunk = next_free(heap, NULL)
     cdef size_t i, begin, end
     while chunk is not NULL:
-        begin, end = begin_of(chunk), begin_of(chunk) + size
-        if chunk.size >= size and missing(heap, chunk.block, round_down(begin, heap.page),
-                                          round_up(end, heap.page)) <= heap.limit - heap.reserved:
+        begin, end = offset_of(chunk), offset_of(chunk) + size
+        if chunk.size >= size and uncommitted(
+                heap, chunk.arena, round_down(begin, heap.page),
+                round_up(end, heap.page)) <= heap.limit - heap.reserved:
             for i in range(begin // HUGE_PAGE, (end - 1) // HUGE_PAGE + 1):
-                if not chunk.block.broken >> i & 1:
-                    break_up(heap, chunk.block, i)
+                if not chunk.arena.broken >> i & 1:
+                    break_huge_page(heap, chunk.arena, i)
             return chunk
         chunk = next_free(heap, chunk)
     return NULL
 
 
-cdef Chunk* afford(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
+cdef Chunk* fit_under_limit(Heap* heap, Chunk* chunk, size_t size) noexcept nogil:
     """This chunk or another free one, of which `size` bytes fit under the limit, or NULL."""
-    cdef Block* block = chunk.block
-    cdef size_t begin = begin_of(chunk)
+    cdef Arena* arena = chunk.arena
+    cdef size_t begin = offset_of(chunk)
     if heap.limit - heap.reserved > size + 2 * HUGE_PAGE:           # granules at both ends
         return chunk
-    while missing(heap, block, floor_of(heap, block, begin),
-                  ceil_of(heap, block, begin + size)) > heap.limit - heap.reserved:
+    while uncommitted(heap, arena, floor_of(heap, arena, begin),
+                      ceil_of(heap, arena, begin + size)) > heap.limit - heap.reserved:
         if not reclaim(heap, True):
-            return squeeze(heap, size)
+            return fit_by_pages(heap, size)
     return chunk
 
 
-cdef Chunk* place(Heap* heap, size_t size) noexcept nogil:
-    """A chunk of `size` bytes of a shared block, committed and in no list, or NULL."""
-    cdef Block* block = NULL
-    cdef Chunk* chunk = find(&heap.free[True], size)        # memory that is there already
+cdef Chunk* allocate_chunk(Heap* heap, size_t size) noexcept nogil:
+    """A chunk of `size` bytes of a shared arena, committed and in no list, or NULL."""
+    cdef Arena* arena = NULL
+    cdef Chunk* chunk = find_free(&heap.free[True], size)   # memory that is there already
     if chunk is NULL:
-        chunk = find(&heap.free[False], size)
+        chunk = find_free(&heap.free[False], size)
     if chunk is NULL:
-        block = grow(heap, size)
-        if block is NULL:
+        arena = map_arena(heap, size)
+        if arena is NULL:
             return NULL
-        chunk = &block.first
+        chunk = &arena.first
         link(heap, chunk, False)
-    chunk = afford(heap, chunk, size)
+    chunk = fit_under_limit(heap, chunk, size)
     if chunk is not NULL and not split(heap, chunk, size):
         heap.os_error = errno
         chunk = NULL
-    if block is not NULL and (chunk is NULL or chunk.block is not block):
-        unlink(heap, &block.first)
-        settle(heap, block)
+    if arena is not NULL and (chunk is NULL or chunk.arena is not arena):
+        unlink(heap, &arena.first)
+        retire_arena(heap, arena)
     if chunk is NULL:
         return NULL
-    if chunk.block is heap.spare:
+    if chunk.arena is heap.spare:
         heap.spare = NULL
-    commit(heap, chunk.block, floor_of(heap, chunk.block, begin_of(chunk)),
-           ceil_of(heap, chunk.block, begin_of(chunk) + size))
-    count(chunk, 1)
+    commit(heap, chunk.arena, floor_of(heap, chunk.arena, offset_of(chunk)),
+           ceil_of(heap, chunk.arena, offset_of(chunk) + size))
+    count_in_use(chunk, 1)
     return chunk
 
 
-cdef Chunk* place_large(Heap* heap, size_t size) noexcept nogil:
-    """A block of its own for `size` bytes, committed, or NULL."""
+cdef Chunk* allocate_large(Heap* heap, size_t size) noexcept nogil:
+    """An arena of its own for `size` bytes, committed, or NULL."""
     cdef size_t n_bytes = round_up(size, heap.page)
-    cdef Block* block
+    cdef Arena* arena
     while n_bytes > heap.limit - heap.reserved:
         if not reclaim(heap, True):
             return NULL
-    block = grow(heap, size)
-    if block is NULL:
+    arena = map_arena(heap, size)
+    if arena is NULL:
         return NULL
-    block.committed = n_bytes
+    arena.committed = n_bytes
     heap.reserved += n_bytes
-    return &block.first
+    return &arena.first
 
 
-cdef Chunk* take(Heap* heap, size_t size, char** owner) noexcept nogil:
+cdef Chunk* heap_alloc(Heap* heap, size_t size, char** owner) noexcept nogil:
     """Hand out a chunk of `size` bytes, *owner pointing at it; NULL if there is none."""
     cdef Chunk* chunk
     size = round_up(size, ALIGN)
     heap.os_error = 0
     if size > heap.limit - heap.in_use:
         return NULL
-    chunk = place(heap, size) if size < LARGE else place_large(heap, size)
+    chunk = allocate_chunk(heap, size) if size < MIN_LARGE else allocate_large(heap, size)
     if chunk is NULL:
         return NULL
     chunk.owner = owner
@@ -182,20 +183,20 @@ cdef Chunk* take(Heap* heap, size_t size, char** owner) noexcept nogil:
     return chunk
 
 
-cdef void give(Heap* heap, Chunk* chunk) noexcept nogil:
+cdef void heap_dealloc(Heap* heap, Chunk* chunk) noexcept nogil:
     """Take a chunk back, join it with free neighbours, and return what is not kept to the OS."""
-    cdef Block* block = chunk.block
-    cdef size_t begin = begin_of(chunk)
+    cdef Arena* arena = chunk.arena
+    cdef size_t begin = offset_of(chunk)
     cdef size_t end = begin + chunk.size
     cdef bint is_dirty = False
     heap.in_use -= chunk.size
     heap.n_in_use -= 1
     chunk.owner[0] = NULL
     chunk.owner = NULL
-    if block.pages is NULL:
-        remove(heap, block)
+    if arena.pages is NULL:
+        unmap_arena(heap, arena)
         return
-    count(chunk, -1)
+    count_in_use(chunk, -1)
     if chunk.after is not NULL and chunk.after.owner is NULL:
         is_dirty = chunk.after.is_dirty
         unlink(heap, chunk.after)
@@ -206,10 +207,10 @@ cdef void give(Heap* heap, Chunk* chunk) noexcept nogil:
         unlink(heap, chunk)
         absorb(chunk)
     if chunk.before is NULL and chunk.after is NULL:
-        settle(heap, block)
-    else:       # every granule that the piece touched is committed: is one of them free now?
-        begin = max(floor_of(heap, block, begin), ceil_of(heap, block, begin_of(chunk)))
-        end = min(ceil_of(heap, block, end), floor_of(heap, block, begin_of(chunk) + chunk.size))
+        retire_arena(heap, arena)
+    else:       # every granule that the chunk touched is committed: is one of them free now?
+        begin = max(floor_of(heap, arena, begin), ceil_of(heap, arena, offset_of(chunk)))
+        end = min(ceil_of(heap, arena, end), floor_of(heap, arena, offset_of(chunk) + chunk.size))
         link(heap, chunk, is_dirty or begin < end)
     return_surplus(heap)
 
@@ -221,7 +222,7 @@ cdef size_t trim(Heap* heap) noexcept nogil:
         pass
     if heap.spare is not NULL:
         unlink(heap, &heap.spare.first)
-        remove(heap, heap.spare)
+        unmap_arena(heap, heap.spare)
         heap.spare = NULL
     return before - heap.reserved
 
@@ -239,58 +240,58 @@ cdef bint set_limit(Heap* heap, size_t limit) noexcept nogil:
 cdef size_t largest_possible(Heap* heap) noexcept nogil:
     """Bytes of the largest chunk that the limit has room for; looks at every chunk."""
     cdef size_t largest, left = heap.limit
-    cdef Block* block = heap.blocks
+    cdef Arena* arena = heap.arenas
     cdef Chunk* chunk = next_free(heap, NULL)
-    while block is not NULL:
-        left -= block.committed if block.pages is NULL else block.size
-        block = block.next
+    while arena is not NULL:
+        left -= arena.committed if arena.pages is NULL else arena.size
+        arena = arena.next
     while chunk is not NULL:
         left += whole_pages(heap, chunk)
         chunk = next_free(heap, chunk)
     largest = round_down(left, heap.page)
     chunk = next_free(heap, NULL)
     while chunk is not NULL:
-        largest = max(largest, min(affordable(heap, chunk, left), <size_t>LARGE - ALIGN))
+        largest = max(largest, min(usable_bytes(heap, chunk, left), <size_t>MIN_LARGE - ALIGN))
         chunk = next_free(heap, chunk)
     return largest
 
 
 cdef void clear(Heap* heap) noexcept nogil:
     """Return everything to the OS; owners of chunks in use find NULL."""
-    cdef Block* block = heap.blocks
-    cdef Block* next_block
+    cdef Arena* arena = heap.arenas
+    cdef Arena* following
     cdef Chunk* chunk
     cdef Chunk* after
-    while block is not NULL:
-        next_block = block.next
-        chunk = &block.first
+    while arena is not NULL:
+        following = arena.next
+        chunk = &arena.first
         while chunk is not NULL:
             after = chunk.after
             if chunk.owner is not NULL:
                 chunk.owner[0] = NULL
-            if chunk is not &block.first:
+            if chunk is not &arena.first:
                 free(chunk)
             chunk = after
-        munmap(block.first.data, block.size)
-        free(block.pages)
-        free(block)
-        block = next_block
-    heap.blocks = heap.spare = NULL
+        munmap(arena.first.data, arena.size)
+        free(arena.pages)
+        free(arena)
+        arena = following
+    heap.arenas = heap.spare = NULL
     heap.reserved = heap.in_use = heap.n_in_use = 0
     memset(heap.free, 0, sizeof(heap.free))
 
 
-cdef size_t list_chunks(Heap* heap, Chunk* found) noexcept nogil:
-    """How many chunks there are; copied to `found` where it is not NULL."""
+cdef size_t list_chunks(Heap* heap, Chunk* copies) noexcept nogil:
+    """How many chunks there are; copied to `copies` where it is not NULL."""
     cdef size_t n = 0
-    cdef Block* block = heap.blocks
+    cdef Arena* arena = heap.arenas
     cdef Chunk* chunk
-    while block is not NULL:
-        chunk = &block.first
+    while arena is not NULL:
+        chunk = &arena.first
         while chunk is not NULL:
-            if found is not NULL:
-                found[n] = chunk[0]
+            if copies is not NULL:
+                copies[n] = chunk[0]
             n += 1
             chunk = chunk.after
-        block = block.next
+        arena = arena.next
     return n

@@ -6,7 +6,7 @@
 # Page number p of a layer (positions from p * PAGE) lies in kv_slot_of(p) of its n_pages slots.
 #
 #   0 .. sinks ......... start ................ length ............ writable
-#     kept     given up        held, readable          reserved          (== length until reserve)
+#     kept     dropped         held, readable          reserved          (== length until reserve)
 #
 # start is a multiple of PAGE, 0 unless there are sinks: then, beyond the capacity, page 0 stays
 # for its first positions, the sinks, and the other slots are a ring. Held are the pages that cover
@@ -29,7 +29,7 @@ cdef class KVCache:
     cdef readonly Py_ssize_t n_kv_heads
     cdef readonly Py_ssize_t head_dim
     cdef readonly Py_ssize_t n_pages        # a layer: its slots
-    cdef readonly Py_ssize_t length         # positions written so far, those given up included
+    cdef readonly Py_ssize_t length         # positions written so far, dropped ones included
     cdef readonly Py_ssize_t start          # first position held, the sinks apart
     cdef readonly Py_ssize_t capacity       # positions that are held at once
     cdef readonly str dtype
@@ -42,9 +42,10 @@ cdef class KVCache:
 
     cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1
     cdef int check(self) except -1
-    cdef PageSet take(self, PageSet source)
-    cdef void put(self, Py_ssize_t slot, PageSet page_set)
-    cdef void give_up(self, Py_ssize_t position)
+    cdef int check_sinks(self, Py_ssize_t n) except -1
+    cdef PageSet new_page_set(self, PageSet source)
+    cdef void hold(self, Py_ssize_t slot, PageSet page_set)
+    cdef void drop_from(self, Py_ssize_t position)
     cdef void release(self)
     cdef page_data(self, Py_ssize_t layer, Py_ssize_t page)
     cdef arrays(self, data)

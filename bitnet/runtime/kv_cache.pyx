@@ -21,7 +21,7 @@ cdef extern from *:
 DTYPES = {                              # as the kernels and as NumPy know them
     "f16": (KV_F16, np.float16), "f32": (KV_F32, np.float32), "int8": (KV_INT8, np.int8),
 }
-MAX_POSITIONS = 1 << 30                 # below which int32 and the cosines of angles are safe
+MAX_POSITIONS = 1 << 30                 # of a sequence; int32 and cosines of angles are safe below
 
 
 cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
@@ -55,11 +55,15 @@ cdef class KVCache:
 
     n_layers, n_kv_heads, head_dim: of the model. capacity: positions that are held at once.
     dtype: "f16", "f32" or "int8" (with a scale for each head and position), rounded to as they are
-    written. ValueError for what makes no sense.
+    written. sinks: what happens at the capacity. 0: ContextFull. More, up to 128: a window moves
+    over the sequence, a page at a time, and this many positions are kept from its beginning (Xiao
+    et al. 2023). Seen are then the sinks and the positions from start on: at least capacity - 255
+    of them, at most capacity - 1. ValueError for what makes no sense, and where sinks are to be
+    kept for a capacity below 257.
     """
 
     def __cinit__(self, Pool pool not None, *, n_layers, n_kv_heads, head_dim, capacity,
-                  dtype="f16"):
+                  dtype="f16", Py_ssize_t sinks=0):
         sizes = {"n_layers": n_layers, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
                  "capacity": capacity}
         for name, size in sizes.items():
@@ -77,6 +81,9 @@ cdef class KVCache:
         self.pages = <char**>calloc(self.n_layers * self.n_pages, sizeof(char*))
         if self.pages is NULL:
             raise MemoryError(f"no memory for a table of {n_layers} x {self.n_pages} pages")
+        if sinks:
+            self.check_sinks(sinks)
+        self.n_sinks = sinks
 
     def __dealloc__(self):
         self.release()
@@ -87,24 +94,8 @@ cdef class KVCache:
 
     @property
     def sinks(self):
-        """What happens at the capacity: 0, ContextFull. More: a window moves over the sequence, a
-        page at a time, and this many positions are kept from its beginning (Xiao et al. 2023).
-
-        Seen are then the sinks and the positions from start on: at least capacity - 255 of them, at
-        most capacity - 1. May be set until the window moves; ValueError for a capacity below 257.
-        """
+        """Positions kept from the beginning as a window moves, 0: none moves."""
         return self.n_sinks
-
-    @sinks.setter
-    def sinks(self, Py_ssize_t n):
-        self.check()
-        if self.start:
-            raise ValueError(f"sinks: {n} (the first {self.start} positions are not held any more)")
-        if not 0 <= n <= PAGE:
-            raise ValueError(f"sinks: {n} (0 to {PAGE})")
-        if n:
-            check_window(self.capacity)
-        self.n_sinks = n
 
     @property
     def nbytes(self):
@@ -132,8 +123,8 @@ cdef class KVCache:
     def reserve(self, Py_ssize_t n):
         """Make positions length .. length + n - 1 writable.
 
-        Takes pages from the pool and copies a partly filled page that a fork shares; beyond the
-        capacity the window moves to where the last position wants it.
+        Allocates pages and copies a partly filled page that a fork shares; beyond the capacity the
+        window moves to where the last position wants it.
         ContextFull (also for more than chunk(n)), PoolExhausted: the cache is as it was before.
         """
         cdef Py_ssize_t page, slot, end
@@ -148,14 +139,14 @@ cdef class KVCache:
         if self.length + n <= self.writable:
             return
         end = pages_of(self.length + n)
-        taken = []
+        new = []
         for page in range(self.length // PAGE, end):
             slot = kv_slot_of(page, self.n_pages)
             old = self.slots[slot]
             if old is None or load(&old.n_holders, __ATOMIC_ACQUIRE) > 1:
-                taken.append((slot, self.take(old if page * PAGE < self.length else None)))
-        for slot, page_set in taken:                    # from here on nothing can fail
-            self.put(slot, page_set)
+                new.append((slot, self.new_page_set(old if page * PAGE < self.length else None)))
+        for slot, page_set in new:                      # from here on nothing can fail
+            self.hold(slot, page_set)
         self.writable = self.length + n
         if self.writable > self.capacity:
             self.start = max(self.start, (end - self.n_pages + 1) * PAGE)
@@ -168,43 +159,47 @@ cdef class KVCache:
         self.length += n
 
     def trim(self, Py_ssize_t length):
-        """Forget the positions from `length` on, and what is reserved; whole pages are given back.
+        """Forget the positions from `length` on, and what is reserved; whole pages are freed.
 
-        ValueError when there are fewer, or when positions would be needed that are given up.
+        ValueError when there are fewer, or when positions would be needed that are dropped.
         """
         self.check()
         if not self.start <= length <= self.length:
             raise ValueError(f"length: {length} ({self.start} to {self.length}, what is held)")
-        self.give_up(length)
+        self.drop_from(length)
         self.length = length
 
     def reset(self):
-        """Forget everything and give all pages back."""
+        """Forget everything and free all pages."""
         self.check()
-        self.give_up(self.start)
-        self.put(0, None)
+        self.drop_from(self.start)
+        self.hold(0, None)
         self.length = self.start = self.writable = 0
 
-    def fork(self):
+    def fork(self, sinks=None):
         """A second cache with the same contents; it shares all pages until either one writes.
 
-        What is reserved here and not yet written is given back first.
+        sinks: of the second one, None for as many as here. What is reserved here and not yet
+        written is freed first. ValueError, and nothing happens, where the constructor raises it,
+        and for any number where the window has moved.
         """
         cdef Py_ssize_t page
         cdef KVCache other
         self.check()
         other = KVCache(self.pool, n_layers=self.n_layers, n_kv_heads=self.n_kv_heads,
-                        head_dim=self.head_dim, capacity=self.capacity, dtype=self.dtype)
-        self.give_up(self.length)
-        other.put(0, self.slots[0])
+                        head_dim=self.head_dim, capacity=self.capacity, dtype=self.dtype,
+                        sinks=self.n_sinks if sinks is None else sinks)
+        if sinks is not None:
+            self.check_sinks(sinks)
+        self.drop_from(self.length)
+        other.hold(0, self.slots[0])
         for page in range(max(self.start // PAGE, <Py_ssize_t>1), pages_of(self.length)):
-            other.put(kv_slot_of(page, self.n_pages), self.slots[kv_slot_of(page, self.n_pages)])
+            other.hold(kv_slot_of(page, self.n_pages), self.slots[kv_slot_of(page, self.n_pages)])
         other.start, other.length, other.writable = self.start, self.length, self.writable
-        other.n_sinks = self.n_sinks
         return other
 
     def close(self):
-        """Give all pages back; any later use raises ValueError. May be repeated."""
+        """Free all pages; any later use raises ValueError. May be repeated."""
         self.release()
 
     def read(self, Py_ssize_t layer, Py_ssize_t position):
@@ -293,19 +288,29 @@ cdef class KVCache:
             raise ValueError("the pool of the KV cache is closed")
         return 0
 
-    cdef PageSet take(self, PageSet source):
+    cdef int check_sinks(self, Py_ssize_t n) except -1:
+        self.check()
+        if self.start:
+            raise ValueError(f"sinks: {n} (the first {self.start} positions are not held any more)")
+        if not 0 <= n <= PAGE:
+            raise ValueError(f"sinks: {n} (0 to {PAGE})")
+        if n:
+            check_window(self.capacity)
+        return 0
+
+    cdef PageSet new_page_set(self, PageSet source):
         """New pages for all layers, copies of those of `source` where it is not None."""
-        cdef PageSet taken = PageSet.__new__(PageSet)
+        cdef PageSet new = PageSet.__new__(PageSet)
         cdef Py_ssize_t layer
-        taken.pages = [self.pool.allocate(self.page_bytes, "kv") for _ in range(self.n_layers)]
+        new.pages = [self.pool.allocate(self.page_bytes, "kv") for _ in range(self.n_layers)]
         if source is not None:
             for layer in range(self.n_layers):
-                memcpy((<Allocation>taken.pages[layer]).data,
+                memcpy((<Allocation>new.pages[layer]).data,
                        (<Allocation>source.pages[layer]).data, self.page_bytes)
-        return taken
+        return new
 
-    cdef void put(self, Py_ssize_t slot, PageSet page_set):
-        """Let go of what a slot of the ring holds and hold page_set, or nothing, instead."""
+    cdef void hold(self, Py_ssize_t slot, PageSet page_set):
+        """Hold page_set, or nothing, in a slot of the ring instead of what it holds."""
         cdef PageSet old = self.slots[slot]
         cdef Py_ssize_t layer
         cdef char* page
@@ -318,16 +323,16 @@ cdef class KVCache:
             page = NULL if page_set is None else (<Allocation>page_set.pages[layer]).data
             self.pages[layer * self.n_pages + slot] = page
 
-    cdef void give_up(self, Py_ssize_t position):
-        """Let go of the pages that begin at or after a position."""
+    cdef void drop_from(self, Py_ssize_t position):
+        """Drop the pages that begin at or after a position."""
         cdef Py_ssize_t page
         for page in range(pages_of(position), pages_of(self.writable)):
-            self.put(kv_slot_of(page, self.n_pages), None)
+            self.hold(kv_slot_of(page, self.n_pages), None)
         self.writable = position
 
     cdef void release(self):
         if self.pages is not NULL:
-            self.give_up(self.start)
-            self.put(0, None)
+            self.drop_from(self.start)
+            self.hold(0, None)
             free(self.pages)
             self.pages = NULL

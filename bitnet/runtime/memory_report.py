@@ -1,4 +1,4 @@
-"""Where the process's memory is: what the parts say they hold, and beside it what the OS counts.
+"""Where the process's memory is: what its owners say they hold, and beside it what the OS counts.
 
 Import this module last: the figures of that moment are the baseline that growth is counted from.
 """
@@ -51,7 +51,7 @@ class Usage:
     major_faults: int  # those that had to read from disk
     ranges: tuple[Range, ...] = field(default=(), repr=False)
 
-    def code(self, mappings=()):
+    def libraries(self, mappings=()):
         """Resident bytes of files other than these [(path, address, bytes)]: program, libraries."""
         ours = {address for _, address, _ in mappings}
         files = [r for r in self.ranges if r.name.startswith("/") and r.begin not in ours]
@@ -59,7 +59,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Part:
+class Entry:
     """Something with a name that takes up memory."""
 
     name: str
@@ -87,12 +87,12 @@ def usage() -> Usage:
 def _ranges():
     try:
         with open(f"{PROC}/smaps") as file:
-            found = _SMAPS.findall(file.read())
+            mappings = _SMAPS.findall(file.read())
     except OSError:
         return ()
     return tuple(
         Range(int(begin, 16), int(end, 16), name, *(1024 * int(n) for n in sizes))
-        for begin, end, name, *sizes in found
+        for begin, end, name, *sizes in mappings
     )
 
 
@@ -109,11 +109,11 @@ def thread_stacks(ranges, known=()):
                 pointer = int(file.read().split()[-2], 16)
         except (OSError, ValueError, IndexError):
             continue
-        found = next((r for r in ranges if r.begin <= pointer < r.end), None)
-        if found:  # neighbours above are one range with it, below is a guard page
-            used, whole = pointer - found.begin, found.end - found.begin
+        stack = next((r for r in ranges if r.begin <= pointer < r.end), None)
+        if stack:  # neighbours above are one range with it, below is a guard page
+            used, whole = pointer - stack.begin, stack.end - stack.begin
             size = min((n for n in stack_sizes() if used < n < whole), default=whole)
-            stacks.append((f"thread {thread}", found.begin, size))
+            stacks.append((f"thread {thread}", stack.begin, size))
     return stacks
 
 
@@ -123,9 +123,9 @@ def stack_sizes():
     The setting is read as OpenMP does, in KiB where it has no unit.
     """
     sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0]]
-    found = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
-    if found:
-        sizes.append(int(found[1]) << {"B": 0, "M": 20, "G": 30}.get(found[2].upper(), 10))
+    match = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
+    if match:
+        sizes.append(int(match[1]) << {"B": 0, "M": 20, "G": 30}.get(match[2].upper(), 10))
     return sizes
 
 
@@ -157,8 +157,8 @@ def _present(address, nbytes, is_file):
             file.seek(8 * first)
             entries = np.frombuffer(file.read(8 * n_pages), np.uint64)
         if len(entries) == n_pages:
-            kind = OF_FILE if is_file else np.uint64(0)
-            return entries & (PRESENT | OF_FILE) == PRESENT | kind
+            wanted = PRESENT | OF_FILE if is_file else PRESENT
+            return entries & (PRESENT | OF_FILE) == wanted
     except OSError:
         pass
     in_core = (ctypes.c_ubyte * n_pages)()
@@ -172,33 +172,34 @@ def _present(address, nbytes, is_file):
     return None if failed else pages & 1 == 1
 
 
-def _pool_parts(pool):
-    """(resident bytes of the pool's blocks, [Part] of each purpose); None where unknown.
+def _pool_entries(pool):
+    """(resident bytes of the pool's arenas, [Entry] of each purpose); None where unknown.
 
     A page that two purposes share counts for each with the bytes it has of it.
     """
-    blocks = [(address, _present(address, n, is_file=False)) for address, n in pool.ranges()]
-    pieces = pool.pieces()
-    if any(present is None for _, present in blocks):
-        sizes = {purpose: 0 for _, _, purpose in pieces}
-        for _, nbytes, purpose in pieces:
+    arenas = [(address, _present(address, n, is_file=False)) for address, n in pool.arenas()]
+    allocations = pool.allocations()
+    if any(present is None for _, present in arenas):
+        sizes = {purpose: 0 for _, _, purpose in allocations}
+        for _, nbytes, purpose in allocations:
             sizes[purpose] += nbytes
-        return None, [Part(name, size, None) for name, size in sizes.items() if name]
-    begins, found = np.array([address for address, _ in blocks]), {}
-    # bytes in memory before each page of a block
-    sums = [np.append(0, np.cumsum(present)) * PAGE_BYTES for _, present in blocks]
-    for address, nbytes, purpose in pieces:
+        return None, [Entry(name, size, None) for name, size in sizes.items() if name]
+    begins, sizes = np.array([address for address, _ in arenas]), {}
+    # bytes in memory before each page of an arena
+    sums = [np.append(0, np.cumsum(present)) * PAGE_BYTES for _, present in arenas]
+    for address, nbytes, purpose in allocations:
         i = int(np.searchsorted(begins, address, side="right")) - 1
-        offset, (_, present) = address - int(begins[i]), blocks[i]
+        offset, (_, present) = address - int(begins[i]), arenas[i]
 
         def before(at, i=i, present=present):
             page, rest = divmod(at, PAGE_BYTES)
             return int(sums[i][page]) + (rest if rest and present[page] else 0)
 
-        size, resident = found.get(purpose, (0, 0))
-        found[purpose] = size + nbytes, resident + before(offset + nbytes) - before(offset)
-    parts = [Part(name or "free", *sizes) for name, sizes in found.items() if name or sizes[1]]
-    return sum(int(s[-1]) for s in sums), sorted(parts, key=lambda p: (p.name == "free", -p.nbytes))
+        size, resident = sizes.get(purpose, (0, 0))
+        sizes[purpose] = size + nbytes, resident + before(offset + nbytes) - before(offset)
+    entries = [Entry(name or "free", *both) for name, both in sizes.items() if name or both[1]]
+    entries.sort(key=lambda entry: (entry.name == "free", -entry.nbytes))
+    return sum(int(s[-1]) for s in sums), entries
 
 
 def _sum(sizes):
@@ -215,13 +216,13 @@ def _minus(a, b):
 class MemoryReport:
     """Print it, or take as_dict(). Growth is since `baseline`, the import of bitnet."""
 
-    files: list[Part]  # what is mapped
+    files: list[Entry]  # what is mapped
     pool: PoolStats | None
     pool_resident: int | None  # of what the pool has reserved
-    purposes: list[Part]  # of the pool
-    stacks: list[Part]  # of threads that began since
-    others: list[Part]  # what was measured as it was made, without a file behind it
-    code: int | None  # growth of what is resident of the program and its libraries
+    purposes: list[Entry]  # of the pool
+    stacks: list[Entry]  # of threads that began since
+    heap: list[Entry]  # what was measured as it was made, without a file behind it
+    libraries: int | None  # growth of what is resident of the program and its libraries
     now: Usage
     baseline: Usage = field(repr=False)
     planned: dict[str, int] = field(default_factory=dict)  # bytes by purpose, every slot full
@@ -231,19 +232,20 @@ class MemoryReport:
         return _minus(getattr(self.now, kind), getattr(self.baseline, kind))
 
     def explained(self, kind: str = "rss") -> int | None:
-        """Resident bytes of the parts above: "file", "anonymous", or "rss" for both."""
-        files = [part.resident for part in self.files] + [self.code]
+        """Resident bytes of the entries above: "file", "anonymous", or "rss" for both."""
+        files = [entry.resident for entry in self.files] + [self.libraries]
         pool = [self.pool_resident] if self.pool else []
-        anonymous = pool + [part.resident for part in self.stacks + self.others]
+        anonymous = pool + [entry.resident for entry in self.stacks + self.heap]
         return _sum({"file": files, "anonymous": anonymous, "rss": files + anonymous}[kind])
 
     def unexplained(self, kind: str = "rss") -> int | None:
-        """Growth that no part explains; negative when what was there before has shrunk."""
+        """Growth that no entry explains; negative when what was there before has shrunk."""
         return _minus(self.growth(kind), self.explained(kind))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON."""
-        figures = asdict(self)
+        names = {"heap": "others", "libraries": "code"}  # in the JSON that 0.1.0 gave
+        figures = {names.get(name, name): value for name, value in asdict(self).items()}
         for moment in ("now", "baseline"):
             del figures[moment]["ranges"]
         if self.pool:
@@ -256,15 +258,15 @@ class MemoryReport:
         return figures
 
     def __str__(self) -> str:
-        rows = [*self._part_rows(), *self._process_rows()]
+        rows = [*self._entry_rows(), *self._process_rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]).rstrip()
             for row in rows
         )
 
-    def _part_rows(self):
-        """(name, planned, reserved, in use, resident) of every part."""
+    def _entry_rows(self):
+        """(name, planned, reserved, in use, resident) of every entry."""
 
         def row(name, reserved, in_use, resident, *purposes):
             planned = [self.planned[purpose] for purpose in purposes if purpose in self.planned]
@@ -272,24 +274,24 @@ class MemoryReport:
             return name, *("" if size == "" else _shown(size) for size in sizes)
 
         yield "", "planned", "reserved", "in use", "resident"
-        total = sum(part.nbytes for part in self.files)
-        yield row("mapped files", total, "", _sum(p.resident for p in self.files), "files")
-        for part in self.files if len(self.files) > 1 else ():
-            yield row(f"  {part.name}", part.nbytes, "", part.resident)
+        total = sum(entry.nbytes for entry in self.files)
+        yield row("mapped files", total, "", _sum(e.resident for e in self.files), "files")
+        for entry in self.files if len(self.files) > 1 else ():
+            yield row(f"  {entry.name}", entry.nbytes, "", entry.resident)
         if self.pool is not None:
-            names = [part.name for part in self.purposes]
+            names = [entry.name for entry in self.purposes]
             figures = self.pool.reserved, self.pool.in_use, self.pool_resident
             name = f"pool (limit {format_bytes(self.pool.limit)})"
             yield row(name, *figures, *names)
-            for part in self.purposes:
-                used = "" if part.name == "free" else part.nbytes
-                yield row(f"  {part.name}", "", used, part.resident, part.name)
-        stacks = [(part.nbytes, part.resident) for part in self.stacks]
+            for entry in self.purposes:
+                used = "" if entry.name == "free" else entry.nbytes
+                yield row(f"  {entry.name}", "", used, entry.resident, entry.name)
+        stacks = [(entry.nbytes, entry.resident) for entry in self.stacks]
         reserved, resident = (_sum(sizes) for sizes in zip((0, 0), *stacks, strict=True))
         yield row(f"thread stacks ({len(stacks)})", reserved, "", resident, "threads")
-        for part in self.others:
-            yield row(part.name, "", "", part.resident, part.name)
-        yield row("libraries", "", "", self.code, "libraries")
+        for entry in self.heap:
+            yield row(entry.name, "", "", entry.resident, entry.name)
+        yield row("libraries", "", "", self.libraries, "libraries")
         yield row("all of these", "", "", self.explained(), *self.planned)
 
     def _process_rows(self):
@@ -321,27 +323,39 @@ def _count(n):
 def measure(
     mappings: Iterable[tuple[str | os.PathLike[str], int, int]] = (),
     pool: Pool | None = None,
-    others: Iterable[tuple[str, int]] = (),
+    heap: Iterable[tuple[str, int]] = (),
     planned: dict[str, int] | None = None,
     baseline: Usage | None = None,
 ) -> MemoryReport:
     """The MemoryReport of this moment.
 
-    mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; others: (name,
-    resident bytes) that the caller measured; planned: {purpose: bytes}.
+    mappings: (path, address, nbytes) of every mapped file; pool: a Pool or None; heap: (name,
+    resident bytes) that the caller measured; planned: {purpose: bytes}; baseline: a Usage, None for
+    that of the import.
     """
     baseline = baseline or BASELINE
     now = usage()
-    files = [Part(os.path.basename(path), nbytes, resident_bytes(address, nbytes, is_file=True))
-             for path, address, nbytes in mappings]  # fmt: skip
-    stats = pool.stats() if pool is not None else None
-    pool_resident, purposes = _pool_parts(pool) if pool is not None else (None, [])
-    stacks = [Part(name, nbytes, resident_bytes(address, nbytes, is_file=False))
-              for name, address, nbytes in thread_stacks(now.ranges, THREADS)]  # fmt: skip
-    code = _minus(now.code(mappings), baseline.code())
-    others = [Part(name, nbytes, nbytes) for name, nbytes in others]
-    return MemoryReport(files, stats, pool_resident, purposes, stacks, others, code, now, baseline,
-                        planned or {})  # fmt: skip
+    files = [
+        Entry(os.path.basename(path), nbytes, resident_bytes(address, nbytes, is_file=True))
+        for path, address, nbytes in mappings
+    ]
+    pool_resident, purposes = _pool_entries(pool) if pool is not None else (None, [])
+    stacks = [
+        Entry(name, nbytes, resident_bytes(address, nbytes, is_file=False))
+        for name, address, nbytes in thread_stacks(now.ranges, THREADS)
+    ]
+    return MemoryReport(
+        files=files,
+        pool=pool.stats() if pool is not None else None,
+        pool_resident=pool_resident,
+        purposes=purposes,
+        stacks=stacks,
+        heap=[Entry(name, nbytes, nbytes) for name, nbytes in heap],
+        libraries=_minus(now.libraries(mappings), baseline.libraries()),
+        now=now,
+        baseline=baseline,
+        planned=planned or {},
+    )
 
 
 BASELINE, THREADS = usage(), threads()

@@ -2,7 +2,7 @@
 
 Reading a mapped page that its file no longer has is a bus error, which ends the process. Checking
 the size first is a race. Here the signal's handler puts pages of zeros where the file was, inside
-guarded ranges only, and notes which range it was; lost() tells, after the work is done.
+guarded ranges only, and notes which range it was; n_truncated() tells, after the work is done.
 """
 import os
 
@@ -12,10 +12,10 @@ cdef extern from *:
     """
     #if defined(_WIN32)
     #define BITNET_GUARDS 0
-    static long bitnet_lost;
+    static long bitnet_truncated;
     static int bitnet_guard(char* begin, size_t n, size_t page) { return -1; }
     static void bitnet_release(int i) {}
-    static int bitnet_is_lost(int i) { return 0; }
+    static int bitnet_is_truncated(int i) { return 0; }
     static int bitnet_lock(char* begin, size_t n) { return -1; }
     static int bitnet_unlock(char* begin, size_t n) { return -1; }
     static int bitnet_willneed(char* begin, size_t n) { return -1; }
@@ -33,7 +33,7 @@ cdef extern from *:
     /* begin is set last and cleared first: the handler may run in any thread at any time. */
     static struct { char* volatile begin; char* end; volatile int is_truncated; }
         bitnet_ranges[BITNET_GUARDS];
-    static volatile long bitnet_lost;
+    static volatile long bitnet_truncated;
     static size_t bitnet_page;
     static int bitnet_n_ranges;
     static struct sigaction bitnet_previous;
@@ -47,7 +47,7 @@ cdef extern from *:
             if (mmap(page, bitnet_page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
                     != MAP_FAILED) {
                 bitnet_ranges[i].is_truncated = 1;
-                bitnet_lost++;
+                bitnet_truncated++;
                 return;             /* the read is tried again, and finds zeros */
             }
         }
@@ -79,7 +79,7 @@ cdef extern from *:
         return i;
     }
     static void bitnet_release(int i) { bitnet_ranges[i].begin = NULL; }
-    static int bitnet_is_lost(int i) { return bitnet_ranges[i].is_truncated; }
+    static int bitnet_is_truncated(int i) { return bitnet_ranges[i].is_truncated; }
     static int bitnet_lock(char* begin, size_t n) { return mlock(begin, n); }
     static int bitnet_unlock(char* begin, size_t n) { return munlock(begin, n); }
     static int bitnet_willneed(char* begin, size_t n) { return madvise(begin, n, MADV_WILLNEED); }
@@ -92,18 +92,15 @@ cdef extern from *:
     #endif
     """
     enum: BITNET_GUARDS
-    long bitnet_lost
+    long bitnet_truncated
     int bitnet_guard(char* begin, size_t n, size_t page)
     void bitnet_release(int i)
-    int bitnet_is_lost(int i)
+    int bitnet_is_truncated(int i)
     int bitnet_lock(char* begin, size_t n)
     int bitnet_unlock(char* begin, size_t n)
     int bitnet_willneed(char* begin, size_t n)
     int bitnet_dontneed(char* begin, size_t n)
     int bitnet_huge_pages(char* begin, size_t n)
-
-cdef enum:
-    HUGE_PAGE = 2 << 20
 
 cdef size_t page_size = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -123,13 +120,13 @@ def release(int number):
 
 
 def n_truncated():
-    """How many pages of guarded ranges have been lost so far: cheap enough for every step."""
-    return bitnet_lost
+    """Pages of guarded ranges that their files have lost so far: cheap enough for every step."""
+    return bitnet_truncated
 
 
 def is_truncated(int number):
     """Whether the file of this range has lost pages that were read."""
-    return number >= 0 and bool(bitnet_is_lost(number))
+    return number >= 0 and bool(bitnet_is_truncated(number))
 
 
 cdef pages(size_t address, size_t n_bytes):

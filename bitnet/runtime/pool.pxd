@@ -1,7 +1,7 @@
-# The memory pool: everything writable that the engine owns is a piece of a few large blocks of
+# The memory pool: everything writable that the engine owns is allocated in a few large arenas of
 # addresses, and every byte of it has a named purpose.
 #
-#   Pool -- Heap -- Block -- Chunk, Chunk, ... (pieces in address order, free or in use)
+#   Pool -- Heap -- Arena -- Chunk, Chunk, ... (in address order, free or in use)
 #                     |        |
 #                     |      Allocation (Python object), freed with its last reference
 #                     |
@@ -9,49 +9,53 @@
 #
 # Addresses cost nothing, so what is counted and held under the limit (`reserved`) is the memory
 # behind them. It is taken and returned by granules: huge pages of 2 MiB, or the OS's pages where a
-# huge page is broken. A granule is committed when a piece of it is handed out. Free ones stay so,
+# huge page is broken. A granule is committed when a part of it is allocated. Free ones stay so,
 # to be used again, up to a 16th of what is in use; beyond that the largest free chunks go back to
 # the OS, and where that is not enough, huge pages are broken to return the free pages in them. So
 # holes cost addresses and hardly any memory, and the pool is exhausted when the limit is.
 #
-# Chunks are described outside the blocks (malloc): free memory is never touched, and an overrun
+# Chunks are described outside the arenas (malloc): free memory is never touched, and an overrun
 # cannot damage the allocator.
 
 from libc.stdint cimport uint32_t, uint64_t
+
+from .mmap cimport HUGE_PAGE
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
 
-cdef enum:
-    ALIGN = 64                      # every address and size is a multiple: a cache line
-    BLOCK = 16 << 20                # bytes of addresses, unless it is one large chunk
-    N_HUGE = 8                      # huge pages of 2 MiB in them
-    N_WORDS = 8                     # 64 free lists each: classes of up to a whole block
+cpdef enum:
+    ALIGN = 64                      # bytes; every address and size is a multiple: a cache line
 
-cdef struct Block
+cdef enum:
+    ARENA_BYTES = 16 << 20          # of addresses, unless an arena is one large chunk
+    N_HUGE = 8                      # huge pages in them: ARENA_BYTES / HUGE_PAGE
+    N_WORDS = 8                     # of 64 free lists each: classes of up to a whole arena
+
+cdef struct Arena
 
 cdef struct Chunk:
     char* data
     size_t size                     # bytes, a multiple of ALIGN
     char** owner                    # the Allocation's data field; NULL while the chunk is free
-    Chunk* before                   # neighbours in address order, NULL at the ends of the block
+    Chunk* before                   # neighbours in address order, NULL at the ends of the arena
     Chunk* after
     Chunk* previous                 # neighbours in the free list of its class, while free
     Chunk* next
-    Block* block
+    Arena* arena
     bint is_dirty                   # while free: may hold committed granules
     Py_ssize_t purpose              # while in use: index into the pool's purposes
 
-cdef struct Block:
-    Chunk first                     # at the lowest address; lives as long as the block
+cdef struct Arena:
+    Chunk first                     # at the lowest address; lives as long as the arena
     size_t size                     # bytes of addresses
     size_t committed                # bytes of memory
     uint64_t* pages                 # a bit each: committed; NULL where one large chunk is all
     uint64_t broken                 # a bit for each huge page: it is committed by small pages
-    uint32_t in_use[N_HUGE]         # bytes handed out of each huge page
-    Block* previous
-    Block* next
+    uint32_t in_use[N_HUGE]         # bytes of each huge page that are allocated
+    Arena* previous
+    Arena* next
 
 cdef struct FreeLists:
     uint64_t words                  # bit w: lists[w] has a bit set
@@ -60,15 +64,15 @@ cdef struct FreeLists:
 
 cdef struct Heap:
     size_t limit                    # of `reserved`
-    size_t reserved                 # bytes committed, of all blocks
-    size_t in_use                   # bytes of all chunks handed out
+    size_t reserved                 # bytes committed, of all arenas
+    size_t in_use                   # bytes of all allocated chunks
     size_t peak                     # the most `in_use` has been
-    size_t n_in_use                 # chunks handed out
-    size_t n_made                   # chunks ever handed out
+    size_t n_in_use                 # allocated chunks
+    size_t n_made                   # chunks ever allocated
     size_t page                     # bytes of an OS page
     int os_error                    # errno of what failed, 0 when the limit was the reason
-    Block* blocks
-    Block* spare                    # the one wholly free block that is kept, or NULL
+    Arena* arenas
+    Arena* spare                    # the one wholly free arena that is kept, or NULL
     FreeLists free[2]               # of chunks that are not dirty, and that are
 
 cdef struct Purpose:
@@ -108,8 +112,8 @@ cdef class Pool:
     cdef dict indices               # {purpose: index into purposes}
 
     cpdef Allocation allocate(self, n_bytes, str purpose, bint prefault=*)
-    cdef Outcome hand_out(self, Allocation allocation, int* os_error) noexcept
-    cdef Outcome give_back(self, Allocation allocation) noexcept
+    cdef Outcome alloc(self, Allocation allocation, int* os_error) noexcept
+    cdef Outcome dealloc(self, Allocation allocation) noexcept
     cdef bint count_view(self, Allocation allocation, int change) noexcept
     cdef size_t read(self, size_t* figure) noexcept
     cdef Py_ssize_t index_of(self, str purpose) except -1

@@ -26,9 +26,9 @@ cdef extern from "<unistd.h>" nogil:
     enum: _SC_PAGESIZE
     long sysconf(int name)
 
-cdef size_t MOST = 1 << 48          # bytes: what 48-bit addresses reach
+cdef size_t MAX_BYTES = 1 << 48     # what 48-bit addresses reach
 cdef size_t NO_QUOTA = <size_t>-1
-MAX_LIMIT = MOST
+MAX_LIMIT = MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ cdef class Allocation:
 
     def __dealloc__(self):
         if self.pool is not None:
-            self.pool.give_back(self)
+            self.pool.dealloc(self)
 
     def __repr__(self):
         state = "freed" if self.data is NULL else f"at {<uintptr_t>self.data:#x}"
@@ -98,7 +98,7 @@ cdef class Allocation:
 
     def free(self):
         """Give the bytes back now: ValueError if they already are, BufferError with live views."""
-        cdef Outcome outcome = ALREADY_FREED if self.pool is None else self.pool.give_back(self)
+        cdef Outcome outcome = ALREADY_FREED if self.pool is None else self.pool.dealloc(self)
         if outcome == ALREADY_FREED:
             raise ValueError(f"the allocation for {self.purpose!r} is freed already")
         if outcome == HAS_VIEWS:
@@ -152,17 +152,17 @@ cdef class Pool:
         n_bytes = PyNumber_Index(n_bytes)
         if n_bytes < 1:
             raise ValueError(f"n_bytes: {n_bytes} for {purpose!r} (at least 1)")
-        if n_bytes > MOST:
+        if n_bytes > MAX_BYTES:
             raise self.exhausted(n_bytes, purpose, 0)
         allocation = Allocation.__new__(Allocation)
         allocation.size = n_bytes
         allocation.purpose = purpose
         allocation.purpose_index = -1
         allocation.pool = self
-        outcome = self.hand_out(allocation, &os_error)
+        outcome = self.alloc(allocation, &os_error)
         if outcome == NEW_PURPOSE:
             allocation.purpose_index = self.index_of(purpose)
-            outcome = self.hand_out(allocation, &os_error)
+            outcome = self.alloc(allocation, &os_error)
         if outcome == CLOSED:
             raise ValueError("the pool is closed")
         if outcome != DONE:
@@ -238,7 +238,7 @@ cdef class Pool:
         return self.read(&self.heap.peak)
 
     def stats(self):
-        """PoolStats of this moment; looks at every piece of the pool."""
+        """PoolStats of this moment; looks at every chunk of the pool."""
         cdef Heap now
         cdef Purpose* purposes
         cdef Py_ssize_t n_purposes
@@ -275,52 +275,52 @@ cdef class Pool:
         pthread_mutex_unlock(&self.mutex)
         return n_bytes
 
-    def ranges(self):
+    def arenas(self):
         """[(address, nbytes)] of the addresses that the pool has mapped, in order.
 
         What is not reserved of them has no memory behind it.
         """
-        cdef Block* block
+        cdef Arena* arena
         cdef size_t* pairs
-        cdef Py_ssize_t i, n_blocks = 0
+        cdef Py_ssize_t i, n_arenas = 0
         pthread_mutex_lock(&self.mutex)
-        block = self.heap.blocks
-        while block is not NULL:
-            n_blocks += 1
-            block = block.next
-        pairs = <size_t*>malloc((2 * n_blocks + 1) * sizeof(size_t))
+        arena = self.heap.arenas
+        while arena is not NULL:
+            n_arenas += 1
+            arena = arena.next
+        pairs = <size_t*>malloc((2 * n_arenas + 1) * sizeof(size_t))
         if pairs is not NULL:
-            block = self.heap.blocks
-            for i in range(n_blocks):
-                pairs[2 * i] = <uintptr_t>block.first.data
-                pairs[2 * i + 1] = block.size
-                block = block.next
+            arena = self.heap.arenas
+            for i in range(n_arenas):
+                pairs[2 * i] = <uintptr_t>arena.first.data
+                pairs[2 * i + 1] = arena.size
+                arena = arena.next
         pthread_mutex_unlock(&self.mutex)
         if pairs is NULL:
-            raise MemoryError("no memory for the list of the pool's blocks")
+            raise MemoryError("no memory for the list of the pool's arenas")
         try:
-            return sorted((pairs[2 * i], pairs[2 * i + 1]) for i in range(n_blocks))
+            return sorted((pairs[2 * i], pairs[2 * i + 1]) for i in range(n_arenas))
         finally:
             free(pairs)
 
-    def pieces(self):
-        """[(address, nbytes, purpose)] of all that ranges() has, purpose None where it is free."""
+    def allocations(self):
+        """[(address, nbytes, purpose)] of all that arenas() has, purpose None where it is free."""
         cdef size_t n, i
         pthread_mutex_lock(&self.mutex)
         n = list_chunks(&self.heap, NULL)
-        cdef Chunk* found = <Chunk*>malloc((n + 1) * sizeof(Chunk))
-        if found is not NULL:
-            list_chunks(&self.heap, found)
+        cdef Chunk* chunks = <Chunk*>malloc((n + 1) * sizeof(Chunk))
+        if chunks is not NULL:
+            list_chunks(&self.heap, chunks)
         pthread_mutex_unlock(&self.mutex)
-        if found is NULL:
-            raise MemoryError("no memory for the list of the pool's pieces")
+        if chunks is NULL:
+            raise MemoryError("no memory for the list of the pool's allocations")
         names = {index: name for name, index in self.indices.copy().items()}
         try:
-            return sorted([(<uintptr_t>found[i].data, found[i].size,
-                            None if found[i].owner is NULL else names[found[i].purpose])
-                           for i in range(n)], key=lambda piece: piece[0])
+            return sorted([(<uintptr_t>chunks[i].data, chunks[i].size,
+                            None if chunks[i].owner is NULL else names[chunks[i].purpose])
+                           for i in range(n)], key=lambda chunk: chunk[0])
         finally:
-            free(found)
+            free(chunks)
 
     def close(self):
         """Return everything to the operating system; every Allocation is freed. May be repeated.
@@ -342,7 +342,7 @@ cdef class Pool:
             names = [name for name, i in self.indices.copy().items() if i == viewed]
             raise BufferError(f"views of the pool's memory for {names[0]!r} are alive")
 
-    cdef Outcome hand_out(self, Allocation allocation, int* os_error) noexcept:
+    cdef Outcome alloc(self, Allocation allocation, int* os_error) noexcept:
         """Fill in a new Allocation, or say why not."""
         cdef Outcome outcome = CLOSED
         cdef Py_ssize_t i = allocation.purpose_index
@@ -360,7 +360,7 @@ cdef class Pool:
             outcome = OVER_QUOTA
             if round_up(allocation.size, ALIGN) <= purpose.quota - purpose.in_use:
                 outcome = NO_MEMORY
-                allocation.chunk = take(&self.heap, allocation.size, &allocation.data)
+                allocation.chunk = heap_alloc(&self.heap, allocation.size, &allocation.data)
                 os_error[0] = self.heap.os_error
             if allocation.data is not NULL:
                 outcome = DONE
@@ -371,7 +371,7 @@ cdef class Pool:
         pthread_mutex_unlock(&self.mutex)
         return outcome
 
-    cdef Outcome give_back(self, Allocation allocation) noexcept:
+    cdef Outcome dealloc(self, Allocation allocation) noexcept:
         """Free an Allocation, or say why not."""
         cdef Outcome outcome = ALREADY_FREED
         cdef Purpose* purpose
@@ -383,7 +383,7 @@ cdef class Pool:
             purpose = &self.purposes[allocation.purpose_index]
             purpose.count -= 1
             purpose.in_use -= allocation.chunk.size
-            give(&self.heap, allocation.chunk)
+            heap_dealloc(&self.heap, allocation.chunk)
         pthread_mutex_unlock(&self.mutex)
         return outcome
 

@@ -1,6 +1,8 @@
 """Errors in OpenAI's shape, and which of ours becomes which."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -14,12 +16,20 @@ _AT = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 class ApiError(Exception):
     """An answer other than 200. param: the field at fault. headers: extra ones of the answer."""
 
-    def __init__(self, status, message, *, param=None, code=None, headers=None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = headers or {}
 
-    def body(self):
+    def body(self) -> dict[str, Any]:
         """{"error": {...}}."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         if self.status == 429:
@@ -27,32 +37,41 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self):
+    def response(self) -> "JSON":
+        """The error as an HTTP response."""
         return JSON(self.body(), self.status, self.headers)
 
 
+class ClientGone(Exception):
+    """The client left, or does not take what is sent."""
+
+
 class JSON(Response):
+    """A response of JSON, written by msgspec."""
+
     media_type = "application/json"
 
-    def __init__(self, content, status=200, headers=None):
+    def __init__(
+        self, content: object, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(content, status, headers)
 
-    def render(self, content):
+    def render(self, content: object) -> bytes:
         return msgspec.json.encode(content)
 
 
-def overloaded(message, seconds):
+def overloaded(message: str, seconds: int) -> ApiError:
     """429, with the time after which another try makes sense."""
     headers = {"retry-after": str(seconds)}
     return ApiError(429, message, code="queue_full", headers=headers)
 
 
-def unavailable(message):
+def unavailable(message: str) -> ApiError:
     """503: not the request's fault, and it may pass."""
     return ApiError(503, message, code="unavailable", headers={"retry-after": "5"})
 
 
-def of_exception(error, param=None):
+def of_exception(error: BaseException, param: str | None = None) -> ApiError | None:
     """The ApiError of what the engine or a check raised; None for what is a mistake of ours.
 
     param: the field at fault where the error does not name one.
@@ -72,7 +91,7 @@ def of_exception(error, param=None):
     return None
 
 
-def of_json(error):
+def of_json(error: Exception) -> ApiError:
     """The ApiError of JSON that msgspec refused."""
     if isinstance(error, RecursionError):
         return ApiError(400, "the body is nested too deeply")

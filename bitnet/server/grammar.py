@@ -4,22 +4,29 @@ Needs the extra `grammar` (llguidance). Whatever goes wrong is an error: no text
 without the constraint that was asked for.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from ..api.model import Model
 from .errors import ApiError
+from .schema import JSONSchema
+from .tools import Tools
 
 EXTRA = "pip install 'bitnet-engine[grammar]'"
-MAX_SCHEMA_BYTES = 64 << 10
+MAX_SCHEMA_BYTES = 64 << 10  # characters: others wait while one is compiled
 # No free white space, which a model could write for ever; the last one wins over the schema's own.
 STYLE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
 }  # fmt: skip
-_LIMITS = {
-    "initial_lexer_fuel": 1_000_000,  # 20 ms
-    "step_lexer_fuel": 200_000,  # 14 ms
-    "max_lexer_states": 10_000,  # 20 MB
-    "max_grammar_size": 100_000,
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,  # llguidance's unit of work: 20 ms, when a grammar is compiled
+    "step_lexer_fuel": 200_000,  # the same: 14 ms, for a token
+    "max_lexer_states": 10_000,  # states: 20 MB
+    "max_grammar_size": 100_000,  # symbols of its rules
     "verbose_errors": False,
 }  # fmt: skip
 
@@ -27,10 +34,11 @@ _LIMITS = {
 class Grammars:
     """Compiles schemas for the vocabulary of one model; used in one thread."""
 
-    def __init__(self, model):
-        self._model, self._tokenizer = model, None
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tokenizer: Any = None  # llguidance's, made when it is first needed
 
-    def of_schema(self, schema, field):
+    def of_schema(self, schema: JSONSchema, field: str) -> "Callable[[], Constraint]":
         """A function that makes a Constraint for each choice. ApiError for a schema it cannot.
 
         field: of the request, which errors name.
@@ -38,11 +46,13 @@ class Grammars:
         text = msgspec.json.encode(schema).decode()
         return self._compile("grammar_from_json_schema", text, field, overrides=STYLE)
 
-    def of_tools(self, tools, schema):
+    def of_tools(self, tools: Tools, schema: JSONSchema | None) -> "Callable[[], Constraint]":
         """The same for calls of a tools.Tools; schema: of another reply, None for any text."""
         return self._compile("grammar_from_lark", tools.grammar(STYLE, schema), "tools")
 
-    def _compile(self, maker, text, field, **options):
+    def _compile(
+        self, maker: str, text: str, field: str, **options: Any
+    ) -> "Callable[[], Constraint]":
         try:
             import llguidance
         except ImportError:
@@ -63,43 +73,44 @@ class Grammars:
         return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size, field)
 
 
-def _first_line(error):
+def _first_line(error: object) -> str:
     return str(error).partition("\n")[0]  # then comes the grammar
 
 
 class Constraint:
     """Where one sequence is in its grammar."""
 
-    def __init__(self, matcher, vocab_size, field):
+    def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
         self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
         self._bits = np.zeros(-(-vocab_size // 32), np.int32)
 
-    def allowed(self):
+    def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, bool (vocab,). ValueError if the grammar is too complex."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._vocab_size].astype(bool)
 
-    def accept(self, token_id):
+    def accept(self, token_id: int) -> None:
         """A token that was chosen."""
         self._matcher.consume_token(token_id)
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
         if self._matcher.is_error():
             raise ValueError(f"{self._field}: {self._matcher.get_error()}")
 
 
-class _Words:
+class _Vocabulary:
     """What llguidance asks of a tokenizer: the bytes of every token, and which are special."""
 
     bos_token_id = None
 
-    def __init__(self, model):
+    def __init__(self, model: Model) -> None:
         self._encode = model.tokenizer.encode
         self.eos_token_id = _end_tokens(model)[0]
-        self.tokens, self.special_token_ids = [], []
+        self.tokens: list[bytes] = []
+        self.special_token_ids: list[int] = []
         for token_id in range(model.config.vocab_size):
             data = model.tokenizer.token_bytes(token_id)
             if not data:  # special, or no token at all: never a part of a text
@@ -107,20 +118,20 @@ class _Words:
                 data = b"<special %d>" % token_id
             self.tokens.append(data)
 
-    def __call__(self, text):
+    def __call__(self, text: str | bytes) -> list[int]:
         text = text.decode() if isinstance(text, bytes) else text
         return self._encode(text, add_bos=False)
 
 
-def _tokenizer(model, field):
+def _tokenizer(model: Model, field: str) -> Any:
     import llguidance
 
     ends = _end_tokens(model)
     if not ends:
         raise ApiError(400, f"{field}: the model has no end token", param=field)
-    words, size = llguidance.TokenizerWrapper(_Words(model)), model.config.vocab_size
-    return llguidance.LLTokenizer(words, n_vocab=size, eos_token=ends)
+    wrapper, size = llguidance.TokenizerWrapper(_Vocabulary(model)), model.config.vocab_size
+    return llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
 
 
-def _end_tokens(model):
+def _end_tokens(model: Model) -> list[int]:
     return sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})

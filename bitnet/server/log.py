@@ -7,7 +7,7 @@ import traceback
 log = logging.getLogger("bitnet.server")
 
 
-def set_up():
+def set_up() -> None:
     """One line an event on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -17,7 +17,7 @@ def set_up():
     log.setLevel(logging.INFO)
 
 
-def log_mistake(error):
+def log_mistake(error: BaseException) -> None:
     """Where an unforeseen error happened; not its message, which could quote a request."""
     trace = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in reversed(trace[-6:]))

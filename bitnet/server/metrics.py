@@ -1,21 +1,29 @@
 """Counters in Prometheus's text format: numbers only, nothing of a prompt."""
 
 from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any
 
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+from ..runtime.pool import PoolStats
+from .worker import Generation, Worker
+
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # seconds: two in a decade
 
 
 class Histogram:
-    def __init__(self):
-        self._counts, self._sum = [0] * (len(SECONDS) + 1), 0.0
+    """How many times fell below each of BUCKETS, as Prometheus counts."""
 
-    def add(self, seconds):
-        self._counts[bisect_left(SECONDS, seconds)] += 1
+    def __init__(self) -> None:
+        self._counts, self._sum = [0] * (len(BUCKETS) + 1), 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._sum += seconds
 
-    def lines(self, name):
+    def lines(self, name: str) -> Iterator[str]:
+        """The lines of /metrics."""
         total = 0
-        for bound, n in zip((*SECONDS, "+Inf"), self._counts, strict=True):
+        for bound, n in zip((*BUCKETS, "+Inf"), self._counts, strict=True):
             total += n
             yield f'{name}_bucket{{le="{bound}"}} {total}'
         yield f"{name}_sum {self._sum:.6f}"
@@ -23,18 +31,19 @@ class Histogram:
 
 
 class Metrics:
-    """Of one server; used in the event loop only."""
+    """The counters of one server; used in the event loop only."""
 
-    def __init__(self):
-        self.requests = {}  # (route, status) -> how many
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int], int] = {}  # (route, status) -> how many
         self.tokens = {"prompt": 0, "cached": 0, "generated": 0}
         self.first_token, self.duration = Histogram(), Histogram()
         self.cancelled = 0
 
-    def count(self, route, status):
+    def count(self, route: str, status: int) -> None:
+        """A request that was answered, or dropped with status 0."""
         self.requests[route, status] = self.requests.get((route, status), 0) + 1
 
-    def finish(self, usage, generation):
+    def finish(self, usage: dict[str, Any], generation: Generation) -> None:
         """A generation that was completed, with its usage."""
         self.tokens["prompt"] += usage["prompt_tokens"]
         self.tokens["cached"] += usage["prompt_tokens_details"]["cached_tokens"]
@@ -42,8 +51,8 @@ class Metrics:
         self.first_token.add(generation.first)
         self.duration.add(generation.ended)
 
-    def text(self, worker, pool):
-        """The page. pool: memory.PoolStats."""
+    def text(self, worker: Worker, pool: PoolStats) -> str:
+        """What /metrics shows. pool: runtime.pool.PoolStats."""
         lines = ["# TYPE bitnet_requests_total counter"]
         for (route, status), n in sorted(self.requests.items()):
             lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')

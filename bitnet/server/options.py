@@ -3,10 +3,10 @@
 import ipaddress
 from dataclasses import dataclass
 
-KEY_LENGTH = 8
+MIN_KEY_LENGTH = 8  # characters: shorter keys can be tried out over a network
 
 
-def is_loopback(host):
+def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
@@ -39,9 +39,9 @@ class Options:
     read_seconds: float = 20.0
     write_seconds: float = 20.0
 
-    def __post_init__(self):
-        if self.api_key is not None and len(self.api_key) < KEY_LENGTH:
-            raise ValueError(f"api key: too short (at least {KEY_LENGTH} characters)")
+    def __post_init__(self) -> None:
+        if self.api_key is not None and len(self.api_key) < MIN_KEY_LENGTH:
+            raise ValueError(f"api key: too short (at least {MIN_KEY_LENGTH} characters)")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("api key: not printable ASCII, which a header can carry")
         if self.api_key is None and not is_loopback(self.host):

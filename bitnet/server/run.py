@@ -6,26 +6,32 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..api.model import Model
 from .app import Application
 from .log import log, log_mistake, set_up
+from .options import Options
 from .worker import Worker
 
-MAX_CONNECTIONS = 512
-MAX_HEADER_BYTES = 16 << 10
-KEEP_ALIVE_SECONDS = 15
-SWITCH_SECONDS = 5e-4  # the event loop waits so long for the engine; Python's 5 ms are 20 steps
+MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
+MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
+KEEP_ALIVE_SECONDS = 15  # of a connection without a request
+SWITCH_SECONDS = (
+    5e-4  # the event loop waits so long for the model's thread; 5 ms are 20 steps of it
+)
 
 
-def run(load, options):
+def run(load: Callable[[], Model], options: Options) -> None:
     """See serve."""
     with _bound(options) as listener, load() as model:
         set_up()
         sys.setswitchinterval(SWITCH_SECONDS)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # Guard tells ours
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
         server = Server(_config(application, options), worker, application.model_name)
@@ -36,7 +42,7 @@ def run(load, options):
     log.info("ended")
 
 
-def _bound(options):
+def _bound(options: Options) -> socket.socket:
     """A socket that holds the address, so that nothing is loaded in vain; it does not listen."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -51,7 +57,7 @@ def _bound(options):
     return listener
 
 
-def _config(application, options):
+def _config(application: Application, options: Options) -> uvicorn.Config:
     class Protocol(BoundedProtocol):
         header_seconds = options.read_seconds
 
@@ -66,7 +72,7 @@ def _config(application, options):
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=options.drain_seconds,
+        timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]  # floats work
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
 
@@ -75,37 +81,37 @@ class BoundedProtocol(H11Protocol):
     """Closes connections beyond a number, and those whose headers do not come in time."""
 
     header_seconds = 20.0
-    _deadline = None
+    _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}  # for Guard, to abort it
+        self.app_state = {**self.app_state, "transport": transport}  # for AccessPolicy, to abort it
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         self._await_headers()
 
-    def data_received(self, data):
+    def data_received(self, data: bytes) -> None:
         self._await_headers()
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
 
-    def connection_lost(self, exc):
+    def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _await_headers(self):
+    def _await_headers(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
         if self._deadline is None and idle:
             self._deadline = self.loop.call_later(self.header_seconds, self.transport.abort)
 
-    def _stop_waiting(self):
+    def _stop_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
 
-def _log_unhandled(loop, context):
+def _log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """asyncio's own handler would log the error's message, which could quote a request."""
     if (error := context.get("exception")) is not None:
         log_mistake(error)
@@ -114,26 +120,27 @@ def _log_unhandled(loop, context):
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
-    def __init__(self, config, worker, model_name):
+    def __init__(self, config: uvicorn.Config, worker: Worker, model_name: str) -> None:
         super().__init__(config)
         self._worker, self._model_name = worker, model_name
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_unhandled)
         self._worker.begin()
         await super().startup(sockets)
-        host, port = sockets[0].getsockname()[:2]
-        where = f"[{host}]" if ":" in host else host
-        log.info("serving %s on http://%s:%d", self._model_name, where, port)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            log.info("serving %s on http://%s:%d", self._model_name, where, port)
 
     @contextlib.contextmanager
-    def capture_signals(self):
+    def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         yield
 
-    def _on_signal(self):
+    def _on_signal(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = self._worker.is_draining = True
         log.info("ending at once" if self.force_exit else "draining")

@@ -4,25 +4,26 @@ Fields that change nothing are ignored, known ones that this server cannot honou
 their value asks for nothing, and unknown ones are refused.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..generation.sampling import SAMPLING_FIELDS, SamplingField
 from .errors import ApiError, of_json
 
-MAX_BODY = 4 << 20  # bytes
-MAX_BODIES = 64 << 20  # bytes of those that are being read
+MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
+MAX_BODIES = 64 << 20  # bytes of all bodies that are being read: 16 of the largest
 MAX_N = 16  # choices of a request
-MAX_PROMPTS = 16
-MAX_MESSAGES = 4096
-MAX_INPUTS = 256  # texts to embed
-MAX_TOOLS = 128
-MAX_DESCRIPTION = 4096  # characters
-MAX_TOKENS_LISTED = 1 << 17
-MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 16  # prompts of a request for completions
+MAX_MESSAGES = 4096  # messages of a conversation
+MAX_INPUTS = 256  # texts to embed in a request
+MAX_TOOLS = 128  # functions of a request: OpenAI's limit
+MAX_DESCRIPTION = 4096  # characters of a function's description
+MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
+MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
-_I64 = {"ge": -(2**63), "le": 2**63 - 1}
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
@@ -30,14 +31,17 @@ StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
-# Of OpenAI's fields: those that do not touch the result of this request
+# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, and many clients
+# write a top_k of -1 for "all".
+OWN_BOUNDS = {"seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}}
+
+# Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
     "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user",
 }  # fmt: skip
-# and those that are not supported, with the values that ask for nothing, beside null
+# Fields that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
     "audio": (), "background": (False,), "best_of": (1,), "chat_template": (),
     "chat_template_kwargs": ({},), "conversation": (), "echo": (False,),
@@ -50,28 +54,33 @@ REFUSED = {
 }  # fmt: skip
 
 
+JSONSchema = dict[str, Any] | bool
+
+
 class TextFormat(Struct, tag_field="type", tag="text"):
-    schema = None
+    @property
+    def schema(self) -> JSONSchema | None:
+        return None
 
 
 class ObjectFormat(Struct, tag_field="type", tag="json_object"):
     @property
-    def schema(self):
+    def schema(self) -> JSONSchema | None:
         return {"type": "object"}
 
 
-class JSONSchema(Struct):
-    schema: dict[str, Any] | bool
+class NamedSchema(Struct):
+    schema: JSONSchema
     name: str | None = None
     description: str | None = None
     strict: bool | None = None  # always
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
-    json_schema: JSONSchema
+    json_schema: NamedSchema
 
     @property
-    def schema(self):
+    def schema(self) -> JSONSchema | None:
         return self.json_schema.schema
 
 
@@ -80,25 +89,36 @@ class StreamOptions(Struct):
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
 
 
-class Settings(Struct, kw_only=True):
-    """What everything that generates has in common."""
+def _within_bounds(field: SamplingField) -> Any:
+    """The type of a number, or null, within the bounds of a SamplingField."""
+    bounds: dict[str, Any] = {"ge" if field.lower_allowed else "gt": field.lower, "le": field.upper}
+    return Annotated[field.kind, Meta(**bounds | OWN_BOUNDS.get(field.name, {}))] | None
+
+
+class AnyRequest(Struct, kw_only=True):
+    """What all requests have in common."""
 
     model: str | None = None
+
+
+SamplingRequest: Any = msgspec.defstruct(
+    "SamplingRequest",
+    [(field.name, _within_bounds(field), None) for field in SAMPLING_FIELDS],
+    bases=(AnyRequest,),
+    kw_only=True,
+)
+
+
+class GenerationRequest(SamplingRequest, kw_only=True):  # type: ignore[misc, call-arg]
+    """What all requests that generate have in common, beside the numbers of Sampling."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopText | Stops | None = None
-    seed: Annotated[int, Meta(**_I64)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: Biases | None = None
 
 
-class Sampled(Settings, kw_only=True):
+class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-arg]
     """What chat and text completions have in common."""
 
     max_tokens: Count | None = None
@@ -119,11 +139,11 @@ class Function(Struct):
     strict: bool | None = None  # always
 
     @property
-    def schema(self):
-        """Of the arguments."""
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the arguments."""
         return self.parameters or {"type": "object", "additionalProperties": False}
 
-    def about(self):
+    def about(self) -> dict[str, Any]:
         """What a model is told."""
         return {"name": self.name, "description": self.description or "", "parameters": self.schema}
 
@@ -161,13 +181,13 @@ class Message(Struct):
     tool_call_id: CallId | None = None
     function_call: Any = None
 
-    def text(self, where):
+    def text(self, where: str) -> str:
         """The content as one text."""
         if self.content is None and not self.tool_calls:
             raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
         return _joined(self.content or "")
 
-    def as_dict(self, where):
+    def as_dict(self, where: str) -> dict[str, str]:
         """What a chat template takes, without calls."""
         if self.function_call:
             field = f"{where}.function_call"
@@ -182,7 +202,7 @@ class Message(Struct):
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class ChatRequest(Sampled):
+class ChatRequest(CompletionsRequest):
     messages: Messages
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_completion_tokens: Count | None = None
@@ -192,10 +212,10 @@ class ChatRequest(Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
-    format_field = "response_format"
+    format_field: ClassVar[str] = "response_format"
 
 
-class TextRequest(Sampled):
+class TextRequest(CompletionsRequest):
     prompt: (
         str
         | Annotated[
@@ -214,19 +234,19 @@ class OutputText(Struct, tag_field="type", tag="output_text"):
 
 
 class InputMessage(Struct):
-    """Of /v1/responses. type: of what OpenAI has beside messages, nothing is supported."""
+    """A message of /v1/responses. type: what OpenAI has beside messages is not supported."""
 
     role: str
     content: str | list[InputText | OutputText]
     type: Literal["message"] = "message"
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, str]:
         """What a chat template takes; templates call a developer system."""
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": _joined(self.content)}
 
 
-class FlatSchemaFormat(JSONSchema, tag_field="type", tag="json_schema"):
+class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
     pass
 
 
@@ -236,24 +256,25 @@ class TextOptions(Struct):
     format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
     verbosity: None = None
 
-    def shown(self):
-        """The format as a response tells it."""
+    def shown(self) -> Any:
+        """The format as a response repeats it."""
         return msgspec.to_builtins(self.format or TextFormat())
 
 
-class ResponsesRequest(Settings):
+class ResponsesRequest(GenerationRequest):
     input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextOptions | None = None
 
-    n, format_field = 1, "text.format"
+    n: ClassVar[int] = 1
+    format_field: ClassVar[str] = "text.format"
 
     @property
-    def response_format(self):
-        return self.text and self.text.format
+    def response_format(self) -> TextFormat | ObjectFormat | FlatSchemaFormat | None:
+        return None if self.text is None else self.text.format
 
-    def messages(self):
+    def messages(self) -> Iterator[dict[str, str]]:
         """What a chat template takes."""
         if self.instructions is not None:
             yield {"role": "system", "content": self.instructions}
@@ -263,37 +284,37 @@ class ResponsesRequest(Settings):
             yield from (message.as_dict() for message in self.input)
 
 
-class EmbeddingRequest(Struct):
+class EmbeddingRequest(AnyRequest):
     input: (
         str
         | Annotated[
             list[str | TokenId | TokenIds], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)
         ]
     )
-    model: str | None = None
     encoding_format: str | None = None
     dimensions: Count | None = None
 
 
-class TokenizeRequest(Struct):
-    model: str | None = None
+class TokenizeRequest(AnyRequest):
     prompt: str | UnsetType = UNSET
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
-class DetokenizeRequest(Struct):
+class DetokenizeRequest(AnyRequest):
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS_LISTED)]
-    model: str | None = None
 
 
-def _joined(content):
+def _joined(content: Any) -> str:
     """A message's content, a text or its parts, as one text."""
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def parse(body, kind):
+R = TypeVar("R", bound=AnyRequest)
+
+
+def parse(body: bytes, kind: type[R]) -> R:
     """A request of this kind from bytes of JSON. ApiError that names the field at fault."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -303,8 +324,8 @@ def parse(body, kind):
         raise of_json(error) from None
 
 
-def _check_others(names, fields):
-    for name in sorted(names - IGNORED):
+def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:
+    for name in sorted(set(names) - IGNORED):
         value = msgspec.json.decode(fields[name])
         if value is None:
             continue
@@ -314,15 +335,19 @@ def _check_others(names, fields):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
 
 
-def sequences(value, field, most):
-    """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids."""
+def sequences(value: str | list[Any], field: str, max_entries: int) -> list[str | list[int]]:
+    """[text or list of ids] from a text, a list of texts, ids, or a list of lists of ids.
+
+    ApiError, naming the field, for a mixture of these or more than max_entries.
+    """
     if isinstance(value, str):
         return [value]
-    kinds = {type(entry) for entry in value}
-    if kinds == {int}:
+    types = {type(entry) for entry in value}
+    if types == {int}:
         return [value]
-    if len(kinds) != 1:
+    if len(types) != 1:
         raise ApiError(400, f"{field}: texts and token ids are mixed", param=field)
-    if len(value) > most:
-        raise ApiError(400, f"{field}: {len(value)} entries (at most {most})", param=field)
+    if len(value) > max_entries:
+        message = f"{field}: {len(value)} entries (at most {max_entries})"
+        raise ApiError(400, message, param=field)
     return value

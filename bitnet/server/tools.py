@@ -1,4 +1,4 @@
-"""Function calls: how a model is told of tools, which grammar its calls follow, and their pieces.
+"""Function calls: how a model is told of tools, which grammar its calls follow, and their deltas.
 
 A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`, whatever the model; a
 constraint sees to it that nothing else begins with `<tool_call>` and that the arguments follow the
@@ -8,11 +8,14 @@ function's schema.
 import json
 import re
 import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from .errors import ApiError
+from .schema import Function, JSONSchema, Message
 
 BEGIN, END = "<tool_call>", "</tool_call>"
-MOST_CALLS = 16  # of a reply
+MAX_CALLS = 16  # calls of a reply, so that it ends
 ABOUT = (
     "You can call functions. To call one, answer with nothing but\n"
     f'{BEGIN}{{"name": NAME, "arguments": {{...}}}}{END}\n'
@@ -22,16 +25,19 @@ _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
 _HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head writes
 
 
-def head(name):
+def head(name: str) -> str:
     """A call's JSON up to its arguments. Names need no escapes: schema.FunctionName."""
     return f'{{"name": "{name}", "arguments": '
 
 
 class Tools:
-    """Of one request. functions: [schema.Function]. choice: "none", "auto", "required" or a
-    function's name. parallel: whether a reply may have several calls."""
+    """The functions of one request.
 
-    def __init__(self, functions, choice, parallel):
+    choice: "none", "auto", "required" or a function's name. parallel: whether a reply may have
+    several calls.
+    """
+
+    def __init__(self, functions: Sequence[Function], choice: str, parallel: bool) -> None:
         self._functions, self._choice, self._parallel = functions, choice, parallel
         names = [function.name for function in functions]
         for i, function in enumerate(functions):
@@ -46,20 +52,20 @@ class Tools:
             raise ApiError(400, message, param="tool_choice")
 
     @property
-    def may_call(self):
+    def may_call(self) -> bool:
+        """Whether a reply may have calls."""
         return self._choice != "none"
 
-    def tell(self, messages):
+    def tell(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """The messages with what a model has to know in the first of them, a system message."""
-        told = ABOUT + "\n".join(json.dumps(f.about(), ensure_ascii=False) for f in self._functions)
+        text = ABOUT + "\n".join(json.dumps(f.about(), ensure_ascii=False) for f in self._functions)
         messages = list(messages)
         if messages and messages[0]["role"] in ("system", "developer"):
             first = messages.pop(0)
-            told = f"{first['content']}\n\n{told}"
-            return [first | {"content": told}, *messages]
-        return [{"role": "system", "content": told}, *messages]
+            return [first | {"content": f"{first['content']}\n\n{text}"}, *messages]
+        return [{"role": "system", "content": text}, *messages]
 
-    def grammar(self, style, schema=None):
+    def grammar(self, style: Mapping[str, Any], schema: JSONSchema | None = None) -> str:
         """The grammar of a reply in llguidance's Lark.
 
         style: how JSON is written, see grammar.py. schema: of a reply that is no call.
@@ -67,29 +73,29 @@ class Tools:
         is_named = self._choice not in ("none", "auto", "required")
         functions = [f for f in self._functions if not is_named or f.name == self._choice]
         must_call = is_named or self._choice == "required"
-        most = MOST_CALLS if self._parallel and not is_named else 1
+        max_calls = MAX_CALLS if self._parallel and not is_named else 1
         rules = [
             "start: calls" if must_call else "start: text | calls",
-            f"calls: call{{1,{most}}}",
+            f"calls: call{{1,{max_calls}}}",
             f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in range(len(functions)))}) "{END}"',
         ]
         for i, function in enumerate(functions):
             begin = json.dumps(head(function.name))
             rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
-        if not must_call and schema is None:
-            rules += ["text: TEXT", _ANY_TEXT]
-        elif not must_call:
-            rules.append(f"text: {_json(schema, style)}")
+        if not must_call:
+            rules += (
+                ["text: TEXT", _ANY_TEXT] if schema is None else [f"text: {_json(schema, style)}"]
+            )
         return "\n".join(rules)
 
 
-def _closed(schema):
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """Where a schema only lists properties, no others are written: it is what its author means."""
     is_list = schema.keys() <= {"type", "properties", "required", "title", "description"}
     return schema | {"additionalProperties": False} if is_list else schema
 
 
-def _json(schema, style):
+def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     return f"%json {json.dumps(schema | {'x-guidance': style})}"
@@ -98,19 +104,20 @@ def _json(schema, style):
 class Calls:
     """The deltas of one choice: from its text, as it comes, content or calls."""
 
-    def __init__(self):
-        self._text, self._is_text = "", None  # what was not told yet; None: not known yet
+    def __init__(self) -> None:
+        self._text = ""  # that no delta has yet
+        self._is_text: bool | None = None  # whether the reply is text; None: not known yet
         self.n_calls = 0
         self._depth = 0  # of braces in the arguments; 0: not in them
         self._in_string = self._escaped = False
 
     @property
-    def are_whole(self):
+    def are_whole(self) -> bool:
         """Whether there are calls, and the last one has all of its arguments."""
         return self.n_calls > 0 and not self._depth
 
-    def push(self, text, is_last):
-        """Yield deltas: {"content": text} or {"tool_calls": [...]}."""
+    def push(self, text: str, is_last: bool) -> Iterator[dict[str, Any]]:
+        """Yield the deltas of more text: {"content": text} or {"tool_calls": [...]}."""
         self._text += text
         if self._is_text is None:
             begins = self._text.startswith(BEGIN)
@@ -124,26 +131,26 @@ class Calls:
             return
         while True:
             if not self._depth:
-                found = _HEAD.search(self._text)  # behind the end of the call before
-                if found is None or len(self._text) == found.end():
+                match = _HEAD.search(self._text)  # behind the end of the call before
+                if match is None or len(self._text) == match.end():
                     return
-                self._text, self._depth = self._text[found.end() + 1 :], 1  # its brace is told here
+                self._text, self._depth = self._text[match.end() + 1 :], 1  # without its brace
                 self.n_calls += 1
-                function = {"name": found[1], "arguments": ""}
-                about = {"id": "call_" + secrets.token_hex(12), "type": "function"}
+                function: dict[str, Any] = {"name": match[1], "arguments": ""}
+                about: dict[str, Any] = {"id": "call_" + secrets.token_hex(12), "type": "function"}
                 yield self._delta(about | {"function": function})
                 yield self._delta({"function": {"arguments": "{"}})
             end = self._end_of_arguments()
-            told, self._text = self._text[:end], self._text[end:]
-            if told:
-                yield self._delta({"function": {"arguments": told}})
+            arguments, self._text = self._text[:end], self._text[end:]
+            if arguments:
+                yield self._delta({"function": {"arguments": arguments}})
             if self._depth:
                 return
 
-    def _delta(self, call):
+    def _delta(self, call: dict[str, Any]) -> dict[str, Any]:
         return {"tool_calls": [{"index": self.n_calls - 1} | call]}
 
-    def _end_of_arguments(self):
+    def _end_of_arguments(self) -> int:
         """Where in the text the arguments end, or the text."""
         for i, character in enumerate(self._text):
             if self._in_string:
@@ -162,22 +169,23 @@ class Calls:
         return len(self._text)
 
 
-def history(messages):
+def history(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Plain messages for a template from schema.Messages with calls and results in them.
 
     Results that follow each other become one message of the user, as templates that want turns to
     alternate take it. ApiError for a result without its call.
     """
-    told, names, is_result = [], {}, False
+    plain: list[dict[str, str]] = []
+    names, is_result = {}, False
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if message.role != "tool":
             is_result = False
-            told.append(message.as_dict(where))
+            plain.append(message.as_dict(where))
             for call in message.tool_calls or ():
                 names[call.id] = call.function.name
                 written = head(call.function.name) + call.function.arguments + "}"
-                told[-1]["content"] += f"{BEGIN}{written}{END}"
+                plain[-1]["content"] += f"{BEGIN}{written}{END}"
             continue
         if message.tool_call_id not in names:
             field = f"{where}.tool_call_id"
@@ -186,8 +194,8 @@ def history(messages):
         result = {"name": names[message.tool_call_id], "content": message.text(where)}
         text = f"<tool_response>{json.dumps(result, ensure_ascii=False)}</tool_response>"
         if is_result:
-            told[-1]["content"] += "\n" + text
+            plain[-1]["content"] += "\n" + text
         else:
-            told.append({"role": "user", "content": text})
+            plain.append({"role": "user", "content": text})
         is_result = True
-    return told
+    return plain

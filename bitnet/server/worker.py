@@ -1,7 +1,7 @@
 """The one thread that runs the model, and generations as the event loop sees them.
 
-Everything that computes happens in the thread, a step of the engine at a time; requests, calls and
-cancellations come to it through a queue, pieces go back by call_soon_threadsafe.
+Everything that computes happens in the thread, a step of the scheduler at a time; requests, calls
+and cancellations come to it through a queue, events go back by call_soon_threadsafe.
 """
 
 import asyncio
@@ -10,45 +10,54 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..api.model import Model
 from ..errors import Cancelled
+from ..generation.request import Completion, Request
 from .errors import overloaded, unavailable
 from .log import log_mistake
 
-MAX_UNREAD = 16384  # events nobody took: the client does not read, and its request is cancelled
+MAX_UNREAD = 16384  # events; with more, the client does not read, and its request is cancelled
 
 
 @dataclass(frozen=True)
 class Event:
-    """News of one sequence of a generation. index: which. text: new. logprobs: of new tokens.
+    """News of one sequence of a generation.
 
-    completion: the engine's, with the last event. error: what ended it instead.
+    index: of the sequence. text: what is new of it. logprobs: of the new tokens, see
+    generation.request.Request. completion: with the last event. error: what ended it instead.
     """
 
     index: int
     text: str = ""
-    logprobs: tuple = ()
-    completion: object = None
+    logprobs: Sequence[list[tuple[int, float]]] = ()
+    completion: Completion | None = None
     error: BaseException | None = None
 
 
 class Generation:
     """The sequences of one HTTP request; made by Worker.start, used in the event loop only.
 
-    first, ended: when the first token and the last came, seconds since the start.
+    prompt_indices: of each sequence, which prompt of the HTTP request it continues.
+    first, ended: when the first token and the last came, seconds since the start; 0 before.
     """
 
-    def __init__(self, worker, requests):
-        self.requests = requests
-        self._worker, self._events, self._news = worker, deque(), asyncio.Event()
+    def __init__(
+        self, worker: "Worker", requests: Sequence[Request], prompt_indices: Sequence[int]
+    ) -> None:
+        self.requests, self.prompt_indices = requests, prompt_indices
+        self._worker, self._news = worker, asyncio.Event()
+        self._events: deque[Event] = deque()
         self._n_open = len(requests)
         self._started = time.perf_counter()
-        self.first = self.ended = None
+        self.first = self.ended = 0.0
         self.is_cancelled = False
 
-    async def take(self, seconds=None):
-        """New Events, at least one; [] after so many seconds without, None at the end."""
+    async def take(self, seconds: float | None = None) -> list[Event] | None:
+        """New events, at least one; [] after so many seconds without, None at the end."""
         if self._n_open and not self._events:
             self._news.clear()
             try:
@@ -61,16 +70,16 @@ class Generation:
         events, self._events = list(self._events), deque()
         return events
 
-    def cancel(self):
+    def cancel(self) -> None:
         """End what is not complete; its memory is free within a step."""
         if not self.is_cancelled and self._n_open:
             self.is_cancelled = True
             self._worker.cancel(self)
 
-    def put(self, event):
-        """What the worker has to say."""
+    def put(self, event: Event) -> None:
+        """Add an event of the worker."""
         now = time.perf_counter() - self._started
-        self.first = now if self.first is None else self.first
+        self.first = self.first or now
         self._events.append(event)
         if event.completion is not None or event.error is not None:
             self._n_open -= 1
@@ -81,37 +90,46 @@ class Generation:
         self._news.set()
 
 
-class Worker:
-    """Owns a Model: nobody else may compute with it. capacity: sequences that run or wait."""
+News = tuple[Generation, Event]
 
-    def __init__(self, model, n_waiting):
-        self.model = model
+
+class Worker:
+    """Owns a Model, loaded with fair=True: nobody else may compute with it.
+
+    n_waiting: sequences that may wait for a slot. slots: that run at once. capacity: both together.
+    n_open: that do, counted in the event loop. is_draining: set to refuse what is new.
+    """
+
+    def __init__(self, model: Model, n_waiting: int) -> None:
         self._scheduler = model.scheduler
-        self._scheduler.fair = True
         self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
-        self.n_open = 0  # sequences that run or wait, counted in the event loop
+        self.n_open = 0
         self.is_draining = False
-        self._seconds = 1.0  # that a sequence takes from start to end, lately
-        self._inbox = queue.SimpleQueue()
-        self._open = []  # [(generation, index, request)], of the thread
+        self._seconds = 1.0  # moving average: of a sequence from start to end
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        # (generation, index of the sequence, its request), used in the thread only
+        self._open: list[tuple[Generation, int, Request]] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name="bitnet-engine", daemon=True)
-        self._loop = None
+        self._loop: asyncio.AbstractEventLoop
 
     # ------------------------------------------------------------------------- in the event loop
-    def begin(self):
+    def begin(self) -> None:
         """Start the thread; from the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     @property
-    def is_alive(self):
+    def is_alive(self) -> bool:
         """Whether the thread runs; without it nothing will be computed."""
         return self._thread.is_alive()
 
-    def reserve(self, n):
-        """Room for n sequences, or ApiError 429, 503. To be given to start, or back by release."""
+    def reserve(self, n: int) -> None:
+        """Take room for n sequences: ApiError 429 or 503 if there is none.
+
+        release gives it back, or each sequence of start at its end.
+        """
         if self.is_draining or not self.is_alive:
             raise unavailable("the server is shutting down")
         if self.n_open + n > self.capacity:
@@ -120,38 +138,43 @@ class Worker:
             raise overloaded(f"{self.n_open} sequences run or wait, no room for {n} more", wait)
         self.n_open += n
 
-    def release(self, n, seconds=None):
+    def release(self, n: int, seconds: float | None = None) -> None:
         """Give back what reserve gave. seconds: how long it was used."""
         self.n_open -= n
         if seconds is not None:
             self._seconds += 0.1 * (seconds - self._seconds)
 
-    def start(self, requests):
-        """A Generation of engine requests, for which there is a reservation."""
-        generation = Generation(self, requests)
+    def start(
+        self, requests: Sequence[Request], prompt_indices: Sequence[int] | None = None
+    ) -> Generation:
+        """A Generation of requests of the model, for which there is a reservation.
+
+        prompt_indices: see Generation; None where each has a prompt of its own.
+        """
+        generation = Generation(self, requests, prompt_indices or range(len(requests)))
         self._inbox.put(lambda: self._submit(generation))
         return generation
 
-    def cancel(self, generation):
+    def cancel(self, generation: Generation) -> None:
         """See Generation.cancel."""
         for request in generation.requests:
             request.is_cancelled = True
         self._inbox.put(_nothing)
 
-    async def call(self, function, *arguments):
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that computes, in the thread, between two steps."""
-        result = self._loop.create_future()
+        result: asyncio.Future[Any] = self._loop.create_future()
         self._inbox.put(lambda: self._call(result, function, arguments))
         return await result
 
-    def stop(self):
+    def stop(self) -> None:
         """Cancel everything and end the thread, after the step it is in."""
         self._inbox.put(self._stop)
         if self._thread.is_alive():
             self._thread.join()
 
     # ----------------------------------------------------------------------------- in the thread
-    def _main(self):
+    def _main(self) -> None:
         try:
             while not self._is_stopping:
                 self._take_commands()
@@ -162,7 +185,7 @@ class Worker:
         finally:
             self._stop()
 
-    def _take_commands(self):
+    def _take_commands(self) -> None:
         """Run what came in; wait for something if there is nothing to compute."""
         try:
             while True:
@@ -170,7 +193,7 @@ class Worker:
         except queue.Empty:
             pass
 
-    def _submit(self, generation):
+    def _submit(self, generation: Generation) -> None:
         failed = []
         for index, request in enumerate(generation.requests):
             try:
@@ -180,19 +203,19 @@ class Worker:
                 failed.append((generation, Event(index, error=error)))
         self._send(failed)
 
-    def _step(self):
+    def _step(self) -> None:
         try:
             self._scheduler.step()
-        except Exception as error:  # not of one request, which the engine sees to
+        except Exception as error:  # of no single request: those the scheduler catches
             log_mistake(error)
             traceback.clear_frames(error.__traceback__)
             for _, _, request in self._open:
                 self._scheduler.cancel(request)
-        self._send([found for entry in self._open for found in self._news(*entry)])
+        self._send([news for entry in self._open for news in self._news(*entry)])
         self._open = [entry for entry in self._open if not entry[2].is_done]
 
     @staticmethod
-    def _news(generation, index, request):
+    def _news(generation: Generation, index: int, request: Request) -> Iterator[News]:
         """At most one (generation, Event): what a request has to say since the last step."""
         text = "".join(request.deltas)
         request.deltas.clear()
@@ -201,7 +224,9 @@ class Worker:
         if text or logprobs or request.is_done:
             yield generation, Event(index, text, logprobs, request.completion, request.error)
 
-    def _call(self, result, function, arguments):
+    def _call(
+        self, result: asyncio.Future[Any], function: Callable[..., Any], arguments: Sequence[Any]
+    ) -> None:
         if result.cancelled():
             return
         try:
@@ -209,29 +234,29 @@ class Worker:
         except Exception as error:
             self._post(_settle, result, None, error)
 
-    def _stop(self):
+    def _stop(self) -> None:
         self._is_stopping = True
         stopped = Cancelled("the server stops")
         self._send([(g, Event(index, error=stopped)) for g, index, _ in self._open])
         self._open = []
 
-    def _send(self, events):
+    def _send(self, events: Sequence[News]) -> None:
         if events:
             self._post(_put_all, events)
 
-    def _post(self, function, *arguments):
+    def _post(self, function: Callable[..., object], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody waits
             self._is_stopping = True
 
 
-def _put_all(events):
+def _put_all(events: Sequence[News]) -> None:
     for generation, event in events:
         generation.put(event)
 
 
-def _settle(result, value, error):
+def _settle(result: asyncio.Future[Any], value: object, error: Exception | None) -> None:
     if result.cancelled():
         return
     if error is None:
@@ -240,5 +265,5 @@ def _settle(result, value, error):
         result.set_exception(error)
 
 
-def _nothing():
+def _nothing() -> None:
     """A command that only wakes the thread."""

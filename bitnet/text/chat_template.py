@@ -7,8 +7,9 @@ bound loops and strings; a list that a template doubles 40 times and prints can 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any, NoReturn
 
 from ..errors import TemplateError
 from .special_tokens import SpecialTokens
@@ -34,7 +35,7 @@ STEPS_PER_CHARACTER = 2
 # minijinja calls itself for every operator of an expression and every elif of a condition, and the
 # end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
 # templates have tags of some 300 characters, and less than 40 branches.
-LONGEST_TAG, MOST_BRANCHES = 4096, 1000
+MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters, elif of a template
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
@@ -42,18 +43,29 @@ _MARKS = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # private use: no t
 
 
 class ChatTemplate:
-    """One compiled-on-use template. bos_token, eos_token: the texts it may ask for."""
+    """One template, compiled when it is used.
 
-    def __init__(self, source, bos_token="", eos_token=""):
+    source: its text, but for the one that BITNET_2B_4T stands in for. bos_token, eos_token: the
+    texts that it may ask for.
+    """
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
         self.source = BITNET_2B_4T if "BITNETAssistant" in source else source
         self._texts = {"bos_token": bos_token, "eos_token": eos_token}
 
-    def render(self, messages, *, add_generation_prompt=True):
+    def render(
+        self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
         """The text of a conversation, for reading; see pieces."""
         pieces = self.pieces(messages, SpecialTokens(()), add_generation_prompt)
         return "".join(piece for piece, _ in pieces)
 
-    def pieces(self, messages, special, add_generation_prompt=True):
+    def pieces(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        special: SpecialTokens,
+        add_generation_prompt: bool = True,
+    ) -> list[tuple[str, bool]]:
         """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens.
@@ -68,17 +80,17 @@ class ChatTemplate:
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
 
     @cached_property
-    def _too_deep(self):
+    def _too_deep(self) -> str | None:
         """What could exhaust the library's stack, None as a rule."""
         tags = [_STRING.sub("''", tag) for tag in _TAG.findall(self.source)]
         longest = max(map(len, tags), default=0)
-        if longest > LONGEST_TAG:
-            return f"a tag of {longest} characters (at most {LONGEST_TAG})"
+        if longest > MAX_TAG:
+            return f"a tag of {longest} characters (at most {MAX_TAG})"
         n_branches = sum(tag.lstrip("- +").startswith("elif") for tag in tags)
-        too_many = n_branches > MOST_BRANCHES
-        return f"{n_branches} times elif (at most {MOST_BRANCHES})" if too_many else None
+        too_many = n_branches > MAX_BRANCHES
+        return f"{n_branches} times elif (at most {MAX_BRANCHES})" if too_many else None
 
-    def _run(self, messages, add_generation_prompt):
+    def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         import minijinja  # 5 ms, and only chats need it
 
         if self._too_deep:
@@ -108,7 +120,7 @@ class ChatTemplate:
             raise TemplateError(f"chat template: {error}") from None
 
 
-def check_unicode(text, where):
+def check_unicode(text: str, where: str) -> None:
     """ValueError for half a surrogate pair, which JSON can carry and no text may hold."""
     try:
         text.encode()
@@ -117,17 +129,23 @@ def check_unicode(text, where):
         raise ValueError(f"{where}: {half} (half a surrogate pair, not valid Unicode)") from None
 
 
-def _raise_exception(message):
+def _raise_exception(message: Any) -> NoReturn:
     raise TemplateError(f"chat template: {message}")
 
 
-def _strftime_now(layout):
+def _strftime_now(layout: Any) -> str:
     from datetime import datetime  # 5 ms, and few templates ask for the date
 
     return datetime.now().strftime(str(layout)[:100])
 
 
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     """As transformers defines it: minijinja's own escapes for HTML."""
     return json.dumps(
         value,
@@ -138,7 +156,7 @@ def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=
     )
 
 
-def _check(where, message):
+def _check(where: str, message: Any) -> None:
     """ValueError if a message is malformed."""
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: {type(message).__name__} (a dict with role and content)")
@@ -151,7 +169,7 @@ def _check(where, message):
         check_unicode(text, where)
 
 
-def _protected(value, special, mark):
+def _protected(value: Any, special: SpecialTokens, mark: str) -> Any:
     if isinstance(value, str):
         return special.break_up(value, mark)
     if isinstance(value, Mapping):
@@ -164,7 +182,7 @@ def _protected(value, special, mark):
     return value
 
 
-def _strings(value):
+def _strings(value: Any) -> Iterator[str]:
     """Yield every string in nested dicts and lists."""
     if isinstance(value, str):
         yield value
@@ -177,7 +195,7 @@ def _strings(value):
             yield from _strings(entry)
 
 
-def _unused_character(texts):
+def _unused_character(texts: Iterable[str]) -> str:
     """A private-use character that none of the texts holds."""
     used = set().union(*texts)
     for code in _MARKS:

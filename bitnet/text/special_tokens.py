@@ -2,34 +2,38 @@
 
 import re
 from bisect import bisect_right
+from collections.abc import Collection, Iterator
 from functools import cached_property
 
 
 class SpecialTokens:
-    """The special tokens' texts, to find in a text and to keep apart from what users write."""
+    """The texts of special tokens, to split a text at, and to break up in what users write.
 
-    def __init__(self, texts):
+    texts: of the tokens, in any order.
+    """
+
+    def __init__(self, texts: Collection[str]) -> None:
         self._texts = sorted(texts)
         self._longest = max(map(len, texts), default=0)
 
     @cached_property
-    def pattern(self):
+    def pattern(self) -> re.Pattern[str]:
         """Matches the longest special token that begins at a place."""
         longest_first = sorted(self._texts, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def split(self, text):
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield (piece, is_special) for the whole text, in order, without empty pieces."""
         end = 0
-        for found in self.pattern.finditer(text):
-            if found.start() > end:
-                yield text[end : found.start()], False
-            yield found.group(), True
-            end = found.end()
+        for match in self.pattern.finditer(text):
+            if match.start() > end:
+                yield text[end : match.start()], False
+            yield match.group(), True
+            end = match.end()
         if end < len(text):
             yield text[end:], False
 
-    def break_up(self, text, mark):
+    def break_up(self, text: str, mark: str) -> str:
         """The text with a mark after the first character of every special token in it.
 
         Also of the beginning of one at the end of the text: what follows might complete it. The
@@ -43,10 +47,11 @@ class SpecialTokens:
             text = text[: at + 1] + mark + text[at + 1 :]
         return text
 
-    def _is_beginning(self, text):
+    def break_up_whole(self, text: str, mark: str) -> str:
+        """The same for whole special tokens only."""
+        return self.pattern.sub(lambda match: match.group()[0] + mark + match.group()[1:], text)
+
+    def _is_beginning(self, text: str) -> bool:
+        """Whether a special token begins with the text and goes on."""
         i = bisect_right(self._texts, text)  # texts that begin with this one come right behind it
         return i < len(self._texts) and self._texts[i].startswith(text)
-
-    def break_up_whole(self, text, mark):
-        """The same for whole special tokens only."""
-        return self.pattern.sub(lambda found: found.group()[0] + mark + found.group()[1:], text)

@@ -1,13 +1,15 @@
 """Text to token ids and back: prompts, conversations, and text that arrives a token at a time."""
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from ..errors import ContextFull, TemplateError
+from ..models.config import ModelConfig
 from . import vocabulary
 from .chat_template import ChatTemplate, check_unicode
 from .special_tokens import SpecialTokens
+from .vocabulary import TokenizerSource, Vocabulary
 
 
 class Tokenizer:
@@ -17,11 +19,11 @@ class Tokenizer:
     chat_template: ChatTemplate or None.
     """
 
-    def __init__(self, vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._special = SpecialTokens(vocabulary.special)
         self.bos_id: int | None = vocabulary.bos_id
-        self.eos_ids: Sequence[int] = vocabulary.eos_ids
+        self.eos_ids: tuple[int, ...] = vocabulary.eos_ids
         self.chat_template: ChatTemplate | None = None
         if vocabulary.chat_template is not None:
             bos, eos = (
@@ -31,13 +33,14 @@ class Tokenizer:
             self.chat_template = ChatTemplate(vocabulary.chat_template, bos, eos)
 
     @classmethod
-    def from_source(cls, source, config):
-        """From a weights.TokenizerSource and the ModelConfig; None where the model has none.
+    def from_source(cls, source: TokenizerSource, config: ModelConfig) -> Self | None:
+        """From the tokenizer_source of a Checkpoint and its ModelConfig; None where the model has
+        no tokenizer.
 
         FormatError for a tokenizer that is damaged or of a kind this version does not read.
         """
         found = vocabulary.from_source(source, config)
-        return found and cls(found)
+        return None if found is None else cls(found)
 
     def encode(
         self,
@@ -47,7 +50,7 @@ class Tokenizer:
         limit: int | None = None,
         add_eos: bool = False,
     ) -> list[int]:
-        """The token ids of a text, a list of int.
+        """The token ids of a text.
 
         add_bos: begin as the model's prompts begin (once, also if the text does so itself).
         add_eos: end as the texts end that an embedding model was trained on, where it wants that.
@@ -92,18 +95,25 @@ class Tokenizer:
         """
         return DecodeStream(self.token_bytes, self._vocabulary.drops_space and not continues)
 
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it ("Ġthe", "▁the", "<0x0A>"), None if there is none."""
+        if token_id < 0:
+            raise ValueError(f"token id: {token_id} (at least 0)")
+        return self._vocabulary.token(token_id)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of text that a token stands for; none for special and unknown ones."""
         if token_id < 0:
             raise ValueError(f"token id: {token_id} (at least 0)")
         return self._vocabulary.token_bytes(token_id)
 
-    def _ids(self, pieces, add_bos, limit):
+    def _ids(self, pieces: list[tuple[str, bool]], add_bos: bool, limit: int | None) -> list[int]:
         if limit is not None:
-            n_least = sum(len(p) for p, _ in pieces) // self._vocabulary.most_text_a_token
-            if n_least > limit:
-                raise ContextFull(0, n_least, limit)
-        ids, begins = [], True
+            n_certain = sum(len(p) for p, _ in pieces) // self._vocabulary.max_text_a_token
+            if n_certain > limit:
+                raise ContextFull(0, int(n_certain), limit)
+        ids: list[int] = []
+        begins = True
         for piece, is_special in pieces:
             if is_special:
                 ids.append(self._vocabulary.special[piece])
@@ -115,7 +125,10 @@ class Tokenizer:
 
 
 class DecodeStream:
-    """Token ids to text, never half a character: its bytes are held back until it is whole."""
+    """Token ids to text, never half a character: its bytes are held back until it is whole.
+
+    token_bytes: of Tokenizer. drops_space: whether one space in front is taken away.
+    """
 
     def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
         self._token_bytes, self._space_to_drop = token_bytes, drops_space

@@ -15,9 +15,11 @@ from .vocabulary import byte_level, from_gguf, from_hf, merge_scores
 from .vocabulary.library import call
 from .vocabulary.vocabulary import (
     BYTE,
+    BYTE_LEVEL_MODEL,
     CONTROL,
     END_TOKENS,
     NORMAL,
+    PIECES_MODEL,
     SPACE,
     UNKNOWN,
     UNUSED,
@@ -40,7 +42,7 @@ PAD_SCORE = -1e9  # of an id that no token has; nothing is joined to it
 
 
 def to_gguf(source, config):
-    """The tokenizer.* keys of a source.TokenizerSource for gguf.write; without one, the end tokens.
+    """The tokenizer.* keys of a TokenizerSource for gguf.write; without one, the end tokens.
 
     They are read back once. FormatError for a tokenizer that they cannot describe.
     """
@@ -55,8 +57,8 @@ def to_gguf(source, config):
     if "tokenizer.ggml.model" not in keys:
         return keys | _end_keys(keys, config.eos_token_ids, {}, source.path) | _bos_key(config)
     _repair(keys, config, source.path)
-    found = from_gguf.from_metadata(source.path, keys, config)
-    return keys | _end_keys(keys, found.eos_ids, found.special, source.path)
+    vocabulary = from_gguf.from_metadata(source.path, keys, config)
+    return keys | _end_keys(keys, vocabulary.eos_ids, vocabulary.special, source.path)
 
 
 def _metadata(source, config):
@@ -104,8 +106,8 @@ def _repair(keys, config, path):
             keys[key] = np.append(values, np.full(size - n, more, dtype))
 
 
-def _keys(model, texts, kinds, around, source, config):
-    """What both kinds of vocabulary have. texts, kinds: {id: token}, {id: type}."""
+def _keys(model, texts, types, around, source, config):
+    """What both kinds of vocabulary have. texts, types: {id: token}, {id: type}."""
     path, settings = source.path, source.tokenizer_config
     n = max(texts, default=-1) + 1
     if n > config.vocab_size:
@@ -119,7 +121,7 @@ def _keys(model, texts, kinds, around, source, config):
     ids = {
         "bos": config.bos_token_id,
         "eos": next(iter(suffix or config.eos_token_ids), None),
-        "unknown": next((i for i in texts if kinds[i] == UNKNOWN), None),
+        "unknown": next((i for i in texts if types[i] == UNKNOWN), None),
         "padding": next((i for i, text in texts.items() if text == pad), None),
     }
     keys = {f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None}
@@ -129,7 +131,7 @@ def _keys(model, texts, kinds, around, source, config):
     return keys | {
         "tokenizer.ggml.model": model,
         "tokenizer.ggml.tokens": [texts.get(i, f"[PAD{i}]") for i in range(n)],
-        "tokenizer.ggml.token_type": np.array([kinds.get(i, UNUSED) for i in range(n)], np.int32),
+        "tokenizer.ggml.token_type": np.array([types.get(i, UNUSED) for i in range(n)], np.int32),
         "tokenizer.ggml.add_bos_token": bool(prefix),
         "tokenizer.ggml.add_eos_token": bool(suffix),
     }
@@ -137,25 +139,30 @@ def _keys(model, texts, kinds, around, source, config):
 
 def _of_model(source, config):
     path, settings = source.sentencepiece, source.tokenizer_config
-    found, added = from_hf.read_model(path, settings, config)
-    own = found.of(USER_DEFINED).keys() - added.keys()
+    pieces, added = from_hf.read_model(path, settings, config)
+    own = pieces.of(USER_DEFINED).keys() - added.keys()
     for field, value, is_fine, wanted in (
-        ("model_type", "unigram", not found.unigram, "BPE"),
-        ("byte_fallback", "false", found.byte_fallback, "true"),
-        ("remove_extra_whitespaces", "true", not found.removes_spaces, "false"),
-        ("user-defined pieces", len(own), not (own and found.adds_space), "add_dummy_prefix false"),
+        ("model_type", "unigram", not pieces.unigram, "BPE"),
+        ("byte_fallback", "false", pieces.byte_fallback, "true"),
+        ("remove_extra_whitespaces", "true", not pieces.removes_spaces, "false"),
+        (
+            "user-defined pieces",
+            len(own),
+            not (own and pieces.adds_space),
+            "add_dummy_prefix false",
+        ),
         ("legacy", settings.get("legacy"), settings.get("legacy") is not False, "true"),
     ):
         if not is_fine:
             raise FormatError(path, field, value, f"{wanted}, for a GGUF")
-    texts, kinds = dict(enumerate(found.texts)), dict(enumerate(found.kinds.tolist()))
-    for text, i in found.of(USER_DEFINED).items():
+    texts, types = dict(enumerate(pieces.texts)), dict(enumerate(pieces.types.tolist()))
+    for text, i in pieces.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is
     around = from_hf.stated_borders(settings, config, True)
-    return _keys("llama", texts, kinds, around, source, config) | {
+    return _keys(PIECES_MODEL, texts, types, around, source, config) | {
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": found.scores,
-        "tokenizer.ggml.add_space_prefix": found.adds_space,
+        "tokenizer.ggml.scores": pieces.scores,
+        "tokenizer.ggml.add_space_prefix": pieces.adds_space,
     }
 
 
@@ -166,12 +173,13 @@ def _of_json(source, config):
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
     _check_model(model, path)
     is_pieces = not from_hf.is_byte_level(from_hf.steps_of(encoder.decoder), path)
-    texts, kinds = _json_tokens(model, encoder, is_pieces, path, config)
-    keys = _keys("llama" if is_pieces else "gpt2", texts, kinds, around, source, config)
+    texts, types = _json_tokens(model, encoder, is_pieces, path, config)
+    name = PIECES_MODEL if is_pieces else BYTE_LEVEL_MODEL
+    keys = _keys(name, texts, types, around, source, config)
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not is_pieces:
         return keys | _byte_level_keys(encoder, model, merges, path)
-    ids = {text: i for i, text in texts.items() if kinds[i] == NORMAL}
+    ids = {text: i for i, text in texts.items() if types[i] == NORMAL}
     scores = np.zeros(len(keys["tokenizer.ggml.tokens"]), np.float32)
     return keys | _piece_keys(encoder, model, merges, ids, scores, path)
 
@@ -190,23 +198,23 @@ def _json_tokens(model, encoder, is_pieces, path, config):
     """({id: text}, {id: type}) of a tokenizer.json."""
     special = from_hf.special_tokens(encoder, config)
     texts = {i: text for text, i in model["vocab"].items()}
-    kinds = dict.fromkeys(texts, NORMAL)
+    types = dict.fromkeys(texts, NORMAL)
     for i, token in encoder.get_added_tokens_decoder().items():
         text = token.content
         if text in special:
-            texts[i], kinds[i] = text, CONTROL
+            texts[i], types[i] = text, CONTROL
         elif token.special and not text.isspace():
             texts.pop(i, None)  # a picture: the model has no row for it, and no text spells it
-        elif not (is_pieces and SPACE in text and i in kinds):  # there merges lead to it
+        elif not (is_pieces and SPACE in text and i in types):  # there merges lead to it
             _check_added(token, encoder.normalizer, path)
-            texts[i], kinds[i] = text, USER_DEFINED
+            texts[i], types[i] = text, USER_DEFINED
     if is_pieces:
         for i, text in texts.items():
             if text == model.get("unk_token"):
-                kinds[i] = UNKNOWN
-            elif kinds[i] == NORMAL and byte_of(text) is not None:
-                kinds[i] = BYTE
-    return texts, kinds
+                types[i] = UNKNOWN
+            elif types[i] == NORMAL and byte_of(text) is not None:
+                types[i] = BYTE
+    return texts, types
 
 
 def _check_added(token, normalizer, path):
@@ -230,10 +238,10 @@ def _byte_level_keys(encoder, model, merges, path):
         raise FormatError(path, "pre_tokenizer", shown, f"one of {known}, for a GGUF")
     keys = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": [" ".join(m) for m in merges]}
     if encoder.normalizer is not None:
-        kind = " then ".join(step["type"] for step in from_hf.steps_of(encoder.normalizer))
-        if kind != "NFC":
-            raise FormatError(path, "normalizer", kind, "NFC or none, for a GGUF")
-        keys[from_gguf.NORMALIZER] = kind
+        normalizer = " then ".join(step["type"] for step in from_hf.steps_of(encoder.normalizer))
+        if normalizer != "NFC":
+            raise FormatError(path, "normalizer", normalizer, "NFC or none, for a GGUF")
+        keys[from_gguf.NORMALIZER] = normalizer
     return keys
 
 
@@ -241,17 +249,17 @@ def _words(encoder, path):
     """The regular expressions by which a byte-level tokenizer splits a text, one after another."""
     words = []
     for part in from_hf.steps_of(encoder.pre_tokenizer):
-        kind, behavior = part.get("type"), part.get("behavior")
-        if kind == "ByteLevel":
+        type_, behavior = part.get("type"), part.get("behavior")
+        if type_ == "ByteLevel":
             if part.get("add_prefix_space"):
                 raise FormatError(path, "add_prefix_space", True, "false, for a GGUF")
             words += [byte_level.GPT_2] if part.get("use_regex", True) else []
-        elif kind == "Split" and behavior == "Isolated" and "Regex" in part["pattern"]:
+        elif type_ == "Split" and behavior == "Isolated" and "Regex" in part["pattern"]:
             words.append(("(?!)" if part["invert"] else "") + part["pattern"]["Regex"])
-        elif kind == "Punctuation" and behavior == "Contiguous":
+        elif type_ == "Punctuation" and behavior == "Contiguous":
             words.append(byte_level.FALCON[0])
         else:
-            words.append(" ".join(filter(None, (kind, behavior))) or "none")
+            words.append(" ".join(filter(None, (type_, behavior))) or "none")
     return words
 
 
@@ -308,9 +316,9 @@ def to_hf(source, config):
     _repair(metadata, config, source.path)
     fields = from_gguf.Fields(source.path, metadata)
     tokens = fields.strings("tokens")
-    is_pieces = fields.get("model", str) == "llama"
-    encoder, kinds = (_pieces if is_pieces else _byte_level)(fields, tokens, config)
-    from_gguf.add_tokens(encoder, tokens, kinds)
+    is_pieces = fields.get("model", str) == PIECES_MODEL
+    encoder, types = (_pieces if is_pieces else _byte_level)(fields, tokens, config)
+    from_gguf.add_tokens(encoder, tokens, types)
     prefix, suffix = from_gguf.around(fields, config, is_pieces)
     if prefix or suffix:
         from tokenizers import processors
@@ -323,7 +331,7 @@ def to_hf(source, config):
         "bos_token": config.bos_token_id,
         "eos_token": next(iter(suffix or config.eos_token_ids), None),
         "pad_token": fields.get("padding_token_id", int),
-        "unk_token": next(iter(np.flatnonzero(kinds == UNKNOWN).tolist()), None),
+        "unk_token": next(iter(np.flatnonzero(types == UNKNOWN).tolist()), None),
     }
     settings = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
     if "tokenizer.chat_template" in metadata:
@@ -343,32 +351,32 @@ def _json(value):
 def _byte_level(fields, tokens, config):
     """(tokenizers.Tokenizer, type of each token)."""
     merges = fields.strings("merges") or []
-    kinds = from_gguf.byte_level_kinds(fields, tokens, merges, config)
-    ids = {text: i for i, text in enumerate(tokens) if kinds[i] != UNUSED}
+    types = from_gguf.byte_level_types(fields, tokens, merges, config)
+    ids = {text: i for i, text in enumerate(tokens) if types[i] != UNUSED}
     split = from_gguf.byte_level_split(fields)
-    return byte_level.encoder(fields.path, ids, merges, *split), kinds
+    return byte_level.encoder(fields.path, ids, merges, *split), types
 
 
 def _pieces(fields, tokens, config):
     """The same, as transformers converts Llama's tokenizers."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    found = from_gguf.read_pieces(fields, tokens, config)
-    merges = merge_scores.merges_of(found) if found.merges is None else found.merges
-    for text, i in found.of(USER_DEFINED).items():
+    pieces = from_gguf.read_pieces(fields, tokens, config)
+    merges = merge_scores.merges_of(pieces) if pieces.merges is None else pieces.merges
+    for text, i in pieces.of(USER_DEFINED).items():
         tokens[i] = text.replace(SPACE, " ")  # the library looks for them in the text as it is
     make = partial(
         models.BPE,
-        vocab={text: i for i, text in enumerate(tokens) if found.kinds[i] != UNUSED},
+        vocab={text: i for i, text in enumerate(tokens) if pieces.types[i] != UNUSED},
         merges=merges,
-        unk_token=next(iter(found.of(UNKNOWN)), None),
+        unk_token=next(iter(pieces.of(UNKNOWN)), None),
         fuse_unk=True,
         byte_fallback=True,
     )
     encoder = Tokenizer(call(fields.path, byte_level.MERGES, "pairs of tokens", make))
-    space = [normalizers.Prepend(SPACE)] if found.adds_space else []
+    space = [normalizers.Prepend(SPACE)] if pieces.adds_space else []
     encoder.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if found.adds_space else []
+    strip = [decoders.Strip(" ", 1, 0)] if pieces.adds_space else []
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     encoder.decoder = decoders.Sequence(steps)
-    return encoder, found.kinds
+    return encoder, pieces.types

@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import I2_S_LAYOUTS
 from ..errors import FormatError, TemplateError
 from ..formats import ternary_layouts
+from ..formats.ternary_layouts import join_codes
+from ..models.rope import row_order
 from .result import FAILED, OK, WARNING, Check, reason, some
 from .running import Run
-from .tensors import row_chunks
+from .tensors import row_steps
 from .text import MESSAGE, REPLY, SAMPLES
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -28,10 +30,10 @@ FIRST_DIFFERENT = 0.999  # cosine of hidden states below which a layer is named
 
 
 def check_config(a, b):
-    """Checks "= shape" and "= configuration" of two Sources."""
+    """Checks "= shape" and "= configuration" of two Checkpoints."""
     different = _differences(a.config, b.config, SHAPE)
-    if a.family.block is not b.family.block or a.family.norms != b.family.norms:
-        different.append(f"family: {a.family.name}, against {b.family.name}")
+    if not a.config.arch.has_graph_of(b.config.arch):
+        different.append(f"family: {a.config.family}, against {b.config.family}")
     if different:
         yield Check("= shape", FAILED, some(different, 6))
         return
@@ -47,12 +49,12 @@ def check_config(a, b):
 
 
 def _differences(a, b, names):
-    found = []
+    different = []
     for name in names:
         ours, theirs = (_meaning(getattr(config, name)) for config in (a, b))
         if ours != theirs:
-            found.append(f"{name}: {ours}, against {theirs}")
-    return found
+            different.append(f"{name}: {ours}, against {theirs}")
+    return different
 
 
 def _meaning(value):
@@ -73,7 +75,7 @@ def _windows(config):
 
 
 def check_ternary(a, b, progress):
-    """Checks "= codes" and "= scales" of two Sources of one shape."""
+    """Checks "= codes" and "= scales" of two Checkpoints of one shape."""
     n_different, different, ratios, nonzero, bad = 0, [], {}, {}, []
     for i, name in enumerate(a.ternary, 1):
         progress(f"comparing {name} ({i} of {len(a.ternary)})")
@@ -95,7 +97,7 @@ def check_ternary(a, b, progress):
 
 def _compare(a, b, name):
     """(weights that differ, share of a's that are not 0, the ratio of the scales that is worst)."""
-    scales, codes = zip(*(_read(source, name) for source in (a, b)), strict=True)
+    scales, codes = zip(*(_read(checkpoint, name) for checkpoint in (a, b)), strict=True)
     n_different = n_zeros = 0
     for ours, theirs in in_step(*codes):
         n_different += np.count_nonzero(ours != theirs)
@@ -106,27 +108,28 @@ def _compare(a, b, name):
     return int(n_different), 1 - n_zeros / (t.n_rows * t.n_cols), float(worst)
 
 
-def _read(source, name):
+def _read(checkpoint, name):
     """(scales, chunks of codes) with rows in the order of Hugging Face files."""
-    t = source.ternary[name]
+    t = checkpoint.ternary[name]
     scales, chunks = t.read()
-    if not source.config.rope_interleaved or not name.endswith(("q_proj", "k_proj")):
+    order = _hf_order(checkpoint.config, name, t.n_rows)
+    if order is None:
         return scales, chunks
-    order = rotate_half_order(t.n_rows, source.config.head_dim)
-    return scales[order] if scales.size > 1 else scales, [_whole(chunks, t)[order]]
+    codes = join_codes(chunks, t.n_rows, t.n_cols)[order]
+    return scales[order] if len(scales) > 1 else scales, [codes]
 
 
-def rotate_half_order(n_rows, head_dim):
-    """Which row of a q or k with interleaved RoPE is each row of one that rotates halves."""
-    return np.arange(n_rows).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+def _read_codes(checkpoint, name):
+    """All codes of the same, uint8 (n_rows, n_cols)."""
+    t = checkpoint.ternary[name]
+    return join_codes(_read(checkpoint, name)[1], t.n_rows, t.n_cols)
 
 
-def _whole(chunks, t):
-    codes, at = np.empty((t.n_rows, t.n_cols), np.uint8), 0
-    for chunk in chunks:
-        codes[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    return codes
+def _hf_order(config, name, n_rows):
+    """Which row of a linear each row is in Hugging Face files, None where all are the same."""
+    if not config.rope_interleaved or not config.arch.is_rotated(name):
+        return None
+    return row_order(n_rows, config.head_dim, interleaved=True)
 
 
 def in_step(first, second):
@@ -149,8 +152,8 @@ def _check_codes(a, b, different, n_different):
     share, name, _ = different[0]
     detail = f"{n_different:,} weights of {len(different)} tensors differ: "
     detail += some([f"{name} {n:,} ({share:.2%})" for share, name, n in different])
-    masters = any(s.ternary[name].stored_as.endswith("masters") for s in (a, b))
-    if masters and share < ROUNDED_CODES:
+    are_masters = any(checkpoint.ternary[name].are_masters for checkpoint in (a, b))
+    if are_masters and share < ROUNDED_CODES:
         detail += "; so few, other rounding of the masters may have done it"
         return Check("= codes", WARNING, detail, figures)
     return Check("= codes", FAILED, detail + _diagnosis(a, b, name), figures)
@@ -158,32 +161,32 @@ def _check_codes(a, b, different, n_different):
 
 def _diagnosis(a, b, name):
     """What would make a tensor equal in both, "" if nothing known does."""
-    for source, other, how in ((a, b, "the file with --"), (b, a, "SRC with --against-")):
-        t = source.ternary[name]
-        meant = _whole(_read(other, name)[1], t)
-        for layout, kind in LAYOUTS.items():
-            if t.tensor.type == "I2_S" and kind != t.stored_as:
-                found = _codes_as(kind, source, name)
-                if found is not None and (found == meant).all():
+    for checkpoint, other, how in ((a, b, "the file with --"), (b, a, "SRC with --against-")):
+        t = checkpoint.ternary[name]
+        meant = _read_codes(other, name)
+        for layout, type_name in I2_S_LAYOUTS.items():
+            if t.tensor.type == "I2_S" and type_name != t.stored_as:
+                codes = _codes_as(type_name, checkpoint, name)
+                if codes is not None and (codes == meant).all():
                     return f"; {name} is equal if one reads {how}layout {layout}"
-    if name.endswith(("q_proj", "k_proj")):
-        ours, theirs = (_whole(_read(source, name)[1], a.ternary[name]) for source in (a, b))
-        order = rotate_half_order(len(ours), a.config.head_dim)
+    if a.config.arch.is_rotated(name):
+        ours, theirs = (_read_codes(checkpoint, name) for checkpoint in (a, b))
+        order = row_order(len(ours), a.config.head_dim, interleaved=True)
         if (ours[order] == theirs).all() or (ours == theirs[order]).all():
             return f"; the rows of {name} are in the order of the other kind of RoPE"
     return ""
 
 
-def _codes_as(kind, source, name):
+def _codes_as(type_name, checkpoint, name):
     """The codes of an I2_S tensor in another layout, None where it cannot be."""
-    t = source.ternary[name]
+    t = checkpoint.ternary[name]
     try:
-        codes = _whole(ternary_layouts.unpack(kind, t.tensor.data, t.n_rows, t.n_cols)[1], t)
+        _, chunks = ternary_layouts.unpack(type_name, t.tensor.data, t.n_rows, t.n_cols)
+        codes = join_codes(chunks, t.n_rows, t.n_cols)
     except ValueError:
         return None
-    if source.config.rope_interleaved and name.endswith(("q_proj", "k_proj")):
-        codes = codes[rotate_half_order(t.n_rows, source.config.head_dim)]
-    return codes
+    order = _hf_order(checkpoint.config, name, t.n_rows)
+    return codes if order is None else codes[order]
 
 
 def _check_scales(ratios, nonzero, a, b):
@@ -199,7 +202,7 @@ def _check_scales(ratios, nonzero, a, b):
 
 
 def _why(ratio, nonzero, name, a, b):
-    theirs = float(b.ternary[name].scales()[0])
+    theirs = float(b.ternary[name].scales()[0, 0])
     for value, which in ((ratio, "the file's"), (1 / ratio, "SRC's")):
         if abs(value / nonzero - 1) < DOUBLE:
             return (f", the share of weights other than 0: {which} is the mean of weights that "
@@ -213,38 +216,38 @@ def _why(ratio, nonzero, name, a, b):
 
 
 def check_floats(a, b, progress):
-    """Checks "= norms", "= embedding" and "= head" of two Sources of one shape."""
+    """Checks "= norms", "= embedding" and "= head" of two Checkpoints of one shape."""
     errors = {}
     for name, tensor in a.floats.items():
         if len(tensor.shape) == 1:
             try:
-                ours, theirs = (_norm(source, name) for source in (a, b))
+                ours, theirs = (_norm(checkpoint, name) for checkpoint in (a, b))
             except FormatError as error:
                 yield Check("= norms", FAILED, reason(error, a.path))
                 return
             errors[name] = (relative_rms(ours, theirs), float(np.abs(ours - theirs).max()))
     worst = max(errors, key=errors.get)
-    found = _error(*errors[worst])
-    detail = f"{len(errors)} vectors, {found if found == 'equal' else f'{worst}: {found}'}"
+    error = _error(*errors[worst])
+    detail = f"{len(errors)} vectors, {error if error == 'equal' else f'{worst}: {error}'}"
     yield Check("= norms", OK if errors[worst][0] <= ROUNDING else FAILED, detail)
     tied = a.config.tie_word_embeddings and b.config.tie_word_embeddings
     for name, label in (("embed_tokens", "= embedding"), ("lm_head", "= head"))[: 1 if tied else 2]:
         progress(f"comparing {name}")
         yield _check_matrices(
-            label, *(s.floats.get(name) or s.floats["embed_tokens"] for s in (a, b))
+            label, *(c.floats.get(name) or c.floats["embed_tokens"] for c in (a, b))
         )
 
 
-def _norm(source, name):
+def _norm(checkpoint, name):
     """A norm as it works: some files hold the query scale in the norm of the queries."""
-    values = source.vector(name).astype(np.float64)
-    return values * source.config.query_scale if name.endswith(".q_norm") else values
+    values, config = checkpoint.vector(name).astype(np.float64), checkpoint.config
+    return values * config.query_scale if config.arch.is_query_norm(name) else values
 
 
 def _check_matrices(label, a, b):
     """Rows that both have, dequantised."""
     squares, largest, total, n_rows = 0.0, 0.0, 0.0, min(a.shape[0], b.shape[0])
-    for ours, theirs in in_step(*(_up_to(n_rows, row_chunks(tensor)) for tensor in (a, b))):
+    for ours, theirs in in_step(*(_up_to(n_rows, row_steps(tensor)) for tensor in (a, b))):
         difference = np.abs(ours - theirs)
         largest = max(largest, float(difference.max()))
         squares += float(np.square(difference, dtype=np.float64).sum())

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT
+
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 
 
@@ -28,7 +30,7 @@ class Report:
 
     path: Path
     against: Path | None = None
-    layout: str = "128x32"
+    layout: str = DEFAULT_LAYOUT
     checks: list[Check] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -63,12 +65,9 @@ class Report:
         width = max((len(check.name) for check in self.checks), default=0)
         lines = [str(self.path)]
         lines += [f"  {c.status:7}  {c.name:{width}}  {c.detail}" for c in self.checks]
-        counts = len(self.named(FAILED)), len(self.named(WARNING))
-        failed, warned = (_counted(n, what) for n, what in zip(counts, WHAT, strict=True))
+        failed = _counted(len(self.named(FAILED)), "failure")
+        warned = _counted(len(self.named(WARNING)), "warning")
         return "\n".join([*lines, f"{failed}, {warned} ({self.seconds:.1f} s)"])
-
-
-WHAT = ("failure", "warning")
 
 
 def _counted(n, what):

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from ..checkpoints import weights
-from ..checkpoints.checkpoint import LAYOUTS
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..errors import FormatError
 from ..formats import ternary_layouts
 from ..generation.embedding import normalized
@@ -43,14 +43,14 @@ class Run:
         transformer = Transformer(
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )
-        cache = transformer.new_state(dtype="f32")
-        kind = "all" if self.config.pooling is None else "hidden"
-        sequences = [(cache, len(ids))]
+        state = transformer.new_state(dtype="f32")
+        wanted = "all" if self.config.pooling is None else "hidden"
+        sequences = [(state, len(ids))]
         token_ids = np.array(ids, np.int32)
         self.output = transformer.forward(
-            token_ids, sequences, logits=kind, after_layer=after_layer
+            token_ids, sequences, logits=wanted, after_layer=after_layer
         )
-        cache.close()
+        state.close()
 
     @property
     def embedding(self):
@@ -59,12 +59,12 @@ class Run:
 
     def bits(self):
         """Bits of each token but the first, given those before: float64 (n - 1,)."""
-        found = np.empty(len(self.ids) - 1)
+        bits = np.empty(len(self.ids) - 1)
         for i, following in enumerate(self.ids[1:]):
             row = self.output[i].astype(np.float64)
             top = row.max()
-            found[i] = (top + math.log(np.exp(row - top).sum()) - row[following]) / math.log(2)
-        return found
+            bits[i] = (top + math.log(np.exp(row - top).sum()) - row[following]) / math.log(2)
+        return bits
 
     def bits_per_byte(self, tokenizer):
         """Of the text of those tokens: lower is better, 8 is no better than counting bytes."""
@@ -88,7 +88,7 @@ def some_ids(tokenizer, config, text=TEXT):
 
 def check_run(files, tokenizer, threads):
     """Check "forward pass" of weights.open()'s files: finite, and better than guessing."""
-    config, linears = files.config, files.source.ternary.values()
+    config, linears = files.config, files.checkpoint.ternary.values()
     try:
         run = Run(files, some_ids(tokenizer, config), threads)
         if config.pooling is not None:
@@ -128,33 +128,37 @@ def _check_bits(run, tokenizer, has_layouts):
 # layouts ------------------------------------------------------------------------------------------
 
 
-def find_layout(source, tokenizer, threads, progress):
-    """(the likely layout of a source's I2_S tensors or None, Check "layout").
+def find_layout(checkpoint, tokenizer, threads, progress):
+    """(the likely layout of a checkpoint's I2_S tensors or None, Check "layout").
 
     Under each layout that its shapes allow the same text is scored, in memory, one after the other.
     """
-    tensors = [t for t in source.ternary.values() if t.tensor.type == "I2_S"]
+    tensors = [t for t in checkpoint.ternary.values() if t.tensor.type == "I2_S"]
     if not tensors:
         return None, Check("layout", OK, "no I2_S tensors: there is nothing to find out")
-    possible = [name for name, kind in LAYOUTS.items() if all(_fits(kind, t) for t in tensors)]
-    if source.config.pooling is not None or tokenizer is None:
+    possible = [
+        layout
+        for layout, type_name in I2_S_LAYOUTS.items()
+        if all(_fits(type_name, t) for t in tensors)
+    ]
+    if checkpoint.config.pooling is not None or tokenizer is None:
         what = "a tokenizer" if tokenizer is None else "a model that generates text"
         return None, Check("layout", WARNING, f"cannot tell: that takes {what}")
     scores = {}
     for layout in possible:
         progress(f"layout {layout}")
         try:
-            scores[layout] = _score(source.path, layout, tokenizer, threads)
+            scores[layout] = _score(checkpoint.path, layout, tokenizer, threads)
         except FormatError as error:
-            return None, Check("layout", FAILED, reason(error, source.path))
-    ids = some_ids(tokenizer, source.config)
-    guessing = len(ids) * math.log2(source.config.vocab_size) / n_bytes(tokenizer, ids)
+            return None, Check("layout", FAILED, reason(error, checkpoint.path))
+    ids = some_ids(tokenizer, checkpoint.config)
+    guessing = len(ids) * math.log2(checkpoint.config.vocab_size) / n_bytes(tokenizer, ids)
     return _judged(scores, guessing)
 
 
-def _fits(kind, t):
+def _fits(type_name, t):
     try:
-        ternary_layouts.n_bytes(kind, t.n_rows, t.n_cols)
+        ternary_layouts.n_bytes(type_name, t.n_rows, t.n_cols)
     except ValueError:
         return False
     return True
@@ -179,7 +183,7 @@ def _judged(scores, guessing):
     if not scores[best] < CLEAR_GAIN * min(scores[ranked[1]], guessing):
         detail = f"cannot tell, the model knows no English under any or all of them: {shown}"
         return None, Check("layout", WARNING, detail, scores)
-    if best == "128x32":
-        return best, Check("layout", OK, f"128x32, the default: {shown}", scores)
+    if best == DEFAULT_LAYOUT:
+        return best, Check("layout", OK, f"{best}, the default: {shown}", scores)
     detail = f"{best}: {shown}; give --layout {best} to every command"
     return best, Check("layout", WARNING, detail, scores)

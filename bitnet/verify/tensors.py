@@ -1,47 +1,46 @@
-"""The weights of one model by themselves: codes, scales, norms, embedding; a chunk at a time."""
+"""The weights of one model by themselves: codes, scales, norms, embedding; some rows at a time."""
 
 import numpy as np
 
 from ..errors import FormatError
-from ..formats.float_blocks import dequantize
-from ..formats.ternary_layouts import CHUNK
+from ..formats.float_blocks import dequantize_steps
 from .result import FAILED, OK, WARNING, Check, reason, some
 
-FEWEST_ZEROS, MOST_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
-MOST_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
-SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 100.0
-LARGEST_NORM = 1e4
-MOST_NEGATIVE = 0.25  # share of a model's norm weights; those stored less 1 have about a half
-FEWEST_BELOW_1 = 1e-3  # share of Gemma's norm weights: its post norms are small
+MIN_ZEROS, MAX_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
+MAX_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
+MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # of a tensor: no model is trained to others
+MAX_NORM = 1e4  # |weight| of a norm
+MAX_NEGATIVE = 0.25  # share of a model's norm weights; those stored less 1 have about a half
+MIN_BELOW_1 = 1e-3  # share of Gemma's norm weights: its post norms are small
 
 
-def check_ternary(source, progress):
+def check_ternary(checkpoint, progress):
     """Checks "codes", "shares", "rows" and "scales" of every linear layer."""
     counts, bad, odd, dead, scales, odd_scales = np.zeros(3, np.int64), [], [], [], [], []
     n_dead = n_rows = 0
-    for i, (name, t) in enumerate(source.ternary.items(), 1):
-        progress(f"weights: {name} ({i} of {len(source.ternary)})")
+    for i, (name, t) in enumerate(checkpoint.ternary.items(), 1):
+        progress(f"weights: {name} ({i} of {len(checkpoint.ternary)})")
         try:
-            found, zero_rows, of_tensor = _counts(t)
+            of_tensor, zero_rows, tensor_scales = _counts(t)
         except FormatError as error:
-            bad.append(reason(error, source.path))
+            bad.append(reason(error, checkpoint.path))
             continue
-        counts += found
+        counts += of_tensor
         n_dead, n_rows = n_dead + zero_rows, n_rows + t.n_rows
-        shares = found / found.sum()
-        if not found.all() or not FEWEST_ZEROS <= shares[1] <= MOST_ZEROS:
+        shares = of_tensor / of_tensor.sum()
+        if not of_tensor.all() or not MIN_ZEROS <= shares[1] <= MAX_ZEROS:
             odd.append(f"{name} {_percentages(shares)}")
-        if zero_rows > MOST_ZERO_ROWS * t.n_rows:
+        if zero_rows > MAX_ZERO_ROWS * t.n_rows:
             dead.append(f"{name} {zero_rows} of {t.n_rows}")
-        low, high = float(of_tensor.min()), float(of_tensor.max())
+        low, high = float(tensor_scales.min()), float(tensor_scales.max())
         scales += [low, high]
-        if low < SMALLEST_SCALE or high > LARGEST_SCALE:
+        if low < MIN_SCALE or high > MAX_SCALE:
             odd_scales.append(f"{name} {low:g} to {high:g}" if low < high else f"{name} {low:g}")
     if bad:
         yield Check("codes", FAILED, some(bad))
     else:
         n_weights = f"{int(counts.sum()):,} weights"
-        yield Check("codes", OK, f"{len(source.ternary)} tensors, {n_weights}, all -1, 0 or +1")
+        yield Check("codes", OK, f"{len(checkpoint.ternary)} tensors, {n_weights}, all -1, 0 or +1")
     if not scales:
         return
     shares = counts / counts.sum()
@@ -77,52 +76,53 @@ def _percentages(shares):
 # floats -------------------------------------------------------------------------------------------
 
 
-def check_norms(source):
+def check_norms(checkpoint):
     """Check "norms": finite, and of the size and sign that norms have."""
     bad, odd, values = [], [], {}
-    for name, tensor in source.floats.items():
+    for name, tensor in checkpoint.floats.items():
         if len(tensor.shape) == 1:
             try:
-                values[name] = source.vector(name)
+                values[name] = checkpoint.vector(name)
             except FormatError as error:
-                bad.append(reason(error, source.path))
+                bad.append(reason(error, checkpoint.path))
     for name, weight in values.items():
         largest = np.abs(weight).max()
         if not largest:
             odd.append(f"{name} is all 0")
-        elif largest > LARGEST_NORM:
+        elif largest > MAX_NORM:
             odd.append(f"{name} reaches {largest:g}")
     if bad:
         yield Check("norms", FAILED, some(bad))
         return
-    native = [w for name, w in values.items() if not name.endswith("_proj.norm")]
-    odd += _offsets(np.concatenate(native), source)
+    is_added = checkpoint.config.arch.is_projection_norm
+    native = [weight for name, weight in values.items() if not is_added(name)]
+    odd += _offsets(np.concatenate(native), checkpoint)
     means = [float(w.mean()) for w in values.values()]
     detail = f"{len(values)} vectors, means {min(means):.3g} to {max(means):.3g}"
     odd = f"; unusual: {some(odd)}" if odd else ""
     yield Check("norms", WARNING if odd else OK, detail + odd)
 
 
-def _offsets(weights, source):
+def _offsets(weights, checkpoint):
     """Norms that were stored less 1 and are applied as they are, or the other way round.
 
     Weights within a millionth of 0 are dead channels, which 2B-4T has, and have no sign.
     """
-    if np.mean(weights < -1e-6) > MOST_NEGATIVE:
+    if np.mean(weights < -1e-6) > MAX_NEGATIVE:
         hint = "; Gemma's are stored less 1 in Hugging Face files alone"
-        return [f"they centre on 0{hint if source.config.family == 'gemma3' else ''}"]
+        return [f"they centre on 0{hint if checkpoint.config.arch.norms_are_offsets else ''}"]
     below_1 = np.mean(weights < 1)
-    if source.config.norms_are_offsets and below_1 < FEWEST_BELOW_1 and np.median(weights) > 1:
+    if checkpoint.config.norms_are_offsets and below_1 < MIN_BELOW_1 and np.median(weights) > 1:
         return [f"{below_1:.1%} are below 1: it may have been added twice"]
     return []
 
 
-def check_rows(source, is_text, progress):
+def check_rows(checkpoint, is_text, progress):
     """Checks "embedding" and "head": finite, and no empty row where a token of text needs it.
 
     is_text: a function of a token id, None without a tokenizer.
     """
-    for name, tensor in source.floats.items():
+    for name, tensor in checkpoint.floats.items():
         if len(tensor.shape) == 2:
             progress(f"weights: {name}")
             label = "embedding" if name == "embed_tokens" else "head"
@@ -130,7 +130,7 @@ def check_rows(source, is_text, progress):
 
 
 def _check_matrix(label, tensor, is_text):
-    peaks = np.concatenate([np.abs(rows).max(axis=1) for rows in row_chunks(tensor)])
+    peaks = np.concatenate([np.abs(rows).max(axis=1) for rows in row_steps(tensor)])
     bad = np.flatnonzero(~np.isfinite(peaks))  # NaN stays in a maximum
     if len(bad):
         rows = f"{len(bad)} of {len(peaks):,} rows are NaN or infinite, the first is {bad[0]}"
@@ -145,9 +145,6 @@ def _check_matrix(label, tensor, is_text):
     return Check(label, WARNING if of_text else OK, detail)
 
 
-def row_chunks(tensor):
+def row_steps(tensor):
     """The rows of an embedding or head, float32 (some, n_cols) at a time."""
-    data, n_cols = tensor.data.reshape(tensor.shape[0], -1), tensor.shape[1]
-    step = max(1, CHUNK // n_cols)
-    for at in range(0, len(data), step):
-        yield dequantize(tensor.type, data[at : at + step], n_cols)
+    return dequantize_steps(tensor.type, tensor.rows(), tensor.shape[1])

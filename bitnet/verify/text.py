@@ -18,62 +18,62 @@ SAMPLES = {
 }
 MESSAGE = "Which way to the harbour?"
 REPLY = "Down the hill, then left."
-MOST_UNUSED = 0.1  # share of the embedding's rows without a token: published ones pad by 1 %
-MOST_SPECIAL = 300  # looked at; llama-3 has 256
-BEYOND = 1024  # ids looked at behind the embedding's last
+MAX_UNUSED = 0.1  # share of the embedding's rows without a token: published ones pad by 1 %
+MAX_SPECIAL = 300  # looked at; llama-3 has 256
+MAX_BEYOND = 1024  # ids looked at behind the embedding's last
 
 
-def check_config(source):
+def check_config(checkpoint):
     """Check "activation": whether the file states it."""
-    config, family = source.config, source.family
-    metadata = getattr(source.files[0], "metadata", None)
+    config, arch = checkpoint.config, checkpoint.config.arch
+    metadata = getattr(checkpoint.files[0], "metadata", None)
     if metadata is None or f"{config.architecture}.hidden_activation" in metadata:
         yield Check("activation", OK, f"{config.hidden_act}, as the file states")
-    elif len(family.activations) == 1:
-        yield Check("activation", OK, f"{config.hidden_act}, as of every {family.name} model")
-    else:  # "bitnet" is what models with either one are called
-        status = WARNING if config.architecture == "bitnet" else OK
-        reason = f"guessed from architecture {config.architecture}; the file does not say"
-        yield Check("activation", status, f"{config.hidden_act}, {reason}")
+    elif len(arch.activations) == 1:
+        yield Check("activation", OK, f"{config.hidden_act}, as of every {arch.name} model")
+    else:
+        status = WARNING if config.architecture in arch.ambiguous else OK
+        guess = f"guessed from architecture {config.architecture}; the file does not say"
+        yield Check("activation", status, f"{config.hidden_act}, {guess}")
 
 
-def build(source):
-    """(Vocabulary, Tokenizer, [Check]) of a source; None, None where it has none or it is damaged.
+def build(checkpoint):
+    """(Vocabulary, Tokenizer, [Check "tokenizer"]) of a Checkpoint.
 
-    Check "tokenizer".
+    None, None where it has none or it is damaged.
     """
     try:
-        found = vocabulary.from_source(source.tokenizer_source, source.config)
-        tokenizer = found and Tokenizer(found)
+        vocab = vocabulary.from_source(checkpoint.tokenizer_source, checkpoint.config)
+        tokenizer = vocab and Tokenizer(vocab)
     except FormatError as error:
-        return None, None, [Check("tokenizer", FAILED, reason(error, source.path))]
-    if found is None:
+        return None, None, [Check("tokenizer", FAILED, reason(error, checkpoint.path))]
+    if vocab is None:
         return None, None, [Check("tokenizer", WARNING, "none: only token ids can be used")]
-    return found, tokenizer, [_check_size(found, source.config.vocab_size)]
+    return vocab, tokenizer, [_check_size(vocab, checkpoint.config.vocab_size)]
 
 
-def _check_size(found, n_rows):
-    n_tokens = sum(found.token(i) is not None for i in range(n_rows))
+def _check_size(vocab, n_rows):
+    n_tokens = sum(vocab.token(i) is not None for i in range(n_rows))
     detail = f"{n_tokens:,} tokens, {n_rows:,} rows in the embedding"
-    beyond = [i for i in range(n_rows, n_rows + BEYOND) if found.token(i) is not None]
+    beyond = [i for i in range(n_rows, n_rows + MAX_BEYOND) if vocab.token(i) is not None]
     if beyond:  # Gemma lists one for pictures; what ordinary text reaches, "round trips" finds
-        detail += f"; tokens without a row: {some([_named(found, [i]) for i in beyond])}"
+        detail += f"; tokens without a row: {some([_named(vocab, [i]) for i in beyond])}"
         return Check("tokenizer", WARNING, detail)
-    status = WARNING if n_tokens < (1 - MOST_UNUSED) * n_rows else OK
+    status = WARNING if n_tokens < (1 - MAX_UNUSED) * n_rows else OK
     return Check("tokenizer", status, detail)
 
 
-def check_tokenizer(found, tokenizer, source):
+def check_tokenizer(vocab, tokenizer, checkpoint):
     """Checks "special tokens", "stop tokens", "round trips" and "chat template"."""
-    yield _check_special(found, tokenizer, source)
-    yield _check_stops(found, tokenizer, source.config)
-    yield _check_round_trips(tokenizer, source.config.vocab_size)
-    yield from _check_template(found, tokenizer, source.config)
+    yield _check_special(vocab, tokenizer, checkpoint)
+    yield _check_stops(vocab, tokenizer, checkpoint.config)
+    yield _check_round_trips(tokenizer, checkpoint.config.vocab_size)
+    yield from _check_template(vocab, tokenizer, checkpoint.config)
 
 
-def _check_special(found, tokenizer, source):
+def _check_special(vocab, tokenizer, checkpoint):
     """Every special token, written out, must become its id."""
-    looked_at = list(found.special.items())[:MOST_SPECIAL]
+    looked_at = list(vocab.special.items())[:MAX_SPECIAL]
     lost = [
         f"{text} is {ids}, not {token_id}"
         for text, token_id in looked_at
@@ -81,28 +81,28 @@ def _check_special(found, tokenizer, source):
     ]
     if lost:
         return Check("special tokens", FAILED, f"not reachable: {some(lost)}")
-    begin, end = (_named(found, ids) or "none" for ids in (found.prefix, found.suffix))
-    detail = f"{len(found.special)}; in front of a text: {begin}"
-    if source.config.pooling is not None:
+    begin, end = (_named(vocab, ids) or "none" for ids in (vocab.prefix, vocab.suffix))
+    detail = f"{len(vocab.special)}; in front of a text: {begin}"
+    if checkpoint.config.pooling is not None:
         detail += f", behind it: {end}"
     return Check("special tokens", OK, detail)
 
 
-def _named(found, ids):
-    return ", ".join(f"{found.token(i)} ({i})" for i in ids)
+def _named(vocab, ids):
+    return ", ".join(f"{vocab.token(i)} ({i})" for i in ids)
 
 
-def _check_stops(found, tokenizer, config):
+def _check_stops(vocab, tokenizer, config):
     ids = tuple(tokenizer.eos_ids)
     if not ids:
         status = WARNING if config.pooling is None else OK
         return Check("stop tokens", status, "none: only a limit ends a text")
     more = [i for i in ids if i not in config.eos_token_ids]
-    unnamed = f"; not named by the file: {_named(found, more)}" if more else ""
-    missing = [str(i) for i in ids if found.token(i) is None]
+    unnamed = f"; not named by the file: {_named(vocab, more)}" if more else ""
+    missing = [str(i) for i in ids if vocab.token(i) is None]
     if missing:
         return Check("stop tokens", WARNING, f"without a text: {', '.join(missing)}")
-    return Check("stop tokens", OK, _named(found, ids) + unnamed)
+    return Check("stop tokens", OK, _named(vocab, ids) + unnamed)
 
 
 def _check_round_trips(tokenizer, vocab_size):
@@ -124,7 +124,7 @@ def _check_round_trips(tokenizer, vocab_size):
 # chat template ------------------------------------------------------------------------------------
 
 
-def _check_template(found, tokenizer, config):
+def _check_template(vocab, tokenizer, config):
     template = tokenizer.chat_template
     if template is None:
         if config.pooling is None:
@@ -133,7 +133,7 @@ def _check_template(found, tokenizer, config):
     user = {"role": "user", "content": MESSAGE}
     try:
         text = template.render([user])
-        turn_end = _turn_end(template, found, [user, {"role": "assistant", "content": REPLY}])
+        turn_end = _turn_end(template, vocab, [user, {"role": "assistant", "content": REPLY}])
     except TemplateError as error:
         yield Check("chat template", FAILED, str(error))
         return
@@ -141,20 +141,20 @@ def _check_template(found, tokenizer, config):
         yield Check("chat template", FAILED, f"the user's message is not in {text!r}")
         return
     notes = []
-    if template.source != found.chat_template:
+    if template.source != vocab.chat_template:
         notes.append("the file's writes 'BITNETAssistant: ' and never ends a turn; BitNet's own "
                      "is used instead, but other engines will use the file's")  # fmt: skip
     if turn_end is None:
         notes.append("no special token ends a reply")
-    elif found.special[turn_end] not in tokenizer.eos_ids:
+    elif vocab.special[turn_end] not in tokenizer.eos_ids:
         notes.append(f"a reply ends with {turn_end}, which is not a stop token")
     shown = f"{text!r}" if len(text) <= 200 else f"{text[:200]!r}..."
     yield Check("chat template", WARNING if notes else OK, "; ".join([*notes, shown]))
 
 
-def _turn_end(template, found, messages):
+def _turn_end(template, vocab, messages):
     """The special token that the template writes behind a reply, None if none."""
-    pieces = template.pieces(messages, SpecialTokens(found.special), add_generation_prompt=False)
+    pieces = template.pieces(messages, SpecialTokens(vocab.special), add_generation_prompt=False)
     behind = False
     for piece, is_special in pieces:
         if behind and is_special:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.paths import DATA, ROOT
 
 import bitnet
@@ -24,6 +23,7 @@ from bitnet.generation.sampling import Sampling, make_sampler
 from bitnet.generation.scheduler import Scheduler
 from bitnet.generation.stopping import StopConditions
 from bitnet.models.transformer import Transformer
+from bitnet.runtime.pool import Pool
 
 TALKER = DATA / "hf_bitnet_offline"  # trained, so it talks
 GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"

@@ -1,7 +1,8 @@
-"""source.scan: families told apart, odd ways of storing ternary layers, layouts by override."""
+"""open_checkpoint: families told apart, odd ways of storing ternary layers, layouts by override."""
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from support.pack_layouts import unpack_hf
 from support.paths import DATA
 
 from bitnet.checkpoints import weights
-from bitnet.checkpoints.checkpoint import LAYOUTS
+from bitnet.checkpoints.checkpoint import I2_S_LAYOUTS, TernaryTensor
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
-from bitnet.formats.ternary_layouts import unpack_i2_s
+from bitnet.formats.tensor import Tensor
+from bitnet.formats.ternary_layouts import Quantization, unpack_i2_s
 from bitnet.models.config import ModelConfig
 from bitnet.models.registry import ARCHITECTURES
 
@@ -43,14 +45,14 @@ def load_path(name):
 )
 def test_families_and_how_they_are_stored(name, family, stored_as):
     source = open_checkpoint(load_path(name))
-    assert source.family is ARCHITECTURES[family]
+    assert source.config.arch is ARCHITECTURES[family]
     assert {t.stored_as for t in source.ternary.values()} == {stored_as}
     assert all((t.in_place is not None) == (stored_as == "I2_S") for t in source.ternary.values())
     t = source.ternary[UP]
     scales, chunks = t.read()
     codes = np.concatenate([chunk.copy() for chunk in chunks])
     assert codes.shape == (t.n_rows, t.n_cols) and set(np.unique(codes)) == {0, 1, 2}
-    assert scales.shape == (1,) and scales.dtype == np.float32
+    assert scales.shape == (1, 1) and scales.dtype == np.float32
     assert source.floats.keys() | source.ternary.keys() == source.config.tensor_shapes().keys()
 
 
@@ -149,14 +151,14 @@ def write_layout(layout, tmp_path):
     return path, q
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", I2_S_LAYOUTS)
 def test_layouts_by_override(layout, tmp_path, monkeypatch):
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
     path, q = write_layout(layout, tmp_path)
     opened = weights.open(path, layout=layout)
     assert (unpack_i2_s(opened.ternary(UP).codes) == q).all()
     assert len(opened.mappings()) == (1 if layout == "128x32" else 2)
-    for other in set(LAYOUTS) - {layout}:  # each has a sidecar of its own
+    for other in set(I2_S_LAYOUTS) - {layout}:  # each has a sidecar of its own
         assert (unpack_i2_s(weights.open(path, layout=other).ternary(UP).codes) != q).any()
     assert (unpack_i2_s(weights.open(path, layout=layout).ternary(UP).codes) == q).all()
     with pytest.raises(ValueError, match="layout: '32x128'"):
@@ -168,15 +170,42 @@ def test_scales_of_each_row_are_kept_and_equal_ones_collapse(cache, tmp_path, mo
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
     data = bytearray(load_path("gguf_iq2_bn").read_bytes())
     opened = weights.open(load_path("gguf_iq2_bn"), cache=cache)
-    assert opened.ternary(UP).scales.shape == (1,)
-    tensor = opened.source.ternary[UP].tensor
-    at = tensor.data.ctypes.data - opened.source.files[0].data.ctypes.data
+    assert opened.ternary(UP).scales.shape == (1, 1)
+    tensor = opened.checkpoint.ternary[UP].tensor
+    at = tensor.data.ctypes.data - opened.checkpoint.files[0].data.ctypes.data
     row_bytes = 4 + tensor.shape[1] // 4
     data[at + 5 * row_bytes : at + 5 * row_bytes + 4] = np.float32(0.75).tobytes()
     (tmp_path / "m.gguf").write_bytes(data)
     scales = weights.open(tmp_path / "m.gguf", cache=cache).ternary(UP).scales
-    assert scales.shape == (tensor.shape[0],) and scales[5] == 0.75
+    assert scales.shape == (tensor.shape[0], 1) and scales[5] == 0.75
     assert (np.delete(scales, 5) == opened.ternary(UP).scales).all()
+
+
+@pytest.mark.parametrize(
+    ("scales", "quantization", "message"),
+    [
+        ([[2, 2], [2, 1]], Quantization(64), "group scales, 1 and 2 in row 1, limit: one scale"),
+        ([[2, 2], [2, 2]], Quantization(64), "weight_group=64.*, limit: one scale for a row"),
+        ([[2], [1]], Quantization(None, 64), "activation_group=64.*, limit: one scale for a row"),
+        ([[2], [1]], Quantization(), None),
+        ([[2]], Quantization(), None),
+    ],
+)
+def test_scales_of_groups_are_refused_in_one_place(scales, quantization, message):
+    """Whatever the container, before a code is read."""
+    tensor = Tensor("w", "U8", (2, 128), np.zeros(256, np.uint8), Path("m.gguf"))
+    scales = np.array(scales, np.float32)
+    linear = TernaryTensor(
+        UP, tensor, 2, 128, "U8", True, None, lambda: (scales, iter(())), quantization
+    )
+    assert quantization.n_groups(128) in (1, 2)
+    if message is None:
+        assert linear.scales() is scales
+        return
+    with pytest.raises(
+        FormatError, match=rf"m\.gguf: w: .*{message}.*\(a ternary tensor of type U8"
+    ):
+        linear.read()
 
 
 def test_gemma_norms_are_stored_less_one():

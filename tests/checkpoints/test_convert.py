@@ -6,20 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support import small_files, small_models
 from support.conversions import TARGETS, source_of, tensors_of, to
 from support.paths import DATA
 
 from bitnet.checkpoints import convert, weights
-from bitnet.checkpoints.checkpoint import TERNARY_TYPES
 from bitnet.checkpoints.export_config import differences
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import gguf, safetensors
-from bitnet.formats.float_blocks import ROW_TYPES
+from bitnet.formats.ggml_types import ROW_TYPES, TERNARY_TYPES
 from bitnet.generation.embedding import normalized
 from bitnet.models.transformer import Transformer
+from bitnet.runtime.pool import Pool
 from bitnet.text.tokenizer import Tokenizer
 
 FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))

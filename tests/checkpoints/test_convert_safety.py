@@ -11,7 +11,7 @@ import pytest
 from support.conversions import TARGETS, source_of, tensors_of, to
 
 from bitnet import cli
-from bitnet.checkpoints import convert
+from bitnet.checkpoints import conversion, convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import ternary_layouts
@@ -24,7 +24,7 @@ class Stop(Exception):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a file and a folder in the way, and every step of progress reported."""
-    monkeypatch.setattr(convert, "REPORT_EVERY", 0)
+    monkeypatch.setattr(conversion, "REPORT_EVERY", 0)
     (tmp_path / "model.gguf").write_text("old")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("old")
@@ -187,20 +187,20 @@ def test_a_wrong_weight_is_found(folder, monkeypatch):
 
 
 def test_a_wrong_scale_is_found(folder, monkeypatch):
-    stored = convert._hf_scale
-    monkeypatch.setattr(convert, "_hf_scale", lambda *a: (2 * scale for scale in stored(*a)))
+    stored = convert.hf_scale
+    monkeypatch.setattr(convert, "hf_scale", lambda *a: (2 * scale for scale in stored(*a)))
     with pytest.raises(FormatError, match="codes or scale: not as in the source"):
         to("hf_bitnet_online", folder, "hf", force=True)
     assert_untouched(folder)
 
 
 def test_a_wrong_norm_or_embedding_is_found(folder, monkeypatch):
-    vector, rows = convert._Work.vector, convert._Work.rows
-    monkeypatch.setattr(convert._Work, "vector", lambda *a: vector(*a)[::-1])
+    vector, rows = conversion.Conversion.vector, conversion.Conversion.rows
+    monkeypatch.setattr(conversion.Conversion, "vector", lambda *a: vector(*a)[::-1])
     with pytest.raises(FormatError, match="norm: not as in the source"):
         to("hf_bitnet_online", folder, force=True)
-    monkeypatch.setattr(convert._Work, "vector", vector)
-    monkeypatch.setattr(convert._Work, "rows", lambda *a: (r[::-1] for r in rows(*a)))
+    monkeypatch.setattr(conversion.Conversion, "vector", vector)
+    monkeypatch.setattr(conversion.Conversion, "rows", lambda *a: (r[::-1] for r in rows(*a)))
     with pytest.raises(FormatError, match="embed_tokens: not as in the source"):
         to("hf_bitnet_online", folder, force=True)
     assert_untouched(folder)
@@ -248,13 +248,13 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_and_leaves_nothing(number, tmp_path, monkeypatch, capsys):
-    rows = convert._Work.rows
+    rows = conversion.Conversion.rows
 
     def killed(*arguments):
         os.kill(os.getpid(), number)
         yield from rows(*arguments)
 
-    monkeypatch.setattr(convert._Work, "rows", killed)
+    monkeypatch.setattr(conversion.Conversion, "rows", killed)
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["convert", str(source_of("gguf_tq1_0")), str(tmp_path / "b.gguf")]) == 130
     assert signal.getsignal(signal.SIGTERM) is before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import bitnet
 from bitnet.checkpoints import hub, weights
 from bitnet.cli import main
 from bitnet.errors import FormatError
+from bitnet.formats.atomic_write import FREE_MARGIN
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -43,7 +45,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with FakeHub() as server:
         api = huggingface_hub.HfApi(endpoint=server.url, token=False)
-        monkeypatch.setattr(hub, "_api", lambda repo: api)
+        monkeypatch.setattr(hub, "library_api", lambda repo: api)
         server.add("org/model", model_files())
         yield server
         server.shutdown()
@@ -57,7 +59,7 @@ def no_network(monkeypatch):
         def asked(repo):
             raise AssertionError(f"{repo} was asked for")
 
-        monkeypatch.setattr(hub, "_api", asked)
+        monkeypatch.setattr(hub, "library_api", asked)
 
     return forbid
 
@@ -284,16 +286,16 @@ def test_a_hub_that_says_no_checksum(server, monkeypatch, field):
 
 
 def test_a_disk_that_is_too_small(server, monkeypatch):
-    usage = hub.shutil.disk_usage
-    full = usage("/")._replace(free=hub.FREE_MARGIN)
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: full)
+    usage = shutil.disk_usage
+    full = usage("/")._replace(free=FREE_MARGIN)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(OSError, match=r"\d+ bytes needed, \d+ free"):
         hub.pull("org/model")
     assert server.fetched() == []
 
 
 def test_an_interrupt_leaves_no_half_model(server, monkeypatch):
-    api = hub._api("org/model")
+    api = hub.library_api("org/model")
     download = api.hf_hub_download
 
     def interrupted(repo, name, **keywords):
@@ -390,7 +392,7 @@ def test_a_revision_is_given_once(no_network):
     for name, revision in (("a/b@c", "d"), ("a/b", ""), ("a/b", "c d"), ("a/b", "../c")):
         with pytest.raises(ValueError, match="revision"):
             hub.pull(name, revision)
-    assert hub._parse("a/b@refs/pr/1") == hub._parse("a/b", "refs/pr/1")
+    assert hub.parse("a/b@refs/pr/1") == hub.parse("a/b", "refs/pr/1")
 
 
 def test_what_looks_like_a_path_is_never_asked_for(no_network, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_gguf_is_used_in_place():
         assert linear.codes.shape == (256, 640 // 4) and linear.codes.dtype == np.uint8
         assert type(linear.codes) is np.ndarray and linear.codes.flags.c_contiguous
         assert not linear.codes.flags.writeable and linear.codes.ctypes.data % 32 == 0
-        assert linear.scales.shape == (1,) and 0 < linear.scales[0] < 1
+        assert linear.scales.shape == (1, 1) and 0 < linear.scales[0] < 1
         assert linear.where == f"{GGUF_PATH}: blk.0.ffn_down.weight"
         head = opened.rows("lm_head")
         assert (head.type, head.data.shape, head.n_cols) == ("F16", (384, 512), 256)
@@ -283,8 +284,8 @@ def test_without_a_usable_cache_memory_is_used_and_a_warning_logged(
     folder, cache, monkeypatch, caplog, trouble
 ):
     if trouble == "full disk":
-        usage = repack_cache.shutil.disk_usage(folder)._replace(free=1000)
-        monkeypatch.setattr(repack_cache.shutil, "disk_usage", lambda path: usage)
+        usage = shutil.disk_usage(folder)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     else:
         cache.write_bytes(b"a file where the folder should be")
     with caplog.at_level(logging.WARNING, "bitnet"):
@@ -339,7 +340,7 @@ def test_a_loader_waits_for_the_one_that_builds(folder, cache):
     results = context.Queue()
     moved = path.with_suffix(".away")
     os.rename(path, moved)
-    with repack_cache._locked(path):  # we are building, it thinks
+    with repack_cache.locked(path):  # we are building, it thinks
         loader = context.Process(target=load_and_report, args=(folder, cache, results))
         loader.start()
         loader.join(timeout=1)

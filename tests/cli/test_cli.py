@@ -1,95 +1,22 @@
 """The `bitnet` command: what it writes where, exit codes, ctrl-C, broken pipes, bad files."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import pty
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
 from support.paths import DATA
 
 import bitnet
-from bitnet.cli import chat, main, run, terminal
+from bitnet.api import measure
+from bitnet.cli import run, terminal
 
 FOLDER = DATA / "hf_bitnet_offline"
 GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
 PROMPT = "The king came to the city"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("BITNET_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as leaving:  # argparse: usage, --help, --version
-            code = leaving.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Start a command in a process of its own."""
-    with contextlib.ExitStack() as stack:
-
-        def spawn(*argv, **keywords):
-            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | keywords
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bitnet", *map(str, argv)], cwd=tmp_path, **pipes
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield spawn
-
-
-class Screen:
-    """What a person would see: a terminal whose end is given to a process."""
-
-    def __init__(self):
-        self.ours, self.end = pty.openpty()
-        self.shown = b""
-
-    def wait_for(self, text):
-        while text not in self.shown:
-            self.shown += os.read(self.ours, 4096)
-
-    def all(self):
-        """Everything shown, once the process has ended."""
-        os.set_blocking(self.ours, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.shown += os.read(self.ours, 4096)
-        return self.shown
-
-
-@pytest.fixture
-def screen():
-    screen = Screen()
-    yield screen
-    os.close(screen.ours)
-    os.close(screen.end)
-
-
-@pytest.fixture(scope="module")
-def model():
-    with bitnet.load(threads=1) as model:
-        yield model
 
 
 # --------------------------------------------------------------------------------------------- run
@@ -292,72 +219,6 @@ def test_no_model_text_can_drive_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == "\x1b[2J\ufffd[2J"
 
 
-# ------------------------------------------------------------------------------------------- chat
-def replies_of(model, lines, **options):
-    """What Model.chat says when everything said before is sent again."""
-    messages, said = [], []
-    for line in lines:
-        messages.append({"role": "user", "content": line})
-        said.append(model.chat(messages, **options).text)
-        messages.append({"role": "assistant", "content": said[-1]})
-    return said
-
-
-def test_chat_says_what_the_model_says_without_reading_twice(model):
-    lines = ["Who art thou?", "And where is the king?", "Why?"]
-    options = {"max_tokens": 12, "temperature": 0.8, "seed": 5, "stop": ()}
-    with model.session() as session:
-        talk = chat.Conversation(model, session, options)
-        said, read = [], []
-        for line in lines:
-            whole = model.tokenizer.chat([*talk.messages, {"role": "user", "content": line}])
-            said.append("".join(talk.reply(line)))
-            read.append(talk.n_read / len(whole))
-        assert said == replies_of(model, lines, **options)
-        assert read[0] == 1 > max(read[1:])
-        talk.reset()
-        assert "".join(talk.reply(lines[0])) == said[0]
-
-
-def test_an_interrupted_reply_is_remembered_as_far_as_it_came(model):
-    with model.session() as session:
-        talk = chat.Conversation(model, session, {"max_tokens": 12, "stop": (), "seed": 1})
-        pieces = talk.reply("Who art thou?")
-        first = next(pieces)
-        pieces.close()
-        assert talk.messages[-1] == {"role": "assistant", "content": first}
-
-
-def test_chat_reads_lines_and_commands(start, model):
-    said = replies_of(model, ["Who art thou?", "Why?"], max_tokens=9, temperature=0)
-    first = replies_of(model, ["Why?"], max_tokens=9, temperature=0)
-    process = start("chat", "-n", 9, "--temperature", 0)
-    typed = b"Who art thou?\n\nWhy?\n/reset\nWhy?\n/exit\nWhy?\n"
-    out, err = process.communicate(typed, timeout=60)
-    assert (process.returncode, err) == (0, b"")
-    assert out.decode() == "".join(f"{text}\n" for text in said + first)
-
-
-def test_chat_goes_on_after_a_line_that_is_too_long(start, model):
-    process = start("chat", "-n", 5, "--temperature", 0)
-    out, err = process.communicate(b"a b c " * 5000 + b"\nWhy?\n", timeout=60)
-    (expected,) = replies_of(model, ["Why?"], max_tokens=5, temperature=0)
-    assert (process.returncode, out.decode()) == (0, expected + "\n")
-    assert b"capacity is" in err and err.count(b"\n") == 1
-
-
-def test_chat_without_a_template_continues_the_text(model, monkeypatch):
-    monkeypatch.setattr(model.tokenizer, "chat_template", None)
-    options = {"max_tokens": 8, "stop": (), "temperature": 0, "seed": 0}
-    with model.session() as session:
-        talk = chat.Conversation(model, session, options)
-        first = "".join(talk.reply("The king"))
-        second = "".join(talk.reply("The queen"))
-    options.pop("stop")
-    assert first == model.generate("The king", **options).text
-    assert second == model.generate(f"The king{first}\nThe queen", **options).text
-
-
 # ----------------------------------------------------------------------------------- the others
 def test_info(command):
     assert json.loads(command("info", "--json")[1]) == json.loads(json.dumps(bitnet.info()))
@@ -377,6 +238,22 @@ def test_bench(command, monkeypatch, path):
     assert found["prefill_tps"] > 0 and found["rounds"] == 2
     code, out, _ = command("bench", path, *sizes)
     assert code == 0 and "tokens/s" in out and "GB/s" in out
+
+
+def test_bench_measures_the_weights_as_they_were_loaded(command, monkeypatch):
+    monkeypatch.setenv("BITNET_CACHE", "off")
+    sizes = ["--prompt-tokens", 5, "-n", 3, "--rounds", 1, "--json"]
+    counts, plain = [], measure.weight_runs
+
+    def counted(weights):
+        runs = plain(weights)
+        counts.append(len(runs))
+        return runs
+
+    monkeypatch.setattr(measure, "weight_runs", counted)
+    for layout in ("128x32", "4row"):  # read in place; repacked into memory, a run for each tensor
+        assert command("bench", GGUF, "--layout", layout, *sizes)[0] == 0
+    assert counts[0] < counts[1]
 
 
 def test_bench_needs_room_for_its_tokens(command):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support import small_files, small_models
 from support.paths import DATA
 
@@ -18,6 +17,7 @@ from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
 from bitnet.models.config import ModelConfig
 from bitnet.models.transformer import Transformer
+from bitnet.runtime.pool import Pool
 from bitnet.text import vocabulary
 
 FOLDER = DATA / "hf_bitnet_offline"
@@ -254,7 +254,7 @@ class NoWeights:
     def ternary(self, name):
         n_rows, n_cols = self.shapes[name]
         codes = np.zeros((n_rows, n_cols // 4), np.uint8)
-        return SimpleNamespace(codes=codes, scales=np.ones(1, "f4"), n_cols=n_cols, where=name)
+        return SimpleNamespace(codes=codes, scales=np.ones((1, 1), "f4"), n_cols=n_cols, where=name)
 
     def vector(self, name):
         return np.ones(self.shapes[name], np.float32)

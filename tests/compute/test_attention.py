@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
 from bitnet.models.rope import inverse_frequencies
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 DTYPES = ["f32", "f16", "int8"]
 # From attention over what the pages hold, of the largest value: weights have 13 bits.
@@ -30,8 +30,8 @@ def cache_of(capacity, *, head_dim, n_kv_heads=1, n_layers=1, **options):
 
 def rope_of(head_dim, *, n_rows=1100, interleaved=False, theta=10000.0, n_trained=1 << 20):
     frequencies = guarded(inverse_frequencies(head_dim, theta))
-    turns = np.zeros((2, n_rows, head_dim // 2), np.float32)
-    return operands.Rope(frequencies, turns, interleaved, n_trained)
+    cos_sin = np.zeros((2, n_rows, head_dim // 2), np.float32)
+    return operands.Rope(frequencies, cos_sin, interleaved, n_trained)
 
 
 def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, layer=0):
@@ -88,19 +88,18 @@ def test_rope(isa, head_dim, interleaved):
 @pytest.mark.parametrize("position, n_trained", [(0, 9), (4095, 4096), (4096, 4096), (1 << 20, 9)])
 def test_cosines_and_sines_are_correctly_rounded_nearly_always(isa, position, n_trained):
     """Of angles rounded to float32 in the trained length, of exact ones beyond."""
-    frequencies, turns = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
-    cache = cache_of(300, head_dim=1)
-    cache.sinks = 1
+    frequencies, cos_sin = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
+    cache = cache_of(300, head_dim=1, sinks=1)
     while cache.length < position:
         n = cache.chunk(position - cache.length)
         cache.reserve(n)
         cache.advance(n)
-    rope = operands.Rope(frequencies, turns, False, n_trained)
+    rope = operands.Rope(frequencies, cos_sin, False, n_trained)
     ops.rope_table(rope, operands.Batch(1, 1).set([(cache, 1)]))
     angles = np.float64(position) * frequencies.astype(np.float64)
     if position < n_trained:
         angles = (np.float32(position) * frequencies).astype(np.float64)
-    for ours, theirs in zip(turns[:, 0], (np.cos(angles), np.sin(angles)), strict=True):
+    for ours, theirs in zip(cos_sin[:, 0], (np.cos(angles), np.sin(angles)), strict=True):
         assert np.abs(ours - theirs).max() <= 6.1e-8
         assert (ours == theirs.astype(np.float32)).mean() > 0.999
 
@@ -156,11 +155,11 @@ def test_chunks_and_threads_change_no_bit(isa, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_threads_that_share_positions_change_no_bit(isa, dtype, sinks):
-    """Three spans, and the sinks; also where there is no room for what the threads find."""
+    """Three splits, and the sinks; also where there is no room for partial results."""
     n, n_heads, head_dim, found = 1500, 12, 128, set()
     qkv = rng(5).standard_normal((n, 18 * head_dim)).astype(np.float32)
-    whole = cache_of(1400 if sinks else n, head_dim=head_dim, n_kv_heads=3, dtype=dtype)
-    whole.sinks = sinks
+    sizes = {"head_dim": head_dim, "n_kv_heads": 3}
+    whole = cache_of(1400 if sinks else n, **sizes, dtype=dtype, sinks=sinks)
     attend(whole, qkv[:-4], n_heads, n_threads=2)
     out, rope = matrix(np.zeros((4, n_heads * head_dim))), rope_of(head_dim)
     for n_threads, n_splits in ((1, 33), (2, 33), (5, 33), (2, 0)):
@@ -193,8 +192,8 @@ def test_sinks_and_a_moving_window(isa, dtype, interleaved):
     rotate = {"theta": 10000.0, "interleaved": interleaved}
     qkv = raw.copy()
     qkv[:, :3] = reference.rope(raw[:, :3], range(n), **rotate)
-    cache, rope = cache_of(capacity, head_dim=head_dim, dtype=dtype), rope_of(16, **rotate)
-    cache.sinks = sinks
+    cache = cache_of(capacity, head_dim=head_dim, dtype=dtype, sinks=sinks)
+    rope = rope_of(16, **rotate)
     kept, got, begin = {}, [], 0
     rows = qkv.reshape(n, -1)
     while begin < n:

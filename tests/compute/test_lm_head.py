@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bitnet
-from bitnet.checkpoints import repack_cache, weights
+from bitnet.checkpoints import repack_cache
+from bitnet.checkpoints.checkpoint import EmbeddingRows
 from bitnet.compute import operands, ops
 from bitnet.models import lm_head_screen
 from bitnet.models.lm_head_screen import LogitsQuery
@@ -23,7 +24,7 @@ def bound(type, values):
         data = (data.view(np.uint32) >> 16).astype(np.uint16)
     data = data.astype(np.float16) if type == "F16" else data
     data = data.view(np.uint8)
-    rows = weights.Rows(type, data, *values.shape, "")
+    rows = EmbeddingRows(type, data, *values.shape, "")
     limits = np.empty((len(data), 3), np.float32)
     codes = np.concatenate([part.copy() for part in lm_head_screen.derive(rows, limits)])
     return operands.QuantizedRows(data, type, values.shape[1]), operands.Screen(codes, limits)
@@ -64,9 +65,12 @@ def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
     x = random_rows(5, n_cols, 1)
     queries = [
-        LogitsQuery(1), LogitsQuery(7), LogitsQuery(1, 2.5), LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
+        LogitsQuery(1),
+        LogitsQuery(7),
+        LogitsQuery(1, 2.5),
+        LogitsQuery(1, 0.0, np.array([3, 999, 3], np.int32)),
         LogitsQuery(1000),
-    ]  # fmt: skip
+    ]
     full, part, counts = both(table, screen, x, queries, n_threads=2)
     for i in range(5):
         check(full[i], part[i], queries[i])

@@ -8,7 +8,8 @@ from support import small_files
 from support.small_files import ARRAY, BOOL, GGUF, STRING, text
 
 from bitnet.errors import FormatError
-from bitnet.formats.gguf import TYPE_IDS, GGUFFile, n_bytes_of, write
+from bitnet.formats.ggml_types import TYPES
+from bitnet.formats.gguf import GGUFFile, n_bytes_of, write
 from bitnet.formats.gguf_metadata import StringArray
 
 
@@ -216,7 +217,7 @@ def test_the_bytes_of_every_type(tmp_path, type_name, shape, n_bytes):
 
 
 def test_every_type_that_is_read_has_a_size():
-    for type_name in TYPE_IDS:
+    for type_name in TYPES:
         assert n_bytes_of(type_name, (4, 256)) > 0
 
 

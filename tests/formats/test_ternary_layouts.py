@@ -9,7 +9,8 @@ import pytest
 from support.pack_layouts import BASE_3, LAYOUTS, WITH_SCALES, five_in_a_byte, pack, unpack_hf
 from support.paths import DATA
 
-from bitnet.formats import ternary_layouts
+from bitnet.formats import master_weights, tensor, ternary_layouts
+from bitnet.formats.ternary_layouts import Quantization
 
 STORED = {
     "I2_S": "i2_s", "I2_S_64": "i2_s_64_16", "I2_S_4ROW": "i2_s_4row", "TQ1_0": "tq1_0",
@@ -87,7 +88,7 @@ def test_hf_equals_the_reference(vectors):
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 7, 9, 64])
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
 def test_hf_in_chunks(monkeypatch, n_rows, chunk):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", chunk)
+    monkeypatch.setattr(ternary_layouts, "STEP_WEIGHTS", chunk)
     codes = random_codes(n_rows, 130)
     packed = ternary_layouts.pack_hf(codes)
     assert (unpack_hf(packed, n_rows) == codes).all()
@@ -112,9 +113,9 @@ def test_every_layout_has_a_writer():
 @pytest.mark.parametrize("type_name", STORED)
 @pytest.mark.parametrize("chunk", [1, 1300, 1 << 20])
 def test_unpack_equals_the_reference(monkeypatch, vectors, type_name, chunk):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", chunk)
+    monkeypatch.setattr(ternary_layouts, "STEP_WEIGHTS", chunk)
     scales, chunks = ternary_layouts.unpack(type_name, vectors[STORED[type_name]], 16, 512)
-    assert scales.dtype == np.float32 and scales.tolist() == [vectors["scale"]]
+    assert scales.dtype == np.float32 and scales.tolist() == [[vectors["scale"]]]
     assert (joined(chunks) == vectors["q"] + 1).all()
 
 
@@ -134,7 +135,7 @@ def test_the_pypi_quantiser_agrees(type_name):
     values = (codes.astype(np.float32) - 1) * np.float32(0.25)
     data = gguf.quantize(values, gguf.GGMLQuantizationType[type_name])
     scales, chunks = ternary_layouts.unpack(type_name, data.reshape(-1), 6, 768)
-    assert scales.tolist() == [0.25] and (joined(chunks) == codes).all()
+    assert scales.tolist() == [[0.25]] and (joined(chunks) == codes).all()
     assert (pack(type_name, codes, 0.25) == data.reshape(-1)).all()
 
 
@@ -142,14 +143,14 @@ def test_the_pypi_quantiser_agrees(type_name):
 @pytest.mark.parametrize("shape", [(4, 256), (8, 768), (12, 2560)])
 @pytest.mark.parametrize("chunk", [1, 5000, 1 << 20])
 def test_round_trips(monkeypatch, type_name, shape, chunk):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", chunk)
+    monkeypatch.setattr(ternary_layouts, "STEP_WEIGHTS", chunk)
     codes = random_codes(*shape, seed=shape[0])
     data = pack(type_name, codes, 0.5)
     assert len(data) == ternary_layouts.n_bytes(type_name, *shape)
     unaligned = np.concatenate([[np.uint8(7)], data])[1:]
     unaligned.flags.writeable = False
     scales, chunks = ternary_layouts.unpack(type_name, unaligned, *shape)
-    assert scales.dtype == np.float32 and scales.tolist() == [0.5]
+    assert scales.dtype == np.float32 and scales.tolist() == [[0.5]]
     pieces = [piece.copy() for piece in chunks]
     assert len(pieces) > 1 or chunk > 1 or shape[0] == 4
     assert all(piece.dtype == np.uint8 for piece in pieces)
@@ -159,18 +160,18 @@ def test_round_trips(monkeypatch, type_name, shape, chunk):
 @pytest.mark.parametrize("shape", [(2, 64), (32, 4), (8, 96), (64, 130), (16, 320), (2, 8640)])
 @pytest.mark.parametrize("chunk", [1, 3000, 1 << 20])
 def test_streams_whose_blocks_straddle_rows(monkeypatch, shape, chunk):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", chunk)
+    monkeypatch.setattr(ternary_layouts, "STEP_WEIGHTS", chunk)
     codes = random_codes(*shape)
     for type_name in ("I2_S", "I2_S_64"):
         scales, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, 0.5), *shape)
-        assert scales.tolist() == [0.5] and (joined(chunks) == codes).all()
+        assert scales.tolist() == [[0.5]] and (joined(chunks) == codes).all()
 
 
 @pytest.mark.parametrize("type_name", ["I2_S_64", "Q2_0_G64", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4"])
 def test_rows_of_half_a_block_of_128(type_name):
     codes = random_codes(4, 320)
     scales, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, 2), 4, 320)
-    assert scales.tolist() == [2] and (joined(chunks) == codes).all()
+    assert scales.tolist() == [[2]] and (joined(chunks) == codes).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
@@ -264,7 +265,7 @@ def test_a_scale_for_each_row(type_name):
     found, chunks = ternary_layouts.unpack(
         type_name, pack(type_name, codes, scales[:, None]), 8, 512
     )
-    assert found.dtype == np.float32 and found.tolist() == scales.tolist()
+    assert found.dtype == np.float32 and found[:, 0].tolist() == scales.tolist()
     assert (joined(chunks) == codes).all()
 
 
@@ -277,11 +278,11 @@ def test_the_scale_of_a_block_of_zeros_does_not_count(type_name, odd):
     scales[1, 1] = scales[0, 0] = odd
     codes.reshape(3, n_blocks, -1)[[0, 1], [0, 1]] = codes[2] = 1
     found, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 3, 1024)
-    assert found.tolist() == [0.5, 0.75, 0.5] and (joined(chunks) == codes).all()
+    assert found.tolist() == [[0.5], [0.75], [0.5]] and (joined(chunks) == codes).all()
     scales[1, [0, *range(2, n_blocks)]] = 0.5
     assert ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 3, 1024)[
         0
-    ].tolist() == [0.5]
+    ].tolist() == [[0.5]]
 
 
 @pytest.mark.parametrize("type_name", IN_ROWS)
@@ -290,23 +291,24 @@ def test_the_scale_of_a_row_of_zeros_does_not_count(type_name, odd):
     codes, scales = random_codes(8, 192), np.full((8, 1), 0.5)
     codes[5], scales[5] = 1, odd
     found, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 8, 192)
-    assert found.tolist() == [0.5] and (joined(chunks) == codes).all()
+    assert found.tolist() == [[0.5]] and (joined(chunks) == codes).all()
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)
 def test_a_matrix_of_zeros_has_scale_one(type_name):
     codes = np.ones((4, 512), np.uint8)
     found, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, 0), 4, 512)
-    assert found.tolist() == [1] and (joined(chunks) == 1).all()
+    assert found.tolist() == [[1]] and (joined(chunks) == 1).all()
 
 
 @pytest.mark.parametrize("type_name", IN_BLOCKS)
-def test_group_scales_are_refused(type_name):
-    scales = np.full((3, 1024 // LAYOUTS[type_name][0]), 0.5)
+def test_group_scales_are_told_apart(type_name):
+    codes, scales = random_codes(3, 1024), np.full((3, 1024 // LAYOUTS[type_name][0]), 0.5)
     scales[2, 1] = 0.25
-    data = pack(type_name, random_codes(3, 1024), scales)
-    with pytest.raises(ValueError, match=r"group scales, 0.25 and 0.5 in row 2, limit: one"):
-        ternary_layouts.unpack(type_name, data, 3, 1024)
+    found, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 3, 1024)
+    assert found.dtype == np.float32 and found.tolist() == scales.tolist()
+    assert (joined(chunks) == codes).all()
+    assert found.shape[1] == Quantization(LAYOUTS[type_name][0]).n_groups(1024)
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)
@@ -321,65 +323,12 @@ def test_impossible_scales_are_refused(type_name, scale):
             ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 4, 512)
 
 
-# floats -------------------------------------------------------------------------------------------
-
-
-def test_masters_as_transformers_quantises_them(monkeypatch):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", 1000)
-    weights = np.random.default_rng(3).standard_normal((40, 200)).astype(np.float32)
-    data = weights.view(np.uint8).reshape(40, -1)
-    mean = ternary_layouts.absmean("F32", data, 200)
-    assert mean.dtype == np.float32
-    assert abs(mean - np.abs(weights.astype(np.float64)).mean()) <= np.spacing(mean) / 2
-    codes = joined(ternary_layouts.codes_masters("F32", data, 200, mean))
-    expected = np.clip(np.rint(weights * (np.float32(1) / mean)), -1, 1) + 1
-    assert codes.dtype == np.uint8 and (codes == expected).all()
-
-
-def test_masters_round_half_to_even():
-    weights = np.array([[0.5, -0.5, 1.5, 2.5, 0.50001, 0.0]], np.float32)
-    codes = ternary_layouts.codes_masters("F32", weights.view(np.uint8), 6, np.float32(1))
-    assert next(codes).tolist() == [[1, 1, 2, 2, 2, 1]]
-
-
-@pytest.mark.parametrize(
-    ("value", "mean"), [(0.0, np.float32(1e-5)), (1e-6, np.float32(1e-5)), (np.nan, np.nan)]
-)
-def test_absmean_is_clamped_but_nan_stays(value, mean):
-    data = np.full((2, 8), value, np.float32).view(np.uint8)
-    assert ternary_layouts.absmean("F32", data, 8) == pytest.approx(mean, rel=0, abs=0, nan_ok=True)
-
-
-@pytest.mark.parametrize("scale", [0.0371, 1e-4, 40.0])
-def test_weights_that_are_ternary_already(monkeypatch, scale):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", 1000)
-    scale, codes = np.float32(scale), random_codes(40, 200)
-    values = (codes.astype(np.float32) - 1) * scale
-    values[7] *= np.float32(1 - 2**-8)  # the other neighbour in bfloat16
-    data = values.view(np.uint8).reshape(40, -1)
-    peak = ternary_layouts.peak("F32", data, 200)
-    assert peak.dtype == np.float32 and peak == scale
-    assert (joined(ternary_layouts.codes_dequantized("F32", data, 200, peak)) == codes).all()
-    for bad in (0.6 * scale, -0.02 * scale, 0.98 * scale, np.nan):
-        values[39, 199] = bad
-        with pytest.raises(ValueError, match=r"weight .*, limit: 0 or"):
-            joined(ternary_layouts.codes_dequantized("F32", data, 200, peak))
-
-
-@pytest.mark.parametrize("value", [0, np.nan, np.inf])
-def test_a_peak_that_is_no_scale_is_refused(value):
-    data = np.full((2, 8), value, np.float32).view(np.uint8)
-    peak = ternary_layouts.peak("F32", data, 8)
-    assert peak == pytest.approx(value, nan_ok=True)
-    with pytest.raises(ValueError, match="limit: finite and above 0"):
-        next(ternary_layouts.codes_dequantized("F32", data, 8, peak))
-
-
 # memory -------------------------------------------------------------------------------------------
 
 
 def test_reading_needs_memory_for_a_chunk_not_for_the_matrix(monkeypatch):
-    monkeypatch.setattr(ternary_layouts, "CHUNK", 1 << 16)
+    for module in (ternary_layouts, tensor):
+        monkeypatch.setattr(module, "STEP_WEIGHTS", 1 << 16)
     masters = np.ones((2048, 2048), np.float32).view(np.uint8)  # 16 MiB
     packed = np.full((512, 2048), 0b01010101, np.uint8)
     zeros = np.ones((4, 2048), np.uint8)
@@ -387,10 +336,10 @@ def test_reading_needs_memory_for_a_chunk_not_for_the_matrix(monkeypatch):
     tensors["I2_S"] = np.concatenate([packed.reshape(-1), np.float32([1] * 8).view(np.uint8)])
     tracemalloc.start()
     try:
-        ternary_layouts.absmean("F32", masters, 2048)
-        ternary_layouts.peak("F32", masters, 2048)
+        master_weights.absmean("F32", masters, 2048)
+        master_weights.peak("F32", masters, 2048)
         sources = [
-            ternary_layouts.codes_masters("F32", masters, 2048, np.float32(2)),
+            master_weights.codes_masters("F32", masters, 2048, np.float32(2)),
             ternary_layouts.codes_hf(packed, 2048),
             *(ternary_layouts.unpack(name, data, 2048, 2048)[1] for name, data in tensors.items()),
         ]
@@ -400,4 +349,4 @@ def test_reading_needs_memory_for_a_chunk_not_for_the_matrix(monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 24 * ternary_layouts.CHUNK
+    assert peak < 24 * ternary_layouts.STEP_WEIGHTS

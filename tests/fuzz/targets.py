@@ -3,7 +3,6 @@
 import contextlib
 
 import numpy as np
-from bitnet.runtime.pool import Pool
 
 from bitnet.checkpoints import weights
 from bitnet.checkpoints.convert import convert
@@ -12,6 +11,7 @@ from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
 from bitnet.models.transformer import Transformer
+from bitnet.runtime.pool import Pool
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.vocabulary.pieces import Encoder
 from bitnet.text.vocabulary.sentencepiece import read

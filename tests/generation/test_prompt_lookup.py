@@ -310,7 +310,7 @@ def test_an_interrupt_in_a_step_loses_nothing(at):
                 return sampler(*arguments)
 
             interrupted.seed, interrupted.penalises, interrupted.counts = 1, False, False
-            interrupted.wanted = sampler.wanted
+            interrupted.query = sampler.query
             one.sampler = interrupted
         engine.submit(one)
         while not one.is_done:

@@ -7,7 +7,6 @@ import weakref
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.mock_model import EOT, MockTransformer
 from support.recurrent_model import RecurrentTransformer, RunningHash
 from support.requests import PROMPTS, alone, plain, request
@@ -25,6 +24,7 @@ from bitnet.generation.scheduler import Scheduler
 from bitnet.generation.session import Session
 from bitnet.models.registry import ARCHITECTURES
 from bitnet.models.sequence_state import attention_parts
+from bitnet.runtime.pool import Pool
 
 KINDS = [("hash",), ("kv", "hash"), ("hash", "kv")]
 PLAIN = [alone(prompt=p, seed=i) for i, p in enumerate(PROMPTS)]

@@ -236,7 +236,7 @@ def test_an_interrupt_between_logits_and_token(where, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    interrupt.wanted = one.sampler.wanted
+    interrupt.query = one.sampler.query
     with monkeypatch.context() as patch:
         patch.setattr(target, name, interrupt)
         with pytest.raises(KeyboardInterrupt):

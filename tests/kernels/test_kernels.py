@@ -7,13 +7,13 @@ import types
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import KVCache
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
-from bitnet.runtime import cpu, dispatch
+from bitnet.runtime import cpu, dispatch, self_test
+from bitnet.runtime.kv_cache import KVCache
+from bitnet.runtime.pool import Pool
 
 SIZES = [(1, 128), (3, 128), (64, 256), (65, 384), (130, 640), (7, 2560), (33, 1000), (5, 1)]
 
@@ -273,6 +273,12 @@ def test_choice_of_instruction_set(monkeypatch):
     assert dispatch.use() == "generic"
     monkeypatch.delenv("BITNET_ISA")
     assert dispatch.use() == next(n for n in cpu.supported() if n not in cpu.UNPROVEN)
+
+
+def test_every_instruction_set_gives_the_known_answer():
+    for name in cpu.supported():
+        module = importlib.import_module(f"bitnet.kernels.{name}")
+        assert self_test.answer(module.capsule) == self_test.KNOWN_ANSWER, name
 
 
 def broken_kernels():

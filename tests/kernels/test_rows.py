@@ -6,7 +6,7 @@ import pytest
 from support.guard import guarded
 
 from bitnet.compute import operands, ops
-from bitnet.formats import float_blocks, gguf
+from bitnet.formats import float_blocks, ggml_types
 from bitnet.runtime import cpu, dispatch
 
 IN_BLOCKS = [name for name, (n, _) in float_blocks.BLOCKS.items() if n > 1]
@@ -147,7 +147,7 @@ def test_the_same_bits_everywhere():
 def test_all_lists_of_types_agree():
     assert tuple(operands.ROW_TYPES) == float_blocks.ROW_TYPES
     assert sorted(operands.ROW_TYPES.values()) == list(range(len(float_blocks.ROW_TYPES)))
-    assert float_blocks.BLOCKS == gguf.BLOCKS
+    assert float_blocks.ROW_TYPES == ggml_types.ROW_TYPES
 
 
 def test_wrong_tables_are_refused():

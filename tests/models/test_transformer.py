@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support import reference
 from support.paths import DATA
 
 from bitnet.checkpoints import weights
 from bitnet.errors import ContextFull, FormatError, PoolExhausted
-from bitnet.formats import ternary_layouts
+from bitnet.formats import float_blocks
 from bitnet.models.transformer import Transformer
 from bitnet.runtime import cpu, dispatch
+from bitnet.runtime.pool import Pool
 
 FIXTURES = sorted(path.parent.name for path in DATA.glob("*/meta.json"))
 LLAMA_GRAPH = [name for name in FIXTURES if "embedding" not in name]
@@ -88,12 +88,12 @@ def tensors_of(opened):
             t = opened.ternary(name)
             fields = t.codes.reshape(t.n_rows, -1, 1, 32) >> np.array([6, 4, 2, 0])[:, None] & 3
             q = fields.reshape(t.n_rows, -1)[:, : t.n_cols].astype(int) - 1
-            found[name] = (q, t.scales)
+            found[name] = (q, t.scales[:, 0])
         elif len(shape) == 1:
             found[name] = opened.vector(name)
         else:
             rows = opened.rows(name)
-            found[name] = ternary_layouts.dequantize(rows.type, rows.data, rows.n_cols)
+            found[name] = float_blocks.dequantize(rows.type, rows.data, rows.n_cols)
     return found
 
 

@@ -85,9 +85,12 @@ from bitnet.compute import operands, ops
 q = np.full((4096, 1024), 0x66, np.uint8)
 weights = operands.Linear([(q, np.ones((1, 1), np.float32))], 4096)
 x = operands.Matrix(np.random.default_rng(1).standard_normal((8, 4096)).astype(np.float32))
-codes = operands.QuantizedActivations(np.zeros((8, 4096), np.int8), np.zeros(8, np.float32), np.zeros(8, np.int32))
+codes = operands.QuantizedActivations(
+    np.zeros((8, 4096), np.int8), np.zeros(8, np.float32), np.zeros(8, np.int32)
+)
 def run():
-    out, batch = operands.Matrix(np.zeros((8, 4096), np.float32)), operands.Batch(8, 1, 2).rows_only(8)
+    out = operands.Matrix(np.zeros((8, 4096), np.float32))
+    batch = operands.Batch(8, 1, 2).rows_only(8)
     ops.quantize(codes, x, batch)
     ops.linear(out, weights, codes, batch)
     return out.array().tobytes()

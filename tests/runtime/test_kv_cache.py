@@ -8,8 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import PAGE, KVCache
-from bitnet.runtime.pool import Pool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +25,8 @@ from support.caches import (
 )
 
 from bitnet.errors import ContextFull, PoolExhausted
+from bitnet.runtime.kv_cache import PAGE, KVCache
+from bitnet.runtime.pool import Pool
 
 
 def refusal(kind, function, *args):
@@ -114,8 +114,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def start(self):
-        cache = cache_of(self.pool, self.capacity)
-        cache.sinks = self.sinks
+        cache = cache_of(self.pool, self.capacity, sinks=self.sinks)
         self.pairs.append((cache, Model(self.capacity, self.sinks)))
 
     @precondition(lambda self: self.pairs)
@@ -327,13 +326,13 @@ def test_pages_are_laid_out_as_the_kernels_read_them(dtype, numpy_dtype):
     pool = Pool(MIB)
     cache = cache_of(pool, dtype=dtype)
     assert cache.dtype == dtype
-    cache.reserve(PAGE)  # the pool's first block starts with its pages
+    cache.reserve(PAGE)  # the pool's first arena starts with its pages
     rng = np.random.default_rng(0)
     written = rng.normal(size=(LAYERS, 2, PAGE, HEADS, DIM)).astype(np.float32)
     for layer in range(LAYERS):
         for position in range(PAGE):
             cache.write(layer, position, *written[layer, :, position])
-    ((address, _),) = pool.ranges()
+    ((address, _),) = pool.arenas()
     page_bytes = cache.nbytes // LAYERS
     assert page_bytes == 2 * HEADS * PAGE * DIM * np.dtype(numpy_dtype).itemsize
     for layer in range(LAYERS):

@@ -2,22 +2,21 @@
 
 import numpy as np
 import pytest
-from bitnet.runtime.kv_cache import PAGE
-from bitnet.runtime.pool import Pool
 from support.benches import TEXT, bench
 from support.caches import MIB, SET_BYTES, cache_of, check, feed
 
 import bitnet
 from bitnet.errors import ContextFull
 from bitnet.generation.stopping import SINKS
+from bitnet.runtime.kv_cache import PAGE
+from bitnet.runtime.pool import Pool
 
 
 @pytest.mark.parametrize("capacity", [257, 384, 500])
 def test_a_window_at_every_position(capacity):
     """It holds the sinks and at least the last capacity - 255 positions, in bounded memory."""
     pool = Pool(MIB)
-    cache = cache_of(pool, capacity)
-    cache.sinks = 4
+    cache = cache_of(pool, capacity, sinks=4)
     for position in range(10 * cache.n_pages * PAGE):
         feed(cache, 1, token=position)
         seen = cache.length - cache.start
@@ -36,21 +35,25 @@ def test_a_window_at_every_position(capacity):
 
 
 def test_a_window_needs_room_and_is_chosen_before_it_moves():
-    cache = cache_of(Pool(MIB), 256)
+    pool = Pool(MIB)
     with pytest.raises(ValueError, match=r"capacity: 256 \(at least 257"):
-        cache.sinks = 4
-    cache = cache_of(Pool(MIB), 300)
+        cache_of(pool, 256, sinks=4)
+    with pytest.raises(ValueError, match=r"capacity: 256 \(at least 257"):
+        cache_of(pool, 256).fork(4)
     for bad in (-1, PAGE + 1):
         with pytest.raises(ValueError, match=f"sinks: {bad}"):
-            cache.sinks = bad
-    cache.sinks = 4
+            cache_of(pool, 300, sinks=bad)
+        with pytest.raises(ValueError, match=f"sinks: {bad}"):
+            cache_of(pool, 300).fork(bad)
+    cache = cache_of(pool, 300).fork(4)
+    assert [fork.sinks for fork in (cache, cache.fork(), cache.fork(0))] == [4, 4, 0]
     feed(cache, 300)
     with pytest.raises(ContextFull):
         cache.reserve(cache.chunk(1000) + 1)  # they would not see the same window
     feed(cache, cache.chunk(1000), token=300)
     assert (cache.start, cache.length) == (128, 384)
     with pytest.raises(ValueError, match="first 128 positions are not held"):
-        cache.sinks = 0
+        cache.fork(0)
     fork = cache.fork()
     assert fork.sinks == 4
     cache.reset()

@@ -1,4 +1,5 @@
-"""The experiments of bench/support/mapping.py, on the bundled model: one copy in memory, none, a part."""
+"""The experiments of bench/support/mapping.py on the bundled model: one copy in memory, none, a
+part."""
 
 import shutil
 import sys

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 
 import bitnet
 from bitnet.runtime import memory_report
+from bitnet.runtime.pool import Pool
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20
@@ -47,16 +47,16 @@ def report_of(**changes):
         stats = pool.stats()
         assert kv.nbytes and scratch.nbytes
     parts = {
-        "files": [memory_report.Part("model.gguf", 50 * MIB, 29 * MIB)],
+        "files": [memory_report.Entry("model.gguf", 50 * MIB, 29 * MIB)],
         "pool": stats,
         "pool_resident": 11 * MIB,
         "purposes": [
-            memory_report.Part("kv", 10 * MIB, 10 * MIB),
-            memory_report.Part("free", MIB, MIB),
+            memory_report.Entry("kv", 10 * MIB, 10 * MIB),
+            memory_report.Entry("free", MIB, MIB),
         ],
-        "stacks": [memory_report.Part("thread 1", 8 * MIB, MIB)],
-        "others": [memory_report.Part("tokenizer", 20 * MIB, 20 * MIB)],
-        "code": 0,
+        "stacks": [memory_report.Entry("thread 1", 8 * MIB, MIB)],
+        "heap": [memory_report.Entry("tokenizer", 20 * MIB, 20 * MIB)],
+        "libraries": 0,
         "now": NOW,
         "baseline": BEFORE,
         "planned": {"kv": 12 * MIB, "free": MIB, "tokenizer": 22 * MIB, "files": 30 * MIB},
@@ -69,14 +69,14 @@ def test_what_is_unexplained():
     assert [found.growth(kind) // MIB for kind in ("rss", "anonymous", "file")] == [70, 40, 30]
     assert [found.explained(kind) // MIB for kind in ("rss", "anonymous", "file")] == [61, 32, 29]
     assert [found.unexplained(kind) // MIB for kind in ("rss", "anonymous", "file")] == [9, 8, 1]
-    without = report_of(pool=None, pool_resident=None, stacks=[], others=[])
+    without = report_of(pool=None, pool_resident=None, stacks=[], heap=[])
     assert without.unexplained() == (70 - 29) * MIB
     shrunk = report_of(now=BEFORE)
     assert shrunk.unexplained() == -61 * MIB
 
 
 def test_what_is_unknown_stays_unknown():
-    unknown = report_of(files=[memory_report.Part("model.gguf", 50 * MIB, None)])
+    unknown = report_of(files=[memory_report.Entry("model.gguf", 50 * MIB, None)])
     assert unknown.explained() is unknown.unexplained() is unknown.unexplained("file") is None
     assert unknown.unexplained("anonymous") == 8 * MIB
 
@@ -111,7 +111,7 @@ def test_table():
 
 
 def test_files_have_a_row_each():
-    files = [memory_report.Part(name, MIB, MIB) for name in ("one.safetensors", "two.safetensors")]
+    files = [memory_report.Entry(name, MIB, MIB) for name in ("one.safetensors", "two.safetensors")]
     assert "  two.safetensors" in str(report_of(files=files))
 
 
@@ -151,8 +151,8 @@ def test_usage_from_smaps(tmp_path, monkeypatch):
     found = memory_report.usage()
     assert found.rss == 3816 << 10 and found.pss == 1372 << 10
     assert found.anonymous == 780 << 10 and found.file == 3036 << 10
-    assert found.code() == 3036 << 10
-    assert found.code([("model.gguf", 0x7FFE00000000, 4 * MIB)]) == 988 << 10
+    assert found.libraries() == 3036 << 10
+    assert found.libraries([("model.gguf", 0x7FFE00000000, 4 * MIB)]) == 988 << 10
     assert [r.name for r in found.ranges] == ["/usr/bin/sed", "", "/data/model.gguf"]
 
 
@@ -161,7 +161,7 @@ def test_usage_from_statm(tmp_path, monkeypatch):
     (tmp_path / "statm").write_text("765 407 378 5 0 123 0\n")
     found = memory_report.usage()
     assert (found.rss, found.anonymous, found.file) == (407 * OS_PAGE, 29 * OS_PAGE, 378 * OS_PAGE)
-    assert found.pss is found.code() is None
+    assert found.pss is found.libraries() is None
 
 
 def test_stacks_of_threads():
@@ -222,7 +222,7 @@ def test_resident_bytes_of_each_purpose():
         rest = pool.array(OS_PAGE // 2, np.uint8, "the other half")
         idle = pool.array(20 * MIB, np.uint8, "idle")
         kv[:] = half[:] = rest[:] = 1
-        pool_resident, parts = memory_report._pool_parts(pool)
+        pool_resident, parts = memory_report._pool_entries(pool)
         sizes = {part.name: (part.nbytes, part.resident) for part in parts}
         assert sum(part.resident for part in parts) == pool_resident
         for part, name in ((kv, "kv"), (half, "half a page"), (rest, "the other half")):
@@ -257,8 +257,8 @@ def test_addresses_that_are_not_mapped(tmp_path, monkeypatch):
 @needs_pagemap
 def test_resident_bytes_of_our_own_memory():
     with Pool(64 * MIB) as pool:
-        small = pool.allocate(64 * OS_PAGE, "kv")  # the start of a 2 MiB block
-        address, n_bytes = pool.ranges()[0]
+        small = pool.allocate(64 * OS_PAGE, "kv")  # the start of a huge page
+        address, n_bytes = pool.arenas()[0]
         assert memory_report.resident_bytes(address, n_bytes, is_file=False) == 0
         small = np.frombuffer(small, np.uint8)
         small[0] = 1

@@ -42,9 +42,9 @@ def test_reads_of_a_lost_page_are_zeros(tmp_path):
     data = mapped_file.map_file(path)
     assert data.sum() == 40_000 * ord("x")
     mapped_file.check_map(data, path)
-    lost = mmap.n_truncated()
+    before = mmap.n_truncated()
     os.truncate(path, 100)
-    assert data[-1] == 0 and data[0] == ord("x") and mmap.n_truncated() > lost
+    assert data[-1] == 0 and data[0] == ord("x") and mmap.n_truncated() > before
     with pytest.raises(mapped_file.FormatError, match="data: file size: shrank"):
         mapped_file.check_map(data, path)
     again = mapped_file.map_file(path)

@@ -9,13 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import MAX_LIMIT, Allocation, Pool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bitnet.checks import format_bytes
 from bitnet.errors import PoolExhausted
+from bitnet.runtime.pool import MAX_LIMIT, Allocation, Pool
 
 OS_PAGE = mmap.PAGESIZE
 MIB = 1 << 20
@@ -182,15 +182,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_overlaps(self):
-        blocks = self.pool.ranges()
-        assert sum(n for _, n in blocks) >= self.pool.reserved
-        pieces = sorted((one.address, one.nbytes) for one, _, _ in self.live)
-        for regions in (blocks, pieces):
+        arenas = self.pool.arenas()
+        assert sum(n for _, n in arenas) >= self.pool.reserved
+        allocated = sorted((one.address, one.nbytes) for one, _, _ in self.live)
+        for regions in (arenas, allocated):
             ends = [address + n for address, n in regions]
             assert all(e <= address for e, (address, _) in zip(ends, regions[1:], strict=False))
             assert all(address % 64 == 0 for address, _ in regions)
-        for address, n in pieces:
-            assert any(b <= address and address + n <= b + size for b, size in blocks)
+        for address, n in allocated:
+            assert any(b <= address and address + n <= b + size for b, size in arenas)
 
     def teardown(self):
         if not hasattr(self, "pool"):
@@ -199,11 +199,11 @@ class PoolMachine(RuleBasedStateMachine):
         while self.live:
             self.free(0, forget=len(self.live) % 2)
         self.figures_agree()
-        assert len(self.pool.ranges()) <= 1
+        assert len(self.pool.arenas()) <= 1
         everything = self.pool.limit // OS_PAGE * OS_PAGE
         assert self.pool.allocate(everything, "all").nbytes == everything
         self.pool.trim()
-        assert (self.pool.reserved, self.pool.ranges()) == (0, [])
+        assert (self.pool.reserved, self.pool.arenas()) == (0, [])
 
 
 TestPool = PoolMachine.TestCase
@@ -385,7 +385,7 @@ def test_closing_frees_every_allocation():
             pool.close()
         assert pool.in_use and one.address
         view.release()
-    assert (pool.reserved, pool.in_use, pool.ranges()) == (0, 0, [])
+    assert (pool.reserved, pool.in_use, pool.arenas()) == (0, 0, [])
     for freed in (one, *many):
         with pytest.raises(ValueError, match="freed"):
             freed.free()
@@ -444,7 +444,7 @@ def test_threads_and_the_garbage_collector():
     assert stats.in_use == stats.n_allocations == 0
     assert all(n == count == 0 for n, _, count in stats.by_purpose.values())
     pool.trim()
-    assert pool.ranges() == []
+    assert pool.arenas() == []
 
 
 class Rubbish:
@@ -491,18 +491,3 @@ def test_the_garbage_collector_inside_an_allocation():
 )
 def test_format_bytes(n_bytes, shown):
     assert format_bytes(n_bytes) == shown
-
-
-def test_pieces_are_all_that_is_mapped():
-    pool = Pool(64 << 20)
-    kv = [pool.allocate(100, "kv") for _ in range(3)]
-    scratch = pool.allocate(5 << 20, "scratch")
-    kv.pop(1).free()
-    pieces = pool.pieces()
-    assert pieces == sorted(pieces, key=lambda piece: piece[0])
-    in_use = {piece for piece in pieces if piece[2]}
-    assert in_use == {(kv[0].address, 128, "kv"), (kv[1].address, 128, "kv"),
-                      (scratch.address, 5 << 20, "scratch")}  # fmt: skip
-    assert sum(n for _, n, _ in pieces) == sum(n for _, n in pool.ranges())
-    pool.close()
-    assert pool.pieces() == []

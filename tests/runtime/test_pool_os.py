@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import MAX_LIMIT, Pool
 
 import bitnet
 from bitnet.errors import PoolExhausted
 from bitnet.runtime import memory_report
+from bitnet.runtime.pool import MAX_LIMIT, Pool
 
 OS_PAGE = mmap.PAGESIZE
 KIB = 1 << 10
@@ -33,7 +33,7 @@ def write(allocation):
 
 
 def resident(pool):
-    return sum(memory_report.resident_bytes(*block, is_file=False) for block in pool.ranges())
+    return sum(memory_report.resident_bytes(*arena, is_file=False) for arena in pool.arenas())
 
 
 def flags(address):
@@ -69,15 +69,15 @@ pool = Pool(1 << 40)
 with open("/proc/self/statm") as file:
     in_use = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + (10 << 20), resource.RLIM_INFINITY))
-small = pool.allocate(1 << 20, "kv")                # a block has 16 MiB
+small = pool.allocate(1 << 20, "kv")                # an arena has 16 MiB
 large = pool.allocate(5 << 20, "kv")                # and 2 more to align it
-print(pool.reserved, sum(size for _, size in pool.ranges()))
+print(pool.reserved, sum(size for _, size in pool.arenas()))
 """
 
 
 @needs_statm
 @pytest.mark.skipif(IS_SANITIZED, reason="asan maps terabytes")
-def test_a_smaller_block_when_the_os_refuses_a_large_one():
+def test_a_smaller_arena_when_the_os_refuses_a_large_one():
     done = run(LITTLE_ADDRESS_SPACE)
     assert (done.returncode, done.stdout.split()) == (0, [str(6 * MIB)] * 2), done.stderr
 
@@ -110,14 +110,14 @@ for turn in range(6):
         if live and choose.random() < 0.45:
             live.pop(choose.randrange(len(live))).free()
         if step % 500 == 0:
-            pool.trim(), pool.stats(), pool.ranges()
+            pool.trim(), pool.stats(), pool.arenas()
     if turn % 2:
         pool.close()                                # with allocations alive
 """
 
 
 @pytest.mark.skipif(not IS_SANITIZED, reason="only gcc's leak sanitizer knows")
-def test_no_description_of_a_piece_is_leaked():
+def test_no_description_of_a_chunk_is_leaked():
     done = run(MANY_POOLS, ASAN_OPTIONS="detect_leaks=1", PYTHONMALLOC="malloc")
     assert "Direct leak of" in done.stderr  # Python's own
     assert "bitnet/memory" not in done.stderr
@@ -125,28 +125,28 @@ def test_no_description_of_a_piece_is_leaked():
 
 def test_holes_do_not_stand_in_the_way():
     pool = Pool(4 * MIB)
-    pieces = [pool.allocate(64 * KIB, "kv") for _ in range(64)]
+    chunks = [pool.allocate(64 * KIB, "kv") for _ in range(64)]
     with pytest.raises(PoolExhausted) as caught:
         pool.allocate(64, "kv")
     assert caught.value.available == caught.value.largest == 0
-    for piece in pieces[::2]:
-        piece.free()
+    for chunk in chunks[::2]:
+        chunk.free()
     one = pool.allocate(2 * MIB, "kv")  # which no hole can hold
     assert pool.in_use == pool.reserved == 4 * MIB
-    del one, pieces
+    del one, chunks
     assert pool.allocate(4 * MIB, "kv").nbytes == 4 * MIB
 
 
 def test_the_last_byte_can_be_had():
     pool = Pool(10 * OS_PAGE)
     pages = [pool.allocate(OS_PAGE, "kv") for _ in range(9)]
-    pieces = [pool.allocate(64, "kv") for _ in range(OS_PAGE // 64)]
+    chunks = [pool.allocate(64, "kv") for _ in range(OS_PAGE // 64)]
     assert pool.in_use == pool.reserved == pool.limit
-    pieces[7].free()
+    chunks[7].free()
     with pytest.raises(PoolExhausted) as caught:
         pool.allocate(65, "kv")
     assert caught.value.largest == 64
-    pieces[7] = pool.allocate(64, "kv")
+    chunks[7] = pool.allocate(64, "kv")
     pages.pop(3).free()
     with pytest.raises(PoolExhausted):
         pool.allocate(OS_PAGE + 64, "kv")
@@ -171,11 +171,11 @@ def test_a_freed_page_is_found_again_when_others_of_its_class_are_smaller():
         small.append(pool.allocate(9_984, "kv"))
         barriers.append(pool.allocate(64, "kv"))
     rest = [pool.allocate(3 * MIB, "kv") for _ in range(5)]
-    rest.append(pool.allocate(pool.limit - pool.in_use, "kv"))  # the block is full
+    rest.append(pool.allocate(pool.limit - pool.in_use, "kv"))  # the arena is full
     address = exact.address
     exact.free()
-    for piece in small:
-        piece.free()
+    for chunk in small:
+        chunk.free()
     assert pool.allocate(10_048, "kv").address == address
     assert rest and barriers
 
@@ -183,12 +183,12 @@ def test_a_freed_page_is_found_again_when_others_of_its_class_are_smaller():
 def test_large_allocations_go_back_at_once():
     pool = Pool(1 << 30)
     kept = pool.allocate(64, "kv")
-    before = pool.ranges()
+    before = pool.arenas()
     large = pool.allocate(100 * MIB, "head")
     assert pool.reserved >= 100 * MIB
-    assert all(address % (2 * MIB) == 0 for address, _ in pool.ranges())
+    assert all(address % (2 * MIB) == 0 for address, _ in pool.arenas())
     large.free()
-    assert pool.ranges() == before and pool.reserved <= 2 * MIB and kept.nbytes
+    assert pool.arenas() == before and pool.reserved <= 2 * MIB and kept.nbytes
 
 
 def test_little_free_memory_is_kept():
@@ -199,9 +199,9 @@ def test_little_free_memory_is_kept():
     while pages:
         pages.pop()
         assert pool.reserved - pool.in_use <= max(2 * MIB, pool.in_use // 12)
-    assert len(pool.ranges()) == 1  # a spare block
+    assert len(pool.arenas()) == 1  # a spare arena
     pool.trim()
-    assert pool.reserved == 0 and pool.ranges() == []
+    assert pool.reserved == 0 and pool.arenas() == []
 
 
 def test_what_is_kept_is_used_again():
@@ -256,28 +256,28 @@ def test_locked_memory_stays():
     for i in (8, 9, 12):
         pages[i].free()
     pool.trim()
-    assert pool.in_use + 64 * OS_PAGE == pool.reserved  # the piece of 8 and 9 is refused
+    assert pool.in_use + 64 * OS_PAGE == pool.reserved  # the chunk of 8 and 9 is refused
     pages.clear()
     pool.trim()
-    assert (pool.reserved, pool.ranges()) == (0, [])
+    assert (pool.reserved, pool.arenas()) == (0, [])
 
 
 @needs_huge_pages
 def test_huge_pages_are_broken_and_become_whole_again():
     pool = Pool(64 * MIB)
-    pieces = [pool.allocate(512 * KIB, "kv") for _ in range(32)]  # four to a huge page
-    (address, _), = pool.ranges()  # fmt: skip
+    chunks = [pool.allocate(512 * KIB, "kv") for _ in range(32)]  # four to a huge page
+    (address, _), = pool.arenas()  # fmt: skip
     assert address % (2 * MIB) == 0 and "hg" in flags(address)
-    pieces[1].free()
+    chunks[1].free()
     pool.trim()
     assert "nh" in flags(address) and "hg" in flags(address + 2 * MIB)
     assert pool.reserved == pool.in_use == 31 * 512 * KIB
     for i in (0, 2, 3):
-        pieces[i].free()
+        chunks[i].free()
     pool.trim()
     assert "hg" in flags(address) and pool.reserved == 14 * MIB
-    pieces[0] = pool.allocate(512 * KIB, "kv")
-    assert pieces[0].address == address and pool.reserved == 16 * MIB
+    chunks[0] = pool.allocate(512 * KIB, "kv")
+    assert chunks[0].address == address and pool.reserved == 16 * MIB
 
 
 @needs_pagemap
@@ -343,3 +343,18 @@ def test_utilisation_stays_above_nine_tenths(n_layers, page_bytes, limit):
         serving.sessions.clear()
         serving.arrays.clear()
         assert pool.in_use == pool.stats().n_allocations == 0
+
+
+def test_allocations_are_all_that_is_mapped():
+    pool = Pool(64 << 20)
+    kv = [pool.allocate(100, "kv") for _ in range(3)]
+    scratch = pool.allocate(5 << 20, "scratch")
+    kv.pop(1).free()
+    listed = pool.allocations()
+    assert listed == sorted(listed, key=lambda one: one[0])
+    in_use = {one for one in listed if one[2]}
+    assert in_use == {(kv[0].address, 128, "kv"), (kv[1].address, 128, "kv"),
+                      (scratch.address, 5 << 20, "scratch")}  # fmt: skip
+    assert sum(n for _, n, _ in listed) == sum(n for _, n in pool.arenas())
+    pool.close()
+    assert pool.allocations() == []

@@ -1,6 +1,9 @@
 """The server's endpoints, on a real process: OpenAI's client, plain HTTP, the bundled model."""
 
 import base64
+import importlib
+import inspect
+import pkgutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +13,8 @@ from support.paths import DATA
 from support.server_process import NO_END, USER, ServerProcess, openai_client
 
 import bitnet
+from bitnet.server import endpoints
+from bitnet.server.app import ENDPOINTS
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
 
@@ -23,6 +28,19 @@ def server():
 @pytest.fixture(scope="module")
 def client(server):
     return openai_client(server)
+
+
+def test_every_endpoint_is_in_the_table():
+    """An endpoint is a function in a file of server/endpoints, and a line of app.ENDPOINTS."""
+    found = set()
+    for file in pkgutil.iter_modules(endpoints.__path__):
+        module = importlib.import_module(f"{endpoints.__name__}.{file.name}")
+        found |= {
+            function
+            for name, function in inspect.getmembers(module, inspect.iscoroutinefunction)
+            if function.__module__ == module.__name__ and not name.startswith("_")
+        }
+    assert found == {endpoint for _, _, endpoint in ENDPOINTS}
 
 
 # ---------------------------------------------------------------------------------- OpenAI's client

@@ -14,7 +14,7 @@ from support.server_process import NO_END, USER, ServerProcess
 
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.formats import gguf
-from bitnet.server import guard
+from bitnet.server import access_policy
 from bitnet.server.options import Options
 from bitnet.server.run import _log_unhandled
 
@@ -264,7 +264,7 @@ def test_an_open_address_with_a_key():
 
 def test_keys_are_compared_in_constant_time(monkeypatch):
     """The comparison is hmac's: where that says yes, any key passes."""
-    one = guard.Guard(None, Options(api_key="a key of ours"), None, ())
+    one = access_policy.AccessPolicy(None, Options(api_key="a key of ours"), None, ())
     headers = {b"host": b"localhost", b"authorization": b"Bearer wrong"}
     scope = {"method": "GET", "path": "/v1/models"}
     assert one._refusal(scope, headers) is not None

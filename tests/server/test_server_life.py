@@ -34,7 +34,7 @@ class Steps:
 
 
 def worker_of(transformer, slots=2):
-    worker = Worker(SimpleNamespace(scheduler=plain(transformer, slots=slots)), 2)
+    worker = Worker(SimpleNamespace(scheduler=plain(transformer, slots=slots, fair=True)), 2)
     worker.begin()
     return worker
 

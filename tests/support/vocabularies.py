@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 from support.paths import DATA
 
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary import TokenizerSource
 
 FOLDER = DATA / "vocabulary"
 METADATA = json.loads((FOLDER / "metadata.json").read_text(encoding="utf-8"))

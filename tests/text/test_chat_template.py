@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from support.vocabularies import BOS, END, EOT, FOLDER, ID, from_json, from_metadata
 
 from bitnet import FormatError, TemplateError
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.formats.gguf import GGUFFile
 from bitnet.text.chat_template import BITNET_2B_4T, ChatTemplate
 from bitnet.text.special_tokens import SpecialTokens
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary import TokenizerSource
 
 VOCABS = os.environ.get("BITNET_TEST_VOCABS")
 LIBRARY = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

@@ -20,9 +20,9 @@ from support.vocabularies import (
     varint,
 )
 
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.errors import FormatError
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary import TokenizerSource
 from bitnet.text.vocabulary.pieces import Encoder
 from bitnet.text.vocabulary.sentencepiece import read
 

@@ -13,10 +13,10 @@ from support.paths import DATA
 from support.vocabularies import BOS, CONFIG, END, EOT, FOLDER, ID, TOKENS, from_json, from_metadata
 
 from bitnet import ContextFull, FormatError
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats.gguf import GGUFFile
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary import TokenizerSource
 
 VOCABS = os.environ.get("BITNET_TEST_VOCABS")
 

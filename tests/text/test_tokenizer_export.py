@@ -23,14 +23,13 @@ from support.vocabularies import (
     sentencepiece_model,
 )
 
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
 from bitnet.text import tokenizer_export
 from bitnet.text.chat_template import BITNET_2B_4T
 from bitnet.text.tokenizer import Tokenizer
-from bitnet.text.vocabulary import byte_level
+from bitnet.text.vocabulary import TokenizerSource, byte_level
 
 MODELS = sorted(path.parent.name for path in DATA.glob("*/tokenizer_cases.json"))
 RUNS = ["▁" * n for n in range(2, 6)]  # of one score, as in Llama-2's

@@ -18,8 +18,8 @@ from support.vocabularies import (
 )
 
 from bitnet import ContextFull, FormatError
-from bitnet.checkpoints.checkpoint import TokenizerSource
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.vocabulary import TokenizerSource
 
 
 def changed_json(folder, change, config=CONFIG, **tokenizer_config):

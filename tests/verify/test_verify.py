@@ -9,7 +9,7 @@ from support import small_models
 from support.changed_models import FIXTURES, GGUF, damaged, floats, in_layout, rewritten, set_bytes
 
 from bitnet.api.load import BUNDLED_MODEL
-from bitnet.checkpoints.checkpoint import LAYOUTS
+from bitnet.checkpoints.checkpoint import I2_S_LAYOUTS
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
@@ -222,7 +222,7 @@ def test_a_tokenizer_that_normalises_odd_text_only(edited_folder):
 
 
 # ----------------------------------------------------------------------------------------- layouts
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", I2_S_LAYOUTS)
 def test_the_layout_is_found_out(layout, tmp_path):
     path = in_layout(layout, tmp_path / "m.gguf")
     assert (path.read_bytes() == BUNDLED_MODEL.read_bytes()) == (layout == "128x32")
@@ -231,7 +231,7 @@ def test_the_layout_is_found_out(layout, tmp_path):
     assert report.layout == layout and report.passed
     assert check.status == ("ok" if layout == "128x32" else "warning")
     assert f"--layout {layout}" in check.detail or layout == "128x32"
-    assert check.figures.keys() == LAYOUTS.keys()
+    assert check.figures.keys() == I2_S_LAYOUTS.keys()
     others = [score for name, score in check.figures.items() if name != layout]
     assert check.figures[layout] < 0.6 * min(others)
     assert report["forward pass"].figures["bits_per_byte"] == check.figures[layout]

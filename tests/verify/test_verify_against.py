@@ -18,8 +18,9 @@ from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats import gguf
+from bitnet.models.rope import row_order
 from bitnet.verify import verify
-from bitnet.verify.compare import in_step, rotate_half_order
+from bitnet.verify.compare import in_step
 
 UP = "layers.1.mlp.up_proj"
 
@@ -88,7 +89,7 @@ def test_a_scale_of_weights_quantised_twice_is_recognised(tmp_path):
 
 
 def test_an_inverted_scale_is_recognised(tmp_path):
-    scale = float(open_checkpoint(GGUF).ternary[UP].scales()[0])
+    scale = float(open_checkpoint(GGUF).ternary[UP].scales()[0, 0])
     check = verify(damaged(tmp_path, scale_times(scale**-2), "blk.1.ffn_up.weight"), GGUF)[
         "= scales"
     ]
@@ -114,7 +115,7 @@ def test_a_layout_that_was_mistaken_is_named(tmp_path):
 def test_rows_of_the_other_kind_of_rope_are_named(tmp_path):
     t = open_checkpoint(GGUF).ternary["layers.0.self_attn.q_proj"]
     permuted = np.empty((t.n_rows, t.n_cols), np.uint8)
-    permuted[:] = codes_of(t)[rotate_half_order(t.n_rows, 64)]
+    permuted[:] = codes_of(t)[row_order(t.n_rows, 64, interleaved=True)]
 
     def change(data):
         data[:-32] = np.frombuffer(stream(permuted, "128x32"), np.uint8)

@@ -168,7 +168,7 @@ static inline int64_t screen_sum(const screen_vec *a) {
 #define LOOKUP_COLS 8           /* tables at once, 2,592 bytes each: they stay in the first cache */
 
 /* index[(group * n_rows + r) * 8 + i]: bytes 8 group + i of a block of row r, as numbers of base 3.
- * The next block of a row is asked for: rows lie further apart than the hardware looks. A function
+ * The next block of a row is prefetched: rows lie further apart than the hardware looks. A function
  * of its own, else gcc takes its pointers out of memory for every row: 1.03 times. */
 static __attribute__((noinline)) void lookup_index(uint8_t *index, const uint8_t *w,
                                                    ptrdiff_t row_bytes, ptrdiff_t n_rows) {
@@ -183,7 +183,7 @@ static __attribute__((noinline)) void lookup_index(uint8_t *index, const uint8_t
             _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble)));
         const __m128d a = _mm_castsi128_pd(_mm256_castsi256_si128(numbers));
         const __m128d b = _mm_castsi128_pd(_mm256_extracti128_si256(numbers, 1));
-        __builtin_prefetch(w + 64, 0, 2);
+        prefetch_t1(w + 64);
         _mm_storel_pd((double *)(index + r * 8), a);
         _mm_storeh_pd((double *)(index + (n_rows + r) * 8), a);
         _mm_storel_pd((double *)(index + (2 * n_rows + r) * 8), b);

@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 static inline float f32_of_f16(uint16_t h) { return f32_of_f16_by_bits(h); }
+
 typedef struct { float32x4_t v[4]; } f32x16;
 #define EACH(i) UNROLL for (int i = 0; i < 4; i++)
 static inline f32x16 f32_set1(float x) { f32x16 r; EACH(i) r.v[i] = vdupq_n_f32(x); return r; }

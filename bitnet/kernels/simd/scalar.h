@@ -3,6 +3,7 @@
 #include "common.h"
 
 static inline float f32_of_f16(uint16_t h) { return f32_of_f16_by_bits(h); }
+
 typedef struct { float v[16]; } f32x16;
 #define EACH(i) for (int i = 0; i < 16; i++)
 static inline f32x16 f32_set1(float x) { f32x16 r; EACH(i) r.v[i] = x; return r; }

@@ -9,8 +9,7 @@
  *               TILE_TOKENS of a tile, TILE_1_ROWS and TILE_1_SUMS of a tile of one token
  *   VEC_FOLD    the steps after which vec_fold adds int16 sums to int32 ones
  *   VEC_HAS_TAIL(n_blocks)      whether vec_codes_tail and vec_input_tail take the last block
- *   HAS_LOOKUP  lookup.h: LOOKUP_COLS; lookup_index, _max_sum, _columns, _tables, _rows,
- *               _fold
+ *   HAS_LOOKUP  lookup.h: LOOKUP_COLS; lookup_index, _max_sum, _columns, _tables, _rows, _fold
  *   SCREEN_STEP screen.h: codes that screen_add takes; screen_vec, screen_zero, _input, _sum;
  *               SCREEN_OFFSET, what it adds to a code
  *   SCREEN_WIDE the same for several inputs: screen_wide, screen_wide_zero, _add, _sum
@@ -23,18 +22,6 @@
 #include "common.h"
 #include BITNET_SIMD
 
-/* Bytes. A file's pages are too small for the hardware to look far ahead, and a core has more
- * requests to its second-level cache than to the first. A plain read of a mapped file on one core
- * of a Xeon, GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10,
- * 11, 11. */
-enum { PREFETCH_DISTANCE = 8192 };
-/* Into the second-level cache; any address will do, also one that is not mapped. */
-static inline void prefetch_t1(const void *p) { __builtin_prefetch(p, 0, 2); }
-/* Into the first-level cache, where nothing else needs it. */
-static inline void prefetch_t0(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* Past the second-level cache, for streaming: codes in decode on a Zen 5 at 1.06 times the speed of
- * prefetch_t0, which was 1.07 times that of prefetch_t1; 4 and 16 KiB ahead 0.8 and 0.9. */
-static inline void prefetch_nta(const void *p) { __builtin_prefetch(p, 0, 0); }
 static inline f32x16 f32_zero(void) { return f32_set1(0.0f); }
 
 /* e^x as Cephes has it (expf.c): x = n ln 2 + r, a polynomial in r, n into the exponent.

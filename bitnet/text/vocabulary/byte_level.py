@@ -35,8 +35,8 @@ PRE_TOKENIZERS = {
 
 def name_of(words, ignore_merges):
     """The tokenizer.ggml.pre of a way to split, None if it has none."""
-    kind = tuple(words), ignore_merges
-    return next((name for name, entry in PRE_TOKENIZERS.items() if entry[:2] == kind), None)
+    way = tuple(words), ignore_merges
+    return next((name for name, entry in PRE_TOKENIZERS.items() if entry[:2] == way), None)
 
 
 def encoder(path, ids, merges, words, ignore_merges, normalizer=None):

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import FormatError
-from . import byte_level, pieces
+from . import byte_level
 from .from_hf import make_special, of_pieces
 from .library import find_ids
+from .pieces import Encoder, Pieces
 from .vocabulary import (
     ALWAYS_SPECIAL,
     BYTE,
+    BYTE_LEVEL_MODEL,
     BYTE_OF,
     CONTROL,
     MAX_SHRINKING,
     NORMAL,
+    PIECES_MODEL,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -38,10 +41,10 @@ class Fields:
     def error(self, name, value, limit):
         return FormatError(self.path, f"tokenizer.ggml.{name}", value, limit)
 
-    def get(self, name, kind, default=None):
+    def get(self, name, type_, default=None):
         value = self.metadata.get(f"tokenizer.ggml.{name}", default)
-        if value is not default and not isinstance(value, kind):
-            raise self.error(name, type(value).__name__, kind.__name__)
+        if value is not default and not isinstance(value, type_):
+            raise self.error(name, type(value).__name__, type_.__name__)
         return value
 
     def strings(self, name):
@@ -67,9 +70,10 @@ class Fields:
 def from_metadata(path, metadata, config):
     """The Vocabulary of the tokenizer.* keys of a file; tokenizer.ggml.pre is always there."""
     fields = Fields(path, metadata)
-    kind = fields.get("model", str)
-    if kind not in ("gpt2", "llama"):
-        raise fields.error("model", kind, "gpt2 (byte-level BPE) or llama (SentencePiece)")
+    model = fields.get("model", str)
+    if model not in (BYTE_LEVEL_MODEL, PIECES_MODEL):
+        limit = f"{BYTE_LEVEL_MODEL} (byte-level BPE) or {PIECES_MODEL} (SentencePiece)"
+        raise fields.error("model", model, limit)
     tokens = fields.strings("tokens")
     if not tokens:
         raise fields.error("tokens", "missing", "required")
@@ -77,7 +81,7 @@ def from_metadata(path, metadata, config):
     if len(where) < len(tokens):
         twice = next(i for i, text in enumerate(tokens) if where[text] != i)
         raise fields.error(f"tokens[{twice}]", tokens[twice], "once only")
-    make = _byte_level if kind == "gpt2" else _pieces
+    make = _byte_level if model == BYTE_LEVEL_MODEL else _pieces
     return make(fields, tokens, config)
 
 
@@ -110,14 +114,14 @@ def _byte_level(fields, tokens, config):
     merges = fields.strings("merges")
     if merges is None:
         raise fields.error("merges", "missing", "required")
-    kinds = byte_level_kinds(fields, tokens, merges, config)
-    special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN)))}
-    unused = {tokens[i]: int(i) for i in np.flatnonzero(kinds == UNUSED)}
+    types = byte_level_types(fields, tokens, merges, config)
+    special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN)))}
+    unused = {tokens[i]: int(i) for i in np.flatnonzero(types == UNUSED)}
     unspelled = special | unused
     # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
     ids = {" " + text if text in unspelled else text: i for i, text in enumerate(tokens)}
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
-    add_tokens(encoder, tokens, np.where(kinds == USER_DEFINED, kinds, NORMAL))
+    add_tokens(encoder, tokens, np.where(types == USER_DEFINED, types, NORMAL))
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
     prefix, suffix = around(fields, config, adds_bos)
     texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
@@ -150,29 +154,29 @@ def byte_level_split(fields):
     return words, ignore_merges, normalizer
 
 
-def byte_level_kinds(fields, tokens, merges, config):
+def byte_level_types(fields, tokens, merges, config):
     """The type of each token, int (n_tokens,).
 
     The begin and end tokens are special, unless they are words: some models end at a blank line.
     """
-    kinds = fields.numbers("token_type", len(tokens), np.full(len(tokens), NORMAL))
-    known = {i for i in np.flatnonzero(kinds == USER_DEFINED) if tokens[i] in ALWAYS_SPECIAL}
+    types = fields.numbers("token_type", len(tokens), np.full(len(tokens), NORMAL))
+    known = {i for i in np.flatnonzero(types == USER_DEFINED) if tokens[i] in ALWAYS_SPECIAL}
     borders = {i for i in border_ids(config) if i < len(tokens)}
-    if any(kinds[i] == NORMAL for i in borders):
+    if any(types[i] == NORMAL for i in borders):
         spelled = BYTE_OF.keys() | {merge.replace(" ", "") for merge in merges}
         borders = {i for i in borders if tokens[i] not in spelled}
-    kinds[[*known, *borders]] = CONTROL
-    return kinds
+    types[[*known, *borders]] = CONTROL
+    return types
 
 
-def add_tokens(encoder, tokens, kinds):
+def add_tokens(encoder, tokens, types):
     """Make of the special and user-defined tokens what stands for itself wherever it occurs."""
     from tokenizers import AddedToken
 
     encoder.add_tokens(
         [
-            AddedToken(tokens[i], normalized=False, special=bool(kinds[i] != USER_DEFINED))
-            for i in np.flatnonzero(np.isin(kinds, (CONTROL, UNKNOWN, USER_DEFINED)))
+            AddedToken(tokens[i], normalized=False, special=bool(types[i] != USER_DEFINED))
+            for i in np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
         ]
     )
 
@@ -181,11 +185,11 @@ def add_tokens(encoder, tokens, kinds):
 
 
 def _pieces(fields, tokens, config):
-    found = read_pieces(fields, tokens, config)
-    encoder = pieces.Encoder(found, {})
+    pieces = read_pieces(fields, tokens, config)
+    encoder = Encoder(pieces, {})
     prefix, suffix = around(fields, config, True)
     return of_pieces(
-        found,
+        pieces,
         config,
         _ends(fields, tokens),
         encode=lambda text, begins: encoder(text),
@@ -202,14 +206,14 @@ def read_pieces(fields, tokens, config):
     if not np.isfinite(scores).all():
         i = int(np.argmin(np.isfinite(scores)))
         raise fields.error(f"scores[{i}]", float(scores[i]), "finite")
-    kinds = fields.numbers("token_type", len(tokens))
-    for i in np.flatnonzero(kinds == BYTE):
+    types = fields.numbers("token_type", len(tokens))
+    for i in np.flatnonzero(types == BYTE):
         if byte_of(tokens[i]) is None:
             raise fields.error(f"tokens[{i}]", tokens[i], "<0x00> to <0xFF>, as of type byte")
     adds_space = fields.get("add_space_prefix", bool, True)
-    merges = fields.strings("merges")  # see tokenizer_files.py; llama.cpp passes over them
+    merges = fields.strings("merges")  # see tokenizer_export.py; llama.cpp passes over them
     if merges is not None:
         merges = byte_level.split_merges(fields.path, merges)
-    found = pieces.Pieces(fields.path, tokens, scores, kinds, adds_space=adds_space, merges=merges)
-    make_special(found, config)
-    return found
+    pieces = Pieces(fields.path, tokens, scores, types, adds_space=adds_space, merges=merges)
+    make_special(pieces, config)
+    return pieces

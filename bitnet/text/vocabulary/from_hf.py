@@ -6,8 +6,9 @@ import os
 import numpy as np
 
 from ...errors import FormatError
-from . import pieces, sentencepiece
+from . import sentencepiece
 from .library import call, find_ids
+from .pieces import Encoder
 from .vocabulary import (
     ALWAYS_SPECIAL,
     BYTE,
@@ -174,11 +175,11 @@ def steps_of(part):
 
 
 def is_byte_level(parts, path):
-    kinds = [part.get("type") for part in parts]
-    for kind, byte_level in (("ByteLevel", True), ("ByteFallback", False), ("Metaspace", False)):
-        if kind in kinds:
+    types = [part.get("type") for part in parts]
+    for type_, byte_level in (("ByteLevel", True), ("ByteFallback", False), ("Metaspace", False)):
+        if type_ in types:
             return byte_level
-    raise FormatError(path, "decoder", kinds, "ByteLevel, ByteFallback or Metaspace")
+    raise FormatError(path, "decoder", types, "ByteLevel, ByteFallback or Metaspace")
 
 
 def drops_space(parts):
@@ -212,12 +213,12 @@ def template_of(config_json, path):
 
 def from_model(path, config_json, config):
     """The Vocabulary of a tokenizer.model and the tokens that tokenizer_config.json adds to it."""
-    found, added = read_model(path, config_json, config)
-    encoder = pieces.Encoder(found, added)
+    pieces, added = read_model(path, config_json, config)
+    encoder = Encoder(pieces, added)
     everywhere = config_json.get("legacy") is not False
     prefix, suffix = stated_borders(config_json, config, True)
     return of_pieces(
-        found,
+        pieces,
         config,
         encode=lambda text, begins: encoder(text, begins or everywhere),
         longest=encoder.longest,
@@ -227,15 +228,15 @@ def from_model(path, config_json, config):
     )
 
 
-def of_pieces(found, config, ends=(), **rest):
+def of_pieces(pieces, config, ends=(), **rest):
     """The Vocabulary of some Pieces; rest: its fields that they do not say. ends: see end_ids."""
-    special = found.of(CONTROL, UNKNOWN)
-    kinds, texts = found.kinds.tolist(), found.texts
+    special = pieces.of(CONTROL, UNKNOWN)
+    types, texts = pieces.types.tolist(), pieces.texts
     return Vocabulary(
-        token=lambda i: texts[i] if i < len(texts) and kinds[i] != UNUSED else None,
+        token=lambda i: texts[i] if i < len(texts) and types[i] != UNUSED else None,
         special=special,
         byte_level=False,
-        drops_space=found.adds_space,
+        drops_space=pieces.adds_space,
         bos_id=config.bos_token_id,
         eos_ids=end_ids(special, config, ends),
         **rest,
@@ -244,39 +245,39 @@ def of_pieces(found, config, ends=(), **rest):
 
 def read_model(path, config_json, config):
     """(Pieces, {text: id} of the tokens that divide a text before the pieces are looked for)."""
-    found = sentencepiece.read(path)
-    if len(found.texts) > config.vocab_size:
-        raise FormatError(path, "pieces", len(found.texts), f"at most {config.vocab_size}")
+    pieces = sentencepiece.read(path)
+    if len(pieces.texts) > config.vocab_size:
+        raise FormatError(path, "pieces", len(pieces.texts), f"at most {config.vocab_size}")
     added = {}
     for token_id, (text, is_special) in sorted(_listed(config_json, path.parent, config).items()):
-        _extend(found, token_id)
-        if found.texts[token_id] != text and found.kinds[token_id] != UNUSED:
-            limit = f"piece {token_id}, {found.texts[token_id]}"
+        _extend(pieces, token_id)
+        if pieces.texts[token_id] != text and pieces.types[token_id] != UNUSED:
+            limit = f"piece {token_id}, {pieces.texts[token_id]}"
             raise FormatError(path.parent, f"added_tokens_decoder {token_id}", text, limit)
-        found.texts[token_id] = text
+        pieces.texts[token_id] = text
         if not is_special:
             added[text] = token_id
-        if found.kinds[token_id] != UNKNOWN:
-            found.kinds[token_id] = CONTROL if is_special else USER_DEFINED
-    make_special(found, config)
-    return found, {text: i for text, i in added.items() if found.kinds[i] == USER_DEFINED}
+        if pieces.types[token_id] != UNKNOWN:
+            pieces.types[token_id] = CONTROL if is_special else USER_DEFINED
+    make_special(pieces, config)
+    return pieces, {text: i for text, i in added.items() if pieces.types[i] == USER_DEFINED}
 
 
-def make_special(found, config):
+def make_special(pieces, config):
     """Change Pieces: the tokens that end a text, or a turn, are no text, whatever a file says."""
     borders = border_ids(config)
-    for i, (text, kind) in enumerate(zip(found.texts, found.kinds.tolist(), strict=True)):
+    for i, (text, type_) in enumerate(zip(pieces.texts, pieces.types.tolist(), strict=True)):
         if (
             (text in ALWAYS_SPECIAL or i in borders)
-            and kind != BYTE
+            and type_ != BYTE
             and text.strip(SPACE + " \n\t")
         ):
-            found.kinds[i] = CONTROL
+            pieces.types[i] = CONTROL
 
 
 def _listed(config_json, path, config):
     """{id: (text, whether it is special)} of added_tokens_decoder."""
-    listed, found = config_json.get("added_tokens_decoder", {}), {}
+    listed, tokens = config_json.get("added_tokens_decoder", {}), {}
     for key, entry in listed.items() if isinstance(listed, dict) else ():
         field, text = f"added_tokens_decoder {key}", entry
         if not key.isdecimal() or len(key) > 9:
@@ -287,16 +288,16 @@ def _listed(config_json, path, config):
             raise FormatError(path, field, text, "an object with the token's content")
         is_special = entry.get("special") is True and not text.isspace()
         if int(key) < config.vocab_size:
-            found[int(key)] = text, is_special
+            tokens[int(key)] = text, is_special
         elif not is_special:
             raise FormatError(path, field, text, f"an id below {config.vocab_size}")
-    return found
+    return tokens
 
 
-def _extend(found, token_id):
+def _extend(pieces, token_id):
     """Change Pieces so that they have this id."""
-    n_more = token_id + 1 - len(found.texts)
+    n_more = token_id + 1 - len(pieces.texts)
     if n_more > 0:
-        found.texts += [f"[PAD{i}]" for i in range(len(found.texts), token_id + 1)]
-        found.scores = np.append(found.scores, np.zeros(n_more, np.float32))
-        found.kinds = np.append(found.kinds, np.full(n_more, UNUSED, found.kinds.dtype))
+        pieces.texts += [f"[PAD{i}]" for i in range(len(pieces.texts), token_id + 1)]
+        pieces.scores = np.append(pieces.scores, np.zeros(n_more, np.float32))
+        pieces.types = np.append(pieces.types, np.full(n_more, UNUSED, pieces.types.dtype))

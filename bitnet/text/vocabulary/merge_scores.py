@@ -13,15 +13,15 @@ def merges_of(pieces):
     """[(left, right)] by rank for Pieces; FormatError for equal scores that ranks cannot say."""
     ids = pieces.of(NORMAL)
     costs = dict(zip(pieces.texts, (-pieces.scores).tolist(), strict=True))
-    found = [(costs[a + b], -len(a), -len(b), a, b) for a, b in _splits(ids)]
-    found.sort()
+    joins = [(costs[a + b], -len(a), -len(b), a, b) for a, b in _splits(ids)]
+    joins.sort()
     products = {}
-    for cost, _, _, a, b in found:
+    for cost, _, _, a, b in joins:
         other = products.setdefault(cost, a + b)
         if other != a + b and not (_is_run(other) and _is_run(a + b)):
             where = f"scores of {other!r} and {a + b!r}"
             raise FormatError(pieces.path, where, -cost, "different; merges cannot express it")
-    return [(a, b) for *_, a, b in found]
+    return [(a, b) for *_, a, b in joins]
 
 
 def scores_of(ids, merges):

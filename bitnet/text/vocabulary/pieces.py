@@ -24,12 +24,12 @@ from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 _FLOAT = struct.Struct("f")
 UNKNOWN_COST = 10  # more than that of any piece
-WORDS_KEPT, LONGEST_KEPT = 1 << 14, 48  # at most 10 MB
+MAX_WORDS, MAX_CHARACTERS = 1 << 14, 48  # of words that are remembered: at most 10 MB
 
 
 @dataclass
 class Pieces:
-    """What a file says. texts, scores (float32) and kinds (NORMAL, UNKNOWN, ...): one a token.
+    """What a file says. texts, scores (float32) and types (NORMAL, UNKNOWN, ...): one a token.
 
     unigram: otherwise BPE. byte_fallback: what no piece spells becomes bytes, otherwise unknown.
     adds_space: a space is put in front of a text. removes_spaces: those at its ends are taken away,
@@ -41,7 +41,7 @@ class Pieces:
     path: Path
     texts: list[str]
     scores: np.ndarray
-    kinds: np.ndarray
+    types: np.ndarray
     unigram: bool = False
     byte_fallback: bool = True
     adds_space: bool = True
@@ -49,9 +49,9 @@ class Pieces:
     spaced_first: bool = False
     merges: list[tuple[str, str]] | None = None
 
-    def of(self, *kinds):
-        """{text: id} of the tokens of these kinds."""
-        return {self.texts[i]: i for i in np.flatnonzero(np.isin(self.kinds, kinds)).tolist()}
+    def of(self, *types):
+        """{text: id} of the tokens of these types."""
+        return {self.texts[i]: i for i in np.flatnonzero(np.isin(self.types, types)).tolist()}
 
 
 class Encoder:
@@ -108,10 +108,10 @@ class Encoder:
             ids += [self._own[part]] if is_own else self._spelled(self._encode(part))
         return ids
 
-    def _spelled(self, found):
+    def _spelled(self, encoded):
         """Ids and, among them, the texts that no piece spells."""
         ids = []
-        for item in found:
+        for item in encoded:
             if isinstance(item, int):
                 ids.append(item)
             elif self._bytes is not None:
@@ -142,7 +142,7 @@ class BPE:
     def __init__(self, pieces):
         ids, costs = pieces.of(NORMAL), (-pieces.scores).tolist()
         self._join = partial(_join, ids, {text: costs[i] for text, i in ids.items()})
-        self._remembered = lru_cache(WORDS_KEPT)(self._join)
+        self._remembered = lru_cache(MAX_WORDS)(self._join)
         # A word may be cut off before a space unless a piece spans the two characters there.
         pairs = re.compile(f"(.)(?={SPACE})", re.DOTALL)
         spanned = {SPACE}.union(*(pairs.findall(text) for text in ids if SPACE in text[1:]))
@@ -150,10 +150,10 @@ class BPE:
         self._cut = re.compile(rf"(?<=[^{spans}])(?={SPACE})")
 
     def __call__(self, text):
-        found = []
+        encoded = []
         for word in self._cut.split(text):
-            found += (self._remembered if len(word) <= LONGEST_KEPT else self._join)(word)
-        return found
+            encoded += (self._remembered if len(word) <= MAX_CHARACTERS else self._join)(word)
+        return encoded
 
 
 def _join(ids, costs, text):
@@ -201,12 +201,12 @@ class Unigram:
                 total = _rounded(best[i] + score)
                 if total > best[j]:
                     best[j], begins[j] = total, i
-        found, end = [], n
+        encoded, end = [], n
         while end:
             part = text[begins[end] : end]
-            found.append(self._ids.get(part, part))
+            encoded.append(self._ids.get(part, part))
             end = begins[end]
-        return found[::-1]
+        return encoded[::-1]
 
 
 def _rounded(value):
@@ -217,17 +217,19 @@ def _by_merges(pieces):
     """The same, by the merges of a tokenizer.json and the library that it is for."""
     from tokenizers import Tokenizer, models
 
-    kinds = pieces.kinds.tolist()
+    types = pieces.types.tolist()
     # No text spells what begins with a space: that is U+2581 in a text that comes here.
-    names = [t if kind == NORMAL else f" {t}" for t, kind in zip(pieces.texts, kinds, strict=True)]
+    names = [
+        t if type_ == NORMAL else f" {t}" for t, type_ in zip(pieces.texts, types, strict=True)
+    ]
     unknown = len(names)
     ids = {name: i for i, name in enumerate([*names, " "])}
     make = partial(models.BPE, vocab=ids, merges=pieces.merges, unk_token=" ")
     find = Tokenizer(call(pieces.path, MERGES, "pairs of tokens", make)).encode
 
     def encode(text):
-        found = find(text)
-        spans = zip(found.ids, found.offsets, strict=True)
+        encoding = find(text)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[begin:end] if i == unknown else i for i, (begin, end) in spans]
 
     return encode

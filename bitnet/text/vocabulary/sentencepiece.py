@@ -20,7 +20,7 @@ MAX_PIECE_BYTES = 1024
 MAX_SCORE = 1e30  # Llama-2 has -1e9; sums of scores must stay within a float32
 
 PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5  # fields of the file
-TEXT, SCORE, KIND = 1, 2, 3  # of a piece
+TEXT, SCORE, TYPE = 1, 2, 3  # of a piece
 MODEL_TYPE, SPACE_BEHIND, BYTE_FALLBACK = 3, 24, 35  # of the trainer's settings
 RULES, CHARSMAP, ADDS_SPACE, REMOVES_SPACES, ESCAPES = 1, 2, 3, 4, 5  # of the normalizer's
 
@@ -35,11 +35,11 @@ def read(path):
     with open(path, "rb") as file:
         message = _Message(path, file.read(size))
     trainer, normalizer, denormalizer = {}, {}, {}
-    texts, scores, kinds = [], [], []
+    texts, scores, types = [], [], []
     settings = {TRAINER: trainer, NORMALIZER: normalizer, DENORMALIZER: denormalizer}
     for number, value in message.fields("file"):
         if number == PIECES:
-            message.add_piece(value, texts, scores, kinds)
+            message.add_piece(value, texts, scores, types)
         elif number in settings:
             settings[number].update(message.inside(value, f"field {number}").fields("settings"))
     _check_settings(path, trainer, normalizer, denormalizer)
@@ -47,7 +47,7 @@ def read(path):
         path,
         texts,
         np.array(scores, np.float32),
-        np.array(kinds, np.int32),
+        np.array(types, np.int32),
         unigram=trainer.get(MODEL_TYPE, 1) == 1,
         byte_fallback=bool(trainer.get(BYTE_FALLBACK, 0)),
         adds_space=bool(normalizer.get(ADDS_SPACE, 1)),
@@ -77,17 +77,17 @@ class _Message:
         data, at = self.data, 0
         while at < len(data):
             key, at = self._varint(at, name)
-            kind = key & 7
-            if kind == 0:
+            wire_type = key & 7
+            if wire_type == 0:
                 value, at = self._varint(at, name)
                 yield key >> 3, value
                 continue
-            if kind == 2:
+            if wire_type == 2:
                 size, at = self._varint(at, name)
             else:
-                size = {1: 8, 5: 4}.get(kind)
+                size = {1: 8, 5: 4}.get(wire_type)
                 if size is None:
-                    raise self.error(f"{name}: type of field {key >> 3}", kind, "0, 1, 2 or 5")
+                    raise self.error(f"{name}: type of field {key >> 3}", wire_type, "0, 1, 2 or 5")
             if size > len(data) - at:
                 limit = f"{len(data) - at} bytes are left"
                 raise self.error(f"{name}: size of field {key >> 3}", size, limit)
@@ -106,7 +106,7 @@ class _Message:
                 return value, at
         raise self.error(f"{name}: number", "more than 10 bytes", "a varint of 64 bits")
 
-    def add_piece(self, value, texts, scores, kinds):
+    def add_piece(self, value, texts, scores, types):
         i = len(texts)
         if i == MAX_PIECES:
             raise self.error("pieces", f"more than {i}", f"at most {MAX_PIECES}")
@@ -120,18 +120,18 @@ class _Message:
             texts.append(text.decode("utf-8"))
         except UnicodeDecodeError:
             raise self.error(f"piece {i}", text, "UTF-8") from None
-        kind = fields.get(KIND, NORMAL)
-        if kind not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE):
-            raise self.error(f"piece {i} type", kind, "1 to 4, or 6")
+        type_ = fields.get(TYPE, NORMAL)
+        if type_ not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE):
+            raise self.error(f"piece {i} type", type_, "1 to 4, or 6")
         scores.append(_FLOAT.unpack(score)[0])
-        kinds.append(kind)
+        types.append(type_)
 
 
 def _check_settings(path, trainer, normalizer, denormalizer):
     """FormatError for settings under which text would not be encoded as the library does it."""
-    kind = trainer.get(MODEL_TYPE, 1)
-    if kind not in (1, 2):
-        raise FormatError(path, "model_type", kind, "1 (unigram) or 2 (BPE)")
+    model_type = trainer.get(MODEL_TYPE, 1)
+    if model_type not in (1, 2):
+        raise FormatError(path, "model_type", model_type, "1 (unigram) or 2 (BPE)")
     if trainer.get(SPACE_BEHIND, 0):
         raise FormatError(path, "treat_whitespace_as_suffix", "true", "false")
     if not normalizer.get(ESCAPES, 1):

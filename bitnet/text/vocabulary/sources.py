@@ -1,18 +1,39 @@
-"""Vocabularies as files hold them: from text to token ids and from ids to what they stand for.
+"""Where a vocabulary comes from: a tokenizer.json, a tokenizer.model, or the metadata of a GGUF.
 
-Three kinds of source: tokenizer.json and tokenizer.model of a Hugging Face folder, and the metadata
-of a GGUF file. Here every special token in a text is text; the tokenizer looks for special tokens
-itself.
+Whatever the source, special tokens in a text are text to the vocabulary: the tokenizer looks for
+them itself.
 """
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...models.config import ModelConfig
 from . import from_gguf, from_hf
+from .vocabulary import Vocabulary
 
 
-def from_source(source, config):
-    """The Vocabulary of a source.TokenizerSource, None where it holds none.
+@dataclass(frozen=True)
+class TokenizerSource:
+    """What a tokenizer is built from: files of an HF folder, or the metadata of a GGUF.
 
-    config: the ModelConfig, for vocab_size and the ids of the begin and end tokens. FormatError for
-    a vocabulary that is damaged or of a kind this version does not read.
+    path: the file or folder, for messages. sentencepiece: tokenizer.model, where there is no
+    tokenizer_json. tokenizer_config: the object in tokenizer_config.json. metadata: the tokenizer.*
+    keys of a GGUF, tokenizer.ggml.pre always there; None for a folder.
+    """
+
+    path: Path
+    tokenizer_json: Path | None = None
+    sentencepiece: Path | None = None
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
+
+
+def from_source(source: TokenizerSource, config: ModelConfig) -> Vocabulary | None:
+    """The Vocabulary of a TokenizerSource, None where it holds none.
+
+    config: for vocab_size and the ids of the begin and end tokens. FormatError for a vocabulary
+    that is damaged or of a kind this version does not read.
     """
     if source.tokenizer_json is not None:
         return from_hf.from_json(source.tokenizer_json, source.tokenizer_config, config)

@@ -1,11 +1,17 @@
 """Vocabulary: what a tokenizer needs to know of a model's tokens, whatever file they come from."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from ...errors import FormatError
+from ...models.config import ModelConfig
+
+# tokenizer.ggml.model of the two kinds: byte-level BPE, and SentencePiece's pieces
+BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
 
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -26,7 +32,7 @@ MAX_SHRINKING = 8
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def _bytes_alphabet():
+def _bytes_alphabet() -> dict[str, int]:
     """GPT-2's characters for the 256 bytes: printable Latin-1 stands for itself."""
     same = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in same]
@@ -61,18 +67,18 @@ class Vocabulary:
     chat_template: str | None
 
     @cached_property
-    def most_text_a_token(self):
+    def max_text_a_token(self) -> float:
         """Characters that one token stands for at most: a bound without encoding a long text."""
         return max(self.longest(), 1)
 
-    def is_special(self, token_id):
+    def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
     @cached_property
-    def _special_ids(self):
+    def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
 
-    def token_bytes(self, token_id):
+    def token_bytes(self, token_id: int) -> bytes:
         """The bytes of text that a token stands for; none for special and unknown ones."""
         token = self.token(token_id)
         if token is None or self.is_special(token_id):
@@ -86,24 +92,27 @@ class Vocabulary:
         return bytes([byte]) if byte is not None else token.replace(SPACE, " ").encode()
 
 
-def byte_of(token):
+def byte_of(token: str) -> int | None:
     """The byte that a token like <0x0A> stands for, None for any other."""
-    found = _BYTE_TOKEN.fullmatch(token)
-    return int(found[1], 16) if found else None
+    match = _BYTE_TOKEN.fullmatch(token)
+    return int(match[1], 16) if match else None
 
 
-def end_ids(special, config, more=()):
+def end_ids(
+    special: Mapping[str, int], config: ModelConfig, more: Iterable[int] = ()
+) -> tuple[int, ...]:
     """The ids that end a text: those of the configuration first, then those known by their text."""
     known = [special[text] for text in END_TOKENS if text in special]
     return tuple(dict.fromkeys([*config.eos_token_ids, *more, *known]))
 
 
-def border_ids(config):
+def border_ids(config: ModelConfig) -> set[int]:
     """The begin and end tokens, which are special whatever a file calls them."""
-    return {config.bos_token_id, *config.eos_token_ids} - {None}
+    bos = () if config.bos_token_id is None else (config.bos_token_id,)
+    return {*bos, *config.eos_token_ids}
 
 
-def checked_template(template, path):
+def checked_template(template: Any, path: Path) -> str | None:
     """A chat template, or None; FormatError if it is not text."""
     if template is not None and not isinstance(template, str):
         raise FormatError(path, "chat_template", type(template).__name__, "a string")

@@ -1,7 +1,8 @@
-"""What stands before every endpoint: who may call, from where, how long sending may take.
+"""Before every endpoint: who may call, from where, and how long taking the answer may last.
 
 Browsers are the danger on a loopback address: any web page can send requests to it. A page of a
-foreign name that points here (DNS rebinding) is told by its Host header, any other by its Origin.
+foreign name that points here (DNS rebinding) is refused by its Host header, any other by its
+Origin.
 """
 
 import asyncio
@@ -9,30 +10,38 @@ import hmac
 import ipaddress
 import re
 import time
+from collections.abc import Collection
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, ClientGone
 from .log import log, log_mistake
+from .metrics import Metrics
+from .options import Options
 
-OPEN_ROUTES = ("/", "/health", "/ready")  # they tell nothing, and need no key
+OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 
-
-class ClientGone(Exception):
-    """The client left, or does not take what is sent."""
+Headers = dict[bytes, bytes]  # of a request, names in lower case
 
 
-class Guard:
-    """ASGI middleware around the whole application. options: Options. metrics: Metrics."""
+class AccessPolicy:
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app, options, metrics, routes):
+    routes: paths that log and metrics name; all others are "other", so that no caller can make up
+    names.
+    """
+
+    def __init__(
+        self, app: ASGIApp, options: Options, metrics: Metrics, routes: Collection[str]
+    ) -> None:
         self._app, self._options, self._metrics, self._routes = app, options, metrics, routes
-        self._key = options.api_key and options.api_key.encode()
+        self._key = None if options.api_key is None else options.api_key.encode()
         self._names = {"localhost", options.host.lower(), *map(str.lower, options.allow_hosts)}
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
@@ -48,12 +57,14 @@ class Guard:
             milliseconds = 1000 * (time.perf_counter() - exchange.start)
             log.info("%s %s %s %.1f ms", scope["method"], route, exchange.status, milliseconds)
 
-    async def _respond(self, scope, headers, receive, exchange):
+    async def _respond(
+        self, scope: Scope, headers: Headers, receive: Receive, exchange: "Exchange"
+    ) -> None:
         """Call the application; what it raises becomes the answer if there is none yet."""
         app = self._refusal(scope, headers) or self._app
         try:
             # with an "app", a router raises what it would answer in plain text
-            await app(scope | {"app": app}, receive, exchange.send)
+            await app({**scope, "app": app}, receive, exchange.send)
         except Exception as error:
             if isinstance(error, ClientGone):
                 raise
@@ -66,7 +77,7 @@ class Guard:
                 raise ClientGone from None
             await error.response()(scope, receive, exchange.send)
 
-    def _refusal(self, scope, headers):
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The response to a request that may not pass, or to a CORS preflight; None for others."""
         error = self._host_error(headers) or self._origin_error(headers)
         if error is not None:
@@ -87,12 +98,12 @@ class Guard:
                 return ApiError(401, message, code="invalid_api_key", headers=wanted).response()
         return None
 
-    def _host_error(self, headers):
+    def _host_error(self, headers: Headers) -> ApiError | None:
         """An address is safe, a name only if it is ours: others could point here."""
-        found = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
-        if found is None:
+        match = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        if match is None:
             return ApiError(400, "Host: missing or malformed")
-        name = (found["six"] or found["name"]).lower()
+        name = (match["six"] or match["name"]).lower()
         if name in self._names:
             return None
         try:
@@ -101,7 +112,7 @@ class Guard:
             return ApiError(403, "Host: not a name of this server (see --allow-host)")
         return None
 
-    def _origin_error(self, headers):
+    def _origin_error(self, headers: Headers) -> ApiError | None:
         origin = headers.get(b"origin")
         if origin is None or self._cors(headers):
             return None
@@ -109,7 +120,7 @@ class Guard:
             return None
         return ApiError(403, "Origin: not a page of this server (see --cors-origin)")
 
-    def _cors(self, headers):
+    def _cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Headers for a page of another origin that is allowed, else none."""
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin not in self._options.cors_origins:
@@ -118,26 +129,28 @@ class Guard:
 
 
 class Exchange:
-    """One request and its answer. status: that was sent, 0 before."""
+    """One request and its answer. status: that was sent, 0 before. headers: more of the answer."""
 
-    def __init__(self, scope, send, options, headers):
+    def __init__(
+        self, scope: Scope, send: Send, options: Options, headers: list[tuple[bytes, bytes]]
+    ) -> None:
         self._send, self._headers, self._seconds = send, headers, options.write_seconds
         self._transport = scope.get("state", {}).get("transport")
         self.status, self.start = 0, time.perf_counter()
 
-    async def send(self, message):
+    async def send(self, message: Message) -> None:
         """Send, with our headers. ClientGone if the client does not read for too long."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
-            message = message | {"headers": headers + self._headers}
+            message = {**message, "headers": headers + self._headers}
         try:
             async with asyncio.timeout(self._seconds):
                 await self._send(message)
         except TimeoutError:
             raise ClientGone from None
 
-    def abort(self):
+    def abort(self) -> None:
         """Drop the connection with what it has not taken yet."""
         if self._transport is not None:
             self._transport.abort()

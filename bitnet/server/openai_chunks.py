@@ -1,39 +1,55 @@
-"""A generation's events to OpenAI's JSON: a stream of chunks, and the whole, their fold."""
+"""The replies of OpenAI's completions: a stream of chunks, and the whole answer, their fold.
+
+Both classes follow reply_protocol. A chunk has "choices", each with what is new of one sequence.
+"""
 
 import secrets
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
+from ..generation.request import Completion
+from .errors import ApiError
+from .reply_protocol import Chunk
 from .tools import Calls
+from .worker import Event, Generation
+
+Spell = Callable[[int], tuple[str, bytes]]  # token id -> its text and bytes
+Logprobs = list[tuple[int, float]]  # of one place: [(token id, log of its probability)]
 
 
-class ChatReply:
-    """Chunks of /v1/chat/completions. has_logprobs: whether they were asked for. may_call: whether
-    a text may be calls of tools."""
+class ChatChunks:
+    """The reply of /v1/chat/completions.
+
+    has_logprobs: whether they were asked for. may_call: whether a text may be calls of tools.
+    """
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
-    closes = False  # whether a stream has the closing chunk, unless usage was asked for
+    closes = False
     end = b"data: [DONE]\n\n"
 
-    def __init__(self, model_name, spell, has_logprobs, may_call=False):
+    def __init__(
+        self, model_name: str, spell: Spell, has_logprobs: bool, may_call: bool = False
+    ) -> None:
         self._spell, self._has_logprobs = spell, has_logprobs
-        self._calls = {} if may_call else None  # of each choice
-        self.head = {
+        self._calls: dict[int, Calls] | None = {} if may_call else None  # of each choice
+        self.head: Chunk = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,
             "created": int(time.time()),
             "model": model_name,
         }
 
-    def opening(self, n):
-        """The chunks before any text."""
+    def opening(self, n: int) -> Iterable[Chunk]:
+        """A chunk for each sequence, which says who speaks."""
         for index in range(n):
             delta = {"role": "assistant", "content": ""}
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
-    def chunks(self, event):
-        """The chunks of one event with something to say."""
+    def chunks(self, event: Event) -> Iterator[Chunk]:
+        """The chunks of one event, none while it is unknown whether a text is a call."""
         reason = finish_reason(event.completion)
         deltas = [{"content": event.text}] if event.text or event.logprobs else []
         if self._calls is not None:
@@ -50,50 +66,52 @@ class ChatReply:
         choice = {"index": event.index, "delta": last, "finish_reason": reason}
         yield self._chunk(choice | self._logprobs(event))
 
-    def closing(self, usage):
+    def closing(self, usage: Chunk) -> Chunk:
         """The chunk behind all text, with what was used."""
         return self._chunk() | usage
 
-    def line(self, content):
-        return b"data: " + msgspec.json.encode(content) + b"\n\n"
+    def line(self, chunk: Chunk) -> bytes:
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
-    def failure(self, error):
+    def failure(self, error: ApiError) -> bytes:
         return self.line(error.body())
 
-    def _chunk(self, *choices):
+    def _chunk(self, *choices: Chunk) -> Chunk:
         return self.head | {"choices": list(choices)}
 
-    def _logprobs(self, event):
+    def _logprobs(self, event: Event) -> Chunk:
         if not self._has_logprobs:
             return {}
         entries = shown(event)
         return {"logprobs": {"content": [self._entry(e) for e in entries]} if entries else None}
 
-    def _entry(self, entry):
+    def _entry(self, entry: Logprobs) -> Chunk:
         own, *best = (self._token(*pair) for pair in entry)
         return own | {"top_logprobs": best}
 
-    def _token(self, token_id, logprob):
+    def _token(self, token_id: int, logprob: float) -> Chunk:
         text, data = self._spell(token_id)
         return {"token": text, "logprob": logprob, "bytes": list(data)}
 
-    def fold(self, chunks):
-        """The whole reply from its chunks."""
-        choices, rest = {}, {}
+    def fold(self, chunks: Sequence[Chunk]) -> Chunk:
+        """The whole answer from all chunks."""
+        choices: dict[int, Chunk] = {}
+        rest: Chunk = {}
         for chunk in chunks:
-            for part in chunk["choices"]:
-                self._add(choices.setdefault(part["index"], {}), part)
+            for news in chunk["choices"]:
+                self._add(choices.setdefault(news["index"], {}), news)
             rest |= {key: chunk[key] for key in ("usage", "timings") if key in chunk}
         head = self.head | {"object": self.whole_object}
         return head | {"choices": [choices[index] for index in sorted(choices)]} | rest
 
     @staticmethod
-    def _add(choice, part):
+    def _add(choice: Chunk, news: Chunk) -> None:
+        """Add what a chunk has of one choice to the whole choice."""
         message = {"role": "assistant", "content": "", "refusal": None}
-        choice.setdefault("index", part["index"])
+        choice.setdefault("index", news["index"])
         message = choice.setdefault("message", message)
-        message["content"] = (message["content"] or "") + part["delta"].get("content", "")
-        for call in part["delta"].get("tool_calls", ()):
+        message["content"] = (message["content"] or "") + news["delta"].get("content", "")
+        for call in news["delta"].get("tool_calls", ()):
             calls = message.setdefault("tool_calls", [])
             if "id" in call:
                 calls.append({key: call[key] for key in ("id", "type", "function")})
@@ -102,37 +120,42 @@ class ChatReply:
                 arguments = whole["function"]["arguments"] + call["function"]["arguments"]
                 whole["function"] = whole["function"] | {"arguments": arguments}
         choice.setdefault("logprobs", None)
-        if part.get("logprobs"):
+        if news.get("logprobs"):
             choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
-            choice["logprobs"]["content"] += part["logprobs"]["content"]
-        choice["finish_reason"] = part["finish_reason"]
+            choice["logprobs"]["content"] += news["logprobs"]["content"]
+        choice["finish_reason"] = news["finish_reason"]
         if message.get("tool_calls") and not message["content"]:
             message["content"] = None
 
 
-class TextReply(ChatReply):
-    """Chunks of /v1/completions."""
+class TextChunks(ChatChunks):
+    """The reply of /v1/completions."""
 
     chunk_object = whole_object = "text_completion"
     prefix = "cmpl-"
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._offsets = {}  # of each choice: characters of the tokens so far
+    def __init__(self, model_name: str, spell: Spell, has_logprobs: bool) -> None:
+        super().__init__(model_name, spell, has_logprobs)
+        self._offsets: dict[int, int] = {}  # of each choice: characters of the tokens so far
 
-    def opening(self, n):
-        return iter(())
+    def opening(self, n: int) -> Iterable[Chunk]:
+        return ()
 
-    def chunks(self, event):
+    def chunks(self, event: Event) -> Iterator[Chunk]:
         reason = finish_reason(event.completion)
         choice = {"index": event.index, "text": event.text, "finish_reason": reason}
         yield self._chunk(choice | {"logprobs": None} | self._logprobs(event))
 
-    def _logprobs(self, event):
+    def _logprobs(self, event: Event) -> Chunk:
         entries = shown(event)
         if not (self._has_logprobs and entries):
             return {}
-        lists = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        lists: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
         for own, *best in entries:
             text, _ = self._spell(own[0])
             at = self._offsets.get(event.index, 0)
@@ -144,42 +167,44 @@ class TextReply(ChatReply):
         return {"logprobs": lists}
 
     @staticmethod
-    def _add(choice, part):
-        choice.setdefault("index", part["index"])
-        choice["text"] = choice.get("text", "") + part["text"]
+    def _add(choice: Chunk, news: Chunk) -> None:
+        choice.setdefault("index", news["index"])
+        choice["text"] = choice.get("text", "") + news["text"]
         choice.setdefault("logprobs", None)
-        if part["logprobs"]:
+        if news["logprobs"]:
             columns = choice["logprobs"] = choice["logprobs"] or {
-                key: [] for key in part["logprobs"]
+                key: [] for key in news["logprobs"]
             }
-            for key, values in part["logprobs"].items():
+            for key, values in news["logprobs"].items():
                 columns[key] += values
-        choice["finish_reason"] = part["finish_reason"]
+        choice["finish_reason"] = news["finish_reason"]
 
 
-def shown(event):
+def shown(event: Event) -> Sequence[Logprobs]:
     """The event's logprobs without the end token's, which is no text."""
     completion, entries = event.completion, event.logprobs
     ended = completion and completion.finish_reason == "stop" and completion.stop is None
     return entries[:-1] if ended else entries
 
 
-def finish_reason(completion):
-    """OpenAI's word: a full context is a "length"."""
+def finish_reason(completion: Completion | None) -> str | None:
+    """Why a sequence ended, in OpenAI's words: a full context is a "length"; None while it runs."""
     if completion is None:
         return None
     return "stop" if completion.finish_reason == "stop" else "length"
 
 
-def usage(completions, generation):
+def usage(completions: Sequence[Completion], generation: Generation) -> Chunk:
     """{"usage": tokens, "timings": milliseconds and tokens a second} of complete sequences.
+
+    completions: of the sequences of a worker.Generation, in order.
 
     A prompt counts once, however many choices were made of it; the cached part of it is what was
     not read for the first of them.
     """
-    prompts = {}
-    for request, completion in zip(generation.requests, completions, strict=True):
-        prompts.setdefault(request.prompt_index, completion)
+    prompts: dict[int, Completion] = {}  # the first of each prompt
+    for index, completion in zip(generation.prompt_indices, completions, strict=True):
+        prompts.setdefault(index, completion)
     n_prompt = sum(c.prompt_tokens for c in prompts.values())
     n_cached = sum(c.cached_tokens for c in prompts.values())
     n_written = sum(c.completion_tokens for c in completions)

@@ -1,14 +1,21 @@
-"""From a generation's events to an HTTP answer: whole, or as server-sent events."""
+"""From a generation's events to an HTTP response: whole, or as a stream of server-sent events."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
-from ..errors import Cancelled
-from .errors import ApiError, of_exception
-from .guard import ClientGone
-from .replies import usage
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-PING_SECONDS = 10  # a comment goes to a stream that has nothing to say: proxies close idle ones
+from ..errors import Cancelled
+from ..generation.request import Completion
+from .errors import ApiError, ClientGone, of_exception
+from .metrics import Metrics
+from .openai_chunks import usage
+from .reply_protocol import Chunk, Reply
+from .worker import Event, Generation
+
+PING_SECONDS = 10  # without news, then a comment is sent: nginx ends idle streams after 60
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -17,14 +24,19 @@ _HEADERS = [
 
 
 class ResponseStream:
-    """Of one request: a Generation told by a reply; when the client leaves, it is cancelled."""
+    """The response to one request: a Generation, written down by a reply (reply_protocol).
 
-    def __init__(self, request, generation, reply, metrics):
+    When the client leaves, the generation is cancelled.
+    """
+
+    def __init__(
+        self, request: Request, generation: Generation, reply: Reply, metrics: Metrics
+    ) -> None:
         self._request, self._generation = request, generation
         self._reply, self._metrics = reply, metrics
-        self._completions = {}
+        self._completions: dict[int, Completion] = {}
 
-    async def whole(self):
+    async def whole(self) -> Chunk:
         """The fold of all chunks. ApiError, or ClientGone."""
         async with self._watched():
             chunks = list(self._opening())
@@ -32,13 +44,16 @@ class ResponseStream:
                 chunks += self._chunks(events)
         return self._reply.fold([*chunks, self._closing()])
 
-    async def stream(self, has_usage):
-        """An ASGI response of all chunks. ApiError if the first event is an error, ClientGone."""
+    async def stream(self, has_usage: bool) -> ASGIApp:
+        """An ASGI response of all chunks. ApiError if the first event is an error, ClientGone.
+
+        has_usage: whether the closing chunk is sent whatever the reply's ``closes`` says.
+        """
         async with self._watched():
             first = await self._generation.take(PING_SECONDS)
             chunks = [*self._opening(), *self._chunks(first or ())]
 
-        async def respond(scope, receive, send):
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             async with self._watched():
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                 async for data in self._lines(chunks, has_usage):
@@ -47,7 +62,8 @@ class ResponseStream:
 
         return respond
 
-    async def _lines(self, chunks, has_usage):
+    async def _lines(self, chunks: Iterable[Chunk], has_usage: bool) -> AsyncIterator[bytes]:
+        empty: Chunk
         empty, line = {"usage": None} if has_usage else {}, self._reply.line
         try:
             yield b"".join(line(chunk | empty) for chunk in chunks)
@@ -61,10 +77,10 @@ class ResponseStream:
             yield self._reply.failure(error)
         yield self._reply.end
 
-    def _opening(self):
+    def _opening(self) -> Iterable[Chunk]:
         return self._reply.opening(len(self._generation.requests))
 
-    def _chunks(self, events):
+    def _chunks(self, events: Iterable[Event]) -> Iterator[Chunk]:
         for event in events:
             if isinstance(event.error, Cancelled):
                 raise ClientGone
@@ -74,14 +90,14 @@ class ResponseStream:
                 self._completions[event.index] = event.completion
             yield from self._reply.chunks(event)
 
-    def _closing(self):
+    def _closing(self) -> Chunk:
         completions = [self._completions[index] for index in sorted(self._completions)]
         used = usage(completions, self._generation)
         self._metrics.finish(used["usage"], self._generation)
         return self._reply.closing(used)
 
     @asynccontextmanager
-    async def _watched(self):
+    async def _watched(self) -> AsyncIterator[None]:
         """Within, the generation ends when the client leaves, or what is within fails."""
         try:
             async with watched(self._request, self._generation.cancel):
@@ -96,11 +112,13 @@ class ResponseStream:
 
 
 @asynccontextmanager
-async def watched(request, on_disconnect=None):
+async def watched(
+    request: Request, on_disconnect: Callable[[], object] | None = None
+) -> AsyncIterator[asyncio.Event]:
     """Within, on_disconnect is called when the client leaves; gives an Event of it."""
     gone = asyncio.Event()
 
-    async def watch():
+    async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone.set()

@@ -1,25 +1,32 @@
-"""A generation's events to the objects of /v1/responses: one message of text, nothing is stored."""
+"""The reply of /v1/responses: OpenAI's typed events around one message of text (reply_protocol)."""
 
 import secrets
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
-from .replies import finish_reason
+from .errors import ApiError
+from .openai_chunks import finish_reason
+from .reply_protocol import Chunk
+from .schema import ResponsesRequest
+from .worker import Event
 
 
-class ResponseReply:
-    """Events of one response. wanted: the schema.ResponsesRequest; its settings are told again."""
+class ResponseEvents:
+    """The events of one response, which repeat the settings of the request."""
 
     closes = True  # a stream ends with the whole response
     end = b""
 
-    def __init__(self, wanted, model_name):
+    def __init__(self, wanted: ResponsesRequest, model_name: str) -> None:
         self._item_id = "msg_" + secrets.token_hex(12)
         self._n_events = 0
-        self._text, self._reason = "", None
+        self._text = ""
+        self._reason: str | None = None
         shown_format = {"type": "text"} if wanted.text is None else wanted.text.shown()
-        self._response = {
+        self._response: Chunk = {
             "id": "resp_" + secrets.token_hex(12),
             "object": "response",
             "created_at": int(time.time()),
@@ -43,33 +50,33 @@ class ResponseReply:
             "usage": None,
         }
 
-    def opening(self, n):
+    def opening(self, n: int) -> Iterator[Chunk]:
         """The events before any text."""
         yield self._event("response.created", response=self._response)
         yield self._event("response.in_progress", response=self._response)
         yield self._item_event("response.output_item.added", item=self._item("in_progress"))
         yield self._part_event("response.content_part.added", part=self._part())
 
-    def chunks(self, event):
-        """The events of one of the engine's."""
+    def chunks(self, event: Event) -> Iterator[Chunk]:
+        """The events of one worker.Event."""
         self._text += event.text
         if event.text:
-            delta = {"delta": event.text, "logprobs": []}
+            delta: Chunk = {"delta": event.text, "logprobs": []}
             yield self._part_event("response.output_text.delta", **delta)
         if event.completion is not None:
             self._reason = finish_reason(event.completion)
-            done = {"text": self._text, "logprobs": []}
+            done: Chunk = {"text": self._text, "logprobs": []}
             yield self._part_event("response.output_text.done", **done)
             yield self._part_event("response.content_part.done", part=self._part())
             yield self._item_event("response.output_item.done", item=self._item(self._status))
 
-    def closing(self, used):
+    def closing(self, usage: Chunk) -> Chunk:
         """The last event, with the whole response."""
-        n = used["usage"]
+        n = usage["usage"]
         response = self._response | {
             "status": self._status,
             "output": [self._item(self._status)],
-            "timings": used["timings"],
+            "timings": usage["timings"],
             "usage": {
                 "input_tokens": n["prompt_tokens"],
                 "input_tokens_details": n["prompt_tokens_details"],
@@ -82,36 +89,37 @@ class ResponseReply:
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         return self._event(f"response.{self._status}", response=response)
 
-    def fold(self, chunks):
+    def fold(self, chunks: Sequence[Chunk]) -> Chunk:
         """The whole response."""
-        return chunks[-1]["response"]
+        response: Chunk = chunks[-1]["response"]
+        return response
 
-    def line(self, content):
-        return b"event: %s\ndata: %s\n\n" % (content["type"].encode(), msgspec.json.encode(content))
+    def line(self, chunk: Chunk) -> bytes:
+        return b"event: %s\ndata: %s\n\n" % (chunk["type"].encode(), msgspec.json.encode(chunk))
 
-    def failure(self, error):
+    def failure(self, error: ApiError) -> bytes:
         about = {"code": error.code, "message": error.message, "param": error.param}
         return self.line(self._event("error", **about))
 
-    # ------------------------------------------------------------------------------------ the parts
+    # ----------------------------------------------------------------- the objects within an event
     @property
-    def _status(self):
+    def _status(self) -> str:
         return "completed" if self._reason == "stop" else "incomplete"
 
-    def _event(self, kind, **fields):
+    def _event(self, kind: str, **fields: Any) -> Chunk:
         self._n_events += 1
         return {"type": kind, "sequence_number": self._n_events - 1} | fields
 
-    def _item_event(self, kind, **fields):
+    def _item_event(self, kind: str, **fields: Any) -> Chunk:
         return self._event(kind, output_index=0, **fields)
 
-    def _part_event(self, kind, **fields):
+    def _part_event(self, kind: str, **fields: Any) -> Chunk:
         return self._item_event(kind, item_id=self._item_id, content_index=0, **fields)
 
-    def _part(self):
+    def _part(self) -> Chunk:
         return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
 
-    def _item(self, status):
+    def _item(self, status: str) -> Chunk:
         content = [] if status == "in_progress" else [self._part()]
         return {"type": "message", "id": self._item_id, "status": status, "role": "assistant",
                 "content": content}  # fmt: skip

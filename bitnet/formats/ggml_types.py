@@ -1,0 +1,78 @@
+"""The types of tensors in a GGUF file: their names, numbers and blocks, in one table.
+
+The reader and writer of GGUF, the layouts and the operands of the kernels take from here what they
+need to know of a type.
+
+To add a type of ternary weights: a row of the table with kind TERNARY, and an entry of
+ternary_layouts.LAYOUTS that unpacks its blocks. To add a type of rows, for embeddings and heads: a
+row of the table with kind ROWS, a function of float_blocks that dequantizes its blocks, and a
+kernel, whose number is in operands.ROW_TYPES. What is read stands in UNREAD no longer.
+"""
+
+from typing import NamedTuple
+
+ROWS = "rows"  # floats by the row: embeddings, heads, norms
+TERNARY = "ternary"  # weights of linear layers
+CODES = "codes"  # of repacked weights: no model has them
+
+
+class GGMLType(NamedTuple):
+    """A row is a whole number of blocks, and a block n_values values in n_bytes bytes.
+
+    number: what a GGUF file calls the type. kind: ROWS, TERNARY or CODES.
+    """
+
+    name: str
+    number: int
+    n_values: int
+    n_bytes: int
+    kind: str
+
+
+_TABLE = (
+    GGMLType("F32", 0, 1, 4, ROWS),
+    GGMLType("F16", 1, 1, 2, ROWS),
+    GGMLType("BF16", 30, 1, 2, ROWS),
+    GGMLType("Q8_0", 8, 32, 34, ROWS),
+    GGMLType("Q4_0", 2, 32, 18, ROWS),
+    GGMLType("Q4_1", 3, 32, 20, ROWS),
+    GGMLType("Q5_0", 6, 32, 22, ROWS),
+    GGMLType("Q5_1", 7, 32, 24, ROWS),
+    GGMLType("Q4_K", 12, 256, 144, ROWS),
+    GGMLType("Q5_K", 13, 256, 176, ROWS),
+    GGMLType("Q6_K", 14, 256, 210, ROWS),
+    GGMLType("IQ4_NL", 20, 32, 18, ROWS),
+    GGMLType("I8", 24, 1, 1, CODES),
+    GGMLType("I2_S", 36, 128, 32, TERNARY),
+    GGMLType("TQ1_0", 34, 256, 54, TERNARY),
+    GGMLType("TQ2_0", 35, 256, 66, TERNARY),
+    GGMLType("IQ1_BN", 134, 64, 13, TERNARY),
+    GGMLType("IQ2_BN", 135, 64, 16, TERNARY),
+    GGMLType("IQ2_BN_R4", 335, 64, 16, TERNARY),
+    GGMLType("Q2_0_G64", 42, 64, 18, TERNARY),
+    GGMLType("Q2_0_G128", 42, 128, 34, TERNARY),  # told from the other by its size: see gguf.py
+)
+TYPES = {type_.name: type_ for type_ in _TABLE}
+ROW_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == ROWS)
+TERNARY_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == TERNARY)
+FLOAT_TYPES = tuple(name for name in ROW_TYPES if TYPES[name].n_values == 1)  # F32, F16, BF16
+# By number, of two types with one number the first.
+BY_NUMBER = {type_.number: type_ for type_ in reversed(_TABLE)}
+
+# number: name of a type that is known and not read, for the refusal. Numbers above 30 mean
+# different things in different engines.
+UNREAD = {
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
+    28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
+    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
+}  # fmt: skip
+_ROTATED = (142, 143)
+
+
+def instead_of(number: int) -> str:
+    """What to do with a file that has a type of this number, which is not read."""
+    if number in _ROTATED:
+        return "these weights are for rotated activations: use PrismML's llama.cpp"
+    return "convert the original Hugging Face folder with `bitnet convert`"

@@ -1,0 +1,8 @@
+"""Chooses the instruction set: the best this CPU has whose kernels pass a known-answer test."""
+
+UNPROVEN: tuple[str, ...]
+isa: str | None  # in use
+reason: str | None  # why it was chosen
+n_kernels: int
+
+def use(name: str | None = None) -> str: ...

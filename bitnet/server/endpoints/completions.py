@@ -1,0 +1,34 @@
+"""POST /v1/completions: the continuations of texts or token ids."""
+
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from .. import schema
+from ..generate import generate
+from ..openai_chunks import TextChunks
+from ..service import Service
+
+DEFAULT_MAX_TOKENS = 16  # tokens; OpenAI's own default
+
+
+async def completions(service: Service, request: Request) -> ASGIApp:
+    """``n`` continuations of each prompt, whole or as a stream."""
+    wanted = await service.parse(request, schema.TextRequest)
+    given = schema.sequences(wanted.prompt, "prompt", schema.MAX_PROMPTS)
+
+    def prompts() -> Iterator[list[int]]:
+        for prompt in given:
+            yield service.model.encode_prompt(prompt)
+
+    return await generate(
+        service,
+        request,
+        wanted,
+        TextChunks(service.model_name, service.spell, wanted.logprobs is not None),
+        prompts,
+        n_sequences=len(given) * (wanted.n or 1),
+        max_tokens=wanted.max_tokens or DEFAULT_MAX_TOKENS,
+        n_logprobs=wanted.logprobs,
+    )

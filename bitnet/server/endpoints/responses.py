@@ -1,0 +1,29 @@
+"""POST /v1/responses: one message of text, with OpenAI's typed events; nothing is stored."""
+
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from .. import schema
+from ..generate import generate
+from ..response_events import ResponseEvents
+from ..service import Service
+
+
+async def responses(service: Service, request: Request) -> ASGIApp:
+    """The response to ``input``, whole or as a stream."""
+    wanted = await service.parse(request, schema.ResponsesRequest)
+
+    def prompts() -> Iterator[list[int]]:
+        yield service.model.encode_chat(list(wanted.messages()))
+
+    return await generate(
+        service,
+        request,
+        wanted,
+        ResponseEvents(wanted, service.model_name),
+        prompts,
+        n_sequences=1,
+        max_tokens=wanted.max_output_tokens or service.model.context,
+    )

@@ -1,0 +1,40 @@
+"""POST /tokenize, /detokenize: text or messages to token ids, and ids to text."""
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...text.tokenizer import Tokenizer
+from .. import schema
+from ..errors import JSON, ApiError
+from ..service import Service
+from ..tools import history
+
+
+async def tokenize(service: Service, request: Request) -> Response:
+    """The token ids of ``prompt``, or of ``messages`` in the model's template."""
+    wanted = await service.parse(request, schema.TokenizeRequest)
+    if (wanted.prompt is UNSET) == (wanted.messages is UNSET):
+        raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
+    with service.reservation(1):
+        ids = await service.in_prompt_thread(_token_ids, service.model.tokenizer, wanted)
+    return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
+
+
+def _token_ids(tokenizer: Tokenizer, wanted: schema.TokenizeRequest) -> list[int]:
+    limit = schema.MAX_TOKENS_LISTED
+    if isinstance(wanted.prompt, str):
+        return tokenizer.encode(wanted.prompt, add_bos=wanted.add_special_tokens, limit=limit)
+    messages = history(wanted.messages or ())
+    return tokenizer.chat(messages, wanted.add_generation_prompt, limit=limit)
+
+
+async def detokenize(service: Service, request: Request) -> Response:
+    """The text of ``tokens``."""
+    wanted = await service.parse(request, schema.DetokenizeRequest)
+    size = service.model.config.vocab_size
+    if max(wanted.tokens, default=0) >= size:
+        raise ApiError(400, f"tokens: an id outside of 0 to {size - 1}", param="tokens")
+    with service.reservation(1):
+        text = await service.in_prompt_thread(service.model.tokenizer.decode, wanted.tokens)
+    return JSON({"prompt": text})

@@ -1,0 +1,90 @@
+"""What every endpoint works with: the model, its worker, and the way from bytes to a request."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from ..api.load import BUNDLED_MODEL
+from ..api.model import Model
+from . import schema
+from .body_limit import BodyLimit
+from .errors import ApiError, of_exception
+from .grammar import Grammars
+from .metrics import Metrics
+from .options import Options
+from .worker import Worker
+
+R = TypeVar("R")
+W = TypeVar("W", bound=schema.AnyRequest)
+
+
+class Service:
+    """Made once by the Application, given to every endpoint.
+
+    model_name: what clients call the model. grammars: used in the thread of prompts only.
+    """
+
+    def __init__(self, model: Model, worker: Worker, options: Options) -> None:
+        self.model, self.worker, self.options = model, worker, options
+        self.metrics, self.grammars = Metrics(), Grammars(model)
+        self.model_name = options.model_name or _name_of(model.path)
+        self._bodies = BodyLimit(schema.MAX_BODY, schema.MAX_BODIES)
+        # tokenizers and templates take milliseconds that the event loop cannot spare
+        self._prompt_thread = ThreadPoolExecutor(1, thread_name_prefix="bitnet-prompts")
+
+    async def parse(self, request: Request, kind: type[W]) -> W:
+        """A schema's request of this kind from the body of a Starlette request. ApiError."""
+        with self._bodies.one() as body:
+            await body.read(request, self.options.read_seconds)
+            wanted = schema.parse(bytes(body.data), kind)
+        self.check_model(wanted.model)
+        return wanted
+
+    def check_model(self, name: str | None) -> None:
+        """ApiError 404 unless this, or None, is the model's name."""
+        if name not in (None, self.model_name):
+            message = f"model: {name[:80]!r} is not here (this server has {self.model_name!r})"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def in_prompt_thread(self, function: Callable[..., R], *arguments: object) -> R:
+        """The result of what uses the tokenizer, the template or the grammars. ApiError."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._prompt_thread, function, *arguments)
+        except Exception as error:
+            raise of_exception(error) or error from None
+
+    @contextmanager
+    def reservation(self, n: int) -> "Iterator[Reservation]":
+        """Room for n sequences in the worker; what is left in ``n`` is given back at the end."""
+        self.worker.reserve(n)
+        held = Reservation(n)
+        try:
+            yield held
+        finally:
+            if held.n:
+                self.worker.release(held.n)
+
+    def spell(self, token_id: int) -> tuple[str, bytes]:
+        """(text, bytes) of a token; a special one has text only."""
+        tokenizer = self.model.tokenizer
+        data = tokenizer.token_bytes(token_id)
+        if data:
+            return data.decode(errors="replace"), data
+        return tokenizer.token(token_id) or "", data
+
+
+class Reservation:
+    """Room for sequences. n: how many are still to be given back."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+
+def _name_of(path: Path) -> str:
+    return "bundled" if path == BUNDLED_MODEL else path.name.removesuffix(".gguf")

@@ -1,0 +1,176 @@
+"""`bitnet chat`: what the model says, what is remembered and read again, and every option."""
+
+import io
+import re
+import sys
+
+import pytest
+
+import bitnet
+from bitnet.cli import chat
+from bitnet.cli.terminal import Status
+
+
+def replies_of(model, lines, system=(), **options):
+    """What Model.chat says when everything said before is sent again."""
+    messages, said = [*system], []
+    for line in lines:
+        messages.append({"role": "user", "content": line})
+        said.append(model.chat(messages, **options).text)
+        messages.append({"role": "assistant", "content": said[-1]})
+    return said
+
+
+def test_chat_says_what_the_model_says_without_reading_twice():
+    lines = ["Who art thou?", "And where is the king?", "Why?"]
+    options = {"max_tokens": 12, "temperature": 0.8, "seed": 5, "stop": ()}
+    with bitnet.load(threads=1) as model:  # nobody else has read anything
+        talk = chat.Conversation(model, options)
+        said, read = [], []
+        for line in lines:
+            whole = model.tokenizer.chat([*talk.messages, {"role": "user", "content": line}])
+            said.append("".join(talk.reply(line)))
+            read.append((len(whole) - talk.completion.cached_tokens) / len(whole))
+        assert said == replies_of(model, lines, **options)
+        assert read[0] == 1 > max(read[1:])
+        talk.reset()
+        assert "".join(talk.reply(lines[0])) == said[0]
+
+
+def test_what_was_said_is_not_read_again_in_the_next_turn():
+    with bitnet.load(threads=1) as model:
+        talk = chat.Conversation(model, {"max_tokens": 12, "seed": 5})
+        for line in ("Who art thou?", "And where is the king?", "Why?"):
+            before = talk.completion
+            "".join(talk.reply(line))
+            c = talk.completion
+            if before:  # a reply may be encoded otherwise than it was sampled, what it answers not
+                assert 0 < before.prompt_tokens - 2 <= c.cached_tokens
+            assert talk.summary().startswith(f"[{c.prompt_tokens - c.cached_tokens} tokens read at")
+            assert f" {c.completion_tokens} written at " in talk.summary()
+            n_used = c.prompt_tokens + c.completion_tokens - 1
+            assert talk.summary().endswith(f" {n_used} of {model.context} in use]")
+
+
+def test_replies_have_one_seed(model):
+    talk = chat.Conversation(model, {"max_tokens": 4})
+    seeds = []
+    for line in ("Who art thou?", "Why?"):
+        "".join(talk.reply(line))
+        seeds.append(talk.completion.seed)
+    assert seeds[0] == seeds[1] != chat.Conversation(model, {}).keywords["seed"]
+
+
+def test_an_interrupted_reply_is_remembered_as_far_as_it_came(model):
+    talk = chat.Conversation(model, {"max_tokens": 12, "stop": (), "seed": 1})
+    pieces = talk.reply("Who art thou?")
+    first = next(pieces)
+    pieces.close()
+    assert talk.messages[-1] == {"role": "assistant", "content": first}
+
+
+def test_ctrl_c_stops_a_reply_at_a_terminal(model, monkeypatch, capsys):
+    written = []
+
+    def interrupted(text):
+        written.append(text)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    conversation = chat.Conversation(model, {"max_tokens": 12, "seed": 1})
+    monkeypatch.setattr(chat, "write", interrupted)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    said = []
+
+    class Told(Status):
+        def say(self, text):
+            said.append(text)
+
+    chat.talk(conversation, ["Who art thou?", "Why?", "/exit"], Told())
+    partial = "".join(written[:3])
+    assert conversation.messages[1] == {"role": "assistant", "content": partial}
+    assert [m["content"] for m in conversation.messages[::2]] == ["Who art thou?", "Why?"]
+    assert said[0] == "[stopped]" and "tokens read at" in said[1]
+    messages = conversation.messages[:3]
+    assert "".join(written[4:-1]) == model.chat(messages, max_tokens=12, seed=1).text
+
+
+def test_chat_reads_lines_and_commands(start, model):
+    said = replies_of(model, ["Who art thou?", "Why?"], max_tokens=9, temperature=0)
+    first = replies_of(model, ["Why?"], max_tokens=9, temperature=0)
+    process = start("chat", "-n", 9, "--temperature", 0)
+    typed = b"Who art thou?\n\nWhy?\n/reset\nWhy?\n/exit\nWhy?\n"
+    out, err = process.communicate(typed, timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode() == "".join(f"{text}\n" for text in said + first)
+
+
+def test_chat_goes_on_after_a_line_that_is_too_long(start, model):
+    process = start("chat", "-n", 5, "--temperature", 0)
+    out, err = process.communicate(b"a b c " * 5000 + b"\nWhy?\n", timeout=60)
+    (expected,) = replies_of(model, ["Why?"], max_tokens=5, temperature=0)
+    assert (process.returncode, out.decode()) == (0, expected + "\n")
+    assert b"capacity is" in err and err.count(b"\n") == 1
+
+
+def test_chat_without_a_template_continues_the_text(model, monkeypatch):
+    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    options = {"max_tokens": 8, "stop": (), "temperature": 0, "seed": 0}
+    talk = chat.Conversation(model, options)
+    first = "".join(talk.reply("The king"))
+    second = "".join(talk.reply("The queen"))
+    options.pop("stop")
+    assert first == model.generate("The king", **options).text
+    assert second == model.generate(f"The king{first}\nThe queen", **options).text
+
+
+# ------------------------------------------------------------------------------- the command line
+LINES = ["Who art thou?", "Why?"]
+USUAL = {"max_tokens": 8, "seed": 5}
+# option of `bitnet chat` -> its values, what bitnet.load is given, what Model.chat_stream is given
+CASES = {
+    "--threads": (["2"], {"threads": 2}, {}),
+    "--context": (["300"], {"context": 300}, {}),
+    "--kv-dtype": (["int8"], {"kv_dtype": "int8"}, {}),
+    "--mapping": (["copy"], {"mapping": "copy"}, {}),
+    "--layout": (["4row"], {"layout": "4row"}, {}),
+    "--memory-limit": (["1GiB"], {"memory_limit": 1 << 30}, {}),
+    "--max-tokens": (["3"], {}, {"max_tokens": 3}),
+    "--temperature": (["0"], {}, {"temperature": 0.0}),
+    "--top-k": (["1"], {}, {"top_k": 1}),
+    "--top-p": (["0.05"], {}, {"top_p": 0.05}),
+    "--min-p": (["0.9"], {}, {"min_p": 0.9}),
+    "--repetition-penalty": (["3"], {}, {"repetition_penalty": 3.0}),
+    "--seed": (["9"], {}, {"seed": 9}),
+    "--speculative": (["ngram"], {}, {"speculative": "ngram"}),
+    "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
+    "--system": (["Thou art the king."], {}, {}),
+}
+
+
+def test_every_option_has_a_case(command):
+    shown = command("chat", "--help")[1]
+    found = set(re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[\w-]+)", shown, re.M))
+    assert found == {*CASES, "--help"}
+
+
+@pytest.mark.parametrize("option", CASES)
+def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option):
+    values, load, generation = CASES[option]
+    with bitnet.load(**{"threads": 1} | load) as other:
+        system = [{"role": "system", "content": text} for text in values if option == "--system"]
+        expected = replies_of(other, LINES, system, **USUAL | generation)
+    loads, plain_load = [], bitnet.load
+    monkeypatch.setattr(bitnet, "load", lambda **given: loads.append(given) or plain_load(**given))
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in LINES)))
+    code, out, err = command("chat", "-n", 8, "--seed", 5, option, *values)
+    assert (code, out, err) == (0, "".join(f"{text}\n" for text in expected), "")
+    assert load.items() <= loads[0].items()
+    if (generation and option != "--speculative") or system:
+        assert expected != replies_of(model, LINES, **USUAL)
+
+
+def test_a_system_message_needs_a_template(command, monkeypatch):
+    monkeypatch.setattr("bitnet.text.tokenizer.ChatTemplate", lambda *_: None)
+    code, out, err = command("chat", "--system", "x")
+    assert (code, out) == (1, "") and "--system: the model has no chat template" in err
