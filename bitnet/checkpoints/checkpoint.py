@@ -19,7 +19,7 @@ from ..formats.ggml_types import FLOAT_TYPES
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import SafetensorsFile
 from ..formats.tensor import Tensor
-from ..formats.ternary_layouts import WHOLE_ROWS, Quantization, join_codes
+from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 
@@ -74,10 +74,6 @@ class TernaryTensor:
             raise self._error(error) from None
         return scales, self._checked(chunks)
 
-    def codes(self) -> np.ndarray:
-        """All of the codes, uint8 (n_rows, n_cols)."""
-        return join_codes(self.read()[1], self.n_rows, self.n_cols)
-
     def _checked(self, chunks: Codes) -> Codes:
         try:
             yield from chunks
@@ -92,9 +88,9 @@ class TernaryTensor:
 
 
 def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
-    """The one place where scales of groups end: the kernels sum whole rows and scale the sums.
+    """ValueError for scales of groups: the kernels sum whole rows and scale the sums.
 
-    scales: float32 (n_rows, n_groups). ValueError if there is more than one group.
+    The one place that refuses them. scales: float32 (n_rows, n_groups).
     """
     low, high = scales.min(axis=1), scales.max(axis=1)
     for row in np.flatnonzero(low < high):

@@ -170,13 +170,13 @@ def _as_written(config: ModelConfig) -> ModelConfig:
     return replace(config, **shortest)
 
 
-def differences(found: ModelConfig, meant: ModelConfig) -> list[str]:
+def differences(read: ModelConfig, meant: ModelConfig) -> list[str]:
     """The names of the fields by which a configuration means another model than it should.
 
     GGUF holds floats as float32, names no window where no layer has one, and no sampling where
     there is none. It may have one more end token, by the text <|eot_id|> in its vocabulary.
     """
-    a, b = _meaning(found), _meaning(meant)
+    a, b = _meaning(read), _meaning(meant)
     a["eos_token_ids"] &= b["eos_token_ids"]
     return [name for name in a if a[name] != b[name]]
 

@@ -219,9 +219,9 @@ def _group_scales(groups):
     for code in np.arange(-33.5, -30, 0.5, dtype=np.float32):
         q = _six_bits(groups, code * inverse_peak)
         products, squares = (np.einsum("bgi,bgi->bg", a, q) for a in (groups, q))
-        found = products * _inverse(squares)
-        better = found * products > best
-        best[better], scales[better] = (found * products)[better], found[better]
+        fitted = products * _inverse(squares)
+        better = fitted * products > best
+        best[better], scales[better] = (fitted * products)[better], fitted[better]
     return scales
 
 
