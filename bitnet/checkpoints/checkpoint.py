@@ -147,7 +147,8 @@ class Checkpoint:
         if name == "lm_head" and self.config.tie_word_embeddings:
             name = "embed_tokens"
         tensor = self.floats[name]
-        return EmbeddingRows(tensor.type, tensor.rows(), *tensor.shape, tensor.where)
+        n_rows, n_cols = tensor.shape
+        return EmbeddingRows(tensor.type, tensor.rows(), n_rows, n_cols, tensor.where)
 
     def vector(self, name: str) -> np.ndarray:
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
@@ -189,7 +190,7 @@ def stored_scale(
     return check_scale(dequantize(tensor.type, tensor.data.reshape(1, -1), 1)[0, 0], tensor)
 
 
-def check_scale(value: float, tensor: Tensor) -> np.float32:
+def check_scale(value: float | np.floating, tensor: Tensor) -> np.float32:
     """The scale of a tensor as a float32; FormatError if it is not finite and above 0."""
     if not 0 < value < math.inf:  # NaN fails too
         raise FormatError(tensor.path, f"{tensor.name} scale", float(value), "finite and above 0")

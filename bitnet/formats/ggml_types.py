@@ -71,7 +71,7 @@ UNREAD = {
 _ROTATED = (142, 143)
 
 
-def instead_of(number):
+def instead_of(number: int) -> str:
     """What to do with a file that has a type of this number, which is not read."""
     if number in _ROTATED:
         return "these weights are for rotated activations: use PrismML's llama.cpp"
