@@ -10,7 +10,9 @@ with bitnet.load(*sys.argv[1:2]) as model:
         messages.append({"role": "user", "content": question})
         print(f"> {question}")
         with model.chat_stream(messages, max_tokens=40, temperature=0.7, seed=1) as stream:
+            reply = ""
             for piece in stream:
                 print(piece, end="", flush=True)
+                reply += piece
         print()
-        messages.append({"role": "assistant", "content": stream.completion.text})
+        messages.append({"role": "assistant", "content": reply})

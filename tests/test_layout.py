@@ -1,6 +1,7 @@
 """The shape of the source: imports point one way, kernels stay plain, no file is run as code."""
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ ROOMS = [
     "__main__",
 ]  # fmt: skip
 
+SUFFIXES = {".py", ".pyx", ".pxd", ".pxi"}  # of what is a module, or text in one
 SOURCES = sorted(
     p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".pyx", ".pxd", ".pxi", ".h", ".pyi"}
 )
@@ -92,9 +94,9 @@ def isa_lines():
     return list(ISA_LINE.finditer((ROOT / "setup.py").read_text()))
 
 
-def modules():
-    return {module_of(path) for path in PACKAGE.rglob("*") if path.suffix in {
-        ".py", ".pyx", ".pxd", ".pxi"}}  # fmt: skip
+@functools.cache
+def modules(package):
+    return {module_of(path) for path in package.rglob("*") if path.suffix in SUFFIXES}
 
 
 def imported(path):
@@ -103,7 +105,7 @@ def imported(path):
         yield from headers_of(path)
     if path.suffix == ".h":
         return
-    known, read = modules(), python_imports if path.suffix == ".py" else cython_imports
+    known, read = modules(PACKAGE), python_imports if path.suffix == ".py" else cython_imports
     for level, base, names in read(path):
         parts = tuple(base.split(".")) if base else ()
         if level:
@@ -300,6 +302,7 @@ def asked_literals(path):
                 yield node.lineno, node.value
 
 
+@functools.cache
 def families():
     """What families, and their models in files, are called: by the Architectures in the source."""
     fields = {"name", "model_types", "hf_architectures", "gguf_architectures"}

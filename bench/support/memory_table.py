@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from bitnet.checkpoints.memory_plan import state_bytes
 from bitnet.checks import format_bytes
+from bitnet.models.registry import ARCHITECTURES
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 BEGIN, END = "<!-- bench/support/memory_table.py -->\n", "<!-- end of the table -->\n"
@@ -31,7 +32,10 @@ SHAPES = {  # layers, key heads, head_dim
 def config_of(layers, heads, head_dim):
     """As much of a ModelConfig as keys and values depend on."""
     return SimpleNamespace(
-        family="llama", num_hidden_layers=layers, num_key_value_heads=heads, head_dim=head_dim
+        arch=ARCHITECTURES["llama"],
+        num_hidden_layers=layers,
+        num_key_value_heads=heads,
+        head_dim=head_dim,
     )
 
 

@@ -6,6 +6,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
 from ..checkpoints.memory_plan import Planner, Settings
@@ -21,8 +22,11 @@ from .model import Model
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-KV_DTYPES = tuple(DTYPES)
-MAPPINGS = ("map", "prefetch", "lock", "copy")
+# For editors and checkers; tests hold them against kv_cache.DTYPES and checkpoint.I2_S_LAYOUTS.
+KVDtype = Literal["f16", "f32", "int8"]
+Layout = Literal["128x32", "64x16", "4row"]
+MappingMode = Literal["map", "prefetch", "lock", "copy"]
+KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
@@ -36,10 +40,10 @@ class LoadSettings:
     threads: int | None = None
     memory_limit: int | str | None = None
     context: int | None = None
-    kv_dtype: str = "f16"
-    mapping: str = "map"
+    kv_dtype: KVDtype = "f16"
+    mapping: MappingMode = "map"
     slots: int = 1
-    layout: str = "128x32"
+    layout: Layout = "128x32"
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
@@ -60,10 +64,10 @@ def load(
     threads: int | None = None,
     memory_limit: int | str | None = None,
     context: int | None = None,
-    kv_dtype: str = "f16",
-    mapping: str = "map",
+    kv_dtype: KVDtype = "f16",
+    mapping: MappingMode = "map",
     slots: int = 1,
-    layout: str = "128x32",
+    layout: Layout = "128x32",
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
@@ -109,15 +113,21 @@ def load(
 
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
-    n_threads, _ = cpu.threads(settings.threads)
+    n_threads, why = cpu.threads(settings.threads)
     limit = limit_of(settings.memory_limit)
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
-    return _load(file, settings, n_threads, limit)
+    return _load(file, settings, limit, n_threads, follows_machine=why not in cpu.ASKED)
 
 
-def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None) -> Model:
+def _load(
+    file: Path,
+    settings: LoadSettings,
+    limit: int | None,
+    n_threads: int,
+    follows_machine: bool,
+) -> Model:
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
     before = memory_report.usage().anonymous
@@ -145,13 +155,12 @@ def _load(file: Path, settings: LoadSettings, n_threads: int, limit: int | None)
             prefix_folder=settings.prefix_folder,
             prefix_folder_limit=parse_bytes("prefix_folder_limit", settings.prefix_folder_limit),
             fair=settings.fair,
-            follows_machine=settings.threads is None,
+            follows_machine=follows_machine,
             needs=planner.needs(plan),
             measured=[] if grown is None else [("tokenizer", grown)],
         )
-        now = memory_report.usage().anonymous
-        if limit is not None and before is not None and now is not None:
-            _check_growth(limit, now - before)
+        if limit is not None and before is not None:
+            _check_growth(limit, (memory_report.usage().anonymous or 0) - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool

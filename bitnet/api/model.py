@@ -37,7 +37,7 @@ from ..text.tokenizer import Tokenizer
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor  # 20 ms, for those who call astream
+    from concurrent.futures import ThreadPoolExecutor
 
     from ..runtime.memory_report import MemoryReport
 
@@ -97,12 +97,9 @@ class Model:
         disk = None
         if prefix_folder is not None:
             new_state = partial(transformer.new_state, dtype=settings.kv_dtype)
+            model = weights.fingerprint()
             disk = DiskPrefixCache(
-                prefix_folder,
-                prefix_folder_limit,
-                weights.fingerprint(),
-                settings.kv_dtype,
-                new_state,
+                prefix_folder, prefix_folder_limit, model, settings.kv_dtype, new_state
             )
         self._scheduler: Scheduler | None = Scheduler(
             transformer,
@@ -282,9 +279,7 @@ class Model:
         """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
         return scoring.all_logits(self.scheduler, self._token_ids(token_ids))
 
-    def loglikelihood(
-        self, context: str | Sequence[int], continuation: str | Sequence[int]
-    ) -> tuple[float, bool]:
+    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
@@ -370,8 +365,7 @@ class Model:
         at the beginning of a generation or session, once a second at most: where affinity or cgroup
         quota have become smaller, fewer are used until they grow again.
         """
-        n: int = self.scheduler.transformer.n_threads
-        return n
+        return self.scheduler.transformer.n_threads
 
     @threads.setter
     def threads(self, n: int | None) -> None:

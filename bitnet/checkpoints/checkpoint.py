@@ -19,7 +19,7 @@ from ..formats.ggml_types import FLOAT_TYPES
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import SafetensorsFile
 from ..formats.tensor import Tensor
-from ..formats.ternary_layouts import WHOLE_ROWS, Quantization, join_codes
+from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 
@@ -74,10 +74,6 @@ class TernaryTensor:
             raise self._error(error) from None
         return scales, self._checked(chunks)
 
-    def codes(self) -> np.ndarray:
-        """All of the codes, uint8 (n_rows, n_cols)."""
-        return join_codes(self.read()[1], self.n_rows, self.n_cols)
-
     def _checked(self, chunks: Codes) -> Codes:
         try:
             yield from chunks
@@ -92,9 +88,9 @@ class TernaryTensor:
 
 
 def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
-    """The one place where scales of groups end: the kernels sum whole rows and scale the sums.
+    """ValueError for scales of groups: the kernels sum whole rows and scale the sums.
 
-    scales: float32 (n_rows, n_groups). ValueError if there is more than one group.
+    The one place that refuses them. scales: float32 (n_rows, n_groups).
     """
     low, high = scales.min(axis=1), scales.max(axis=1)
     for row in np.flatnonzero(low < high):
@@ -147,7 +143,8 @@ class Checkpoint:
         if name == "lm_head" and self.config.tie_word_embeddings:
             name = "embed_tokens"
         tensor = self.floats[name]
-        return EmbeddingRows(tensor.type, tensor.rows(), *tensor.shape, tensor.where)
+        n_rows, n_cols = tensor.shape
+        return EmbeddingRows(tensor.type, tensor.rows(), n_rows, n_cols, tensor.where)
 
     def vector(self, name: str) -> np.ndarray:
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
@@ -189,7 +186,7 @@ def stored_scale(
     return check_scale(dequantize(tensor.type, tensor.data.reshape(1, -1), 1)[0, 0], tensor)
 
 
-def check_scale(value: float, tensor: Tensor) -> np.float32:
+def check_scale(value: float | np.floating, tensor: Tensor) -> np.float32:
     """The scale of a tensor as a float32; FormatError if it is not finite and above 0."""
     if not 0 < value < math.inf:  # NaN fails too
         raise FormatError(tensor.path, f"{tensor.name} scale", float(value), "finite and above 0")

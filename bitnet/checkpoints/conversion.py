@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ..errors import FormatError
-from ..formats.float_blocks import F16_LARGEST, dequantize, quantize
+from ..formats.float_blocks import F16_MAX, dequantize, quantize
 from ..formats.ggml_types import TYPES
 from ..formats.mapped_file import release_pages
 from ..formats.ternary_layouts import join_codes
@@ -93,7 +93,7 @@ class Conversion:
         """The chunks of a tensor as they are, while digest and progress are kept."""
         digest, n_bytes, n_rows = blake2b(scales.tobytes()), t.tensor.data.nbytes, 0
         for chunk in chunks:
-            digest.update(np.ascontiguousarray(chunk))
+            digest.update(np.ascontiguousarray(chunk).data)
             before, n_rows = n_rows, n_rows + len(chunk)
             self.advance(name, n_bytes * n_rows // t.n_rows - n_bytes * before // t.n_rows)
             yield chunk
@@ -106,7 +106,7 @@ class Conversion:
             stored = rows
             if tensor.type != type_name:
                 stored = quantize(type_name, dequantize(tensor.type, rows, tensor.shape[1]))
-            digest.update(np.ascontiguousarray(stored))
+            digest.update(np.ascontiguousarray(stored).data)
             self.advance(name, rows.nbytes)
             yield stored
         self.digests[name] = digest.digest()
@@ -134,7 +134,7 @@ class Conversion:
         if tensor.shape[1] % n_values:
             limit = f"a multiple of {n_values}, for --head {self.head}"
             raise FormatError(tensor.path, f"{tensor.name} columns", tensor.shape[1], limit)
-        if tensor.type != chosen and self.peak(name) > F16_LARGEST:
+        if tensor.type != chosen and self.peak(name) > F16_MAX:
             chosen = "F32"
         if tensor.type != chosen:
             self.notes.append(f"{name}: {tensor.type} to {chosen}")

@@ -205,7 +205,7 @@ def _check_fits(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], type_
     try:
         gguf.n_bytes_of(type_name, shape)
     except ValueError as error:
-        raise FormatError(checkpoint.path, f"{name} shape", shape, error) from None
+        raise FormatError(checkpoint.path, f"{name} shape", shape, str(error)) from None
 
 
 def _name_of(checkpoint: Checkpoint) -> str:
@@ -320,7 +320,7 @@ def _verify(conversion: Conversion, path: Path, dst: Path) -> None:
             digest.update(result.vector(name).tobytes())
             conversion.advance(name, tensor.data.nbytes)
         for rows in tensor.row_steps() if len(tensor.shape) == 2 else ():
-            digest.update(np.ascontiguousarray(rows))
+            digest.update(np.ascontiguousarray(rows).data)
             conversion.advance(name, rows.nbytes)
         check(digest.digest() == meant[name], name)
     conversion.release()

@@ -162,24 +162,21 @@ def _sentence_transformers(config: ModelConfig, prompts: Mapping[str, str]) -> d
 def _as_written(config: ModelConfig) -> ModelConfig:
     """With floats of a GGUF, which are float32, as their author wrote them: 1e-05, not
     9.999999747378752e-06."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return replace(
-        config,
-        **{
-            name: float(str(np.float32(value)))
-            for name, value in values.items()
-            if isinstance(value, float) and value == np.float32(value)
-        },
-    )
+    shortest: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and value == np.float32(value):
+            shortest[field.name] = float(str(np.float32(value)))
+    return replace(config, **shortest)
 
 
-def differences(found: ModelConfig, meant: ModelConfig) -> list[str]:
+def differences(read: ModelConfig, meant: ModelConfig) -> list[str]:
     """The names of the fields by which a configuration means another model than it should.
 
     GGUF holds floats as float32, names no window where no layer has one, and no sampling where
     there is none. It may have one more end token, by the text <|eot_id|> in its vocabulary.
     """
-    a, b = _meaning(found), _meaning(meant)
+    a, b = _meaning(read), _meaning(meant)
     a["eos_token_ids"] &= b["eos_token_ids"]
     return [name for name in a if a[name] != b[name]]
 

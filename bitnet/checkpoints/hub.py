@@ -370,8 +370,9 @@ def library_api(repo: str) -> Any:
 @contextlib.contextmanager
 def _hub_errors(reference: HubReference) -> Iterator[None]:
     """The library's exceptions, of any version, as an OSError of one line that says what to do."""
-    from huggingface_hub import utils
+    import huggingface_hub.utils
 
+    utils: Any = huggingface_hub.utils  # which does not say that it exports them
     repo = reference.repo
     try:
         yield

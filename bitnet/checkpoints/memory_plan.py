@@ -7,19 +7,23 @@ tests/checkpoints/test_memory_plan.py holds these figures against the pool of a 
 import math
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..checks import format_bytes
 from ..errors import MemoryLimitExceeded
 from ..formats.ternary_layouts import padded
 from ..models import lm_head_screen
-from ..models.registry import ARCHITECTURES
+from ..models.config import ModelConfig
+from ..models.sequence_state import SequenceState
 from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
 from ..runtime.kv_cache import DTYPES, PAGE
 from ..runtime.mmap import HUGE_PAGE
 from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
+from .checkpoint import Checkpoint, TernaryTensor
 
 # What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
 # 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
@@ -56,28 +60,28 @@ class Settings:
 
 
 class Planner:
-    """The needs of one model with any settings. source: of open_checkpoint, read and not kept."""
+    """The needs of one model with any settings. checkpoint: is read, and not kept."""
 
-    def __init__(self, source):
-        self.config = source.config
-        metadata = source.tokenizer_source.metadata
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        metadata = checkpoint.tokenizer_source.metadata
         tokens = () if metadata is None else metadata.get("tokenizer.ggml.tokens", ())
         self.n_tokens = self.config.vocab_size if metadata is None else len(tokens)
-        ternary = source.ternary.values()
-        tables = [len(t.data) for t in source.floats.values() if len(t.shape) == 2]
+        ternary = checkpoint.ternary.values()
+        tables = [len(t.data) for t in checkpoint.floats.values() if len(t.shape) == 2]
         self._in_place = sum(_codes_bytes(t) for t in ternary if t.in_place is not None)
         self._in_place += sum(_array(n_bytes, item=1) for n_bytes in tables)
         self._derived = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
-        self._headers = sum(len(file.data) for file in source.files)
-        self._headers -= sum(len(t.data) for f in source.files for t in f.tensors.values())
+        self._headers = sum(len(file.data) for file in checkpoint.files)
+        self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.cache_folder() is not None
-        rows = source.rows("lm_head")
+        rows = checkpoint.rows("lm_head")
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
         if self._is_screened:
             self._derived += _array(*shape, item=1) + _array(shape[0], 3)
 
-    def needs(self, settings):
+    def needs(self, settings: Settings) -> list[Need]:
         """[Need] with every slot full."""
         s, weights = settings, self._weights_in_pool(settings)
         mapped = self._in_place + self._derived - weights + self._headers
@@ -92,20 +96,20 @@ class Planner:
             Need("libraries", CODE_BYTES, "mapped, shared by processes", "files"),
         ]
 
-    def private(self, settings):
+    def private(self, settings: Settings) -> int:
         """Bytes that are the process's own, every slot full."""
         return sum(need.nbytes for need in self.needs(settings) if need.where != "files")
 
-    def least(self, settings):
+    def least(self, settings: Settings) -> int:
         """The same with one slot full: the others wait until there is room."""
         return self.private(settings) - (settings.slots - 1) * self._state_bytes(settings)
 
-    def full_slots(self, settings, limit):
+    def full_slots(self, settings: Settings, limit: int) -> int:
         """How many slots may be full at once."""
         spare = (limit - self.least(settings)) // self._state_bytes(settings)
         return min(settings.slots, 1 + spare)
 
-    def check(self, settings, limit):
+    def check(self, settings: Settings, limit: int) -> int:
         """What a limit leaves to the pool, bytes. MemoryLimitExceeded if one slot does not fit."""
         needed, needs = self.least(settings), self.needs(settings)
         if needed > limit:
@@ -113,44 +117,57 @@ class Planner:
             raise MemoryLimitExceeded(limit, needed, needs, remedies, table(needs))
         return limit - sum(need.nbytes for need in needs if need.where == "heap")
 
-    def remedies(self, settings, limit):
+    def remedies(self, settings: Settings, limit: int) -> list[tuple[dict[str, Any], int]]:
         """[(changes, bytes needed then)] with which one slot fits: one setting each, or all."""
-        kinds = sorted(DTYPES, key=lambda kind: state_bytes(self.config, PAGE, kind))
-        choices = {
+        dtypes = sorted(DTYPES, key=lambda dtype: state_bytes(self.config, PAGE, dtype))
+        choices: dict[str, Sequence[Any]] = {
             "context": range(PAGE, settings.context, PAGE),
-            "kv_dtype": kinds[: kinds.index(settings.kv_dtype)],
+            "kv_dtype": dtypes[: dtypes.index(settings.kv_dtype)],
             "slots": range(1, settings.slots),
             "threads": range(1, settings.threads),
             "mapping": ["map"] if settings.mapping == "copy" else [],
         }
-        contexts = choices["context"]
-        found = [self._most(settings, name, values, limit) for name, values in choices.items()]
-        if not any(found):
-            least = {name: values[0] for name, values in choices.items() if values}
-            most = self._most(replace(settings, **least), "context", contexts, limit)
-            found = [least | most] if most else []
-        found = [changes for changes in found if changes]
-        found.append({})
-        needed = [self.least(replace(settings, **changes)) for changes in found]
-        found[-1] = {"memory_limit": f"{-(-needed[-1] >> 20)}MiB"}
-        return list(zip(found, needed, strict=True))
+        remedies = [self._most(settings, name, values, limit) for name, values in choices.items()]
+        if not any(remedies):
+            smallest = {name: values[0] for name, values in choices.items() if values}
+            all_smallest = replace(settings, **smallest)
+            context = self._most(all_smallest, "context", choices["context"], limit)
+            remedies = [smallest | context] if context else []
+        remedies = [changes for changes in remedies if changes]
+        needed = [self._least_with(settings, changes) for changes in [*remedies, {}]]
+        remedies.append({"memory_limit": f"{-(-needed[-1] >> 20)}MiB"})
+        return list(zip(remedies, needed, strict=True))
 
-    def _most(self, settings, name, values, limit):
+    def _most(
+        self, settings: Settings, name: str, values: Sequence[Any], limit: int
+    ) -> dict[str, Any]:
         """{name: the last of values, which need more and more, that fits}, {} where none does."""
-        n = bisect_right(values, limit, key=lambda v: self.least(replace(settings, **{name: v})))
+        n = bisect_right(values, limit, key=lambda v: self._least_with(settings, {name: v}))
         return {name: values[n - 1]} if n else {}
 
-    def _weights_in_pool(self, settings):
+    def _least_with(self, settings: Settings, changes: Mapping[str, Any]) -> int:
+        return self.least(replace(settings, **changes))
+
+    def _weights_in_pool(self, settings: Settings) -> int:
         if settings.mapping == "copy":
             return self._in_place + self._derived
         return 0 if self._has_cache else self._derived
 
-    def _state_bytes(self, settings):
+    def _state_bytes(self, settings: Settings) -> int:
         return state_bytes(self.config, settings.context, settings.kv_dtype)
 
 
-def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, weights=0,
-         is_screened=False):  # fmt: skip
+def plan(
+    config: ModelConfig,
+    *,
+    context: int,
+    kv_dtype: str = "f16",
+    slots: int = 1,
+    threads: int = 1,
+    n_tokens: int | None = None,
+    weights: int = 0,
+    is_screened: bool = False,
+) -> list[Need]:
     """[Need] of a model that is loaded and in use, every slot full, without its mapped files.
 
     config: ModelConfig. context: positions a sequence may have. kv_dtype: of cached keys and
@@ -160,7 +177,7 @@ def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, 
     """
     n_tokens = config.vocab_size if n_tokens is None else n_tokens
     state = _new_state(config, context, kv_dtype)
-    work = Counter()
+    work: Counter[str] = Counter()
     for array in work_arrays(config, n_sequences=slots, n_threads=threads, has_screen=is_screened):
         work[array.purpose] += _aligned(array.nbytes)
     needs = [
@@ -180,8 +197,9 @@ def plan(config, *, context, kv_dtype="f16", slots=1, threads=1, n_tokens=None, 
     return needs
 
 
-def table(needs):
+def table(needs: Iterable[Need]) -> list[str]:
     """Lines of text: bytes, purpose and what it is; the sum of what is private."""
+    needs = list(needs)
     mapped = [(n.nbytes, n.purpose, n.what) for n in needs if n.where == "files"]
     rows = [
         (n.nbytes, n.purpose, n.what + (" (estimate)" if n.where == "heap" else ""))
@@ -194,28 +212,28 @@ def table(needs):
     return [f"{a:>{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in cells]
 
 
-def state_bytes(config, capacity, dtype):
+def state_bytes(config: ModelConfig, capacity: int, dtype: str) -> int:
     """Bytes of the state of one sequence of `capacity` tokens."""
     return _new_state(config, capacity, dtype).full_nbytes
 
 
-def _new_state(config, capacity, dtype):
+def _new_state(config: ModelConfig, capacity: int, dtype: str) -> SequenceState:
     pool = Pool(1 << 16)  # nothing is taken from it: a state takes memory as it needs it
-    return ARCHITECTURES[config.family].new_state(config, pool, capacity=capacity, dtype=dtype)
+    return config.arch.new_state(config, pool, capacity=capacity, dtype=dtype)
 
 
-def _thread_bytes():
+def _thread_bytes() -> int:
     return HUGE_PAGE if cpu.huge_pages() == "always" else THREAD_BYTES
 
 
-def _codes_bytes(ternary):
+def _codes_bytes(ternary: TernaryTensor) -> int:
     """Bytes of a linear layer's codes in the layout that kernels read."""
     return _array(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
 
 
-def _aligned(n_bytes):
+def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGN) * ALIGN
 
 
-def _array(*shape, item=4):
+def _array(*shape: int, item: int = 4) -> int:
     return _aligned(math.prod(shape) * item)

@@ -89,8 +89,8 @@ def _tokenizer_source(file: GGUFFile) -> TokenizerSource:
     if isinstance(model, str) and model == BYTE_LEVEL_MODEL:
         metadata.setdefault("tokenizer.ggml.pre", "llama-bpe")
     for key, wanted in _VOCABULARY_ARRAYS.items():
-        if key in metadata and (found := _elements(metadata[key])) != wanted:
-            raise FormatError(file.path, key, found, f"an array of {wanted}")
+        if key in metadata and (held := _elements(metadata[key])) != wanted:
+            raise FormatError(file.path, key, held, f"an array of {wanted}")
     n_tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
         if key in metadata and len(metadata[key]) != n_tokens:

@@ -173,7 +173,7 @@ def _prompts(folder: Path) -> dict[str, str]:
     """What config_sentence_transformers.json puts in front of queries and documents."""
     path = member(folder, "config_sentence_transformers.json")
     prompts = read_json(path).get("prompts") if path else None
-    if prompts is None:
+    if path is None or prompts is None:
         return {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise FormatError(path, "prompts", prompts, "an object {name: text}")

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from .checkpoint import Checkpoint, EmbeddingRows, TernaryTensor
 try:
     import fcntl
 except ImportError:  # Windows: two loaders then do the work twice, each in its own temporary file
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("bitnet")
 
@@ -45,7 +45,7 @@ Screen = tuple[np.ndarray, np.ndarray]  # codes int8 (n_rows, n_cols), bounds fl
 def load_or_repack(
     tensors: Mapping[str, TernaryTensor],
     checkpoint: Checkpoint,
-    cache: str | os.PathLike[str] | bool | None = None,
+    cache: str | os.PathLike[str] | Literal[False] | None = None,
     pool: Pool | None = None,
     rows: EmbeddingRows | None = None,
     n_threads: int = 1,

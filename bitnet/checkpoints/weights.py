@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -144,7 +144,7 @@ class Weights:
 def open(
     path: str | os.PathLike[str],
     *,
-    cache: str | os.PathLike[str] | bool | None = None,
+    cache: str | os.PathLike[str] | Literal[False] | None = None,
     pool: Pool | None = None,
     layout: str = DEFAULT_LAYOUT,
 ) -> Weights:
@@ -159,7 +159,7 @@ def open(
 def of_checkpoint(
     checkpoint: Checkpoint,
     *,
-    cache: str | os.PathLike[str] | bool | None = None,
+    cache: str | os.PathLike[str] | Literal[False] | None = None,
     pool: Pool | None = None,
     n_threads: int = 1,
 ) -> Weights:

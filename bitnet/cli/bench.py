@@ -52,20 +52,20 @@ def main(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
         load_s = time.perf_counter() - begin
-        found = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
+        figures = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
     status.clear()
-    found = {"load_s": load_s, **found}
-    print(json.dumps(found) if args.json else _table(found))
+    figures = {"load_s": load_s, **figures}
+    print(json.dumps(figures) if args.json else _table(figures))
     return 0
 
 
-def _table(found):
+def _table(figures):
     return (
-        f"{found['model']}: {found['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
-        f"loaded in {found['load_s']:.2f} s\n"
-        f"{found['isa']}, {found['threads']} threads, medians of {found['rounds']} rounds\n"
-        f"prefill  {found['prefill_tps']:10,.1f} tokens/s  ({found['prompt_tokens']} tokens)\n"
-        f"decode   {found['decode_tps']:10,.1f} tokens/s  ({found['tokens']} tokens)\n"
-        f"read     {found['read_gb_s']:10,.1f} GB/s      of the same weights\n"
-        f"bound    {found['bound_tps']:10,.1f} tokens/s  decode reaches {found['share']:.0%}"
+        f"{figures['model']}: {figures['bytes_per_token'] / 1e6:,.1f} MB of weights a token, "
+        f"loaded in {figures['load_s']:.2f} s\n"
+        f"{figures['isa']}, {figures['threads']} threads, medians of {figures['rounds']} rounds\n"
+        f"prefill  {figures['prefill_tps']:10,.1f} tokens/s  ({figures['prompt_tokens']} tokens)\n"
+        f"decode   {figures['decode_tps']:10,.1f} tokens/s  ({figures['tokens']} tokens)\n"
+        f"read     {figures['read_gb_s']:10,.1f} GB/s      of the same weights\n"
+        f"bound    {figures['bound_tps']:10,.1f} tokens/s  decode reaches {figures['share']:.0%}"
     )

@@ -14,12 +14,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    found = bitnet.info()
+    facts = bitnet.info()
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(facts))
         return 0
-    width = max(map(len, found))
-    for name, value in found.items():
+    width = max(map(len, facts))
+    for name, value in facts.items():
         print(f"{name:{width}}  {_shown(value)}")
     return 0
 

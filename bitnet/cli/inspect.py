@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import open_folder
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES
+from ..runtime.kv_cache import DTYPES, PAGE
 from . import options
 from .terminal import printable
 
@@ -50,14 +50,14 @@ def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     refused = None
     try:
-        found = describe(path, context=args.context, kv_dtype=args.kv_dtype, layout=args.layout)
+        facts = describe(path, context=args.context, kv_dtype=args.kv_dtype, layout=args.layout)
     except FormatError as error:
-        found, refused = describe_refused(path, error), error
+        facts, refused = describe_refused(path, error), error
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(facts))
     else:
-        rows = _refused_rows(found) if refused else _rows(found)
-        table = _every_tensor(found) if args.tensors else _kinds(found)
+        rows = _refused_rows(facts) if refused else _rows(facts)
+        table = _every_tensor(facts) if args.tensors else _by_layer(facts)
         print(printable("\n".join([*_aligned(rows), "", *table])))
     if refused:
         raise refused
@@ -71,27 +71,27 @@ def describe(path, *, context=None, kv_dtype="f16", layout=DEFAULT_LAYOUT):
     context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model
     that cannot be used, ValueError for a context beyond the model's, OSError.
     """
-    source = open_checkpoint(path, layout=layout)
-    config, longest = source.config, source.config.max_position_embeddings
+    checkpoint = open_checkpoint(path, layout=layout)
+    config, longest = checkpoint.config, checkpoint.config.max_position_embeddings
     context = min(longest, DEFAULT_CONTEXT) if context is None else context
     if context > longest:
         raise ValueError(f"context: {context} (1 to {longest}, what the model has)")
-    tensors, derived = _tensors(source), _derived(source)
+    tensors, repacked = _tensors(checkpoint), _repacked(checkpoint)
     ternary = [t for t in tensors if t["ternary"]]
     n_ternary, n_all = (sum(t["weights"] for t in some) for some in (ternary, tensors))
     return {
         "path": str(path),
         "family": config.family,
         "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
-        "files": [_file(file) for file in source.files],
+        "files": [_file(file) for file in checkpoint.files],
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
         "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
-        "file_bits": 8 * sum(len(file.data) for file in source.files) / n_all,
-        "kv_bytes_per_token": {kind: state_bytes(config, 128, kind) // 128 for kind in DTYPES},
-        "tokenizer": _tokenizer(source.tokenizer_source),
-        "derived": derived,
-        "memory": _memory(source, context, kv_dtype),
+        "file_bits": 8 * sum(len(file.data) for file in checkpoint.files) / n_all,
+        "kv_bytes_per_token": {dtype: state_bytes(config, PAGE, dtype) // PAGE for dtype in DTYPES},
+        "tokenizer": _tokenizer(checkpoint.tokenizer_source),
+        "derived": repacked,
+        "memory": _memory(checkpoint, context, kv_dtype),
         "tensors": tensors,
     }
 
@@ -100,17 +100,18 @@ def describe_refused(path, error):
     """The same of what cannot be used, as far as it can be read; raises `error` where it cannot."""
     try:
         if path.is_dir():
-            (files, tensors), kind = open_folder(path), None
+            (files, tensors), architecture = open_folder(path), None
         else:
             files = [GGUFFile(path)]
-            tensors, kind = files[0].tensors, files[0].metadata.get("general.architecture")
+            tensors = files[0].tensors
+            architecture = files[0].metadata.get("general.architecture")
     except (FormatError, OSError):
         raise error from None
     metadata = getattr(files[0], "metadata", {}) if files else {}
     return {
         "path": str(path),
         "refused": str(error),
-        "architecture": str(kind) if kind else None,
+        "architecture": str(architecture) if architecture else None,
         "files": [_file(file) for file in files],
         "tokenizer": _gguf_tokenizer(metadata),
         "tensors": [
@@ -141,16 +142,16 @@ def _span(tensor, file):
     return begin, begin + len(tensor.data)
 
 
-def _tensors(source):
+def _tensors(checkpoint):
     """Every tensor of the files in their order there, those of no use included."""
     entries, known = [], {}
-    for t in source.ternary.values():
+    for t in checkpoint.ternary.values():
         use = "in place" if t.in_place is not None else "repacked once"
         known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True
-    for t in source.floats.values():
+    for t in checkpoint.floats.values():
         use = "in place" if len(t.shape) == 2 else "copied"
         known[t.name] = t.type, use, math.prod(t.shape), False
-    for file in source.files:
+    for file in checkpoint.files:
         for t in sorted(file.tensors.values(), key=lambda t: t.data.ctypes.data):
             is_scale = t.name.endswith(("_scale", ".scale"))
             use = "scale" if is_scale else "not used"
@@ -194,21 +195,22 @@ def _gguf_tokenizer(metadata):
     }
 
 
-def _derived(source):
+def _repacked(checkpoint):
     """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
-    derived = {name: t for name, t in source.ternary.items() if t.in_place is None}
-    n_bytes = sum(map(repack_cache.repacked_bytes, derived.values()))
+    repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
+    n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
     place = repack_cache.cache_folder() and "sidecar"
+    path = repack_cache.find(checkpoint) if repacked and place else None
     return {
-        "tensors": len(derived),
+        "tensors": len(repacked),
         "bytes": n_bytes,
         "place": place or "memory",
-        "path": str(path) if derived and place and (path := repack_cache.find(source)) else None,
+        "path": path and str(path),
     }
 
 
-def _memory(source, context, kv_dtype):
-    planner, settings = Planner(source), Settings(context, kv_dtype, threads=cpu.threads()[0])
+def _memory(checkpoint, context, kv_dtype):
+    planner, settings = Planner(checkpoint), Settings(context, kv_dtype, threads=cpu.threads()[0])
     needs = planner.needs(settings)
     return {
         **vars(settings),
@@ -219,13 +221,13 @@ def _memory(source, context, kv_dtype):
 
 
 # for people ---------------------------------------------------------------------------------------
-def _rows(found):
+def _rows(facts):
     """(title, text) of every line; a title is shown once."""
-    yield "model", found["path"]
-    yield from _file_rows(found["files"])
-    yield from _config_rows(found)
-    yield from _weight_rows(found)
-    yield from _memory_rows(found["memory"])
+    yield "model", facts["path"]
+    yield from _file_rows(facts["files"])
+    yield from _config_rows(facts)
+    yield from _weight_rows(facts)
+    yield from _memory_rows(facts["memory"])
 
 
 def _file_rows(files):
@@ -241,8 +243,8 @@ def _file_rows(files):
         )
 
 
-def _config_rows(found):
-    c = found["config"]
+def _config_rows(facts):
+    c = facts["config"]
     yield (
         "family",
         (
@@ -272,8 +274,8 @@ def _config_rows(found):
             f"{_ids([c['bos_token_id']])}, ends at {_ids(c['eos_token_ids'])}"
         ),
     )
-    yield "tokenizer", _tokenizer_text(found["tokenizer"])
-    kv = found["kv_bytes_per_token"]
+    yield "tokenizer", _tokenizer_text(facts["tokenizer"])
+    kv = facts["kv_bytes_per_token"]
     yield (
         "context",
         (
@@ -295,32 +297,35 @@ def _tokenizer_text(tokenizer):
     return f"{tokenizer['kind']}{n_tokens}, {template} a chat template"
 
 
-def _weight_rows(found):
-    kinds = sorted({t["stored_as"] for t in found["tensors"] if t["ternary"]})
+def _weight_rows(facts):
+    types = sorted({t["stored_as"] for t in facts["tensors"] if t["ternary"]})
     yield (
         "weights",
         (
-            f"{found['ternary_weights']:,} ternary, {found['ternary_bits']:.3f} bits "
-            f"each ({', '.join(kinds)})"
+            f"{facts['ternary_weights']:,} ternary, {facts['ternary_bits']:.3f} bits "
+            f"each ({', '.join(types)})"
         ),
     )
     yield (
         "weights",
         (
-            f"{found['float_weights']:,} others; {found['file_bits']:.3f} bits each in "
+            f"{facts['float_weights']:,} others; {facts['file_bits']:.3f} bits each in "
             "the whole file"
         ),
     )
-    derived = found["derived"]
-    if not derived["tensors"]:
+    repacked = facts["derived"]
+    if not repacked["tensors"]:
         yield "sidecar", "not needed: every ternary tensor is used in place"
         return
-    when = "there already" if derived["path"] else "made at the first load"
-    if derived["place"] == "memory":
+    when = "there already" if repacked["path"] else "made at the first load"
+    if repacked["place"] == "memory":
         when = "made in memory at each load, without a cache folder"
-    yield "sidecar", f"{derived['bytes']:,} bytes of {derived['tensors']} repacked tensors, {when}"
-    if derived["path"]:
-        yield "sidecar", derived["path"]
+    yield (
+        "sidecar",
+        f"{repacked['bytes']:,} bytes of {repacked['tensors']} repacked tensors, {when}",
+    )
+    if repacked["path"]:
+        yield "sidecar", repacked["path"]
 
 
 def _memory_rows(memory):
@@ -335,14 +340,14 @@ def _memory_rows(memory):
         yield "memory", line
 
 
-def _refused_rows(found):
-    yield "model", found["path"]
-    yield from _file_rows(found["files"])
-    yield "architecture", found["architecture"] or "not stated"
-    yield "tokenizer", _tokenizer_text(found["tokenizer"])
-    if not found["tensors"]:
+def _refused_rows(facts):
+    yield "model", facts["path"]
+    yield from _file_rows(facts["files"])
+    yield "architecture", facts["architecture"] or "not stated"
+    yield "tokenizer", _tokenizer_text(facts["tokenizer"])
+    if not facts["tensors"]:
         yield "tensors", "none: this is a vocabulary only"
-    yield "cannot run", found["refused"]
+    yield "cannot run", facts["refused"]
 
 
 def _aligned(rows):
@@ -352,34 +357,34 @@ def _aligned(rows):
         before = title
 
 
-def _kinds(found):
+def _by_layer(facts):
     """One line for the tensors that differ only in their layer."""
-    kinds = {}
-    for t in found["tensors"]:
+    sizes = {}  # (name, type, shape, use) -> [bytes of each]
+    for t in facts["tensors"]:
         name = re.sub(r"\.\d+\.", ".*.", t["name"], count=1)
-        key = (name, t["stored_as"], _size(t), t["use"])
-        kinds.setdefault(key, []).append(t["bytes"])
-    rows = [("tensor", "", "type", "shape", "bytes", "use")] if kinds else []
+        key = (name, t["stored_as"], _shape(t), t["use"])
+        sizes.setdefault(key, []).append(t["bytes"])
+    rows = [("tensor", "", "type", "shape", "bytes", "use")] if sizes else []
     rows += [
-        (name, f"{len(sizes)} x", kind, size, f"{sum(sizes):,}", use)
-        for (name, kind, size, use), sizes in kinds.items()
+        (name, f"{len(each)} x", type_, shape, f"{sum(each):,}", use)
+        for (name, type_, shape, use), each in sizes.items()
     ]
     return _columns(rows, "<><>><")
 
 
-def _every_tensor(found):
+def _every_tensor(facts):
     rows = [("tensor", "type", "shape", "bytes", "offset", "use", "file")]
     rows += [
         (
             t["name"],
             t["stored_as"],
-            _size(t),
+            _shape(t),
             f"{t['bytes']:,}",
             f"{t['offset']:,}",
             t["use"],
             Path(t["file"]).name,
         )
-        for t in found["tensors"]
+        for t in facts["tensors"]
     ]
     return _columns(rows, "<<>>><<")
 
@@ -393,5 +398,5 @@ def _columns(rows, aligns):
         yield "  ".join(cells).rstrip()
 
 
-def _size(entry):
+def _shape(entry):
     return " x ".join(map(str, entry["shape"]))

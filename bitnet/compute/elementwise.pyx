@@ -14,10 +14,11 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memmove
 
 from .operands cimport (
-    BLOCK, Array, Batch, Matrix, Norm, QuantizedActivations, QuantizedRows, Rope, Sequence,
-    check_rows, is_streamed, open_array,
+    Array, Batch, Matrix, Norm, QuantizedActivations, QuantizedRows, Rope, Sequence, check_rows,
+    is_streamed, open_array,
 )
 from .threads cimport granted_threads, threads_for
+from ..kernels.table cimport BLOCK
 from ..runtime.dispatch cimport kernels
 
 log = logging.getLogger("bitnet")

@@ -3,19 +3,20 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t, uint8_t
 
 from .operands cimport (
-    BLOCK_BYTES, CHUNK, Batch, Linear, Matrix, QuantizedActivations, StackedMatrix, is_streamed,
+    CHUNK, Batch, Linear, Matrix, QuantizedActivations, StackedMatrix, is_streamed,
 )
 from .threads cimport ThreadTimes, begin_operation, end_item, end_operation, threads_for
+from ..kernels.table cimport BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_TILE_TOKENS
 from ..runtime.dispatch cimport kernels
 
 cdef enum:
-    TILE_TOKENS = 5                     # of a pass, the most that any kernel's tile_tokens says
     LOOKUP_ROWS = 1536                  # of an item: 81 additions a table are 5 % of its work, and
     LOOKUP_GROUPS = 4                   # int16 sums and numbers, 240 KB, stay in L2; of 16 tokens
     LOOKUP_MIN_ROWS = 256               # of a matrix; with fewer, tables take longer than they save
     LOOKUP_MAX_REST = 8                 # tokens left over; up to these, tiles take less time
     SUM_BYTES = 4 * 16 * LOOKUP_ROWS * LOOKUP_GROUPS            # int32 sums of an item
-    WORK_BYTES = SUM_BYTES + 20736 + 32 * LOOKUP_ROWS * (1 + LOOKUP_GROUPS)     # all it works in
+    # all it works in
+    WORK_BYTES = SUM_BYTES + LOOKUP_TABLE_BYTES + 32 * LOOKUP_ROWS * (1 + LOOKUP_GROUPS)
     MIN_STREAMED = 1 << 20              # bytes of a layer; a model of such layers fits in no cache
 
 cdef struct LookupPlan:                 # how the tokens that tables take are divided
@@ -85,7 +86,7 @@ cdef void linear_chunk(Matrix out, Linear weights, QuantizedActivations x, Py_ss
 
     As few passes as may be, of about as many tokens each: inputs stay in L1, codes in L2.
     """
-    cdef int32_t sums[TILE_TOKENS * CHUNK]
+    cdef int32_t sums[MAX_TILE_TOKENS * CHUNK]
     cdef const StackedMatrix* matrix = matrix_of(weights, chunk)
     cdef Py_ssize_t first = (chunk - matrix.first_chunk) * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, matrix.n_rows - first)

@@ -6,8 +6,6 @@ from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 cdef enum:
     CHUNK = 64                          # rows; what a thread takes at a time
-    BLOCK = 128                         # columns of a block of ternary codes
-    BLOCK_BYTES = 32
     MAX_STACKED = 4                     # matrices of one Linear: q, k, v and a gate
     SCREEN_MAX_BEST = 1024              # logits; that a row of a step may want
     SCREEN_MAX_TOKENS = 32              # rows of a step that a head is screened for

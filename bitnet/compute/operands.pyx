@@ -15,8 +15,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.stdlib cimport calloc, free
 
 from ..kernels.table cimport (
-    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
-    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0,
+    BLOCK, BLOCK_BYTES, ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1,
+    ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0,
 )
 from ..runtime.kv_cache cimport KVCache
 

@@ -18,6 +18,7 @@ Products and sums are rounded to float32 one by one, from the left: the kernels 
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,15 +29,17 @@ BLOCKS = {name: (TYPES[name].n_values, TYPES[name].n_bytes) for name in ROW_TYPE
 IQ4_NL = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
-F16_LARGEST = 65504
-LARGEST = {  # |value| that quantize can store: in blocks it is the scale that would overflow
-    "F32": float(np.finfo(np.float32).max), "F16": F16_LARGEST, "BF16": 255 * 2.0**120,
-    "Q8_0": 127 * F16_LARGEST, "Q6_K": 24 * 128 * F16_LARGEST,
+F16_MAX = 65504
+MAX_ABS = {  # |value| that quantize can store: in blocks it is the scale that would overflow
+    "F32": float(np.finfo(np.float32).max), "F16": F16_MAX, "BF16": 255 * 2.0**120,
+    "Q8_0": 127 * F16_MAX, "Q6_K": 24 * 128 * F16_MAX,
 }  # fmt: skip
-TINY = np.float32(2**-100)  # its inverse times 33.5 is finite; as an f16 it would be 0
+TINY = np.float32(
+    2**-100
+)  # below it a scale counts as 0: its inverse times 33.5 is finite; as an f16 it would be 0
 
 
-def dequantize(type_name, data, n_cols):
+def dequantize(type_name: str, data: np.ndarray, n_cols: int) -> np.ndarray:
     """Rows as they lie in a file, uint8 (n_rows, row_bytes), to float32 (n_rows, n_cols).
 
     ValueError for a type that is not one of ROW_TYPES, and for rows of another size.
@@ -56,24 +59,24 @@ def dequantize(type_name, data, n_cols):
         return _DECODERS[type_name](data.reshape(-1, n_bytes)).reshape(-1, n_cols)
 
 
-def dequantize_steps(type_name, data, n_cols):
+def dequantize_steps(type_name: str, data: np.ndarray, n_cols: int) -> Iterator[np.ndarray]:
     """Yield the same in steps of some rows, float32 (some, n_cols)."""
     for rows in row_steps(data, n_cols):
         yield dequantize(type_name, rows, n_cols)
 
 
-def quantize(type_name, rows):
+def quantize(type_name: str, rows: np.ndarray) -> np.ndarray:
     """float32 (n_rows, n_cols) to rows as they lie in a file, uint8 (n_rows, row_bytes).
 
     type_name: one of F32, F16, BF16, Q8_0, Q6_K. ValueError for another one, for rows that are no
-    whole blocks, and for a value that is not finite or above LARGEST.
+    whole blocks, and for a value that is not finite or above MAX_ABS.
     """
-    if type_name not in LARGEST:
-        raise ValueError(f"quantize to {type_name}, limit: one of {', '.join(LARGEST)}")
+    if type_name not in MAX_ABS:
+        raise ValueError(f"quantize to {type_name}, limit: one of {', '.join(MAX_ABS)}")
     n, n_bytes = _block_size(type_name, rows.shape[1])
     peak = np.abs(rows).max(initial=0)
-    if not peak <= LARGEST[type_name]:  # NaN fails too
-        raise ValueError(f"{type_name}: |value| {peak:g}, limit: {LARGEST[type_name]:g}")
+    if not peak <= MAX_ABS[type_name]:  # NaN fails too
+        raise ValueError(f"{type_name}: |value| {peak:g}, limit: {MAX_ABS[type_name]:g}")
     rows = np.ascontiguousarray(rows, "<f4")
     if type_name == "F32":
         return rows.view(np.uint8)
@@ -86,7 +89,7 @@ def quantize(type_name, rows):
     return encode(rows.reshape(-1, n)).reshape(len(rows), rows.shape[1] // n * n_bytes)
 
 
-def _block_size(type_name, n_cols):
+def _block_size(type_name: str, n_cols: int) -> tuple[int, int]:
     """(values, bytes) of a block; ValueError for a type or a row that has none."""
     if type_name not in BLOCKS:
         raise ValueError(f"type {type_name}, limit: one of {', '.join(BLOCKS)}")
@@ -216,9 +219,9 @@ def _group_scales(groups):
     for code in np.arange(-33.5, -30, 0.5, dtype=np.float32):
         q = _six_bits(groups, code * inverse_peak)
         products, squares = (np.einsum("bgi,bgi->bg", a, q) for a in (groups, q))
-        found = products * _inverse(squares)
-        better = found * products > best
-        best[better], scales[better] = (found * products)[better], found[better]
+        fitted = products * _inverse(squares)
+        better = fitted * products > best
+        best[better], scales[better] = (fitted * products)[better], fitted[better]
     return scales
 
 

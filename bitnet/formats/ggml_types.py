@@ -1,12 +1,12 @@
 """The types of tensors in a GGUF file: their names, numbers and blocks, in one table.
 
-The reader and writer of GGUF, the layouts, the operands of the kernels and the memory plan take
-from here what they need to know of a type.
+The reader and writer of GGUF, the layouts and the operands of the kernels take from here what they
+need to know of a type.
 
-To add a type of ternary weights: a row of TYPES with kind TERNARY, and an entry of
+To add a type of ternary weights: a row of the table with kind TERNARY, and an entry of
 ternary_layouts.LAYOUTS that unpacks its blocks. To add a type of rows, for embeddings and heads: a
-row of TYPES with kind ROWS, an entry of float_blocks that dequantizes its blocks, and a kernel (see
-docs/adding.md). A type that is read no longer stands in UNREAD.
+row of the table with kind ROWS, a function of float_blocks that dequantizes its blocks, and a
+kernel, whose number is in operands.ROW_TYPES. What is read stands in UNREAD no longer.
 """
 
 from typing import NamedTuple
@@ -71,7 +71,7 @@ UNREAD = {
 _ROTATED = (142, 143)
 
 
-def instead_of(number):
+def instead_of(number: int) -> str:
     """What to do with a file that has a type of this number, which is not read."""
     if number in _ROTATED:
         return "these weights are for rotated activations: use PrismML's llama.cpp"

@@ -9,9 +9,12 @@ from the data, and are multiples of general.alignment (32 if absent).
 
 import itertools
 import math
+import os
 import struct
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import FormatError
 from ..runtime import mmap
@@ -27,8 +30,11 @@ MAX_TENSORS = 1 << 16
 MAX_DIMS = 4
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
 
+Entry = tuple[str, tuple[int, ...], int, int]  # type name, shape, bytes, offset
+Table = dict[str, Entry]  # by the names of tensors
 
-def n_bytes_of(type_name, shape):
+
+def n_bytes_of(type_name: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of this type and shape (rows, columns); ValueError if a block is cut."""
     n_rows, n_cols = math.prod(shape[:-1]), shape[-1]
     if type_name in LAYOUTS:
@@ -47,20 +53,20 @@ class GGUFFile:
     Raises OSError if the file cannot be opened, FormatError for anything wrong in it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._error = partial(FormatError, self.path)
         self.data = map_file(self.path)
         cursor = Cursor(self.path, self.data)
         n_tensors, n_keys = self._read_header(cursor)
-        self.metadata = read_metadata(cursor, n_keys)
+        self.metadata: dict[str, Any] = read_metadata(cursor, n_keys)
         table = self._read_table(cursor, n_tensors)
-        self.tensors = self._place(table, cursor.at)
+        self.tensors: dict[str, Tensor] = self._place(table, cursor.at)
         # A step reads a few rows of an embedding or a screened head, but whole matrices of codes.
         whole = [t.data for t in self.tensors.values() if t.type not in FLOAT_TYPES]
         mmap.huge_pages([(data.ctypes.data, data.nbytes) for data in whole])
 
-    def _read_header(self, cursor):
+    def _read_header(self, cursor: Cursor) -> tuple[int, int]:
         magic = bytes(cursor.take(4, "magic"))
         if magic != b"GGUF":
             raise self._error("magic", magic, "b'GGUF'")
@@ -72,9 +78,8 @@ class GGUFFile:
         n_tensors = cursor.count("n_tensors", MAX_TENSORS)
         return n_tensors, cursor.count("n_kv", MAX_KEYS)
 
-    def _read_table(self, cursor, n_tensors):
-        """{name: (type name, shape, bytes, offset)}"""
-        table = {}
+    def _read_table(self, cursor: Cursor, n_tensors: int) -> Table:
+        table: Table = {}
         for i in range(n_tensors):
             name = cursor.name(f"name of tensor {i}")
             if name in table:
@@ -82,7 +87,7 @@ class GGUFFile:
             table[name] = self._read_entry(cursor, name)
         return table
 
-    def _read_entry(self, cursor, name):
+    def _read_entry(self, cursor: Cursor, name: str) -> Entry:
         n_dims = cursor.u32(f"{name} n_dims")
         if not 1 <= n_dims <= MAX_DIMS:
             raise self._error(f"{name} n_dims", n_dims, f"1 to {MAX_DIMS}")
@@ -99,9 +104,9 @@ class GGUFFile:
         try:
             return type_name, shape, n_bytes_of(type_name, shape), offset
         except ValueError as error:
-            raise self._error(f"{name} ne", ne, error) from None
+            raise self._error(f"{name} ne", ne, str(error)) from None
 
-    def _place(self, table, table_end):
+    def _place(self, table: Table, table_end: int) -> dict[str, Tensor]:
         """{name: Tensor}, each inside the file and apart from the others."""
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment not in ALIGNMENTS:
@@ -123,7 +128,7 @@ class GGUFFile:
         return tensors
 
 
-def _grouped(table, n_data):
+def _grouped(table: Table, n_data: int) -> Table:
     """The table, with groups of 128 in every tensor of type 42 if groups of 64 do not fit.
 
     llama.cpp has groups of 64; the fork that Q2_0 came from wrote groups of 128 under the same
@@ -143,11 +148,15 @@ def _grouped(table, n_data):
     }
 
 
-def _round_up(n, alignment):
+def _round_up(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
-def write(path, metadata, tensors):
+def write(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, tuple[int, ...], str, Any]],
+) -> None:
     """Write a GGUF v3 file, streaming; it appears under its name only when complete and on disk.
 
     metadata: {key: str, bool, int, float, NumPy scalar, list of one of these, or 1-D array}.

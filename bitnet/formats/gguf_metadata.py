@@ -8,16 +8,16 @@ import contextlib
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
 
 MAX_NAME_BYTES = 256  # of a key or a tensor name; those in use have less than 80
-MAX_STRINGS = (
-    4_000_000  # in all arrays: walked in 0.5 s; a vocabulary of 256k with merges has 0.8 M
-)
+MAX_STRINGS = 4_000_000  # in all arrays, walked in 0.5 s; 256k tokens with merges have 0.8 M
 MAX_TEXT_BYTES = 12 << 20  # of all other strings: at most 48 MiB once decoded
 
 SCALARS = {
@@ -31,13 +31,13 @@ _TYPE_IDS = {np.dtype(code): type_id for type_id, code in SCALARS.items()}
 class Cursor:
     """A position in a file that cannot leave it."""
 
-    def __init__(self, path, data):
+    def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self.view, self.at = path, memoryview(data), 0
 
-    def error(self, field, value, limit):
+    def error(self, field: str, value: object, limit: str) -> FormatError:
         return FormatError(self.path, field, value, limit)
 
-    def take(self, n, field):
+    def take(self, n: int, field: str) -> memoryview:
         """The next n bytes as a memoryview."""
         end = self.at + n
         if end > len(self.view):
@@ -47,19 +47,20 @@ class Cursor:
         self.at = end
         return part
 
-    def u32(self, field):
+    def u32(self, field: str) -> int:
         return int.from_bytes(self.take(4, field), "little")
 
-    def u64(self, field):
+    def u64(self, field: str) -> int:
         return int.from_bytes(self.take(8, field), "little")
 
-    def count(self, field, limit):
+    def count(self, field: str, limit: int) -> int:
+        """A u64 of at most limit."""
         n = self.u64(field)
         if n > limit:
             raise self.error(field, n, f"at most {limit}")
         return n
 
-    def name(self, field):
+    def name(self, field: str) -> str:
         """A key or a tensor's name: short, not empty, UTF-8, no NUL."""
         n = self.u64(f"{field} length")
         if not 0 < n <= MAX_NAME_BYTES:
@@ -70,34 +71,36 @@ class Cursor:
         return name
 
 
-class StringArray(Sequence):
+class StringArray(Sequence[str]):
     """An array of strings left in the map: walked at open, decoded when asked for.
 
     ends[i] is where entry i ends in the file, which is where the length of entry i + 1 begins.
     FormatError for an entry that is not UTF-8.
     """
 
-    def __init__(self, path, key, view, start, ends):
+    def __init__(
+        self, path: Path, key: str, view: memoryview, start: int, ends: "array[int]"
+    ) -> None:
         self._path, self._key, self._view, self._start, self._ends = path, key, view, start, ends
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         begin = (self._ends[i - 1] if i else self._start) + 8
         return _decode(bytes(self._view[begin : self._ends[i]]), self._path, f"{self._key}[{i}]")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         region, begin = self._region(), 0
         for i, end in enumerate(self._ends):
             stop = end - self._start
             yield _decode(region[begin + 8 : stop], self._path, f"{self._key}[{i}]")
             begin = stop
 
-    def index(self, text, start=0, stop=None):
+    def index(self, text: str, start: int = 0, stop: int | None = None) -> int:
         """The first entry equal to text, found by its bytes: no entry is decoded."""
         wanted = encode_string(text)
         region, at = self._region(), -1
@@ -108,23 +111,23 @@ class StringArray(Sequence):
                 return i
         raise ValueError(f"{text!r} is not in {self._key}")
 
-    def __contains__(self, text):
+    def __contains__(self, text: object) -> bool:
         with contextlib.suppress(ValueError):
             return self.index(text) >= 0
         return False
 
-    def _region(self):
+    def _region(self) -> bytes:
         return bytes(self._view[self._start : self._ends[-1]]) if self._ends else b""
 
 
-def _decode(raw, path, field):
+def _decode(raw: bytes, path: Path, field: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError(path, field, raw[:40], "UTF-8") from None
 
 
-def read_metadata(cursor, n_keys):
+def read_metadata(cursor: Cursor, n_keys: int) -> dict[str, Any]:
     """{key: bool | int | float | str | StringArray | read-only ndarray} of the next n_keys values.
 
     The numbers of an array stay in the map; a bool in one is a uint8.
@@ -133,17 +136,19 @@ def read_metadata(cursor, n_keys):
 
 
 class _Walk:
-    def __init__(self, cursor, n_keys):
+    """One pass over the keys, which counts what its budgets limit."""
+
+    def __init__(self, cursor: Cursor, n_keys: int) -> None:
         self.cursor = cursor
         self.n_text_bytes = self.n_strings = 0
-        self.values = {}
+        self.values: dict[str, Any] = {}
         for i in range(n_keys):
             key = cursor.name(f"key {i}")
             if key in self.values:
                 raise cursor.error(key, "appears twice", "one value a key")
             self.values[key] = self._value(key, cursor.u32(f"{key} type"))
 
-    def _value(self, key, type_id):
+    def _value(self, key: str, type_id: int) -> Any:
         if type_id == STRING:
             return self._string(key)
         if type_id == ARRAY:
@@ -156,7 +161,7 @@ class _Walk:
             raise self.cursor.error(key, raw[0], "a bool, 0 or 1")
         return np.frombuffer(raw, dtype)[0].item()
 
-    def _string(self, key):
+    def _string(self, key: str) -> str:
         n = self.cursor.u64(f"{key} length")
         raw = self.cursor.take(n, key)
         self.n_text_bytes += n
@@ -164,7 +169,7 @@ class _Walk:
             raise self.cursor.error(f"{key} length", n, f"{MAX_TEXT_BYTES} bytes for all strings")
         return _decode(bytes(raw), self.cursor.path, key)
 
-    def _array(self, key):
+    def _array(self, key: str) -> Any:
         type_id = self.cursor.u32(f"{key} element type")
         n = self.cursor.u64(f"{key} count")
         if type_id == STRING:
@@ -175,7 +180,7 @@ class _Walk:
         values = np.frombuffer(self.cursor.take(n * dtype.itemsize, key), dtype)
         return values.view(np.uint8) if dtype.kind == "b" else values
 
-    def _strings(self, key, n):
+    def _strings(self, key: str, n: int) -> StringArray:
         """The loop that decides how long opening takes: 408,000 turns for llama-3's vocabulary."""
         self.n_strings += n
         if self.n_strings > MAX_STRINGS:
@@ -195,12 +200,12 @@ class _Walk:
         return StringArray(self.cursor.path, key, view, start, ends)
 
 
-def encode_string(text):
+def encode_string(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
-def encode_value(value):
+def encode_value(value: Any) -> bytes:
     """u32 type and data of one value; see gguf.write for what becomes what. [] is of strings."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + encode_string(value)
@@ -218,7 +223,7 @@ def encode_value(value):
     return struct.pack("<IIQ", ARRAY, type_id, value.size) + value.tobytes()
 
 
-def _python_type(values):
+def _python_type(values: np.ndarray) -> Any:
     """The dtype for Python numbers: float32, or the first of four integers that holds them all."""
     if values.dtype.kind in "iu":
         low, high = int(values.min()), int(values.max())

@@ -10,7 +10,7 @@ from ..errors import FormatError
 from ..runtime import mmap
 
 
-def map_file(path):
+def map_file(path: str | os.PathLike[str]) -> np.ndarray:
     """Map a whole file: read-only uint8 (n_bytes,), a plain ndarray that keeps the map alive.
 
     The map follows the file: if another program truncates it while it is open, the lost part reads
@@ -29,20 +29,20 @@ def map_file(path):
     return mapped.view(np.ndarray)
 
 
-_guards = {}  # address of a map: its number
+_guards: dict[int, int] = {}  # address of a map: its number
 
 
-def _release(address):
+def _release(address: int) -> None:
     mmap.release(_guards.pop(address))
 
 
-def release_pages(data):
+def release_pages(data: np.ndarray) -> None:
     """Give the pages of a map, or of a part of it, back to the system: they would count as our
     memory. What is read again comes from the file."""
     mmap.dontneed(data.ctypes.data, data.nbytes)
 
 
-def check_map(data, path):
+def check_map(data: np.ndarray, path: str | os.PathLike[str]) -> None:
     """FormatError if a file has turned out to be shorter than map_file found it."""
     if mmap.n_truncated() and mmap.is_truncated(_guards.get(data.ctypes.data, -1)):
         limit = "a file must stay as it is while a model uses it"

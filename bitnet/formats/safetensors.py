@@ -7,8 +7,10 @@ writer. Knows no model.
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import FormatError
 from .atomic_write import atomic, write_data
@@ -31,12 +33,13 @@ class SafetensorsFile:
     Raises OSError if the file cannot be opened, FormatError for anything wrong in it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._error = partial(FormatError, self.path)
         self.data = map_file(self.path)
         header, start = self._read_header()
-        self.tensors, spans = {}, []
+        self.tensors: dict[str, Tensor] = {}
+        spans = []
         for name, entry in header.items():
             type_name, shape, begin, end = self._read_entry(name, entry, len(self.data) - start)
             part = self.data[start + begin : start + end]
@@ -44,7 +47,7 @@ class SafetensorsFile:
             spans.append((begin, end, name))
         self._check_spans(sorted(spans), len(self.data) - start)
 
-    def _read_header(self):
+    def _read_header(self) -> tuple[dict[str, Any], int]:
         size = len(self.data)
         if size < 8:
             raise self._error("file size", size, "at least 8 bytes")
@@ -58,7 +61,9 @@ class SafetensorsFile:
             raise self._error("__metadata__", notes, "an object of strings")
         return header, 8 + n
 
-    def _read_entry(self, name, entry, n_data):
+    def _read_entry(
+        self, name: str, entry: Any, n_data: int
+    ) -> tuple[str, tuple[int, ...], int, int]:
         """(dtype, shape, begin, end) of one tensor, its byte count checked."""
         if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
             raise self._error(name, entry, "an object with dtype, shape, data_offsets")
@@ -75,7 +80,7 @@ class SafetensorsFile:
             raise self._error(f"{name} bytes", offsets[1] - offsets[0], limit)
         return type_name, tuple(shape), *offsets
 
-    def _check_spans(self, spans, n_data):
+    def _check_spans(self, spans: list[tuple[int, int, str]], n_data: int) -> None:
         """The tensors must tile the data: no overlap, no hole, nothing after the last."""
         at = 0
         for begin, end, name in spans:
@@ -86,12 +91,12 @@ class SafetensorsFile:
             raise self._error("data size", n_data, f"the last tensor ends at {at}")
 
 
-def _are_sizes(values):
+def _are_sizes(values: Any) -> bool:
     """Whether values is a list of whole numbers below 2^62, so that their product is quick."""
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
 
 
-def member(folder, name, inside=""):
+def member(folder: str | os.PathLike[str], name: str, inside: str = "") -> Path | None:
     """The path of a file named by a model folder, or None if it is not there.
 
     inside: a folder of the folder that it is in. FormatError if the name leaves the folder, by
@@ -110,7 +115,7 @@ def member(folder, name, inside=""):
     return path
 
 
-def _in_hub_cache(target, folder):
+def _in_hub_cache(target: Path, folder: Path) -> bool:
     """Whether a snapshot's link ends in its repository's blobs, or in those that all share."""
     if folder.parent.name != "snapshots":
         return False
@@ -119,7 +124,7 @@ def _in_hub_cache(target, folder):
     return target.parent == own or target.parent.parent == shared
 
 
-def open_folder(folder):
+def open_folder(folder: Path) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
     """([SafetensorsFile], {name: Tensor}) of a model folder, by the index if there are several."""
     if single := member(folder, SINGLE):
         file = SafetensorsFile(single)
@@ -144,7 +149,11 @@ def open_folder(folder):
     return list(files.values()), tensors
 
 
-def write(path, notes, tensors):
+def write(
+    path: str | os.PathLike[str],
+    notes: Mapping[str, str],
+    tensors: Iterable[tuple[str, tuple[int, ...], str, Any]],
+) -> None:
     """Write one file, streaming; it appears under its name only when complete and on disk.
 
     notes: {str: str}, its __metadata__; transformers wants {"format": "pt"}.
@@ -170,6 +179,6 @@ def write(path, notes, tensors):
             write_data(file, name, data, end - begin)
 
 
-def n_bytes_of(type_name, shape):
+def n_bytes_of(type_name: str, shape: Iterable[int]) -> int:
     """Bytes of a tensor of this type and shape."""
     return ITEM_BYTES[type_name] * math.prod(shape)

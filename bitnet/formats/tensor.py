@@ -1,5 +1,6 @@
 """A tensor where it lies in a file, whatever the container."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,19 @@ class Tensor:
     path: Path
 
     @property
-    def where(self):
+    def where(self) -> str:
         return f"{self.path}: {self.name}"
 
-    def rows(self):
+    def rows(self) -> np.ndarray:
         """The data as uint8 (n_rows, row_bytes), a view."""
         return self.data.reshape(self.shape[0], -1)
 
-    def row_steps(self):
+    def row_steps(self) -> Iterator[np.ndarray]:
         """The same in steps of some rows; see row_steps."""
         return row_steps(self.rows(), self.shape[1])
 
 
-def row_steps(data, n_cols):
+def row_steps(data: np.ndarray, n_cols: int) -> Iterator[np.ndarray]:
     """Yield uint8 (n_rows, row_bytes) in steps of some rows, of about STEP_WEIGHTS weights."""
     step = max(1, STEP_WEIGHTS // n_cols)
     for at in range(0, len(data), step):

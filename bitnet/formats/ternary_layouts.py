@@ -33,7 +33,7 @@ A number v in base 3, below 243, is stored as ceil(v * 256 / 243): 13 values of 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,7 +56,7 @@ class Quantization:
     weight_group: int | None = None
     activation_group: int | None = None
 
-    def n_groups(self, n_cols):
+    def n_groups(self, n_cols: int) -> int:
         """Scales of a row of weights: those of a matrix are float32 (n_rows, n_groups)."""
         return -(-n_cols // self.weight_group) if self.weight_group else 1
 
@@ -64,7 +64,7 @@ class Quantization:
 WHOLE_ROWS = Quantization()
 
 
-def padded(n_cols):
+def padded(n_cols: int) -> int:
     """n_cols rounded up to whole blocks."""
     return -(-n_cols // I2_S_CODES) * I2_S_CODES
 
@@ -72,7 +72,7 @@ def padded(n_cols):
 # packing ------------------------------------------------------------------------------------------
 
 
-def pack_i2_s(codes):
+def pack_i2_s(codes: np.ndarray) -> np.ndarray:
     """uint8 codes (n_rows, n_cols) -> uint8 (n_rows, padded(n_cols) // 4)."""
     n_rows, n_cols = codes.shape
     if n_cols % I2_S_CODES:
@@ -86,7 +86,7 @@ def pack_i2_s(codes):
     return bytes_.reshape(n_rows, -1)
 
 
-def pack_i2_s_stream(chunks):
+def pack_i2_s_stream(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Codes, uint8 (some rows, n_cols) each -> the bytes of one I2_S stream, uint8 (n,) each.
 
     Without the scale. ValueError at the end if all codes together are no whole blocks.
@@ -102,7 +102,7 @@ def pack_i2_s_stream(chunks):
         raise ValueError(f"{len(rest)} codes left over, limit: a multiple of {I2_S_CODES}")
 
 
-def pack_hf(codes):
+def pack_hf(codes: np.ndarray) -> np.ndarray:
     """uint8 codes (n_rows, n_cols) -> uint8 (ceil(n_rows / 4), n_cols); missing rows are 0."""
     n_rows, n_cols = codes.shape
     quarter = -(-n_rows // 4)
@@ -115,7 +115,7 @@ def pack_hf(codes):
 # the codes of a block -----------------------------------------------------------------------------
 
 
-def _fields(data, width, shifts):
+def _fields(data: np.ndarray, width: int, shifts: tuple[int, ...]) -> np.ndarray:
     """Two-bit fields: of each `width` bytes all of the first shift, then all of the second, ..."""
     data = data.reshape(*data.shape[:-1], -1, 1, width)
     return (data >> np.array(shifts, np.uint8).reshape(4, 1)) & 3
@@ -125,21 +125,21 @@ _HIGH_FIRST, _LOW_FIRST = (6, 4, 2, 0), (0, 2, 4, 6)
 _IN_SEQUENCE = _fields(np.arange(256, dtype=np.uint8).reshape(-1, 1), 1, _LOW_FIRST).reshape(-1, 4)
 
 
-def _i2_s_4row(data):
+def _i2_s_4row(data: np.ndarray) -> np.ndarray:
     return _fields(data, data.shape[-1], _HIGH_FIRST)
 
 
-def _q2_0(data):
+def _q2_0(data: np.ndarray) -> np.ndarray:
     return np.take(_IN_SEQUENCE, data, axis=0)
 
 
-def _iq2_bn_r4(data):
+def _iq2_bn_r4(data: np.ndarray) -> np.ndarray:
     """The four codes i of one l, t and row are a word, and words are all that has to move."""
     words = _fields(data, 16, _LOW_FIRST).view("<u4").reshape(len(data), -1, 4)
     return np.ascontiguousarray(words.swapaxes(1, 2)).view(np.uint8)
 
 
-def _digits(*powers):
+def _digits(*powers: int) -> np.ndarray:
     """uint8 (256, n): the codes in a byte, each multiplied by its power of 3, or 3 if illegal."""
     table = np.full((256, len(powers)), 3, np.uint8)
     for codes in itertools.product(range(3), repeat=len(powers)):
@@ -156,7 +156,7 @@ _TQ1_0 = (  # bytes, first code, what they hold
 _IQ1_BN_FIVE, _IQ1_BN_LAST = _digits(1, 3, 9, 27, 81), _digits(1, 3, 9, 27)
 
 
-def _tq1_0(data):
+def _tq1_0(data: np.ndarray) -> np.ndarray:
     codes = np.empty((*data.shape[:-1], 256), np.uint8)
     for where, at, table in _TQ1_0:
         part = np.ascontiguousarray(data[..., where])
@@ -166,7 +166,7 @@ def _tq1_0(data):
     return codes
 
 
-def _iq1_bn(data):
+def _iq1_bn(data: np.ndarray) -> np.ndarray:
     blocks = data.reshape(-1, 13)
     codes = np.empty((len(blocks), 4, 16), np.uint8)
     codes[:, :, :15] = np.take(_IQ1_BN_FIVE, blocks[:, :12], axis=0).reshape(-1, 4, 15)
@@ -194,7 +194,9 @@ class Layout:
     rows: int = 1
 
 
-def _of_type(name, decode, scale, where, rows=1):
+def _of_type(
+    name: str, decode: Callable[[np.ndarray], np.ndarray], scale: str, where: str, rows: int = 1
+) -> Layout:
     """The Layout of one of ggml's types."""
     return Layout(TYPES[name].n_values, TYPES[name].n_bytes, decode, scale, where, rows)
 
@@ -216,7 +218,7 @@ LAYOUTS = {
 }
 
 
-def n_bytes(type_name, n_rows, n_cols):
+def n_bytes(type_name: str, n_rows: int, n_cols: int) -> int:
     """Bytes of a matrix in one of LAYOUTS, its scales included; ValueError if a block is cut."""
     layout = LAYOUTS[type_name]
     if n_rows % layout.rows:
@@ -228,7 +230,9 @@ def n_bytes(type_name, n_rows, n_cols):
     return n // layout.n_codes * layout.n_bytes + heads.get(layout.where, 0)
 
 
-def unpack(type_name, data, n_rows, n_cols):
+def unpack(
+    type_name: str, data: np.ndarray, n_rows: int, n_cols: int
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """A matrix in one of LAYOUTS -> (scales, chunks): W = scale * (code - 1).
 
     data: uint8 (n_bytes,) as it lies in the file, at any address.
@@ -244,7 +248,7 @@ def unpack(type_name, data, n_rows, n_cols):
     layout = LAYOUTS[type_name]
     scales, packed = _split(layout, data, n_rows, n_cols)
 
-    def chunks():
+    def chunks() -> Iterator[np.ndarray]:
         step = max(1, STEP_WEIGHTS * len(packed) // (n_rows * n_cols))
         for at in range(0, len(packed), step):
             yield _legal(layout.decode(packed[at : at + step]).reshape(-1, n_cols))
@@ -252,7 +256,9 @@ def unpack(type_name, data, n_rows, n_cols):
     return _merge_equal(scales, chunks), chunks()
 
 
-def _split(layout, data, n_rows, n_cols):
+def _split(
+    layout: Layout, data: np.ndarray, n_rows: int, n_cols: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(float32 (n_rows, n_groups), uint8 (rows together, ..., bytes of codes), a view)."""
     dtype = np.dtype(layout.scale)
     if layout.where == "stream":
@@ -270,11 +276,11 @@ def _split(layout, data, n_rows, n_cols):
     return _floats(blocks[:, :, -2:], dtype)[:, :, 0], blocks[:, :, :-2]
 
 
-def _floats(data, dtype):
+def _floats(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(data).view(dtype).astype(np.float32)
 
 
-def _merge_equal(scales, chunks):
+def _merge_equal(scales: np.ndarray, chunks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
     """float32 (n_rows, n_groups), of which equal ones are one: see unpack.
 
     chunks(): the codes, read only if it matters which scales are in use.
@@ -297,18 +303,18 @@ def _merge_equal(scales, chunks):
     return by_row[:1] if (by_row == used[0]).all() else by_row
 
 
-def _any_weight(codes, n_groups):
+def _any_weight(codes: np.ndarray, n_groups: int) -> np.ndarray:
     """Whether each group of a row has a weight other than 0: bool (rows, n_groups)."""
     return (codes != 1).reshape(len(codes), n_groups, -1).any(axis=2)
 
 
-def _legal(codes):
+def _legal(codes: np.ndarray) -> np.ndarray:
     if codes.max() > 2:
         raise ValueError("not ternary: code 3, or a byte that no encoder writes")
     return codes
 
 
-def codes_hf(packed, n_rows):
+def codes_hf(packed: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
     """HF packed, uint8 (ceil(n_rows / 4), n_cols) -> codes in chunks; ValueError for code 3."""
     quarter, n_cols = packed.shape
     step = max(1, STEP_WEIGHTS // n_cols)
@@ -318,7 +324,7 @@ def codes_hf(packed, n_rows):
             yield _legal((packed[at : min(at + step, n)] >> shift) & 3)
 
 
-def join_codes(chunks, n_rows, n_cols):
+def join_codes(chunks: Iterable[np.ndarray], n_rows: int, n_cols: int) -> np.ndarray:
     """All codes of a matrix, uint8 (n_rows, n_cols), of chunks of its rows."""
     codes, at = np.empty((n_rows, n_cols), np.uint8), 0
     for chunk in chunks:
@@ -327,6 +333,6 @@ def join_codes(chunks, n_rows, n_cols):
     return codes
 
 
-def unpack_i2_s(data, n_cols=None):
+def unpack_i2_s(data: np.ndarray, n_cols: int | None = None) -> np.ndarray:
     """uint8 (n_rows, bytes) of whole blocks -> uint8 codes (n_rows, n_cols), None: all columns."""
     return _fields(data, I2_S_BYTES, _HIGH_FIRST).reshape(len(data), -1)[:, :n_cols]

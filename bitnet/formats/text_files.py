@@ -3,6 +3,8 @@
 import json
 import os
 from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ..errors import FormatError
 
@@ -11,7 +13,7 @@ from ..errors import FormatError
 MAX_TEXT_BYTES = 2 << 20
 
 
-def parse_json(data, path, field):
+def parse_json(data: bytes, path: Path, field: str) -> dict[str, Any]:
     """The object in bytes of UTF-8; FormatError for anything else, and for a key given twice.
 
     data: at most MAX_TEXT_BYTES, which the caller checks.
@@ -28,12 +30,12 @@ def parse_json(data, path, field):
     return value
 
 
-def read_json(path):
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; see parse_json."""
     return parse_json(_read_small(path), path, "JSON")
 
 
-def read_text(path):
+def read_text(path: Path) -> str:
     """The text of a small file; FormatError if it is not UTF-8."""
     try:
         return _read_small(path).decode("utf-8")
@@ -41,7 +43,7 @@ def read_text(path):
         raise FormatError(path, "text", str(error), "UTF-8") from None
 
 
-def _read_small(path):
+def _read_small(path: Path) -> bytes:
     size = os.stat(path).st_size
     if size > MAX_TEXT_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_TEXT_BYTES} bytes")
@@ -49,13 +51,13 @@ def _read_small(path):
         return file.read(size)
 
 
-def _unique(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = Counter(key for key, _ in pairs)
         raise ValueError(f"key {keys.most_common(1)[0][0]!r} appears twice")
-    return found
+    return values
 
 
-def _refuse_constant(text):
+def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")

@@ -214,7 +214,8 @@ class Request:
                 n_right += 1
                 self.sample(logits[i + 1])
         finally:
-            self.rewind(len(self.tokens) - 1)
+            if self.pending < 1:
+                self.rewind(len(self.tokens) - 1)
         if draft and self.drafts is not None:
             self.drafts.record(len(draft), n_right)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_ids
+from ..checks import TokenIds, check_ids
 from ..compute import ops
 from ..models.lm_head_screen import LogitsQuery
 from ..models.sequence_state import SequenceState
@@ -61,7 +61,7 @@ class Session:
         """Bytes of the state it holds, those shared with forks counted in full."""
         return self._state.nbytes
 
-    def feed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def feed(self, token_ids: TokenIds) -> NDArray[np.float32]:
         """Append at least one token id; the logits after the last, float32 (vocab,).
 
         ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was, or where
@@ -69,7 +69,7 @@ class Session:
         """
         return self._feed(token_ids, None)
 
-    def best(self, token_ids: Sequence[int]) -> int:
+    def best(self, token_ids: TokenIds) -> int:
         """Append at least one token id; the likeliest after the last: feed(token_ids).argmax().
 
         Faster than that where the head is large. Errors as of feed.
@@ -77,9 +77,7 @@ class Session:
         token_id: int = ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
         return token_id
 
-    def _feed(
-        self, token_ids: Sequence[int], queries: list[LogitsQuery] | None
-    ) -> NDArray[np.float32]:
+    def _feed(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
         state, length = self._state, self._state.length
         with self._scheduler.exclusive():
             checkpoint = state.checkpoint()
@@ -93,9 +91,7 @@ class Session:
                 self._token_ids[length:] = map(int, token_ids[: state.length - length])
         return logits
 
-    def _run(
-        self, token_ids: Sequence[int], queries: list[LogitsQuery] | None
-    ) -> NDArray[np.float32]:
+    def _run(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
         transformer = self._scheduler.transformer
         check_ids(token_ids, transformer.vocab_size)
         ids = np.array(token_ids, np.int32)

@@ -21,6 +21,7 @@ LINEARS = {  # of a block: (outputs, inputs) as names of widths
     "mlp.up_proj": ("ffn", "hidden"),
     "mlp.down_proj": ("hidden", "ffn"),
 }
+BLOCK_NORMS = {"input_layernorm": "hidden", "post_attention_layernorm": "hidden"}
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # linears whose outputs RoPE rotates
 QUERY_NORM = "self_attn.q_norm"  # some files hold the query scale in its weights
 GGUF_NAMES = {

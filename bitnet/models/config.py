@@ -15,7 +15,7 @@ log = logging.getLogger("bitnet")
 
 END_OF_TURN = "<|eot_id|>"
 
-# field -> least and greatest value: far beyond every model known, and such that nothing derived
+# field -> lower and upper bound: far beyond every model known, and such that nothing derived
 # from one (a position, a page of the cache, an int32 dot product) overflows or takes seconds; rows
 # of fewer than 32 columns would grow more than fourfold when padded. Floats where the value is one.
 LIMITS = {

@@ -7,7 +7,7 @@ down_proj.
 """
 
 from ..compute import ops
-from .architecture import Architecture
+from .architecture import BLOCK_NORMS, Architecture
 
 
 class Block:
@@ -55,7 +55,6 @@ class Block:
         ops.linear(s.hidden, self.down_proj, s.codes, batch, add=True)  # (n, hidden)
 
 
-NORMS = {"input_layernorm": "hidden", "post_attention_layernorm": "hidden"}
 SUB_NORMS = {"self_attn.attn_sub_norm": "q", "mlp.ffn_sub_norm": "ffn"}
 _SUB_NORMS_IN_GGUF = {
     "self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm",
@@ -64,7 +63,7 @@ _SUB_NORMS_IN_GGUF = {
 BITNET = Architecture(
     name="bitnet",
     block=Block,
-    norms=NORMS | SUB_NORMS,
+    norms=BLOCK_NORMS | SUB_NORMS,
     activations=("relu2", "silu"),
     model_types=("bitnet",),
     hf_class="BitNetForCausalLM",
@@ -77,7 +76,7 @@ BITNET = Architecture(
 BITNET_B1_58 = Architecture(
     name="bitnet_b1_58",
     block=Block,
-    norms=NORMS | SUB_NORMS,
+    norms=BLOCK_NORMS | SUB_NORMS,
     hf_architectures=("BitnetForCausalLM",),
     hf_names={
         "self_attn.attn_sub_norm": "self_attn.inner_attn_ln",
@@ -90,7 +89,7 @@ BITNET_B1_58 = Architecture(
 LLAMA = Architecture(
     name="llama",
     block=Block,
-    norms=NORMS,
+    norms=BLOCK_NORMS,
     model_types=("llama",),
     hf_class="LlamaForCausalLM",
     float_linears="floats",

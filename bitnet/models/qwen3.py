@@ -4,7 +4,8 @@ An embedding model: the final norm of the last token, L2-normalised, is the embe
 """
 
 from ..compute import ops
-from .architecture import POOLING_TYPES, Architecture
+from . import architecture
+from .architecture import BLOCK_NORMS, LINEARS, POOLING_TYPES, Architecture
 
 
 class Block:
@@ -74,20 +75,15 @@ class Block:
         ops.linear(s.hidden, linear, s.codes, batch, add=True)
 
 
-NORMS = {
-    "input_layernorm": "hidden", "post_attention_layernorm": "hidden",
-    "self_attn.q_norm": "head", "self_attn.k_norm": "head",
-    "self_attn.q_proj.norm": "hidden", "self_attn.k_proj.norm": "hidden",
-    "self_attn.v_proj.norm": "hidden", "self_attn.o_proj.norm": "q",
-    "mlp.gate_proj.norm": "hidden", "mlp.up_proj.norm": "hidden", "mlp.down_proj.norm": "ffn",
-}  # fmt: skip
-GGUF_NAMES = {
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "self_attn.q_proj.norm": "attn_q_norm_in", "self_attn.k_proj.norm": "attn_k_norm_in",
-    "self_attn.v_proj.norm": "attn_v_norm_in", "self_attn.o_proj.norm": "attn_output_norm_in",
-    "mlp.gate_proj.norm": "ffn_gate_norm_in", "mlp.up_proj.norm": "ffn_up_norm_in",
-    "mlp.down_proj.norm": "ffn_down_norm_in",
-}  # fmt: skip
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+NORMS = (
+    BLOCK_NORMS
+    | dict.fromkeys(HEAD_NORMS, "head")
+    | {f"{linear}.norm": inputs for linear, (_, inputs) in LINEARS.items()}
+)
+GGUF_NAMES = HEAD_NORMS | {
+    f"{linear}.norm": f"{architecture.GGUF_NAMES[linear]}_norm_in" for linear in LINEARS
+}
 
 
 def gguf_pooling(fields):

@@ -21,6 +21,7 @@ from ..runtime.kv_cache import PAGE, KVCache
 from ..runtime.pool import Pool
 
 Bytes = NDArray[np.uint8]
+Checkpoint = tuple[int, list[Any]]  # start, and a checkpoint of each part
 
 
 class StoredTensor(NamedTuple):
@@ -62,13 +63,6 @@ class StatePart(Protocol):
         """What the memory of so many full sequences is, for the memory plan."""
 
 
-class Checkpoint(NamedTuple):
-    """A place that a state can go back to."""
-
-    start: int
-    parts: list[Any]
-
-
 class SequenceState:
     """The memory of one sequence; not for two threads at once, though its forks may be.
 
@@ -92,7 +86,7 @@ class SequenceState:
     @property
     def start(self) -> int:
         """The first token it holds in full: 0, or where a window has moved to."""
-        return max(part.start for part in self._parts)
+        return max([part.start for part in self._parts])
 
     @property
     def nbytes(self) -> int:
@@ -126,16 +120,17 @@ class SequenceState:
     # ---------------------------------------------------------------------------------- going back
     def checkpoint(self) -> Checkpoint:
         """This place, for rollback; good until another one is taken, or the state is trimmed."""
-        return Checkpoint(self.start, [part.checkpoint() for part in self._parts])
+        return self.start, [part.checkpoint() for part in self._parts]
 
     def rollback(self, checkpoint: Checkpoint) -> bool:
         """Become what the state was at a checkpoint, and forget what is reserved.
 
         False, and nothing is done, where a window has moved since.
         """
-        if self.start != checkpoint.start:
+        start, places = checkpoint
+        if self.start != start:
             return False
-        for part, place in zip(self._parts, checkpoint.parts, strict=True):
+        for part, place in zip(self._parts, places, strict=True):
             part.rollback(place)
         return True
 
@@ -146,9 +141,10 @@ class SequenceState:
         possible, others only if it is_trimmable and no window has moved beyond them. ValueError if
         there are fewer tokens.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"length: {length} ({self.start} to {self.length}, what is held)")
-        if length not in (0, self.length) and not (self.is_trimmable and self.start <= length):
+        n = self.length
+        if not 0 <= length <= n:
+            raise ValueError(f"length: {length} ({self.start} to {n}, what is held)")
+        if 0 < length < n and not (self.is_trimmable and self.start <= length):
             return False
         for part in self._parts:
             part.trim(length)

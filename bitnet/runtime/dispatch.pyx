@@ -7,8 +7,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from ..kernels.table cimport Kernels
 
+from . import self_test
 from .cpu import UNPROVEN, supported
-from .self_test import KNOWN_ANSWER, answer
 
 log = logging.getLogger("bitnet")
 
@@ -32,14 +32,14 @@ def use(name=None):
         raise ValueError(f"BITNET_ISA: this CPU cannot run {named!r}; it can run {able}")
     for candidate in [named] if named else [n for n in names if n not in UNPROVEN]:
         loaded = import_module(f"bitnet.kernels.{candidate}")
-        found = answer(loaded.capsule)
-        if found == KNOWN_ANSWER:
+        answer = self_test.answer(loaded.capsule)
+        if answer == self_test.KNOWN_ANSWER:
             module = loaded
             kernels = <const Kernels*>PyCapsule_GetPointer(loaded.capsule, "bitnet.kernels")
             isa, reason = candidate, "named" if named else "best of " + ", ".join(names)
             return isa
         message = (f"kernels of {candidate} fail their self-test "
-                   f"({found:#010x}, not {KNOWN_ANSWER:#010x})")
+                   f"({answer:#010x}, not {self_test.KNOWN_ANSWER:#010x})")
         if named or candidate == "generic":
             raise RuntimeError(message)
         log.warning("%s: trying the next", message)

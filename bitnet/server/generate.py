@@ -85,7 +85,8 @@ def _requests(
 
 def _options(wanted: GenerationRequest) -> dict[str, Any]:
     """The keywords of Model.generate that a request gives, but the seed and max_tokens."""
-    names = {*(field.name for field in SAMPLING_FIELDS), "logit_bias", "stop"} - {"seed"}
+    numbers = [field.name for field in SAMPLING_FIELDS if field.name != "seed"]
+    names = [*numbers, "logit_bias", "stop"]
     options = {name: value for name in names if (value := getattr(wanted, name)) is not None}
     if options.get("top_k") == -1:  # what others write for "all"
         options["top_k"] = 0

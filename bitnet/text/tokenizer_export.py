@@ -42,7 +42,7 @@ PAD_SCORE = -1e9  # of an id that no token has; nothing is joined to it
 
 
 def to_gguf(source, config):
-    """The tokenizer.* keys of a source.TokenizerSource for gguf.write; without one, the end tokens.
+    """The tokenizer.* keys of a TokenizerSource for gguf.write; without one, the end tokens.
 
     They are read back once. FormatError for a tokenizer that they cannot describe.
     """

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..checkpoints.checkpoint import DEFAULT_LAYOUT
+
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 
 
@@ -28,7 +30,7 @@ class Report:
 
     path: Path
     against: Path | None = None
-    layout: str = "128x32"
+    layout: str = DEFAULT_LAYOUT
     checks: list[Check] = field(default_factory=list)
     seconds: float = 0.0
 

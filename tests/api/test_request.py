@@ -33,7 +33,7 @@ class Only:
 def test_a_request_gives_what_generate_gives(model):
     options = {"max_tokens": 5, "temperature": 0.8, "seed": 3, "stop": "\n"}
     request = model.request(model.encode_prompt(PROMPT), n_logprobs=2, **options)
-    assert not request.is_done and request.state is None
+    assert not request.is_done and not request.has_slot
     (done,) = model.scheduler.complete([request])
     assert done.token_ids == model.generate(PROMPT, **options).token_ids
     assert [[len(place), place[0][0]] for place in request.logprobs] == [

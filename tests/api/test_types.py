@@ -11,8 +11,9 @@ import pytest
 from support.paths import ROOT
 
 import bitnet
-from bitnet.api.load import LoadSettings
+from bitnet.api.load import KV_DTYPES, KVDtype, Layout, LoadSettings
 from bitnet.api.options import DEFAULTS, GenerationOptions
+from bitnet.checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from bitnet.generation import prompt_lookup
 from bitnet.generation.sampling import SAMPLING_FIELDS, Sampling
 from bitnet.generation.stopping import CONTEXT_ENDS, StopConditions
@@ -64,6 +65,8 @@ def test_a_user_s_program_runs():
         ("model.session(capcity=5)", r'"capcity" for "session"'),
         ("bitnet.load(thread=1)", r'"thread" for "load"'),
         ("bitnet.load(threads='all')", "threads"),
+        ("bitnet.load(kv_dtype='int4')", "kv_dtype"),
+        ("bitnet.load(mapping='swap')", "mapping"),
         ("model.generate(['x'], max_tokens=4).text", r'"list\[Completion\]" has no attribute'),
         ("model.stream('x').completion.text", r'"None" has no attribute|has no attribute "text"'),
     ],
@@ -121,5 +124,7 @@ def test_sampling_s_fields_are_typed_as_they_are_checked():
 
 def test_the_settings_of_load_are_its_arguments():
     _, *parameters = inspect.signature(bitnet.load).parameters.values()
+    assert get_args(KVDtype) == KV_DTYPES and get_args(Layout) == tuple(I2_S_LAYOUTS)
+    assert LoadSettings.layout == DEFAULT_LAYOUT
     given = [(f.name, f.default, f.type) for f in fields(LoadSettings) if f.name != "fair"]
     assert given == [(p.name, p.default, p.annotation) for p in parameters]

@@ -14,7 +14,7 @@ from bitnet.formats import float_blocks
 
 STORED = DATA / "packing.npz"
 IN_BLOCKS = [name for name, (n, _) in float_blocks.BLOCKS.items() if n > 1]
-QUANTIZED = list(float_blocks.LARGEST)
+QUANTIZED = list(float_blocks.MAX_ABS)
 
 
 def rng(*seed):
@@ -210,7 +210,7 @@ def test_no_value_moves_far(rows, type):
 
 @pytest.mark.parametrize("type", QUANTIZED)
 def test_values_of_any_size(type):
-    limit = float_blocks.LARGEST[type]
+    limit = float_blocks.MAX_ABS[type]
     for peak in (limit, 1e-7, 1e-36, 1e-45):
         rows = np.full((2, 256), min(peak, limit), np.float32)
         rows[1, ::2] *= -1
@@ -228,7 +228,7 @@ def test_values_of_any_size(type):
 def test_what_cannot_be_stored_is_refused(type):
     rows = np.zeros((2, 256), np.float32)
     with np.errstate(over="ignore"):  # F32: what comes behind is infinity
-        too_large = np.nextafter(np.float32(float_blocks.LARGEST[type]), np.float32(np.inf))
+        too_large = np.nextafter(np.float32(float_blocks.MAX_ABS[type]), np.float32(np.inf))
     for bad in (np.nan, np.inf, -np.inf, too_large, -too_large):
         rows[1, 77] = bad
         with pytest.raises(ValueError, match=rf"{type}: \|value\| .*, limit: "):

@@ -23,10 +23,10 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 def _token_ids(tokenizer: Tokenizer, wanted: schema.TokenizeRequest) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
-    if wanted.messages is not UNSET:
-        messages = history(wanted.messages)
-        return tokenizer.chat(messages, wanted.add_generation_prompt, limit=limit)
-    return tokenizer.encode(wanted.prompt, add_bos=wanted.add_special_tokens, limit=limit)
+    if isinstance(wanted.prompt, str):
+        return tokenizer.encode(wanted.prompt, add_bos=wanted.add_special_tokens, limit=limit)
+    messages = history(wanted.messages or ())
+    return tokenizer.chat(messages, wanted.add_generation_prompt, limit=limit)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
