@@ -1,6 +1,7 @@
 """A thread whose core another process has is withheld, and tried again; a figure of a window."""
 
 import pytest
+
 from bitnet.compute.threads import ContentionThrottle
 
 MS = 1_000_000

@@ -1,6 +1,7 @@
 """KV caches filled with numbers that tell their token, layer and place."""
 
 import numpy as np
+
 from bitnet.runtime.kv_cache import PAGE, KVCache
 
 LAYERS, HEADS, DIM = 2, 2, 3

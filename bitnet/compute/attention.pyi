@@ -1,0 +1,9 @@
+"""Keys and values into pages, and attention over them."""
+
+from .operands import Batch, Matrix, Rope
+
+def partials_floats(n_heads: int, head_dim: int) -> int: ...
+def store_kv(qkv: Matrix, layer: int, batch: Batch) -> None: ...
+def attention(
+    out: Matrix, qkv: Matrix, layer: int, rope: Rope, batch: Batch, window: int = 0
+) -> None: ...
