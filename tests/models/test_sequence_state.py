@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from bitnet.runtime.pool import Pool
 from support.caches import MIB, cache_of, feed
 from support.recurrent_model import RunningHash
 
 from bitnet.errors import ContextFull, PoolExhausted
 from bitnet.models.sequence_state import KVCachePart, SequenceState
+from bitnet.runtime.pool import Pool
 
 
 def state_of(kinds, capacity=300, sinks=0, pool=None):
