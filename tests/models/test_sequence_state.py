@@ -11,9 +11,7 @@ from bitnet.runtime.pool import Pool
 
 
 def state_of(kinds, capacity=300, sinks=0, pool=None):
-    cache = cache_of(pool or Pool(MIB), capacity)
-    if sinks:
-        cache.sinks = sinks
+    cache = cache_of(pool or Pool(MIB), capacity, sinks=sinks)
     made = {"kv": lambda: KVCachePart(cache), "hash": RunningHash}
     return SequenceState({k: made[k]() for k in kinds}, capacity=capacity, dtype="f16")
 
