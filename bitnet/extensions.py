@@ -9,7 +9,8 @@ try:
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("bitnet."):
         raise  # NumPy, say
-    raise ImportError(
-        f"{error.name} is not built: `pip install -e .` in {Path(__file__).parents[1]} builds "
-        "bitnet's compiled modules"
-    ) from None
+    folder = Path(__file__).parents[1]
+    command = "`pip install --force-reinstall bitnet-engine` brings"
+    if (folder / "setup.py").exists():
+        command = f"`pip install -e .` in {folder} builds"
+    raise ImportError(f"{error.name} is not built: {command} bitnet's compiled modules") from None

@@ -17,6 +17,7 @@ def unbuilt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     left_out = shutil.ignore_patterns("*.so", "*.pyd", "*.c", "__pycache__", "*.gguf")
     shutil.copytree(ROOT / "bitnet", folder / "bitnet", ignore=left_out)
+    shutil.copy(ROOT / "setup.py", folder)
     return folder
 
 

@@ -355,3 +355,9 @@ def test_a_file_says_what_it_is_and_fits_a_reader(path):
     assert max(map(len, lines), default=0) <= 100
     if len(lines) > 4:  # shorter ones speak for themselves
         assert lines[0].startswith(('"""', "#", "/*")), "the first line says what the file is"
+
+
+def test_files_outside_of_the_package_are_no_longer():
+    for room in ("tests", "bench", "train", "examples"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 500, path

@@ -104,5 +104,5 @@ def weight_runs(weights: Weights) -> list[Bytes]:
 def _arrays(weights: Weights) -> Iterator[Bytes]:
     yield weights.screen[0].view(np.uint8) if weights.screen else weights.rows("lm_head").data
     for name in weights.config.tensor_shapes():
-        if name.endswith("_proj"):
+        if weights.config.arch.is_linear(name):
             yield weights.ternary(name).codes

@@ -94,20 +94,15 @@ class Model:
             max_sequences=settings.slots,
             prefetch=settings.mapping == "prefetch",
         )
-        disk = None
-        if prefix_folder is not None:
-            new_state = partial(transformer.new_state, dtype=settings.kv_dtype)
-            model = weights.fingerprint()
-            disk = DiskPrefixCache(
-                prefix_folder, prefix_folder_limit, model, settings.kv_dtype, new_state
-            )
         self._scheduler: Scheduler | None = Scheduler(
             transformer,
             slots=settings.slots,
             kv_dtype=settings.kv_dtype,
-            prefix_cache=PrefixCache(disk) if prefix_cache else None,
+            prefix_cache=PrefixCache() if prefix_cache else None,
             fair=fair,
         )
+        if prefix_folder is not None:
+            self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
         # where fewer threads are used when the machine grants no more
@@ -397,6 +392,16 @@ class Model:
         self._open()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
+
+    def keep_prefixes(self, folder: str | os.PathLike[str], limit: int) -> None:
+        """Keep states of finished sequences in files as well: see load's prefix_folder."""
+        transformer, prefix_cache = self.scheduler.transformer, self.scheduler.prefix_cache
+        if prefix_cache is None:
+            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
+        dtype = self.scheduler.kv_dtype
+        new_state = partial(transformer.new_state, dtype=dtype)
+        disk = DiskPrefixCache(folder, limit, self.weights.fingerprint(), dtype, new_state)
+        prefix_cache.keep_on_disk(disk)
 
     def close(self) -> None:
         """Cancel what runs and free everything now. May be repeated.

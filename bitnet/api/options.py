@@ -70,7 +70,7 @@ def named_options(method: F) -> F:
 
     shown: Any = checked
     shown.__signature__ = signature.replace(parameters=[*own, *common])
-    return cast(F, checked)
+    return cast(F, shown)
 
 
 def _unexpected(function: str, name: str, names: Iterable[str]) -> str:
@@ -96,6 +96,6 @@ def stopping_of(options: GenerationOptions, eos_ids: frozenset[int]) -> StopCond
     given: dict[str, Any] = {
         name: options[name] for name in ("max_tokens", "context_end") if name in options
     }
-    stop = options.get("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = options.get("stop")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return StopConditions(stop=stop, eos_ids=eos_ids, **given)

@@ -39,7 +39,8 @@ class TernaryTensor:
     in_place: uint8 (n_rows, padded(n_cols) // 4), the codes where the kernels can read them as they
         lie, else None.
     unpack: () -> (scales, codes), as read() gives them but unchecked; ValueError.
-    quantization: the groups of weights and of activations that have a scale of their own.
+    quantization: the groups of weights and of activations that have a scale of their own in the
+    file. Groups of a row whose scales are equal are read as one.
     """
 
     name: str
@@ -96,7 +97,7 @@ def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
     for row in np.flatnonzero(low < high):
         values = f"{low[row]:g} and {high[row]:g} in row {row}"
         raise ValueError(f"group scales, {values}, limit: one scale for a row")
-    if quantization != WHOLE_ROWS:
+    if scales.shape[1] > 1 or quantization.activation_group:
         raise ValueError(f"{quantization}, limit: one scale for a row")
 
 

@@ -76,7 +76,10 @@ def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> Tern
         return scales * factor, chunks
 
     may_differ = tensor.type != "I2_S"
-    return TernaryTensor(name, tensor, n_rows, n_cols, stored_as, may_differ, in_place, unpack)
+    groups = ternary_layouts.quantization_of(stored_as)
+    return TernaryTensor(
+        name, tensor, n_rows, n_cols, stored_as, may_differ, in_place, unpack, groups
+    )
 
 
 # the tokenizer ------------------------------------------------------------------------------------

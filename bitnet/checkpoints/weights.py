@@ -188,4 +188,4 @@ def of_checkpoint(
 
 
 def _bound(t: TernaryTensor, codes: np.ndarray, scales: np.ndarray) -> Ternary:
-    return Ternary(codes, scales, t.n_rows, t.n_cols, t.tensor.where, t.quantization)
+    return Ternary(codes, scales, t.n_rows, t.n_cols, t.tensor.where)

@@ -91,6 +91,7 @@ cdef class Batch:
     cdef int32_t* sequence_of           # index of each row's sequence
     cdef Sequence* sequences
     cdef list caches                    # None: rows without sequences
+    cdef readonly tuple states          # whatever else layers remember of the sequences
     cdef readonly Py_ssize_t max_tokens, max_sequences
     cdef Py_ssize_t n_kv_heads, head_dim
     cdef int type                       # of the caches: KV_F32, ... of kernels/kv_page.h

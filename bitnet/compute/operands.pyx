@@ -279,12 +279,13 @@ cdef class Batch:
         """Rows without sequences: all that linears, norms and gates need."""
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"{n_tokens} rows, at most {self.max_tokens}")
-        self.n_tokens, self.n_sequences, self.caches = n_tokens, 0, None
+        self.n_tokens, self.n_sequences, self.caches, self.states = n_tokens, 0, None, ()
         return self
 
-    def set(self, list sequences):
+    def set(self, list sequences, tuple states=()):
         """sequences: (KVCache, n_tokens) in row order; room is reserved in each cache.
 
+        states: of the same sequences, for layers that remember something else; kept as they are.
         ContextFull or PoolExhausted where a cache has no room: no cache has moved then.
         """
         cdef KVCache cache
@@ -311,7 +312,7 @@ cdef class Batch:
             row += n
             s += 1
         self.n_tokens, self.n_sequences = row, s
-        self.caches = [cache for cache, _ in sequences]
+        self.caches, self.states = [cache for cache, _ in sequences], states
         return self
 
 

@@ -218,6 +218,12 @@ LAYOUTS = {
 }
 
 
+def quantization_of(type_name: str) -> Quantization:
+    """The groups of weights that have a scale in one of LAYOUTS."""
+    layout = LAYOUTS[type_name]
+    return Quantization(layout.n_codes if layout.where in ("first", "last") else None)
+
+
 def n_bytes(type_name: str, n_rows: int, n_cols: int) -> int:
     """Bytes of a matrix in one of LAYOUTS, its scales included; ValueError if a block is cut."""
     layout = LAYOUTS[type_name]

@@ -18,19 +18,17 @@ PREFILL_PRICE = 1.5
 
 
 class PrefillBudget:
-    """Sees to it that prompts get less time than the sequences that generate beside them.
-
-    is_shared: whether both wait in the step that is planned.
-    """
+    """Sees to it that prompts get less time than the sequences that generate beside them."""
 
     def __init__(self) -> None:
-        self.is_shared = False
+        self._is_shared = False  # whether both wait in the step that is planned
         self._plain: float | None = None  # seconds of the latest step without prompts
         self._debt = 0.0  # seconds that prompts had more than the others, at their price
 
-    def prompts_wait(self) -> bool:
-        """Whether a step without prompts is due."""
-        return self.is_shared and (self._plain is None or self._debt > 0)
+    def prompts_wait(self, is_shared: bool) -> bool:
+        """Whether a step without prompts is due. is_shared: whether sequences generate beside."""
+        self._is_shared = is_shared
+        return is_shared and (self._plain is None or self._debt > 0)
 
     @contextmanager
     def measure(self, has_prompts: bool) -> Iterator[None]:
@@ -40,8 +38,8 @@ class PrefillBudget:
         seconds = time.perf_counter() - start
         if not has_prompts:  # what the last prompt owes is paid after its end, too
             self._plain = seconds
-            self._debt -= seconds if self.is_shared else min(seconds, self._debt)
-        elif not self.is_shared or self._plain is None:  # there is nobody whose time it could be
+            self._debt -= seconds if self._is_shared else min(seconds, self._debt)
+        elif not self._is_shared or self._plain is None:  # there is nobody whose time it could be
             self._debt = 0.0
         else:  # the others had what a plain step takes, prompts the rest
             others = min(self._plain, seconds)

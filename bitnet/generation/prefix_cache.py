@@ -31,6 +31,10 @@ class PrefixCache:
         self._kept: list[Entry] = []
         self._disk = disk
 
+    def keep_on_disk(self, disk: DiskPrefixCache) -> None:
+        """Give those that are dropped to files from now on."""
+        self._disk = disk
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -23,7 +23,9 @@ from . import session_file
 log = logging.getLogger("bitnet")  # is given texts: an error's traceback would keep arrays
 
 SUFFIX = ".prefix.gguf"
-MIN_TOKENS = PAGE  # tokens: a file takes milliseconds to open, as long as reading some tokens
+MIN_TOKENS_ON_DISK = (
+    PAGE  # tokens: a file takes milliseconds to open, as long as reading some tokens
+)
 
 
 class DiskPrefixCache:
@@ -54,7 +56,7 @@ class DiskPrefixCache:
 
     def save(self, tokens: NDArray[np.int64], state: SequenceState) -> None:
         """Write a state that has seen these tokens, unless a file serves as well."""
-        if len(tokens) < MIN_TOKENS or state.nbytes > self.limit:
+        if len(tokens) < MIN_TOKENS_ON_DISK or state.nbytes > self.limit:
             return
         covered = []
         for path, others in self._tokens.items():
@@ -81,12 +83,13 @@ class DiskPrefixCache:
     ) -> SequenceState | None:
         """A state of the longest beginning of tokens that a file has, or None.
 
-        n_known: how many are known without a file; it must have MIN_TOKENS more. sinks: of the
+        n_known: how many are known without a file; the file must have
+        MIN_TOKENS_ON_DISK more. sinks: of the
         state, as of KVCache.
         """
         state = self._new_state(sinks=sinks or 0)
         path, n = self._longest(tokens, state.is_trimmable)
-        if path is not None and n >= n_known + MIN_TOKENS:
+        if path is not None and n >= n_known + MIN_TOKENS_ON_DISK:
             try:
                 session_file.load(path, state, self._fingerprint)
                 state.trim(n)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import ContextFull
 from ..models.lm_head_screen import LogitsQuery
-from ..models.sequence_state import Checkpoint, SequenceState
+from ..models.sequence_state import RollbackPoint, SequenceState
 from .detokenizer import Detokenizer
 from .sampling import Sampler, best, log_probabilities
 from .stopping import StopConditions
@@ -114,7 +114,7 @@ class Request:
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self._state: SequenceState | None = None  # while it has a slot
-        self._checkpoint: Checkpoint | None = None  # of the state before the latest step
+        self._checkpoint: RollbackPoint | None = None  # of the state before the latest step
         self._text: list[str] = []  # all deltas
         self._n_settled = self.n_prompt  # tokens whose text and end conditions were seen to
         self._seen = dict.fromkeys(self.tokens) if sampler.penalises else {}
@@ -124,6 +124,10 @@ class Request:
     @property
     def is_done(self) -> bool:
         return self.completion is not None or self.error is not None
+
+    def cancel(self) -> None:
+        """Ask for its end; the scheduler sees to it before its next step."""
+        self.is_cancelled = True
 
     def result(self) -> Completion:
         """The completion, once it is done. Raises what ended it instead."""

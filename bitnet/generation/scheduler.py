@@ -132,7 +132,7 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """End a request that is not done and free its memory: at once, or after a running step."""
-        request.is_cancelled = True
+        request.cancel()
         self._drop_cancelled_if_free()
 
     @contextmanager
@@ -172,7 +172,7 @@ class Scheduler:
         """Cancel everything and let go of the transformer. May be repeated."""
         with self._lock:
             for request in tuple(self._requests):
-                request.is_cancelled = True
+                request.cancel()
             self._drop_cancelled()
             if self.prefix_cache is not None:
                 self.prefix_cache.clear()
@@ -280,8 +280,7 @@ class Scheduler:
         n_left = self.transformer.max_batch - len(running)
         if not self.fair:
             return split_fifo(prompts, n_left)
-        self._budget.is_shared = bool(running and prompts)
-        if self._budget.prompts_wait():
+        if self._budget.prompts_wait(is_shared=bool(running and prompts)):
             return {}
         return split_fair(prompts, min(n_left, SHARED_ROWS) if running else n_left)
 

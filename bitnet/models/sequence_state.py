@@ -21,7 +21,7 @@ from ..runtime.kv_cache import PAGE, KVCache
 from ..runtime.pool import Pool
 
 Bytes = NDArray[np.uint8]
-Checkpoint = tuple[int, list[Any]]  # start, and a checkpoint of each part
+RollbackPoint = tuple[int, list[Any]]  # start, and a checkpoint of each part
 
 
 class StoredTensor(NamedTuple):
@@ -118,11 +118,11 @@ class SequenceState:
             part.advance(n)
 
     # ---------------------------------------------------------------------------------- going back
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> RollbackPoint:
         """This place, for rollback; good until another one is taken, or the state is trimmed."""
         return self.start, [part.checkpoint() for part in self._parts]
 
-    def rollback(self, checkpoint: Checkpoint) -> bool:
+    def rollback(self, checkpoint: RollbackPoint) -> bool:
         """Become what the state was at a checkpoint, and forget what is reserved.
 
         False, and nothing is done, where a window has moved since.

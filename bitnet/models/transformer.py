@@ -255,10 +255,10 @@ class Transformer:
 
     def _set_batch(self, sequences):
         """The batch of these sequences, with room for their new tokens in every state."""
-        batch = self.batch.set([(state.parts["kv"].cache, n) for state, n in sequences])
         for state, n_tokens in sequences:
             state.reserve(n_tokens)
-        return batch
+        caches = [(state.parts["kv"].cache, n) for state, n in sequences]
+        return self.batch.set(caches, tuple(state for state, _ in sequences))
 
     def _head(self, out, s, rows, is_hidden, queries):
         """The final norm into s.normed, and the LM head into out, unless that is s.normed: of the

@@ -47,7 +47,7 @@ async def generate(
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await service.in_prompt_thread(make_requests)
         generation = service.worker.start(requests, prompt_indices)
-        reservation.n = 0  # each sequence gives its own back when it ends
+        reservation.hand_over()  # each sequence gives its own back when it ends
     stream = ResponseStream(request, generation, reply, service.metrics)
     if not wanted.stream:
         return JSON(await stream.whole())

@@ -85,6 +85,10 @@ class Reservation:
     def __init__(self, n: int) -> None:
         self.n = n
 
+    def hand_over(self) -> None:
+        """Somebody else gives it back from now on."""
+        self.n = 0
+
 
 def _name_of(path: Path) -> str:
     return "bundled" if path == BUNDLED_MODEL else path.name.removesuffix(".gguf")

@@ -158,7 +158,7 @@ class Worker:
     def cancel(self, generation: Generation) -> None:
         """See Generation.cancel."""
         for request in generation.requests:
-            request.is_cancelled = True
+            request.cancel()
         self._inbox.put(_nothing)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

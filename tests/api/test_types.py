@@ -128,3 +128,9 @@ def test_the_settings_of_load_are_its_arguments():
     assert LoadSettings.layout == DEFAULT_LAYOUT
     given = [(f.name, f.default, f.type) for f in fields(LoadSettings) if f.name != "fair"]
     assert given == [(p.name, p.default, p.annotation) for p in parameters]
+
+
+def test_an_empty_stop_string_is_refused(model):
+    for stop in ("", ("",)):
+        with pytest.raises(ValueError, match="stop: \\'\\'"):
+            model.generate("a", stop=stop)

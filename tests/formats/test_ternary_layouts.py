@@ -10,7 +10,7 @@ from support.pack_layouts import BASE_3, LAYOUTS, WITH_SCALES, five_in_a_byte, p
 from support.paths import DATA
 
 from bitnet.formats import master_weights, tensor, ternary_layouts
-from bitnet.formats.ternary_layouts import Quantization
+from bitnet.formats.ternary_layouts import quantization_of
 
 STORED = {
     "I2_S": "i2_s", "I2_S_64": "i2_s_64_16", "I2_S_4ROW": "i2_s_4row", "TQ1_0": "tq1_0",
@@ -308,7 +308,7 @@ def test_group_scales_are_told_apart(type_name):
     found, chunks = ternary_layouts.unpack(type_name, pack(type_name, codes, scales), 3, 1024)
     assert found.dtype == np.float32 and found.tolist() == scales.tolist()
     assert (joined(chunks) == codes).all()
-    assert found.shape[1] == Quantization(LAYOUTS[type_name][0]).n_groups(1024)
+    assert found.shape[1] == quantization_of(type_name).n_groups(1024)
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 import bitnet
-from bitnet.generation.prefix_cache_disk import MIN_TOKENS, SUFFIX
+from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, SUFFIX
 from bitnet.generation.session_file import common
 
 PROMPT = [i % 100 + 1 for i in range(300)]
@@ -70,7 +70,7 @@ def test_what_memory_drops_is_in_a_file(tmp_path, wanted):
 
 def test_short_sequences_are_not_written(tmp_path):
     with load(tmp_path) as model:
-        model.generate([1] * (MIN_TOKENS - 20), **OPTIONS)
+        model.generate([1] * (MIN_TOKENS_ON_DISK - 20), **OPTIONS)
     assert files(tmp_path) == []
 
 

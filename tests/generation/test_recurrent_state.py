@@ -18,8 +18,7 @@ from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import ContextFull, FormatError, PoolExhausted
 from bitnet.formats.gguf import GGUFFile
 from bitnet.generation.prefix_cache import MIN_TOKENS, PrefixCache
-from bitnet.generation.prefix_cache_disk import MIN_TOKENS as DISK_MIN_TOKENS
-from bitnet.generation.prefix_cache_disk import SUFFIX, DiskPrefixCache
+from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, SUFFIX, DiskPrefixCache
 from bitnet.generation.scheduler import Scheduler
 from bitnet.generation.session import Session
 from bitnet.models.registry import ARCHITECTURES
@@ -210,7 +209,7 @@ def test_prefixes_against_a_list(in_files, tmp_path):
     rng, model, kept = random.Random(5), RecurrentTransformer(max_batch=256), []
     disk = DiskPrefixCache(tmp_path, 1 << 20, "a model", "f16", model.new_state)
     ours = PrefixCache(disk if in_files else None)
-    least = MIN_TOKENS + (DISK_MIN_TOKENS - 1 if in_files else 0)
+    least = MIN_TOKENS + (MIN_TOKENS_ON_DISK - 1 if in_files else 0)
     start = [3] * (least - 2)
     for _ in range(150):
         tokens = start + [rng.randrange(2) for _ in range(rng.randrange(1, 8))]

@@ -1,11 +1,13 @@
 """A family of its own is an Architecture and its place in the registry: no other room knows it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from support import small_models
 from support.conversions import tensors_of
+from support.recurrent_model import RunningHash
 
 import bitnet
 from bitnet.checkpoints.convert import convert
@@ -13,6 +15,7 @@ from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import inspect
 from bitnet.models import llama, registry
 from bitnet.models.architecture import BLOCK_NORMS, LINEARS, Architecture
+from bitnet.models.sequence_state import attention_parts
 from bitnet.verify import verify
 
 SHAPE = small_models.Shape(hidden=128, ffn=256, heads=2, kv_heads=1, head_dim=64)
@@ -82,3 +85,36 @@ def test_its_models_are_converted_and_compared(folder, tmp_path):
     codes = {name: data for name, data in tensors_of(back).items() if name.endswith("_proj")}
     assert len(codes) == len(LINEARS)
     assert all(tensors_of(folder)[name] == data for name, data in codes.items())
+
+
+class Remembering(llama.Block):
+    """A block that writes into a part of its own of every sequence's state."""
+
+    def __call__(self, s, batch):
+        super().__call__(s, batch)
+        for state in batch.states:
+            state.parts["hash"].write(self.layer)
+
+
+def with_a_hash(*arguments, **keywords):
+    return attention_parts(*arguments, **keywords) | {"hash": RunningHash()}
+
+
+def test_a_layer_reaches_what_it_remembers(folder, monkeypatch):
+    """A second part goes through the transformer: its block writes it, a step counts it."""
+    ids = [1, 2, 3, 4, 5]
+    with bitnet.load(folder, kv_dtype="f32") as model:
+        expected = model.logits(ids)
+    family = dataclasses.replace(OKAPI, block=Remembering, state_parts=with_a_hash)
+    monkeypatch.setitem(registry.ARCHITECTURES, OKAPI.name, family)
+    monkeypatch.setitem(registry.BY_MODEL_TYPE, OKAPI.model_types[0], family)
+    with bitnet.load(folder, kv_dtype="f32") as model, model.session() as session:
+        assert (session.feed(ids) == expected[-1]).all()
+        part = session.fork()._state.parts["hash"]
+        layers = RunningHash()
+        layers.reserve(1)
+        for layer in range(model.config.num_hidden_layers):
+            layers.write(layer)
+        assert part.length == len(ids) and part.hashes[0] == layers.hashes[1]
+        with pytest.raises(ValueError, match="trim"):
+            session.trim(2)
