@@ -1,6 +1,7 @@
 """Prompts that begin alike are read once: the same text, less work, no more memory than agreed."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,3 +172,29 @@ def test_kept_caches_give_way_to_new_sequences():
             while True:
                 hog.append(model.session())
                 hog[-1].feed([1, 2, 3])
+
+
+def test_no_file_is_written_within_a_forward_pass():
+    """A full pool ends the pass; a prefix goes to a file between that and the next try."""
+    model, inside, fail, saved = MockTransformer(), [], [], []
+    forward = model.forward
+
+    def watched(*arguments, **options):
+        inside.append(True)
+        try:
+            if fail:
+                fail.pop()
+                raise PoolExhausted(1, "kv", 0, 0, 1, {"kv": 1})
+            return forward(*arguments, **options)
+        finally:
+            inside.pop()
+
+    model.forward = watched
+    disk = SimpleNamespace(
+        load=lambda *_, **__: None, save=lambda tokens, state: saved.append(bool(inside))
+    )
+    scheduler = Scheduler(model, prefix_cache=PrefixCache(disk))
+    scheduler.complete([request("a prompt that is kept")])
+    fail.append(True)
+    scheduler.complete([request("another one, for which there is no room")])
+    assert saved == [False] and not fail
