@@ -256,7 +256,8 @@ class Transformer:
     def _set_batch(self, sequences):
         """The batch of these sequences, with room for their new tokens in every state."""
         for state, n_tokens in sequences:
-            state.reserve(n_tokens)
+            if len(state.parts) > 1:  # keys and values are reserved by the batch
+                state.reserve(n_tokens)
         caches = [(state.parts["kv"].cache, n) for state, n in sequences]
         return self.batch.set(caches, tuple(state for state, _ in sequences))
 
