@@ -15,7 +15,7 @@ from ..checks import check_choice, check_whole, parse_bytes
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
@@ -40,7 +40,7 @@ class LoadSettings:
     threads: int | None = None
     memory_limit: int | str | None = None
     context: int | None = None
-    kv_dtype: KVDtype = "f16"
+    kv_dtype: KVDtype = DEFAULT_KV_DTYPE
     mapping: MappingMode = "map"
     slots: int = 1
     layout: Layout = "128x32"
@@ -64,7 +64,7 @@ def load(
     threads: int | None = None,
     memory_limit: int | str | None = None,
     context: int | None = None,
-    kv_dtype: KVDtype = "f16",
+    kv_dtype: KVDtype = DEFAULT_KV_DTYPE,
     mapping: MappingMode = "map",
     slots: int = 1,
     layout: Layout = "128x32",

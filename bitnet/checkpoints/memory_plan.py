@@ -19,7 +19,7 @@ from ..models.config import ModelConfig
 from ..models.sequence_state import SequenceState
 from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES, PAGE
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
 from ..runtime.mmap import HUGE_PAGE
 from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
@@ -53,7 +53,7 @@ class Settings:
     """Of the arguments of load those that memory depends on."""
 
     context: int
-    kv_dtype: str = "f16"
+    kv_dtype: str = DEFAULT_KV_DTYPE
     slots: int = 1
     threads: int = 1
     mapping: str = "map"
@@ -161,7 +161,7 @@ def plan(
     config: ModelConfig,
     *,
     context: int,
-    kv_dtype: str = "f16",
+    kv_dtype: str = DEFAULT_KV_DTYPE,
     slots: int = 1,
     threads: int = 1,
     n_tokens: int | None = None,

@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..formats.gguf import GGUFFile
 from ..formats.safetensors import open_folder
 from ..runtime import cpu
-from ..runtime.kv_cache import DTYPES, PAGE
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
 from . import options
 from .terminal import printable
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 # what is found ------------------------------------------------------------------------------------
-def describe(path, *, context=None, kv_dtype="f16", layout=DEFAULT_LAYOUT):
+def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LAYOUT):
     """A JSON-ready dict of a .gguf file or a Hugging Face folder.
 
     context, kv_dtype: for the memory needed. layout: see open_checkpoint. FormatError for a model

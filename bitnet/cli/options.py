@@ -13,7 +13,7 @@ from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
-from ..runtime.kv_cache import DTYPES
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ def add_kv_dtype(parser: Any) -> None:
     parser.add_argument(
         "--kv-dtype",
         choices=list(DTYPES),
-        default="f16",
+        default=DEFAULT_KV_DTYPE,
         help="type of cached keys and values (default: f16)",
     )
 

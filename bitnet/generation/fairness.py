@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,12 +28,8 @@ class PrefillBudget:
         self._is_shared = is_shared
         return is_shared and (self._plain is None or self._debt > 0)
 
-    @contextmanager
-    def measure(self, has_prompts: bool) -> Iterator[None]:
-        """Around a step."""
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
+    def record(self, has_prompts: bool, seconds: float) -> None:
+        """Count a step of so many seconds."""
         if not has_prompts:  # what the last prompt owes is paid after its end, too
             self._plain = seconds
             self._debt -= seconds if self._is_shared else min(seconds, self._debt)

@@ -173,8 +173,9 @@ class Request:
         """To be called before a forward pass: its time, and the place to which it can be undone."""
         if not self._times:
             self._times = [time.perf_counter()] * 3
-        if not self.state.is_trimmable:  # trim undoes others; where it cannot, no checkpoint could
-            self._checkpoint = self.state.checkpoint()
+        state = self.state
+        if not state.is_trimmable:  # trim undoes others; where it cannot, no checkpoint could
+            self._checkpoint = state.checkpoint()
 
     def rewind(self, length: int) -> None:
         """Let the state forget what the latest step saw from this token on.

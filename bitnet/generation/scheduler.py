@@ -8,6 +8,7 @@ There is no thread: whoever waits for a request runs steps, for all of them; oth
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from ..checks import check_ids
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
-from ..runtime.kv_cache import check_window
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
 from .request import Completion, Request
@@ -52,16 +53,17 @@ class Scheduler:
         transformer: Transformer,
         *,
         slots: int = 1,
-        kv_dtype: str = "f16",
+        kv_dtype: str = DEFAULT_KV_DTYPE,
         prefix_cache: PrefixCache | None = None,
         fair: bool = False,
     ) -> None:
         self._transformer: Transformer | None = transformer  # until it is closed
         self.kv_dtype, self.prefix_cache, self.fair = kv_dtype, prefix_cache, fair
-        self.slots = min(slots, transformer.max_batch)
+        self._max_batch = transformer.max_batch
+        self.slots = min(slots, self._max_batch)
         self._budget = PrefillBudget()
         self._requests: list[Request] = []  # those not done, in order of arrival
-        self._token_ids = np.empty(transformer.max_batch, np.int32)
+        self._token_ids = np.empty(self._max_batch, np.int32)
         self._lock = threading.RLock()
         self._depth = 0  # of exclusive, in the thread that holds the lock
         self._why_closed = "the model is closed"
@@ -115,20 +117,13 @@ class Scheduler:
     def progress(self, request: Request) -> None:
         """Run a step, unless another thread has just done what this request waits for."""
         with self.exclusive():
-            if not request.is_done and not request.deltas and not self.step():
+            if not request.is_done and not request.deltas and not self._step():
                 raise Cancelled("the request is not queued in this scheduler")
 
     def step(self) -> bool:
         """One forward pass for the sequences whose turn it is; False if there is nothing to do."""
         with self.exclusive():
-            self._drop_cancelled()
-            self._admit()
-            batch = self._plan()
-            if batch:
-                with self._budget.measure(any(r.pending > 1 for r, _ in batch)):
-                    self._run(batch)
-            self._forget_done()
-            return bool(batch)
+            return self._step()
 
     def cancel(self, request: Request) -> None:
         """End a request that is not done and free its memory: at once, or after a running step."""
@@ -205,6 +200,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Give free slots to those who have waited longest, while their tokens will have room."""
         waiting = [r for r in tuple(self._requests) if not r.has_slot]
+        if not waiting:
+            return
         running = self._active()
         for request in waiting[: max(0, self.slots - len(running))]:
             if running and not self._has_room(request, running):
@@ -253,20 +250,38 @@ class Scheduler:
             pass
 
     # ------------------------------------------------------------------------------------ one step
-    def _plan(self) -> Batch:
-        """[(request, n_tokens)]: those that generate, then prompts as far as rows are left."""
-        active = self._active()
-        for request in active:
+    def _step(self) -> bool:
+        """The step of step(), within exclusive()."""
+        self._drop_cancelled()
+        self._admit()
+        batch, has_prompts = self._plan()
+        if batch:
+            start = time.perf_counter()
+            self._run(batch)
+            self._budget.record(has_prompts, time.perf_counter() - start)
+        self._forget_done()
+        return bool(batch)
+
+    def _plan(self) -> tuple[Batch, bool]:
+        """[(request, n_tokens)]: those that generate, then prompts as far as rows are left; and
+        whether there are prompts among them."""
+        running: list[Request] = []
+        prompts: list[Request] = []
+        for request in self._active():
             self._guard(request, request.settle)  # what an interrupt left undone
-            if not request.is_done and request.pending < 1:  # its logits were lost to an interrupt
+            if request.is_done:
+                continue
+            pending = request.pending
+            if pending < 1:  # its logits were lost to an interrupt
                 request.rewind(len(request.tokens) - 1)
-        active = [r for r in active if not r.is_done]
-        running = [r for r in active if r.pending == 1][: self.transformer.max_batch]
-        prompts = [r for r in active if r.pending > 1]
+                pending = request.pending
+            (running if pending == 1 else prompts).append(request)
+        del running[self._max_batch :]
         shares = self._shares(running, prompts)
-        self._make_drafts(running, self.transformer.max_batch - len(running) - sum(shares.values()))
+        self._make_drafts(running, self._max_batch - len(running) - sum(shares.values()))
         generating = [(r, 1 + len(r.draft)) for r in running]
-        return generating + [(r, r.state.chunk(shares[r])) for r in prompts if shares.get(r)]
+        reading = [(r, r.state.reservable(shares[r])) for r in prompts if shares.get(r)]
+        return generating + reading, bool(reading)
 
     def _make_drafts(self, running: list[Request], n_left: int) -> None:
         """Drafts of those that generate, within the rows that are left and those of DRAFT_ROWS."""
@@ -277,7 +292,7 @@ class Scheduler:
 
     def _shares(self, running: list[Request], prompts: list[Request]) -> dict[Request, int]:
         """{request: rows of the step it gets} of those whose prompt is still read."""
-        n_left = self.transformer.max_batch - len(running)
+        n_left = self._max_batch - len(running)
         if not self.fair:
             return split_fifo(prompts, n_left)
         if self._budget.prompts_wait(is_shared=bool(running and prompts)):
@@ -309,16 +324,17 @@ class Scheduler:
 
         counts: of logits that each request wants.
         """
-        n_rows = 0
+        n_rows, sequences, lengths = 0, [], []
         for request, n in batch:
             request.begin_step()
-            begin = request.state.length
+            state = request.state
+            begin = state.length
             self._token_ids[n_rows : n_rows + n] = request.tokens[begin : begin + n] + request.draft
             n_rows += n
+            sequences.append((state, n))
+            lengths.append(begin)
         # A generator: read only where there is a screen, once all memory is taken.
         queries = (q for (r, _), n in zip(batch, counts, strict=True) for q in r.queries(n))
-        sequences = [(request.state, n) for request, n in batch]
-        lengths = [state.length for state, _ in sequences]
         try:
             return self.forward(self._token_ids[:n_rows], sequences, logits=counts, queries=queries)
         except BaseException:

@@ -97,7 +97,7 @@ class Session:
         ids = np.array(token_ids, np.int32)
         begin = 0
         while begin < len(ids):
-            part = ids[begin : begin + self._state.chunk(transformer.max_batch)]
+            part = ids[begin : begin + self._state.reservable(transformer.max_batch)]
             begin += len(part)
             which = "last" if begin == len(ids) else "none"
             logits = self._scheduler.forward(

@@ -21,7 +21,7 @@ from ..runtime.kv_cache import PAGE, KVCache
 from ..runtime.pool import Pool
 
 Bytes = NDArray[np.uint8]
-RollbackPoint = tuple[int, list[Any]]  # start, and a checkpoint of each part
+RollbackPoint = tuple[int, int, list[Any]]  # start, length, and a checkpoint of each part
 
 
 class StoredTensor(NamedTuple):
@@ -44,11 +44,9 @@ class StatePart(Protocol):
     @property
     def start(self) -> int: ...
     @property
-    def length(self) -> int: ...
-    @property
     def nbytes(self) -> int: ...
     def nbytes_at(self, length: int) -> int: ...
-    def chunk(self, n: int) -> int: ...
+    def reservable(self, n: int) -> int: ...
     def reserve(self, n: int) -> None: ...
     def advance(self, n: int) -> None: ...
     def checkpoint(self) -> Any: ...
@@ -66,22 +64,22 @@ class StatePart(Protocol):
 class SequenceState:
     """The memory of one sequence; not for two threads at once, though its forks may be.
 
-    parts: {purpose in the pool: part}, at least one, all new. capacity: tokens that are seen at
-    once. dtype: of cached keys and values, "f16", "f32" or "int8".
+    parts: {purpose in the pool: part}, at least one, all of length tokens. capacity: tokens that
+    are seen at once. dtype: of cached keys and values, "f16", "f32" or "int8".
+
+    length: tokens it has seen. Set here alone: the parts move with it.
     """
 
-    def __init__(self, parts: Mapping[str, StatePart], *, capacity: int, dtype: str) -> None:
+    def __init__(
+        self, parts: Mapping[str, StatePart], *, capacity: int, dtype: str, length: int = 0
+    ) -> None:
         self.parts, self.capacity, self.dtype = dict(parts), capacity, dtype
+        self.length = length
         self._parts = tuple(self.parts.values())
         self.is_trimmable = all(part.is_trimmable for part in self._parts)
 
     def __repr__(self) -> str:
         return f"<SequenceState {self.start} to {self.length}: {', '.join(map(repr, self._parts))}>"
-
-    @property
-    def length(self) -> int:
-        """Tokens it has seen."""
-        return self._parts[0].length
 
     @property
     def start(self) -> int:
@@ -103,9 +101,9 @@ class SequenceState:
         return sum(part.nbytes_at(length) for part in self._parts)
 
     # -------------------------------------------------------------------------------------- a step
-    def chunk(self, n: int) -> int:
+    def reservable(self, n: int) -> int:
         """How many of the next n tokens may be reserved at once, at least 1."""
-        return min(part.chunk(n) for part in self._parts)
+        return min(part.reservable(n) for part in self._parts)
 
     def reserve(self, n: int) -> None:
         """Make room for the next n tokens. ContextFull, PoolExhausted: no token has been lost."""
@@ -114,24 +112,26 @@ class SequenceState:
 
     def advance(self, n: int) -> None:
         """Count n reserved tokens as seen. ValueError if they are not reserved."""
+        self.length += n  # first: an interrupt between two parts is undone from there
         for part in self._parts:
             part.advance(n)
 
     # ---------------------------------------------------------------------------------- going back
     def checkpoint(self) -> RollbackPoint:
         """This place, for rollback; good until another one is taken, or the state is trimmed."""
-        return self.start, [part.checkpoint() for part in self._parts]
+        return self.start, self.length, [part.checkpoint() for part in self._parts]
 
     def rollback(self, checkpoint: RollbackPoint) -> bool:
         """Become what the state was at a checkpoint, and forget what is reserved.
 
         False, and nothing is done, where a window has moved since.
         """
-        start, places = checkpoint
+        start, length, places = checkpoint
         if self.start != start:
             return False
         for part, place in zip(self._parts, places, strict=True):
             part.rollback(place)
+        self.length = length
         return True
 
     def trim(self, length: int) -> bool:
@@ -148,6 +148,7 @@ class SequenceState:
             return False
         for part in self._parts:
             part.trim(length)
+        self.length = length
         return True
 
     # ------------------------------------------------------------------------------------- copies
@@ -157,7 +158,7 @@ class SequenceState:
         sinks: as of KVCache, None for those of this one. What is reserved is given back first.
         """
         parts = {purpose: part.fork(sinks) for purpose, part in self.parts.items()}
-        return SequenceState(parts, capacity=self.capacity, dtype=self.dtype)
+        return SequenceState(parts, capacity=self.capacity, dtype=self.dtype, length=self.length)
 
     def layout(self, length: int) -> list[StoredTensor]:
         """What export gives of a sequence of this length: a StoredTensor for each."""
@@ -193,7 +194,7 @@ class KVCachePart:
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.chunk, self.reserve = cache.chunk, cache.reserve
+        self.reservable, self.reserve = cache.reservable, cache.reserve
         self.advance, self.close = cache.advance, cache.close
 
     def __repr__(self) -> str:
@@ -202,10 +203,6 @@ class KVCachePart:
     @property
     def start(self) -> int:
         return self.cache.start
-
-    @property
-    def length(self) -> int:
-        return self.cache.length
 
     @property
     def nbytes(self) -> int:

@@ -27,6 +27,7 @@ from ..compute.operands import (
 )
 from ..errors import FormatError
 from ..runtime import mmap
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from ..runtime.pool import Pool
 from .lm_head_screen import MAX_ROWS, Backoff, LogitsQuery
 from .registry import ARCHITECTURES
@@ -190,7 +191,7 @@ class Transformer:
         return Matrix(WorkArray("logits", shape, np.float32, "logits").take(self.pool))
 
     def new_state(
-        self, capacity: int | None = None, dtype: str = "f16", sinks: int = 0
+        self, capacity: int | None = None, dtype: str = DEFAULT_KV_DTYPE, sinks: int = 0
     ) -> SequenceState:
         """An empty SequenceState for up to ``capacity`` tokens (None: the context).
 
@@ -255,11 +256,13 @@ class Transformer:
 
     def _set_batch(self, sequences):
         """The batch of these sequences, with room for their new tokens in every state."""
+        caches, states = [], []
         for state, n_tokens in sequences:
             if len(state.parts) > 1:  # keys and values are reserved by the batch
                 state.reserve(n_tokens)
-        caches = [(state.parts["kv"].cache, n) for state, n in sequences]
-        return self.batch.set(caches, tuple(state for state, _ in sequences))
+            caches.append((state.parts["kv"].cache, n_tokens))
+            states.append(state)
+        return self.batch.set(caches, tuple(states))
 
     def _head(self, out, s, rows, is_hidden, queries):
         """The final norm into s.normed, and the LM head into out, unless that is s.normed: of the

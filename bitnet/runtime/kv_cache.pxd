@@ -40,7 +40,7 @@ cdef class KVCache:
     cdef size_t page_bytes
     cdef list slots                         # n_pages of PageSet or None
 
-    cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1
+    cpdef Py_ssize_t reservable(self, Py_ssize_t n) except -1
     cdef int check(self) except -1
     cdef int check_sinks(self, Py_ssize_t n) except -1
     cdef PageSet new_page_set(self, PageSet source)

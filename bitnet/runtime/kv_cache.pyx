@@ -21,6 +21,7 @@ cdef extern from *:
 DTYPES = {                              # as the kernels and as NumPy know them
     "f16": (KV_F16, np.float16), "f32": (KV_F32, np.float32), "int8": (KV_INT8, np.int8),
 }
+DEFAULT_KV_DTYPE = "f16"
 MAX_POSITIONS = 1 << 30                 # of a sequence; int32 and cosines of angles are safe below
 
 
@@ -63,7 +64,7 @@ cdef class KVCache:
     """
 
     def __cinit__(self, Pool pool not None, *, n_layers, n_kv_heads, head_dim, capacity,
-                  dtype="f16", Py_ssize_t sinks=0):
+                  dtype=DEFAULT_KV_DTYPE, Py_ssize_t sinks=0):
         sizes = {"n_layers": n_layers, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
                  "capacity": capacity}
         for name, size in sizes.items():
@@ -110,7 +111,7 @@ cdef class KVCache:
         """Bytes of all the pages the ring may hold."""
         return self.n_pages * self.n_layers * self.page_bytes
 
-    cpdef Py_ssize_t chunk(self, Py_ssize_t n) except -1:
+    cpdef Py_ssize_t reservable(self, Py_ssize_t n) except -1:
         """How many of the next n positions may be reserved at once: n, but no more than see the
         same window, so that what a position sees does not depend on how a text is cut."""
         self.check()
@@ -125,14 +126,14 @@ cdef class KVCache:
 
         Allocates pages and copies a partly filled page that a fork shares; beyond the capacity the
         window moves to where the last position wants it.
-        ContextFull (also for more than chunk(n)), PoolExhausted: the cache is as it was before.
+        ContextFull (also beyond reservable(n)), PoolExhausted: the cache is as it was before.
         """
         cdef Py_ssize_t page, slot, end
         cdef PageSet old
         self.check()
         if n < 0:
             raise ValueError(f"n: {n} (at least 0)")
-        if n > (self.chunk(n) if self.n_sinks else self.capacity - self.length):
+        if n > (self.reservable(n) if self.n_sinks else self.capacity - self.length):
             raise ContextFull(self.length, n, self.capacity)
         if n > MAX_POSITIONS - self.length:
             raise ContextFull(self.length, n, MAX_POSITIONS)

@@ -39,7 +39,7 @@ def attend(cache, qkv, n_heads, window=0, n_threads=1, chunk=100, rope=None, lay
     rope = rope or rope_of(cache.head_dim)
     out, got, begin = matrix(np.zeros((chunk, n_heads * cache.head_dim))), [], 0
     while begin < len(qkv):
-        part = qkv[begin : begin + cache.chunk(min(chunk, len(qkv) - begin))]
+        part = qkv[begin : begin + cache.reservable(min(chunk, len(qkv) - begin))]
         partials = guarded(np.zeros(ops.partials_floats(n_heads, cache.head_dim), np.float32))
         batch = operands.Batch(chunk, 1, n_threads, partials=partials).set([(cache, len(part))])
         rows = matrix(part)
@@ -91,7 +91,7 @@ def test_cosines_and_sines_are_correctly_rounded_nearly_always(isa, position, n_
     frequencies, cos_sin = inverse_frequencies(4000, 10000.0), np.zeros((2, 2, 2000), np.float32)
     cache = cache_of(300, head_dim=1, sinks=1)
     while cache.length < position:
-        n = cache.chunk(position - cache.length)
+        n = cache.reservable(position - cache.length)
         cache.reserve(n)
         cache.advance(n)
     rope = operands.Rope(frequencies, cos_sin, False, n_trained)
@@ -197,7 +197,7 @@ def test_sinks_and_a_moving_window(isa, dtype, interleaved):
     kept, got, begin = {}, [], 0
     rows = qkv.reshape(n, -1)
     while begin < n:
-        end = begin + cache.chunk(n - begin)
+        end = begin + cache.reservable(n - begin)
         got.append(attend(cache, rows[begin:end], n_heads, n_threads=2, chunk=n, rope=rope))
         kept |= {p: cache.read(0, p) for p in range(begin, end)}
         begin = end

@@ -17,7 +17,7 @@ def clock(monkeypatch):
 
     one.on_forward = on_forward
     monkeypatch.setattr(
-        "bitnet.generation.fairness.time", SimpleNamespace(perf_counter=lambda: one.now)
+        "bitnet.generation.scheduler.time", SimpleNamespace(perf_counter=lambda: one.now)
     )
     return one
 

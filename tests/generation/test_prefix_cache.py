@@ -122,7 +122,7 @@ def test_prefixes_against_a_list():
         tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 30))]
         if rng.random() < 0.5:
             state = model.new_state()
-            state.parts["kv"].tokens = list(tokens)
+            state.parts["kv"].tokens, state.length = list(tokens), len(tokens)
             ours.insert(tokens, state)
             kept.append(tokens)
         elif rng.random() < 0.1:

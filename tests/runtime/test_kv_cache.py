@@ -124,7 +124,7 @@ class CacheMachine(RuleBasedStateMachine):
         cache, model = self.pairs[pick]
         others = [other for _, other in self.pairs if other is not model]
         if self.sinks:
-            assert cache.chunk(n) == min(n, model.room())
+            assert cache.reservable(n) == min(n, model.room())
         if n > model.room():
             error = refusal(ContextFull, cache.reserve, n)
             assert (error.length, error.requested) == (model.length, n)

@@ -49,8 +49,8 @@ def test_a_window_needs_room_and_is_chosen_before_it_moves():
     assert [fork.sinks for fork in (cache, cache.fork(), cache.fork(0))] == [4, 4, 0]
     feed(cache, 300)
     with pytest.raises(ContextFull):
-        cache.reserve(cache.chunk(1000) + 1)  # they would not see the same window
-    feed(cache, cache.chunk(1000), token=300)
+        cache.reserve(cache.reservable(1000) + 1)  # they would not see the same window
+    feed(cache, cache.reservable(1000), token=300)
     assert (cache.start, cache.length) == (128, 384)
     with pytest.raises(ValueError, match="first 128 positions are not held"):
         cache.fork(0)

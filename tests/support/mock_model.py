@@ -52,7 +52,7 @@ class TokensPart:
     def nbytes_at(self, length):
         return -(-min(length, self.capacity) // self.page) * self.page
 
-    def chunk(self, n):
+    def reservable(self, n):
         return n
 
     def reserve(self, n):

@@ -27,7 +27,7 @@ class RunningHash:
     def describe(self, n_sequences):
         return f"hashes: {n_sequences}"
 
-    def chunk(self, n):
+    def reservable(self, n):
         return n
 
     def reserve(self, n):
