@@ -7,6 +7,7 @@ four a cycle of the measured clock. --largest N leaves out what needs more than 
 
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def prompt(model):
 def bounds(model):
     with Bounds(model) as bounds:
         yield bounds
+
+
+@contextmanager
+def fed(model, token_ids):
+    with model.session() as session:
+        session.feed(token_ids)
+        yield session
 
 
 def feed_to(session, prompt, depth):
@@ -117,8 +125,7 @@ def test_threads(model, prompt, is_busy, timed, figures):
 def test_batch(model, prompt, n_sequences, timed, figures):
     """Tokens a second of all sequences together, each 128 tokens deep: the likeliest token of each,
     as decoding does; beside steps that give all logits."""
-    with model.scheduler.exclusive() as engine_model, model.session() as session:
-        session.feed(prompt[:128])
+    with fed(model, prompt[:128]) as session, model.scheduler.exclusive() as engine_model:
         states = [session._state.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
 
@@ -145,8 +152,7 @@ def test_verification(model, prompt, n_rows, timed, figures):
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
     """
-    with model.scheduler.exclusive() as engine_model, model.session() as session:
-        session.feed(prompt[:128])
+    with fed(model, prompt[:128]) as session, model.scheduler.exclusive() as engine_model:
         state, tokens = session._state, np.arange(n_rows, dtype=np.int32)
         engine_model.reserve_logits(n_rows)
 

@@ -1,5 +1,6 @@
 """A loaded model as users see it: generate, stream, chat, score, branch, account for memory."""
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -372,7 +373,7 @@ class Model:
     def _follow_machine(self) -> None:
         """Use the threads that are ours now, if nobody said how many."""
         now = time.monotonic()
-        if self._most_threads is None or now - self._looked < 1:
+        if self._most_threads is None or now - self._looked < 1 or self.scheduler.is_inside:
             return
         self._looked, n = now, min(self._most_threads, cpu.threads()[0])
         if n != self.threads:
@@ -404,14 +405,20 @@ class Model:
         prefix_cache.keep_on_disk(disk)
 
     def close(self) -> None:
-        """Cancel what runs and free everything now. May be repeated.
+        """Cancel what runs and free everything. May be repeated.
 
-        BufferError while logits of a session are alive, which lie in the model's memory.
+        Another thread's step is waited for. Called inside a step, as by a signal handler between
+        two layers, it is carried out when the step has ended. BufferError while logits of a session
+        are alive, which lie in the model's memory.
         """
-        if self._scheduler is not None:
-            self._scheduler.close()
+        scheduler = self._scheduler
+        if scheduler is not None and scheduler.is_inside:
+            scheduler.defer(self._close_later)
+            return
+        if scheduler is not None:
+            scheduler.close()
         if self._worker is not None:
-            self._worker.shutdown()
+            self._worker.shutdown(wait=False)  # it may wait for a lock that the caller holds
         for session in list(self._sessions):
             session.close()
         self._scheduler = self._worker = self._tokenizer = None
@@ -421,6 +428,11 @@ class Model:
         except BufferError:
             gc.collect()  # tracebacks of errors that are over hold arrays in cycles
             self._pool.close()
+
+    def _close_later(self) -> None:
+        """Close after a step. What it gave, as a session's logits, keeps the pool's memory."""
+        with contextlib.suppress(BufferError):
+            self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,10 @@
 Requests wait in order of arrival, join and leave between steps. A step is one ragged forward pass:
 one row for each sequence that generates, and as much of the waiting prompts as fits beside them.
 There is no thread: whoever waits for a request runs steps, for all of them; other threads queue.
+
+A thread that is inside a step may be called back: by a signal handler between two layers, a
+finalizer, a constraint. What it asks for then is refused (RuntimeError), but for closing and
+cancelling, which are carried out when the step has ended.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +31,12 @@ from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
 from .request import Completion, Request
 
+CLOSED = "the model is closed"
 FORKED = "the model was in use in another thread when the process was forked: load it again"
+REENTERED = (
+    "the model was called inside one of its own steps, by a signal handler, a finalizer or a "
+    "callback: only closing and cancelling is possible there, and is done at the step's end"
+)
 DRAFT_ROWS = 8  # of a step, for all sequences: 9 rows of a 2B model take as long as 3 steps of one
 
 Batch = list[tuple[Request, int]]  # requests and how many of their tokens a step reads
@@ -65,8 +75,9 @@ class Scheduler:
         self._requests: list[Request] = []  # those not done, in order of arrival
         self._token_ids = np.empty(self._max_batch, np.int32)
         self._lock = threading.RLock()
-        self._depth = 0  # of exclusive, in the thread that holds the lock
-        self._why_closed = "the model is closed"
+        self._owner: int | None = None  # the thread inside exclusive or alone
+        self._deferred: deque[Callable[[], object]] = deque()  # until that one has left
+        self._why_closed = CLOSED
 
     def submit(self, request: Request) -> Request:
         """Queue a request. ValueError for a bad token id, ContextFull for a prompt too long."""
@@ -75,7 +86,8 @@ class Scheduler:
         return request
 
     def check(self, request: Request) -> None:
-        """Raise what submit would."""
+        """Raise what submit would; RuntimeError inside a step."""
+        self._refuse_inside()
         transformer = self.transformer
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
@@ -116,37 +128,54 @@ class Scheduler:
 
     def progress(self, request: Request) -> None:
         """Run a step, unless another thread has just done what this request waits for."""
-        with self.exclusive():
+        with self.alone():
             if not request.is_done and not request.deltas and not self._step():
                 raise Cancelled("the request is not queued in this scheduler")
 
     def step(self) -> bool:
         """One forward pass for the sequences whose turn it is; False if there is nothing to do."""
-        with self.exclusive():
+        with self.alone():
             return self._step()
 
     def cancel(self, request: Request) -> None:
         """End a request that is not done and free its memory: at once, or after a running step."""
         request.cancel()
-        self._drop_cancelled_if_free()
+        self._catch_up()
 
     @contextmanager
-    def exclusive(self) -> Iterator[Transformer]:
-        """The transformer to oneself, for forward passes outside of any request.
+    def alone(self) -> Iterator[None]:
+        """No step runs meanwhile; also where the model is closed. RuntimeError inside a step.
 
         An error's traceback does not keep the transformer's arrays alive, but for the variables of
         the caller.
         """
+        self._refuse_inside()
         with self._lock:
-            self._depth += 1
+            self._owner = threading.get_ident()
             try:
-                yield self.transformer
+                yield
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
-                self._depth -= 1
-        self._drop_cancelled_if_free()
+                self._owner = None
+                self._run_deferred()
+        self._catch_up()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Transformer]:
+        """The same, and the transformer, for forward passes outside of any request."""
+        with self.alone():
+            yield self.transformer
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is inside a step, or alone()."""
+        return self._owner == threading.get_ident()
+
+    def defer(self, action: Callable[[], object]) -> None:
+        """Run an action, which must not raise, once this thread is not inside a step any more."""
+        self._deferred.append(action)
 
     def forward(
         self,
@@ -164,8 +193,8 @@ class Scheduler:
                     raise
 
     def close(self) -> None:
-        """Cancel everything and let go of the transformer. May be repeated."""
-        with self._lock:
+        """Cancel everything and let go of the transformer. May be repeated; not inside a step."""
+        with self.alone():
             for request in tuple(self._requests):
                 request.cancel()
             self._drop_cancelled()
@@ -179,6 +208,8 @@ class Scheduler:
             self._lock.release()
         else:
             self._lock, self._transformer, self._why_closed = threading.RLock(), None, FORKED
+            self._owner = None
+            self._deferred.clear()
 
     @property
     def transformer(self) -> Transformer:
@@ -372,14 +403,21 @@ class Scheduler:
                 self._end(request, Cancelled("the request was cancelled, or its model closed"))
         self._forget_done()
 
-    def _drop_cancelled_if_free(self) -> None:
-        """A flag raised while the lock was held is seen by its holder here, after the release."""
-        while any(r.is_cancelled and not r.is_done for r in tuple(self._requests)):
-            if not self._lock.acquire(blocking=False):
+    def _catch_up(self) -> None:
+        """What was asked for while the lock was held is done by its holder, after the release."""
+        while self._deferred or any(r.is_cancelled and not r.is_done for r in [*self._requests]):
+            if self.is_inside or not self._lock.acquire(blocking=False):
                 return
             try:
-                if self._depth:  # called by the garbage collector in a step of this very thread
-                    return
-                self._drop_cancelled()
+                with self.alone():
+                    self._drop_cancelled()
             finally:
                 self._lock.release()
+
+    def _run_deferred(self) -> None:
+        while self._deferred:
+            self._deferred.popleft()()
+
+    def _refuse_inside(self) -> None:
+        if self._owner == threading.get_ident():
+            raise RuntimeError(REENTERED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ class Session:
     All token ids go in through feed and decode, which return logits: a read-only float32 view
     (vocab,), valid until the model's next step (copy it to keep it; Model.close refuses with
     BufferError while one is alive). With context_end="window" it may go on beyond its capacity:
-    see Model.generate.
+    see Model.generate. Calls of several threads wait for each other.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Session:
         return token_id
 
     def _feed(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
-        state, length = self._state, self._state.length
-        with self._scheduler.exclusive():
+        with self._scheduler.alone():
+            state = self._state
+            length = state.length
             checkpoint = state.checkpoint()
             try:
                 logits = self._run(token_ids, queries)
@@ -113,17 +115,21 @@ class Session:
     def trim(self, length: int) -> None:
         """Forget the tokens from this position on. ValueError if there are fewer, or where the
         model cannot go back there: what a window that has moved saw before is not held any more."""
-        state = self._state
-        if state.start:
-            raise ValueError(f"trim: {length} (tokens before {state.start} are not held)")
-        if not state.trim(length):
-            raise ValueError(f"trim: {length} (0 or {state.length}, where this model can go back)")
-        del self._token_ids[length:]
+        with self._scheduler.alone():
+            state = self._state
+            if state.start:
+                raise ValueError(f"trim: {length} (tokens before {state.start} are not held)")
+            if not state.trim(length):
+                where = f"0 or {state.length}, where this model can go back"
+                raise ValueError(f"trim: {length} ({where})")
+            del self._token_ids[length:]
 
     def fork(self) -> Session:
         """A second session with the same tokens; its state is shared until either writes."""
-        twin = Session(self._scheduler, self._state.fork(), self._siblings, self._fingerprint)
-        twin._token_ids = self.token_ids
+        with self._scheduler.alone():
+            state, token_ids = self._state.fork(), self.token_ids
+        twin = Session(self._scheduler, state, self._siblings, self._fingerprint)
+        twin._token_ids = token_ids
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -132,9 +138,12 @@ class Session:
         The file appears under its name only when complete. ValueError for an empty sequence, or
         where a window has moved.
         """
-        if not self._token_ids:
-            raise ValueError("save: the sequence is empty")
-        session_file.save(path, self._token_ids, self._state, self._fingerprint())
+        with self._scheduler.alone():
+            if not self._token_ids:
+                raise ValueError("save: the sequence is empty")
+            state, token_ids = self._state.fork(), self.token_ids
+        with closing(state):  # others compute while the file is written
+            session_file.save(path, token_ids, state, self._fingerprint())
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Become the sequence of a file that save wrote, with the same model and kv_dtype.
@@ -142,21 +151,26 @@ class Session:
         FormatError for a file that is damaged or of another model, ContextFull if it is longer than
         the capacity, PoolExhausted: the sequence is as it was.
         """
-        state = self._state.fork()
-        try:
-            state.trim(0)
-            with self._scheduler.exclusive():
+        with self._scheduler.alone():
+            state = self._state.fork()
+            try:
+                state.trim(0)
                 token_ids = session_file.load(path, state, self._fingerprint())
                 check_ids(token_ids, self._scheduler.transformer.vocab_size)
-        except BaseException:
-            state.close()
-            raise
-        self._state.close()
-        self._state, self._token_ids = state, token_ids
+            except BaseException:
+                state.close()
+                raise
+            self._state, before = state, self._state
+            self._token_ids = token_ids
+            before.close()
 
     def close(self) -> None:
-        """Give the memory back; any later use raises ValueError."""
-        self._state.close()
+        """Give the memory back, inside a step at its end; any later use raises ValueError."""
+        if self._scheduler.is_inside:
+            self._scheduler.defer(self.close)
+            return
+        with self._scheduler.alone():
+            self._state.close()
 
     def __enter__(self) -> Session:
         return self
