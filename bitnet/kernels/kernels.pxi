@@ -19,7 +19,7 @@ from .simd cimport (
 from .table cimport (
     BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32,
     ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
-    ROWS_Q8_0, Coarse, Kernels, View,
+    ROWS_Q8_0, CoarseInputs, Kernels, View,
 )
 
 # Sixteen partial sums: loops over LANES say 16, as a step that Cython knows makes a plain C loop.
