@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..formats.float_blocks import BLOCKS as BLOCKS
 from ..runtime.kv_cache import KVCache
 
-MAX_COLS: Final[int]  # columns of a matrix
+MAX_LINEAR_COLS: Final[int]  # columns of a matrix
 ROW_TYPES: Final[dict[str, int]]
 SCREEN_LIMITS: Final[tuple[int, int, int]]  # logits and rows of a step, columns
 
