@@ -28,6 +28,7 @@ ROW_TYPES = {                           # name in formats/ggml_types.py: number 
     "Q4_1": ROWS_Q4_1, "Q5_0": ROWS_Q5_0, "Q5_1": ROWS_Q5_1, "Q4_K": ROWS_Q4_K,
     "Q5_K": ROWS_Q5_K, "Q6_K": ROWS_Q6_K, "IQ4_NL": ROWS_IQ4_NL,
 }
+I2_S_BLOCK = BLOCK, BLOCK_BYTES          # as kernels read it; a test compares formats/ggml_types.py
 SCREEN_LIMITS = SCREEN_MAX_BEST, SCREEN_MAX_TOKENS, SCREEN_MAX_COLS
 # columns of a ternary matrix: 127 * 131,072 < 2^24, so that a dot product is exact in float32
 MAX_LINEAR_COLS = 131072
