@@ -13,6 +13,7 @@ from ..checks import parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
+from ..runtime.cpu import MAX_THREADS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 
 
@@ -101,7 +102,7 @@ def add_threads(parser: Any) -> None:
     """``--threads`` for a parser or a group of it; None where it is not given."""
     parser.add_argument(
         "--threads",
-        type=number(int, 1, 1024),
+        type=number(int, 1, MAX_THREADS),
         metavar="N",
         help="threads (default: the physical cores that are ours)",
     )

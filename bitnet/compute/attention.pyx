@@ -14,17 +14,18 @@ from ..runtime.dispatch cimport kernels
 from ..runtime.kv_cache cimport KVCache
 
 cdef enum:
-    MAX_SPLITS = 33                     # of all rows together: 16,384 positions, and one begun
+    # splits of all rows together: those of 16,384 positions, and one that is begun
+    MAX_SPLITS = 33
 
 
 def partials_floats(Py_ssize_t n_heads, Py_ssize_t head_dim):
-    """Size of a Batch's partials: for rows that see 16,384 positions in all, beyond which heads are
-    enough to share between threads or positions are not shared."""
+    """Floats of a Batch's partials. They are enough for rows that see 16,384 positions in all;
+    beyond, threads share rows and heads alone."""
     return MAX_SPLITS * n_heads * (head_dim + 2)
 
 
 cdef Py_ssize_t heads_of(Matrix qkv, Batch batch, Py_ssize_t layer) except -1:
-    """Query heads of qkv (rows of q, k and v side by side), checked against the batch's caches."""
+    """How many query heads qkv (rows of q, k and v side by side) has; checks the batch's caches."""
     cdef KVCache cache
     cdef Py_ssize_t n_heads
     if batch.caches is None:
@@ -61,7 +62,7 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
 
     out: (n_tokens or more, n_heads * head_dim). qkv: as of store_kv, which has seen it. window:
     positions a row sees, its own included; 0: all that its cache holds. Queries that see sinks are
-    turned back for them by ``rope`` (see rope_table).
+    rotated back for them by ``rope`` (see rope_table).
     """
     cdef Py_ssize_t i, n_heads = heads_of(qkv, batch, layer)
     cdef Py_ssize_t n_items = batch.n_tokens * batch.n_kv_heads
@@ -141,8 +142,8 @@ cdef Py_ssize_t max_splits(Batch batch, Py_ssize_t window) noexcept nogil:
 cdef void attention_item(Matrix out, Matrix qkv, Py_ssize_t layer, Rope rope, Batch batch,
                          Py_ssize_t n_group, Py_ssize_t window, Py_ssize_t item,
                          Py_ssize_t ahead) noexcept nogil:
-    """One item. Its thread gets about the one ``ahead`` further on next: those keys are prefetched.
-    """
+    """One item. Its thread will be given about the one that is ``ahead`` items further on: keys of
+    that are prefetched."""
     cdef Py_ssize_t r = item // batch.n_kv_heads
     cdef Py_ssize_t column = item % batch.n_kv_heads * n_group * batch.head_dim
     cdef bint has_next = item + ahead < batch.n_tokens * batch.n_kv_heads

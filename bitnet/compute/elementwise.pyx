@@ -24,7 +24,7 @@ from ..runtime.dispatch cimport kernels
 log = logging.getLogger("bitnet")
 
 cdef enum:
-    READ_CHUNK = 1 << 18                # bytes that a thread reads at a time: a part of a cache
+    READ_CHUNK = 1 << 18                # bytes that a thread reads at a time; they fit a cache
 
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
@@ -137,8 +137,8 @@ def quantize(QuantizedActivations out not None, Matrix x not None, Batch batch n
 def rope_table(Rope rope not None, Batch batch not None):
     """Make the cosines and sines of a batch's positions: once, before ops.rope of any layer.
 
-    And for each sequence whose window has moved those that turn a query back, as if its sinks stood
-    right before the window: so far back that their distance stays one the model was trained for.
+    For each sequence whose window has moved also those that rotate a query back, so that its sinks
+    seem to stand right before the window: a distance that the model was trained for.
     """
     cdef Py_ssize_t i, j, row
     cdef Sequence* s
@@ -240,7 +240,7 @@ def exp(x, out=None):
 
 
 def read_bandwidth(data, int n_threads=1):
-    """Seconds that a plain read of uint8 (n,) takes with n_threads: the bound of every kernel."""
+    """Seconds that a plain read of uint8 (n,) takes with n_threads: no kernel can be faster."""
     cdef Array array = open_array(data, c"u", 1, 1)
     cdef Py_ssize_t c, n = array.view.shape[0], n_chunks = (n + READ_CHUNK - 1) // READ_CHUNK
     cdef uint64_t total = 0

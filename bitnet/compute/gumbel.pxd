@@ -1,4 +1,4 @@
-# Draws by Gumbel noise: see gumbel.pyx. What the screen of a head needs of them.
+# Draws by Gumbel noise, as far as the screen of a head needs them: see gumbel.pyx.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
@@ -6,33 +6,34 @@ cdef extern from *:
     """
     #define BITNET_NOISE_ERROR 1e-5
     """
-    # of the table's float32, and a thousand times that of a key
+    # How far a bound of noise may be off: more than the table's float32 rounding, and a thousand
+    # times the rounding of a logit's sum with its noise.
     const double NOISE_ERROR "BITNET_NOISE_ERROR"
 
-cdef struct Draw:                       # of an id by the noise that belongs to a key
-    uint64_t key
+cdef struct Draw:                       # one draw of an id
+    uint64_t key                        # where the random numbers of the ids begin
     double temperature
-    double lowest                       # (logit - top) / temperature that may be drawn
-    const float* logits
-    double top                          # the greatest of them
-    const int32_t* ids                  # of those that may be drawn; NULL: the first n
-    Py_ssize_t n, n_ids                 # n_ids: of all logits
+    double lowest                       # ln min_p: the lowest (logit - top) / temperature drawn
+    const float* logits                 # (n_ids,)
+    double top                          # the greatest logit that may be drawn
+    const int32_t* ids                  # (n,): those that may be drawn; NULL: the first n
+    Py_ssize_t n, n_ids
 
-# Without candidates yet.
+# A draw that has no candidates yet.
 cdef Draw new_draw(uint64_t seed, uint64_t position, double temperature, double min_p) noexcept
 
-# Set from which n of the n_ids logits is drawn.
+# Set the candidates: the n ids that may be drawn, and the logits of all n_ids.
 cdef void set_candidates(Draw* d, const float* logits, Py_ssize_t n_ids, const int32_t* ids,
                          Py_ssize_t n) noexcept nogil
 
-# The id drawn; -1 if that depends on logits which are not there. Those weigh at most rest, the best
-# of all 1; a sum of others is off by at most this part of it.
+# The id that is drawn, or -1 if it could be another one because of ids that are no candidates. All
+# of those weigh at most rest, the top logit weighing 1. error: the relative one of sums of weights.
 cdef Py_ssize_t draw_id(const Draw* d, double top_p, double rest, double error) noexcept nogil
 
-# The weights of the candidates with a greater logit, or an equal one and an id before this.
+# The sum of weights of the candidates with a greater logit, or an equal one and a lower id.
 cdef double weight_sum(const Draw* d, double logit, Py_ssize_t before) noexcept nogil
 
-cdef float* noise_table                 # bounds of the noise in each bin of v
+cdef float* noise_table                 # noise at the lowest v of each bin
 
 
 cdef inline uint64_t mix_bits(uint64_t x) noexcept nogil:
@@ -42,12 +43,12 @@ cdef inline uint64_t mix_bits(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t random_bits(uint64_t start, uint64_t i) noexcept nogil:
-    """Number i of the SplitMix64 that starts there."""
+    """The i-th number of the SplitMix64 with this state."""
     return mix_bits(start + (i + 1) * <uint64_t>0x9E3779B97F4A7C15)
 
 
 cdef inline double fraction(uint64_t bits) noexcept nogil:
-    """v: in the middle of one of 2^52 equal parts of (0, 1)."""
+    """Random bits as v in (0, 1), the middle of one of 2^52 equal parts."""
     return (<double><int64_t>(bits >> 12) + 0.5) * 2.0**-52
 
 

@@ -4,7 +4,7 @@ vocabulary, so a screened head gives the token of the full one.
 
 An id's noise is g = -ln(-ln(1 - v)), v in (0, 1) being number id of a SplitMix64 (Steele, Lea and
 Flood 2014). It starts at number position of another, which starts where the seed says. Logarithms
-of our own are the same on every CPU and take 40 ns: bounds from a table tell who needs them.
+of our own are the same on every CPU and take 40 ns: bounds from a table tell which ids need them.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -14,13 +14,13 @@ from .operands cimport Array, open_array
 from ..runtime.dispatch cimport kernels
 
 cdef enum:
-    OCTAVES = 53                        # of v, which is at least 2^-53
-    BINS = 32                           # of an octave
-    SUMMED = 128                        # weights of which e^x is taken at a time: 512 bytes
+    OCTAVES = 53                        # octaves of v, from 2^-53 to 1
+    OCTAVE_BINS = 32                    # bins of the noise table in each octave
+    SUM_CHUNK = 128                     # weights whose e^x is taken at a time: 512 bytes
 
-cdef double MAX_NOISE = 36.8            # of v = 2^-53
-cdef double MIN_NOISE = -4              # less than that of v = 1 - 2^-53
-cdef float table[53 * 32 + 1]           # noise of the least v of each bin, and MIN_NOISE
+cdef double MAX_NOISE = 36.8            # noise of the smallest v, 2^-53, rounded up
+cdef double MIN_NOISE = -4              # less than the noise of the largest v, 1 - 2^-53
+cdef float table[53 * 32 + 1]           # noise at the lowest v of each bin, then MIN_NOISE
 noise_table = table
 
 
@@ -47,7 +47,7 @@ def sample(logits, uint64_t seed, Py_ssize_t position, double temperature, doubl
     set_candidates(&d, <const float*>values.data, n_ids, chosen, n)
     if not -INFINITY < d.top < INFINITY:
         raise ValueError(f"the greatest logit is {d.top}")
-    with nogil:     # other threads' turn: in a small model's step nothing else lets them in
+    with nogil:     # lets other threads in: nothing else does in a small model's step
         i = draw_id(&d, top_p, 0, 0)
     return i
 
@@ -69,8 +69,9 @@ cdef void set_candidates(Draw* d, const float* logits, Py_ssize_t n_ids, const i
 
 
 cdef Py_ssize_t draw_id(const Draw* d, double top_p, double rest, double error) noexcept nogil:
-    """Whoever wins against all, but is not among the most likely that reach top_p, is less likely
-    than each of these: the next round is among those more likely than the last one's winner."""
+    """Draw from all candidates. If the winner is not among the most likely that reach top_p, draw
+    again from those more likely than it, and so on: all that reach top_p are among them, and the
+    noise of an id stays what it was. So the last winner is that of a draw from these alone."""
     cdef Py_ssize_t winner = race(d, -INFINITY, d.n_ids)
     cdef double total, more_likely
     if top_p >= 1:
@@ -86,7 +87,8 @@ cdef Py_ssize_t draw_id(const Draw* d, double top_p, double rest, double error) 
 
 
 cdef Py_ssize_t race(const Draw* d, double logit, Py_ssize_t before) noexcept nogil:
-    """The winner of those with a greater logit, or an equal one and an id before this; -1: none."""
+    """The id with the greatest logit / T + noise of all that come before (logit, id ``before``) in
+    the order of likelihood; -1: there is none."""
     cdef double distance, v, key, best = -INFINITY
     cdef double hopeless = d.top - (MAX_NOISE - MIN_NOISE) * d.temperature
     cdef Py_ssize_t i, r, winner = -1
@@ -107,11 +109,12 @@ cdef Py_ssize_t race(const Draw* d, double logit, Py_ssize_t before) noexcept no
 
 
 cdef double weight_sum(const Draw* d, double logit, Py_ssize_t before) noexcept nogil:
-    """Of those that race looks at and of those too unlikely for it, the best's weight being 1.
+    """The sum of e^((logit - top) / T) over the same ids as in race, and over those that can win no
+    race as well.
 
-    float32, summed up in float64 as eight sums; always in the same order.
+    Weights are float32, added to eight sums in float64, always in the same order.
     """
-    cdef float weights[SUMMED]
+    cdef float weights[SUM_CHUNK]
     cdef double sums[8]
     cdef double weightless = d.top - 88 * d.temperature
     cdef Py_ssize_t i, j, r, n = 0
@@ -122,7 +125,7 @@ cdef double weight_sum(const Draw* d, double logit, Py_ssize_t before) noexcept 
         if d.logits[r] >= weightless and is_before(d.logits[r], r, logit, before):
             weights[n] = <float>((d.logits[r] - d.top) / d.temperature)
             n += 1
-        if n == SUMMED or i == d.n - 1:
+        if n == SUM_CHUNK or i == d.n - 1:
             kernels.exp(weights, weights, n)
             for j in range(n):
                 sums[j & 7] += weights[j]
@@ -131,7 +134,7 @@ cdef double weight_sum(const Draw* d, double logit, Py_ssize_t before) noexcept 
 
 
 cdef inline bint is_before(double a, Py_ssize_t id, double b, Py_ssize_t other) noexcept nogil:
-    """Whether a logit of an id comes before another's in the order of likelihood."""
+    """Whether (logit a, id) comes before (logit b, id other) in the order of likelihood."""
     return a > b or (a == b and id < other)
 
 
@@ -165,11 +168,11 @@ cdef void fill_table() noexcept:
     cdef uint64_t bits
     cdef double v
     cdef int i
-    for i in range(OCTAVES * BINS):
+    for i in range(OCTAVES * OCTAVE_BINS):
         bits = <uint64_t>((970 << 5) + i) << 47
         memcpy(&v, &bits, 8)
         table[i] = <float>gumbel(v)
-    table[OCTAVES * BINS] = <float>MIN_NOISE
+    table[OCTAVES * OCTAVE_BINS] = <float>MIN_NOISE
 
 
 fill_table()

@@ -10,25 +10,32 @@ from ..kernels.table cimport BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_TILE_TOKENS
 from ..runtime.dispatch cimport kernels
 
 cdef enum:
-    LOOKUP_ROWS = 1536                  # of an item: 81 additions a table are 5 % of its work, and
-    LOOKUP_GROUPS = 4                   # int16 sums and numbers, 240 KB, stay in L2; of 16 tokens
-    LOOKUP_MIN_ROWS = 256               # of a matrix; with fewer, tables take longer than they save
-    LOOKUP_MAX_REST = 8                 # tokens left over; up to these, tiles take less time
-    SUM_BYTES = 4 * 16 * LOOKUP_ROWS * LOOKUP_GROUPS            # int32 sums of an item
-    # all it works in
+    # An item of work by lookup tables is up to so many rows times so many groups of 16 tokens. The
+    # 81 additions that make a table are then 5 % of its work, and its int16 sums and indices,
+    # 240 KB, stay in L2.
+    LOOKUP_ROWS = 1536
+    LOOKUP_GROUPS = 4
+    # rows of a matrix; with fewer, tables take longer than they save
+    LOOKUP_MIN_ROWS = 256
+    # tokens beyond whole groups of 16; up to so many take less time by tiles
+    LOOKUP_MAX_REST = 8
+    # bytes of an item's int32 sums
+    SUM_BYTES = 4 * 16 * LOOKUP_ROWS * LOOKUP_GROUPS
+    # bytes of all that an item works in: sums, tables, int16 sums and indices
     WORK_BYTES = SUM_BYTES + LOOKUP_TABLE_BYTES + 32 * LOOKUP_ROWS * (1 + LOOKUP_GROUPS)
-    MIN_STREAMED = 1 << 20              # bytes of a layer; a model of such layers fits in no cache
+    # bytes of a layer that is read past the caches: a model of such layers fits in none
+    MIN_STREAMED_LAYER = 1 << 20
 
-cdef struct LookupPlan:                 # how the tokens that tables take are divided
-    Py_ssize_t n_tokens
-    Py_ssize_t n_sets                   # of groups, an item each
-    Py_ssize_t n_groups                 # of a set
-    Py_ssize_t n_rows                   # of an item at most
+cdef struct LookupPlan:                 # how the work that is done by lookup tables is divided
+    Py_ssize_t n_tokens                 # the first ones of the batch; tiles take the others
+    Py_ssize_t n_sets                   # sets of groups of 16 tokens; an item has one
+    Py_ssize_t n_groups                 # groups of a set
+    Py_ssize_t n_rows                   # rows of an item at most
     Py_ssize_t n_items
 
 
 def workspace_bytes(Py_ssize_t n_rows):
-    """Bytes a thread works in where a batch is large, 0 where matrices of n_rows gain nothing."""
+    """Bytes that each thread needs for large batches; 0 where tables do not pay for n_rows."""
     return WORK_BYTES if kernels.ternary_lookup and n_rows >= LOOKUP_MIN_ROWS else 0
 
 
@@ -93,7 +100,8 @@ cdef void linear_chunk(Matrix out, Linear weights, QuantizedActivations x, Py_ss
     cdef Py_ssize_t begin = first_token, n_passes, n
     cdef float* results = out.data + column + matrix.first_row + first
     cdef const uint8_t* codes = matrix.codes + first * weights.n_blocks * BLOCK_BYTES
-    cdef bint streaming = is_streamed(weights.n_rows * weights.n_blocks * BLOCK_BYTES, MIN_STREAMED)
+    cdef bint streaming = is_streamed(weights.n_rows * weights.n_blocks * BLOCK_BYTES,
+                                      MIN_STREAMED_LAYER)
     while begin < n_tokens:
         n_passes = (n_tokens - begin + kernels.tile_tokens - 1) // kernels.tile_tokens
         n = (n_tokens - begin + n_passes - 1) // n_passes
@@ -127,14 +135,14 @@ cdef LookupPlan lookup_plan(Linear weights, Batch batch, int team) noexcept:
 
 
 cdef inline Py_ssize_t n_ranges(const StackedMatrix* matrix, Py_ssize_t n_rows) noexcept nogil:
-    """Ranges of n_rows at most in a matrix."""
+    """How many ranges of at most n_rows a matrix is divided into."""
     return (matrix.n_rows + n_rows - 1) // n_rows
 
 
 cdef void lookup_item(Matrix out, Linear weights, QuantizedActivations x, Batch batch, bint add,
                       Py_ssize_t column, const LookupPlan* plan, Py_ssize_t item,
                       Py_ssize_t thread) noexcept nogil:
-    """A range of rows times a set of groups; neighbours have the same rows."""
+    """A range of rows times a set of groups; items next to each other have the same rows."""
     cdef Py_ssize_t begin = 16 * plan.n_groups * (item % plan.n_sets)
     cdef Py_ssize_t n_tokens = min(16 * plan.n_groups, plan.n_tokens - begin)
     cdef Py_ssize_t at = item // plan.n_sets, first, n_rows
@@ -156,8 +164,7 @@ cdef void lookup_item(Matrix out, Linear weights, QuantizedActivations x, Batch 
 
 
 def find_code_3(Linear weights not None, int n_threads=1):
-    """(matrix of the stack, row) of the first code 3, which stands for nothing, or None: a scan of
-    all codes."""
+    """(matrix of the stack, row) of the first code 3, which stands for no weight, or None."""
     cdef Py_ssize_t c, i, at, n_bad = 0, row_bytes = weights.n_blocks * BLOCK_BYTES
     cdef int team = threads_for(n_threads, weights.n_rows * row_bytes // 16)
     for c in prange(weights.n_chunks, nogil=True, schedule="static", num_threads=team):

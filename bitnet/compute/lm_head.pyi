@@ -4,9 +4,9 @@ from typing import Any
 
 from .operands import Batch, Matrix, QuantizedRows, Screen
 
-screened: float  # of logits that were left out: the smallest float32
+screened: float  # the logit of a row that was screened out: the smallest float32
 
 def head(out: Matrix, rows: QuantizedRows, x: Matrix, batch: Batch) -> None: ...
 def screen(
-    out: Matrix, rows: QuantizedRows, copy: Screen, x: Matrix, batch: Batch, wanted: list[Any]
+    out: Matrix, rows: QuantizedRows, copy: Screen, x: Matrix, batch: Batch, queries: list[Any]
 ) -> list[int]: ...

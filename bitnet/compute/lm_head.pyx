@@ -17,10 +17,10 @@ times the noise are added to those of the logits, and the rest is the same.
 With top_p a draw depends on the sum of all weights e^(logit / T) too. Rows whose upper bounds
 reach a threshold are computed and weigh M; by their upper bounds the others weigh at most R. If
 logits from the threshold on, all of which are there, weigh top_p (M + R) or more, then none of
-the others is of the most likely that reach top_p. If moreover the same id is drawn whether the
-sum is M or M + R, it is that of all rows: with the sum the most likely that reach top_p only
-become more, and who wins among many and belongs to few wins among the few. Otherwise all rows
-are computed.
+the others is among the most likely that reach top_p. If moreover the same id is drawn whether
+the sum is M or M + R, it is the one drawn from all rows: a greater sum only makes the set of the
+most likely larger, and an id that wins in a larger set and belongs to a smaller one wins there
+too. Otherwise all rows are computed.
 """
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, exp, fabs, sqrt
@@ -35,45 +35,54 @@ from .operands cimport (
     CHUNK, SCREEN_MAX_BEST, SCREEN_MAX_TOKENS, Array, Batch, Matrix, QuantizedRows, Screen,
     is_streamed, open_array,
 )
-from .screen_bounds cimport Bound, lower_of, radius, round_upper, screen_input
+from .screen_bounds cimport InputBound, lower_of, radius, round_upper, screen_input
 from .threads cimport threads_for
-from ..kernels.table cimport Coarse
+from ..kernels.table cimport CoarseInputs
 from ..runtime.dispatch cimport kernels
 
 cdef enum:
-    TAIL_BINS = 512                     # of weights: eighths of a power of e below the greatest
-    SCREEN_INPUTS = 4                   # that share a pass over a chunk; as a step loops say 4
-    COARSE_INPUTS = 8                   # the same where bounds are coarse; as a step loops say 8
-    SCREEN_ROWS = 4                     # then their bounds: after 64 the memory would have idled
-    SAMPLE_CHUNKS = 32                  # of 64 rows, the first ones, which give the threshold
-    MAX_COARSE_BEST = 4                 # of 40, too many rows reach what those give for it
-    MIN_STREAMED = 1 << 24              # bytes of a screen; the caches of servers hold less
+    # bins of the histogram of weights: each is lower by e^(1/8), the last one holds all below e^-64
+    TAIL_BINS = 512
+    # inputs that share a pass over a chunk with all bits (loops step by a literal 4)
+    SCREEN_INPUTS = 4
+    # inputs that share a pass with coarse bounds (loops step by a literal 8)
+    COARSE_INPUTS = 8
+    # rows between which bounds are computed; with 64 the memory would idle meanwhile
+    SCREEN_ROWS = 4
+    # chunks of 64 rows that are done with all bits first: they give the coarse bounds' threshold
+    SAMPLE_CHUNKS = 32
+    # best logits of a query with coarse bounds; with 40, too many rows reach the threshold
+    MAX_COARSE_BEST = 4
+    # bytes of a screen that is read past the caches; those of servers hold less
+    MIN_STREAMED_SCREEN = 1 << 24
 
-# |t l| in units of X / sqrt(n), by N times which logits vary: some 0.4 to 0.8 as a rule
+# The most that coarse bounds may leave out of an input, |t l|, in units of X / sqrt(n). Logits vary
+# by N such units, and 0.4 to 0.8 are usual; beyond 2, most rows would be done a second time.
 cdef float MAX_COARSE_REST = 2.0
 
-cdef float SCREENED = -3.4028234663852886e38    # the least float32: what is not among the best
+# The logit of a row that was screened out: the smallest float32.
+cdef float SCREENED = -3.4028234663852886e38
 screened = float(SCREENED)
 
-cdef struct Query:          # which logits of a row are wanted: lm_head_screen.LogitsQuery
-    Py_ssize_t n
-    double margin
-    double noise                        # the temperature by which the noise counts, 0: not at all
-    double top_p                        # 1: no sum is needed
+cdef struct Query:          # a lm_head_screen.LogitsQuery: which logits of a row are asked for
+    Py_ssize_t n                        # the n best
+    double margin                       # and those that are less than the n-th by this at most
+    double noise                        # factor of the Gumbel noise: the temperature, or 0
+    double top_p                        # 1: no sum of weights is needed
     Draw draw                           # key, temperature and lowest
 
-cdef struct TailBound:      # of a row: the logits that are not computed
+cdef struct TailBound:      # what is known of a row's logits that are not computed
     double threshold                    # greater than each of them
-    double greatest                     # of all upper bounds
-    double weight                       # that they have at most, in units of e^(greatest / T)
+    double greatest                     # the greatest upper bound of all logits
+    double weight                       # bound of their sum of weights, greatest weighing 1
 
-cdef struct ScreenPass:     # over the rows, for all inputs
+cdef struct ScreenPass:     # one pass over the screen's rows, for all inputs
     Py_ssize_t n_tokens
     Py_ssize_t n_sampled                # chunks that are done with all bits
     bint streaming                      # how rows are read: table.pxd
-    Bound bounds[SCREEN_MAX_TOKENS]
+    InputBound bounds[SCREEN_MAX_TOKENS]
     Query queries[SCREEN_MAX_TOKENS]
-    Coarse coarse[4]                    # SCREEN_MAX_TOKENS / COARSE_INPUTS; n is 0: all bits
+    CoarseInputs coarse[4]              # SCREEN_MAX_TOKENS / COARSE_INPUTS; n is 0: all bits
 
 
 # ----------------------------------------------------------------------------------- the full head
@@ -87,7 +96,7 @@ def head(Matrix out not None, QuantizedRows rows not None, Matrix x not None, Ba
     cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n // 8)
     if n > min(out.n_rows, x.n_rows) or out.n_cols != rows.n_rows or x.n_cols != rows.n_cols:
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
-                         f"x {x.n_rows} x {x.n_cols}, {n} wanted")
+                         f"x {x.n_rows} x {x.n_cols}, tokens {n}")
     if team == 1:
         for c in range(n_chunks):
             head_chunk(out, rows, x, 0, n, c)
@@ -119,28 +128,30 @@ cdef void head_chunk(Matrix out, QuantizedRows rows, Matrix x, Py_ssize_t first_
 
 # -------------------------------------------------------------------------------------- the screen
 def screen(Matrix out not None, QuantizedRows rows not None, Screen copy not None,
-           Matrix x not None, Batch batch not None, list wanted not None):
-    """Logits out[i] of those that can be among the best, as head gives them; else ``screened``.
+           Matrix x not None, Batch batch not None, list queries not None):
+    """Logits out[i] of the rows that can be among the best, as head gives them; the others are
+    ``screened``.
 
-    out, x: as of head, n_tokens at most 32. wanted: a lm_head_screen.LogitsQuery for each row of x.
-    Where more than a quarter of the rows may be that, or the input is not finite, or a draw cannot
-    be settled, all of them are there. Returns how many logits of each row are there.
+    out, x: as of head, n_tokens at most 32. queries: a lm_head_screen.LogitsQuery for each row of
+    x. All logits are computed where more than a quarter of the rows could be among the best, where
+    the input is not finite, and where a draw cannot be settled. Returns how many logits of each row
+    of x are computed.
     """
     cdef Py_ssize_t c, t, n, n_tokens = batch.n_tokens
     cdef Py_ssize_t n_chunks = (rows.n_rows + CHUNK - 1) // CHUNK
     cdef int team = threads_for(batch.n_threads, rows.n_rows * rows.n_cols * n_tokens // 16)
-    cdef Bound coarse[SCREEN_MAX_TOKENS]
+    cdef InputBound coarse[SCREEN_MAX_TOKENS]
     cdef ScreenPass p
     if (n_tokens > min(out.n_rows, x.n_rows, SCREEN_MAX_TOKENS) or out.n_cols != rows.n_rows
             or x.n_cols != rows.n_cols or copy.n_rows != rows.n_rows or copy.n_cols != rows.n_cols
-            or len(wanted) != n_tokens):
+            or len(queries) != n_tokens):
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, rows {rows.n_rows} x {rows.n_cols}, "
-                         f"x {x.n_rows} x {x.n_cols}, {n_tokens} wanted, {len(wanted)} said how")
+                         f"x {x.n_rows} x {x.n_cols}, tokens {n_tokens}, queries {len(queries)}")
     memset(p.coarse, 0, sizeof(p.coarse))
     p.n_tokens, p.n_sampled = n_tokens, n_chunks
-    p.streaming = is_streamed(copy.n_rows * copy.n_cols, MIN_STREAMED)
+    p.streaming = is_streamed(copy.n_rows * copy.n_cols, MIN_STREAMED_SCREEN)
     for t in range(n_tokens):
-        p.queries[t] = query_of(wanted[t])
+        p.queries[t] = query_of(queries[t])
         screen_input(copy.inputs + t * 2 * copy.n_cols, &p.bounds[t], &coarse[t],
                      x.data + t * x.n_cols, x.n_cols)
     for t in range(0, n_tokens if n_tokens > 2 and n_chunks > SAMPLE_CHUNKS else 0, 8):
@@ -154,7 +165,7 @@ def screen(Matrix out not None, QuantizedRows rows not None, Screen copy not Non
         screen_chunks(out, copy, &p, p.n_sampled, n_chunks, team)
     counts = []
     for t in range(n_tokens):
-        n = screen_row(out, rows, copy, x, &p, t, wanted[t].ids, batch.n_threads)
+        n = screen_row(out, rows, copy, x, &p, t, queries[t].ids, batch.n_threads)
         if n < 0:
             n = rows.n_rows
             for c in prange(n_chunks, nogil=True, schedule="guided",
@@ -164,27 +175,29 @@ def screen(Matrix out not None, QuantizedRows rows not None, Screen copy not Non
     return counts
 
 
-cdef Query query_of(wanted) except *:
+cdef Query query_of(logits_query) except *:
+    """The C struct of a LogitsQuery, its draw and margin worked out."""
     cdef Query query
     memset(&query, 0, sizeof(Query))
-    query.n, query.margin, query.top_p = wanted.n, wanted.margin, 1
-    if wanted.draw is not None:
-        seed, position, temperature, query.top_p, min_p = wanted.draw
+    query.n, query.margin, query.top_p = logits_query.n, logits_query.margin, 1
+    if logits_query.draw is not None:
+        seed, position, temperature, query.top_p, min_p = logits_query.draw
         query.draw = new_draw(seed, position, temperature, min_p)
-        if min_p:       # who is as likely as that competes; distances are off by 1e-14 of them
+        if min_p:       # all ids as likely as that compete; distances are off by 1e-14 of them
             query.margin = query.draw.temperature * (1e-9 - (1 + 1e-9) * query.draw.lowest)
         elif query.top_p >= 1:
             query.noise = temperature
         if not (temperature > 0 and (query.n == 1 or query.noise)):
-            raise ValueError(f"wanted: {wanted}")
+            raise ValueError(f"query: {logits_query}")
     if not (1 <= query.n <= SCREEN_MAX_BEST and query.margin >= 0):
-        raise ValueError(f"wanted: {query.n} best, limit {SCREEN_MAX_BEST}, margin {query.margin}")
+        raise ValueError(f"query: {query.n} best, limit {SCREEN_MAX_BEST}, margin {query.margin}")
     return query
 
 
-cdef bint share_coarse(ScreenPass* p, const Bound* coarse, Py_ssize_t first, Py_ssize_t n) noexcept:
+cdef bint share_coarse(ScreenPass* p, const InputBound* coarse, Py_ssize_t first,
+                       Py_ssize_t n) noexcept:
     """Whether these inputs begin with coarse bounds: not where most rows would be done again."""
-    cdef Coarse* shared = &p.coarse[first // 8]
+    cdef CoarseInputs* shared = &p.coarse[first // 8]
     cdef Py_ssize_t t, end = min(first + COARSE_INPUTS, p.n_tokens)
     for t in range(first, end):
         if (not kernels.screen_coarse or p.queries[t].n > MAX_COARSE_BEST
@@ -194,7 +207,7 @@ cdef bint share_coarse(ScreenPass* p, const Bound* coarse, Py_ssize_t first, Py_
     for t in range(first, end):
         shared.step[t % 8], shared.sum[t % 8] = coarse[t].step, <int32_t>coarse[t].sum
         shared.error[t % 8], shared.rest[t % 8] = coarse[t].error, coarse[t].rest
-        shared.norm, shared.least = max(shared.norm, coarse[t].norm), coarse[t].least
+        shared.norm, shared.underflow = max(shared.norm, coarse[t].norm), coarse[t].underflow
         shared.has_noise |= p.queries[t].noise != 0
     shared.n = end - first
     return True
@@ -251,11 +264,12 @@ cdef void screen_rows(Matrix out, Screen copy, const ScreenPass* p, Py_ssize_t c
 
 cdef void screen_chunk_coarse(Matrix out, Screen copy, const ScreenPass* p, Py_ssize_t chunk,
                               Py_ssize_t first) noexcept nogil:
-    """The same with few bits of some inputs, then with all of them where thresholds are reached.
+    """The same with coarse bounds of some inputs, then with all bits of the rows whose coarse bound
+    reaches the threshold.
 
-    Only then, for a branch that is not foreseen costs more than a row.
+    Those come after the loop, for a branch that is mispredicted costs more than a row.
     """
-    cdef const Coarse* coarse = &p.coarse[first // 8]
+    cdef const CoarseInputs* coarse = &p.coarse[first // 8]
     cdef uint8_t reached[CHUNK]
     cdef double noise[SCREEN_ROWS * COARSE_INPUTS]
     cdef Py_ssize_t i, t, r, begin = chunk * CHUNK
@@ -279,8 +293,8 @@ cdef void screen_chunk_coarse(Matrix out, Screen copy, const ScreenPass* p, Py_s
                 out.data[t * out.n_cols + begin + i] = -INFINITY
 
 
-cdef inline double upper_bounds(float* upper, Screen copy, const Bound* b, const Query* query,
-                                const int64_t* dots, Py_ssize_t begin,
+cdef inline double upper_bounds(float* upper, Screen copy, const InputBound* b,
+                                const Query* query, const int64_t* dots, Py_ssize_t begin,
                                 Py_ssize_t n_rows) noexcept nogil:
     """Upper bounds of some rows' logits; the greatest of their lower bounds."""
     cdef const float* row
@@ -297,7 +311,7 @@ cdef inline double upper_bounds(float* upper, Screen copy, const Bound* b, const
 
 
 cdef inline double add_noise(const Query* query, Py_ssize_t r, double* upper) noexcept nogil:
-    """Add the noise's upper bound; how far it may be below."""
+    """Add the upper bound of row r's noise; returns the distance to its lower bound."""
     cdef const float* noise
     if not query.noise:
         return 0
@@ -311,7 +325,7 @@ cdef double lower_bound(Matrix out, Screen copy, const ScreenPass* p, Py_ssize_t
     """The n-th greatest lower bound of the first chunks' logits, -inf where there are fewer."""
     cdef const Query* query = &p.queries[token]
     cdef const float* upper = out.data + token * out.n_cols
-    cdef double heap[SCREEN_MAX_BEST]   # the least of the n greatest comes first
+    cdef double heap[SCREEN_MAX_BEST]   # the n greatest, the lowest of them first
     cdef double value, unused = 0
     cdef Py_ssize_t c, r, i
     for i in range(query.n):
@@ -323,12 +337,12 @@ cdef double lower_bound(Matrix out, Screen copy, const ScreenPass* p, Py_ssize_t
             value = lower_of(upper[r], radius(copy.bounds + 3 * r, &p.bounds[token]))
             value -= add_noise(query, r, &unused)
             if value > heap[0]:
-                replace_least(heap, query.n, value)
+                replace_first(heap, query.n, value)
     return heap[0]
 
 
-cdef inline void replace_least(double* heap, Py_ssize_t n, double value) noexcept nogil:
-    """Put a value in the place of the least of a heap."""
+cdef inline void replace_first(double* heap, Py_ssize_t n, double value) noexcept nogil:
+    """Replace the lowest value of a heap of n, its first one."""
     cdef Py_ssize_t i = 0, child = 1
     while child < n:
         if child + 1 < n and heap[child + 1] < heap[child]:
@@ -343,7 +357,7 @@ cdef inline void replace_least(double* heap, Py_ssize_t n, double value) noexcep
 # ------------------------------------------------------------------------ logits of the survivors
 cdef Py_ssize_t screen_row(Matrix out, QuantizedRows rows, Screen copy, Matrix x, ScreenPass* p,
                            Py_ssize_t token, ids, int n_threads) except? -2:
-    """Logits in the place of bounds: how many are there, -1 if those are not enough."""
+    """Put logits in the place of bounds; returns how many, -1 where all rows must be computed."""
     cdef float* logits = out.data + token * out.n_cols
     cdef double best = lower_bound(out, copy, p, token, copy.n_chunks)
     cdef Query* query = &p.queries[token]
@@ -362,10 +376,13 @@ cdef Py_ssize_t screen_row(Matrix out, QuantizedRows rows, Screen copy, Matrix x
 
 cdef TailBound tail_bound(const float* upper, Py_ssize_t n, const Query* query,
                           double best) noexcept nogil:
-    """The least likely rows: a quarter of what top_p leaves out, if the others had lower weights
-    than their upper bounds by what half of the distance from best to the greatest is worth.
+    """Which of the least likely rows need not be computed for top_p: their threshold and weight.
 
-    best: the greatest lower bound; a row whose logit may be greater is not among them.
+    Rows are left out from the lowest upper bound up while their weights, by those bounds, sum to no
+    more than a quarter of the share that top_p leaves out. The whole is estimated: upper bounds
+    exceed logits, by half the distance from best to the greatest one. is_settled proves the rest.
+
+    best: the greatest lower bound; no row whose logit may be greater is left out.
     """
     cdef int32_t counts[TAIL_BINS]
     cdef double weights[TAIL_BINS]

@@ -1,15 +1,15 @@
 # The operands of the operations, bound once: pointers and sizes, beside the arrays they are of.
 #
-# A pointer is valid for as long as its operand lives, which keeps the array open. It knows no size:
-# who makes an index of what comes from outside checks it by the sizes beside.
+# A pointer is valid for as long as its operand lives, which keeps the array open. Nothing checks an
+# index into it: what is made of a number from outside is checked first, by the sizes beside.
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 cdef enum:
-    CHUNK = 64                          # rows; what a thread takes at a time
+    CHUNK = 64                          # rows that a thread takes at a time
     MAX_STACKED = 4                     # matrices of one Linear: q, k, v and a gate
-    SCREEN_MAX_BEST = 1024              # logits; that a row of a step may want
-    SCREEN_MAX_TOKENS = 32              # rows of a step that a head is screened for
-    SCREEN_MAX_COLS = 8192              # columns; the int32 sums of the kernels hold no more
+    SCREEN_MAX_BEST = 1024              # best logits that a query may ask for
+    SCREEN_MAX_TOKENS = 32              # inputs of one screened step
+    SCREEN_MAX_COLS = 8192              # columns of a screened head: sums of more overflow int32
 
 cdef class Array:
     """A C-contiguous buffer of one type, held open."""
@@ -20,19 +20,19 @@ cdef class Array:
 # number of dimensions, or read-only memory that is to be written; TypeError for what is no buffer.
 cdef Array open_array(source, char kind, Py_ssize_t itemsize, int n_dims, bint is_written=*)
 
-cdef struct StackedMatrix:              # one matrix of a stack
+cdef struct StackedMatrix:              # one matrix of a Linear
     const uint8_t* codes                # (n_rows, n_blocks * BLOCK_BYTES) packed I2_S
-    const float* scales
+    const float* scales                 # (n_rows,) or (1,)
     Py_ssize_t scale_step               # 1: a scale for each row; 0: one for all
     Py_ssize_t n_rows
-    Py_ssize_t first_row                # in the stack
-    Py_ssize_t first_chunk
+    Py_ssize_t first_row                # its first row, counted over all matrices of the Linear
+    Py_ssize_t first_chunk              # its first chunk, counted so too
 
-cdef struct Sequence:
-    char** pages                        # (layer, n_pages)
+cdef struct Sequence:                   # the KV cache of one sequence, as attention reads it
+    char** pages                        # (n_layers, n_pages)
     Py_ssize_t n_pages
     Py_ssize_t start                    # first position still held, the sinks apart
-    Py_ssize_t n_sinks                  # 0 where start is 0
+    Py_ssize_t n_sinks                  # sinks apart from the window; 0 while start is 0
 
 cdef class Matrix:
     cdef Array owner
@@ -51,15 +51,15 @@ cdef class QuantizedActivations:
     cdef float* inv_scale               # (n_rows,)
     cdef int32_t* sums                  # (n_rows,)
     cdef readonly Py_ssize_t n_rows
-    cdef readonly Py_ssize_t stride     # codes: the widest input, padded
-    cdef public Py_ssize_t n_cols       # of the activations last written, before padding
+    cdef readonly Py_ssize_t stride     # codes from one row to the next: the widest input, padded
+    cdef public Py_ssize_t n_cols       # columns that were written last, before padding
 
 cdef class Linear:
     cdef list owners
     cdef StackedMatrix matrices[MAX_STACKED]
     cdef Py_ssize_t n_matrices, n_blocks, n_chunks
     cdef readonly Py_ssize_t n_rows, n_cols
-    cdef readonly Py_ssize_t min_rows   # of a matrix
+    cdef readonly Py_ssize_t min_rows   # rows of the smallest matrix
 
 cdef class QuantizedRows:
     cdef Array owner
@@ -71,11 +71,11 @@ cdef class Rope:
     cdef Array owner_of_frequencies, owner_of_table
     cdef const float* frequencies       # (half,)
     cdef float* cosines                 # (n_rows, half); rows of a batch and then its sequences
-    cdef float* sines                   # behind them
+    cdef float* sines                   # (n_rows, half), behind the cosines
     cdef Py_ssize_t n_rows
-    cdef Py_ssize_t half                # of head_dim
-    cdef Py_ssize_t n_trained
-    cdef bint interleaved
+    cdef Py_ssize_t half                # head_dim / 2
+    cdef Py_ssize_t n_trained           # positions that the model was trained for
+    cdef bint interleaved               # whether pairs (2j, 2j + 1) are rotated
 
 cdef class Screen:
     cdef list owners
@@ -83,23 +83,23 @@ cdef class Screen:
     cdef const float* bounds            # (n_rows, 3): scale, norm of the error, of the rest
     cdef int16_t* inputs                # (SCREEN_MAX_TOKENS, 2 * n_cols), as kernels read them
     cdef double* best                   # (SCREEN_MAX_TOKENS, n_chunks): a chunk's best lower bound
-    cdef int32_t* survivors             # (max_survivors,): ids of those that are rescored
+    cdef int32_t* survivors             # (max_survivors,): ids whose logits are computed
     cdef readonly Py_ssize_t n_rows, n_cols, n_chunks, max_survivors
 
 cdef class Batch:
-    cdef int32_t* positions             # of each row
-    cdef int32_t* sequence_of           # index of each row's sequence
-    cdef Sequence* sequences
-    cdef list caches                    # None: rows without sequences
+    cdef int32_t* positions             # (n_tokens,): the position of each row
+    cdef int32_t* sequence_of           # (n_tokens,): the index of each row's sequence
+    cdef Sequence* sequences            # (n_sequences,)
+    cdef list caches                    # their KVCaches; None: rows without sequences
     cdef readonly tuple states          # whatever else layers remember of the sequences
     cdef readonly Py_ssize_t max_tokens, max_sequences
     cdef Py_ssize_t n_kv_heads, head_dim
-    cdef int type                       # of the caches: KV_F32, ... of kernels/kv_page.h
+    cdef int type                       # type of the caches: KV_F32, ... of kernels/kv_page.h
     cdef readonly Py_ssize_t n_tokens, n_sequences
     cdef public int n_threads
     cdef Array owner_of_partials, owner_of_workspace
-    cdef float* partials                # by threads that share a sequence's positions
-    cdef Py_ssize_t n_partials          # floats
+    cdef float* partials                # attention of splits, where threads share positions
+    cdef Py_ssize_t n_partials          # floats in it
     cdef char* workspace                # (n_workspaces, workspace_bytes): a row for each thread
     cdef readonly Py_ssize_t n_workspaces, workspace_bytes
 

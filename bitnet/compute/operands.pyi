@@ -9,9 +9,10 @@ from numpy.typing import DTypeLike, NDArray
 from ..formats.float_blocks import BLOCKS as BLOCKS
 from ..runtime.kv_cache import KVCache
 
-MAX_COLS: Final[int]  # columns of a matrix
+MAX_LINEAR_COLS: Final[int]  # columns of a matrix
 ROW_TYPES: Final[dict[str, int]]
-SCREEN_LIMITS: Final[tuple[int, int, int]]  # logits and rows of a step, columns
+I2_S_BLOCK: Final[tuple[int, int]]  # columns, bytes
+SCREEN_LIMITS: Final[tuple[int, int, int]]  # best logits, rows of a step, columns
 
 class Array:
     """A C-contiguous buffer of one type, held open."""

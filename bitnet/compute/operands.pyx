@@ -23,13 +23,15 @@ from ..runtime.kv_cache cimport KVCache
 from ..formats.float_blocks import BLOCKS
 from ..runtime.cpu import is_amd
 
-ROW_TYPES = {                           # as the kernels know them
+ROW_TYPES = {                           # name in formats/ggml_types.py: number for kernels
     "F32": ROWS_F32, "F16": ROWS_F16, "BF16": ROWS_BF16, "Q8_0": ROWS_Q8_0, "Q4_0": ROWS_Q4_0,
     "Q4_1": ROWS_Q4_1, "Q5_0": ROWS_Q5_0, "Q5_1": ROWS_Q5_1, "Q4_K": ROWS_Q4_K,
     "Q5_K": ROWS_Q5_K, "Q6_K": ROWS_Q6_K, "IQ4_NL": ROWS_IQ4_NL,
 }
+I2_S_BLOCK = BLOCK, BLOCK_BYTES          # as kernels read it; a test compares formats/ggml_types.py
 SCREEN_LIMITS = SCREEN_MAX_BEST, SCREEN_MAX_TOKENS, SCREEN_MAX_COLS
-MAX_COLS = 131072                       # 127 * 131,072 < 2^24: a dot product is exact in float32
+# columns of a ternary matrix: 127 * 131,072 < 2^24, so that a dot product is exact in float32
+MAX_LINEAR_COLS = 131072
 
 cdef bint on_amd = is_amd()
 
@@ -47,8 +49,9 @@ cdef Array open_array(source, char kind, Py_ssize_t itemsize, int n_dims, bint i
     PyObject_GetBuffer(source, view, flags)
     if view.ndim != n_dims or view.itemsize != itemsize or kind != kind_of(view.format):
         name = {c"f": "float", c"i": "int", c"u": "uint"}[kind]
-        found = "B" if view.format is NULL else view.format.decode()
-        raise ValueError(f"an array of {view.ndim} dimensions, items of format {found!r} and "
+        item_format = "B" if view.format is NULL else view.format.decode()
+        raise ValueError(f"an array of {view.ndim} dimensions, items of format {item_format!r} "
+                         f"and "
                          f"{view.itemsize} bytes, not {n_dims} of {name}{8 * itemsize}")
     array.data = view.buf if view.len else NULL
     return array
@@ -140,9 +143,9 @@ cdef class Linear:
         cdef Array codes, scales
         cdef StackedMatrix* matrix
         cdef Py_ssize_t n_rows, row_bytes
-        if not 1 <= len(matrices) <= MAX_STACKED or not 0 < n_cols <= MAX_COLS:
+        if not 1 <= len(matrices) <= MAX_STACKED or not 0 < n_cols <= MAX_LINEAR_COLS:
             raise ValueError(f"{len(matrices)} matrices (1 to {MAX_STACKED}) of {n_cols} columns "
-                             f"(1 to {MAX_COLS})")
+                             f"(1 to {MAX_LINEAR_COLS})")
         self.n_cols, self.n_blocks = n_cols, (n_cols + BLOCK - 1) // BLOCK
         self.owners = []
         for arrays in matrices:
@@ -266,7 +269,7 @@ cdef class Batch:
         free(self.sequences)
 
     def set_workspace(self, workspace):
-        """What each thread works in: uint8 (threads, n), n of ops.workspace_bytes.
+        """Give each thread bytes to work in: uint8 (n_threads, n), n of ops.workspace_bytes.
 
         Large batches are faster where there is a row for every thread; results are the same.
         """
@@ -276,17 +279,17 @@ cdef class Batch:
         self.workspace_bytes = self.owner_of_workspace.view.shape[1]
 
     def rows_only(self, Py_ssize_t n_tokens):
-        """Rows without sequences: all that linears, norms and gates need."""
+        """Make it a batch of rows without sequences: enough for linears, norms and gates."""
         if not 0 <= n_tokens <= self.max_tokens:
             raise ValueError(f"{n_tokens} rows, at most {self.max_tokens}")
         self.n_tokens, self.n_sequences, self.caches, self.states = n_tokens, 0, None, ()
         return self
 
     def set(self, list sequences, tuple states=()):
-        """sequences: (KVCache, n_tokens) in row order; room is reserved in each cache.
+        """Make it a batch of these sequences: [(KVCache, n_tokens)] in the order of its rows.
 
-        states: of the same sequences, for layers that remember something else; kept as they are.
-        ContextFull or PoolExhausted where a cache has no room: no cache has moved then.
+        Room is reserved in each cache. states: what else layers remember of these sequences, kept
+        as they are. ContextFull or PoolExhausted where a cache has no room: none has moved then.
         """
         cdef KVCache cache
         cdef Py_ssize_t i, n, row = 0, s = 0
@@ -324,6 +327,6 @@ cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_
 
 
 cdef bint is_streamed(Py_ssize_t n_bytes, Py_ssize_t min_bytes) noexcept nogil:
-    """Only where that was measured to be faster: an Intel core has more requests to its second
-    cache than to the first, a Zen 5 as many."""
+    """On AMD alone, where it was measured to be faster: an Intel core has more requests underway to
+    its second cache than to the first, a Zen 5 as many."""
     return on_amd and n_bytes >= min_bytes

@@ -29,7 +29,7 @@ from .threads cimport threads_for
 from ..runtime.dispatch cimport kernels
 
 
-cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
+cdef void screen_input(int16_t* codes, InputBound* b, InputBound* coarse, const float* x,
                        Py_ssize_t n) noexcept nogil:
     cdef int8_t* high = <int8_t*>(codes + n)
     cdef double step, residual, squares = 0, residuals = 0, gamma = (n // 16 + 24) * 2.0**-24
@@ -59,9 +59,10 @@ cdef void screen_input(int16_t* codes, Bound* b, Bound* coarse, const float* x,
     residual = sqrt(residuals) * (1 + 1e-6)
     b.error = b.norm * (1 + gamma) * (1 + 1e-6)
     b.rest = (residual + gamma * b.norm) * (1 + 1e-6)
-    b.least = n * 2.0**-124
+    b.underflow = n * 2.0**-124
     coarse.step, coarse.norm, coarse.error = step * (1 << bits), b.norm, b.error
-    coarse.rest, coarse.least = b.rest + step * sqrt(<double>lows) * (1 + 1e-6), b.least
+    coarse.rest = b.rest + step * sqrt(<double>lows) * (1 + 1e-6)
+    coarse.underflow = b.underflow
 
 
 def derive_screen(codes, bounds, QuantizedRows rows not None, Py_ssize_t first=0, int n_threads=1):
@@ -87,7 +88,10 @@ def derive_screen(codes, bounds, QuantizedRows rows not None, Py_ssize_t first=0
 
 cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows,
                      Py_ssize_t row) noexcept nogil:
-    """Loops of one thing each, which compilers make vectors of."""
+    """Codes, int8 (n_cols,), and bounds, float32 (3,), of one row: s, E and N.
+
+    A loop for each step: compilers vectorize those.
+    """
     cdef float w[SCREEN_MAX_COLS]
     cdef float q[SCREEN_MAX_COLS]
     cdef const int32_t* bits = <const int32_t*>w
@@ -99,7 +103,7 @@ cdef void derive_row(int8_t* codes, float* bounds, QuantizedRows rows,
     cdef int64_t squares = 0
     cdef Py_ssize_t i, j, n = rows.n_cols
     kernels.dequantize_row(w, rows.data + row * rows.row_bytes, rows.type, n)
-    for j in range(n):                  # as integers: NaN is largest
+    for j in range(n):                  # bits compare as integers, a NaN's are the largest
         magnitude = bits[j] & 0x7FFFFFFF
         largest_bits = magnitude if magnitude > largest_bits else largest_bits
     memcpy(&largest, &largest_bits, 4)

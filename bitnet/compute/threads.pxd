@@ -10,20 +10,21 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec* now)
 
 cdef enum:
-    MAX_TIMED = 64                      # threads of a team; the others' times are not looked at
-    CACHE_LINE = 8                      # int64; two threads that write to one wait for each other
+    MAX_TIMED = 64                      # threads of a team that are timed; the others are not
+    CACHE_LINE = 8                      # int64 in 64 bytes: threads that write to one line wait
 
-# Of a team's threads, each in a cache line: when its last item was done, in ns, and how many were.
-cdef struct ThreadTimes:
-    int64_t began
-    int64_t[64 * 8] at                  # MAX_TIMED * CACHE_LINE
+cdef struct ThreadTimes:                # of one operation
+    int64_t began                       # ns
+    # MAX_TIMED * CACHE_LINE; in each thread's line: when its last item was done, in ns, and how
+    # many items it has done
+    int64_t[64 * 8] at
 
-# Threads for work that takes one core about so many nanoseconds: of those that were asked for, all
-# where it is worth it; or less those that are withheld because their cores are taken.
+# Threads for work that takes one core about so many nanoseconds, out of n_threads: one where it is
+# not worth more. threads_for takes off those that are withheld because their cores are taken.
 cdef int granted_threads(int n_threads, Py_ssize_t work) noexcept nogil
 cdef int threads_for(int n_threads, Py_ssize_t work) noexcept nogil
 
-# Judge the operation that began there and that this team has just ended.
+# To be called when a team has ended the operation that times were taken of.
 cdef void end_operation(const ThreadTimes* times, int team) noexcept nogil
 
 

@@ -1,12 +1,13 @@
 """How many threads an operation gets: those that were asked for, less where their cores are taken.
 
-An idle thread waits for the next operation in a loop (openmp.py). While another process has its
-core, the loop's turns are those that its work needs, and all others wait for it, or do its work
-and wait until it has seen that. So it is measured for how long there was a thread too many: how
-long the first that is done waits for the last, beyond what items of work and OpenMP's barrier
-take anyway; or all of an operation in which one came too late for any of many items. Of t
-threads, one less would have been as fast or faster if that is more than 1 / t of the time: then
-one is withheld, for longer and longer while nothing changes. Results are the same for any number.
+An idle thread spins until the next operation (openmp.py). While another process has its core, it
+spins away the time slices that its work would need: all other threads wait until it has done its
+share, or, having done that for it, until it has seen so. So the time is measured in which there was
+a thread too many: how long the first thread that is done waits for the last, beyond what items of
+work and OpenMP's barrier take anyway; or the whole of an operation in which a thread came too late
+for any of many items. If that is more than 1 / t of the time of t threads, one less would have been
+as fast or faster. One is withheld then, for longer and longer while nothing changes. Results are
+the same for any number.
 
 Every operation writes its loop twice, plainly and as a prange: a parallel region takes most of a
 microsecond even where its team is one thread, as long as an operation of a small model.
@@ -28,17 +29,18 @@ cdef extern from *:
     bint BITNET_OPENMP
     int omp_get_max_threads() noexcept nogil
 
-openmp = BITNET_OPENMP                  # False: built without, everything runs on one thread
+openmp = BITNET_OPENMP                  # False: built without it, everything runs on one thread
 
 cdef enum:
-    MIN_WORK = 20000                    # ns on one core; to wake a thread takes 16 to 50 us
-    BARRIER = 20000                     # ns; more than it takes sixteen threads to meet
-    WINDOW = 20000000                   # ns of operations; one alone is noise, a second too late
+    MIN_WORK = 20000                    # ns of one core; to wake a thread takes 16 to 50 us
+    BARRIER = 20000                     # ns; longer than it takes sixteen threads to meet
+    WINDOW = 20000000                   # ns of operations judged together; one alone is noise
     MIN_PAUSE = 50000000                # ns for which a thread is withheld at first
-    MAX_PAUSE = 1600000000              # ns; a window in vain costs half of WINDOW: 1 % of this
+    MAX_PAUSE = 1600000000              # ns; to try in vain costs half of WINDOW, 1 % of this
 
-cdef int forked = 0                     # set in the child of a fork
-cdef int n_offered = omp_get_max_threads()  # less later: somebody limits us, as threadpoolctl does
+cdef int forked = 0                     # 1 in the child of a fork
+# OpenMP's threads at import; if it says fewer later, somebody limits us, as threadpoolctl does
+cdef int n_offered = omp_get_max_threads()
 
 
 def _after_fork():
@@ -52,21 +54,25 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef class ContentionThrottle:
-    """What the last operations tell of the cores; times are in ns. One for all threads of Python:
-    where two of them call it at once, one window may be lost."""
+    """How many threads are withheld, by what the last operations tell of the cores; times in ns.
+
+    One serves all threads of Python: where two of them call it at once, one window may be lost.
+    """
     cdef readonly int withheld          # threads
-    cdef int64_t spent, waited          # in this window: by operations, with a thread too many
-    cdef int64_t pause, until           # for how long a thread is withheld, and until when
+    cdef int64_t spent                  # time that the operations of this window took
+    cdef int64_t waited                 # time of it in which there was a thread too many
+    cdef int64_t pause                  # for how long the next thread is withheld
+    cdef int64_t until                  # when one is given back
 
     def __init__(self):
         self.pause = MIN_PAUSE
 
     def size(self, int n_threads, int64_t now):
-        """Of a team out of n_threads."""
+        """The size of a team out of n_threads."""
         return self.size_at(n_threads, now)
 
     def record(self, int64_t spent, int64_t waited, int team, int64_t now):
-        """An operation of a team took so long, for so long of it with a thread too many."""
+        """Count an operation of a team: its time, and how much of that with a thread too many."""
         self.add(spent, waited, team, now)
 
     cdef int size_at(self, int n_threads, int64_t now) noexcept nogil:

@@ -30,13 +30,13 @@ IQ4_NL = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
 F16_MAX = 65504
-MAX_ABS = {  # |value| that quantize can store: in blocks it is the scale that would overflow
+# type: the largest |value| that quantize can store; in blocks the f16 scale would overflow
+MAX_ABS = {
     "F32": float(np.finfo(np.float32).max), "F16": F16_MAX, "BF16": 255 * 2.0**120,
     "Q8_0": 127 * F16_MAX, "Q6_K": 24 * 128 * F16_MAX,
 }  # fmt: skip
-TINY = np.float32(
-    2**-100
-)  # below it a scale counts as 0: its inverse times 33.5 is finite; as an f16 it would be 0
+# A smaller scale counts as 0, which it would be as an f16. So inverses times 33.5 stay finite.
+TINY = np.float32(2**-100)
 
 
 def dequantize(type_name: str, data: np.ndarray, n_cols: int) -> np.ndarray:

@@ -5,21 +5,22 @@ need to know of a type.
 
 To add a type of ternary weights: a row of the table with kind TERNARY, and an entry of
 ternary_layouts.LAYOUTS that unpacks its blocks. To add a type of rows, for embeddings and heads: a
-row of the table with kind ROWS, a function of float_blocks that dequantizes its blocks, and a
+row of the table with kind FLOAT_ROWS, a function of float_blocks that dequantizes its blocks, and a
 kernel, whose number is in operands.ROW_TYPES. What is read stands in UNREAD no longer.
 """
 
 from typing import NamedTuple
 
-ROWS = "rows"  # floats by the row: embeddings, heads, norms
+# kinds of types, by what a model keeps in them
+FLOAT_ROWS = "rows"  # floats in blocks of a row: embeddings, heads, norms
 TERNARY = "ternary"  # weights of linear layers
-CODES = "codes"  # of repacked weights: no model has them
+CODES = "codes"  # integer codes, which are in repacked files and in no model
 
 
 class GGMLType(NamedTuple):
     """A row is a whole number of blocks, and a block n_values values in n_bytes bytes.
 
-    number: what a GGUF file calls the type. kind: ROWS, TERNARY or CODES.
+    number: what a GGUF file calls the type. kind: FLOAT_ROWS, TERNARY or CODES.
     """
 
     name: str
@@ -30,18 +31,18 @@ class GGMLType(NamedTuple):
 
 
 _TABLE = (
-    GGMLType("F32", 0, 1, 4, ROWS),
-    GGMLType("F16", 1, 1, 2, ROWS),
-    GGMLType("BF16", 30, 1, 2, ROWS),
-    GGMLType("Q8_0", 8, 32, 34, ROWS),
-    GGMLType("Q4_0", 2, 32, 18, ROWS),
-    GGMLType("Q4_1", 3, 32, 20, ROWS),
-    GGMLType("Q5_0", 6, 32, 22, ROWS),
-    GGMLType("Q5_1", 7, 32, 24, ROWS),
-    GGMLType("Q4_K", 12, 256, 144, ROWS),
-    GGMLType("Q5_K", 13, 256, 176, ROWS),
-    GGMLType("Q6_K", 14, 256, 210, ROWS),
-    GGMLType("IQ4_NL", 20, 32, 18, ROWS),
+    GGMLType("F32", 0, 1, 4, FLOAT_ROWS),
+    GGMLType("F16", 1, 1, 2, FLOAT_ROWS),
+    GGMLType("BF16", 30, 1, 2, FLOAT_ROWS),
+    GGMLType("Q8_0", 8, 32, 34, FLOAT_ROWS),
+    GGMLType("Q4_0", 2, 32, 18, FLOAT_ROWS),
+    GGMLType("Q4_1", 3, 32, 20, FLOAT_ROWS),
+    GGMLType("Q5_0", 6, 32, 22, FLOAT_ROWS),
+    GGMLType("Q5_1", 7, 32, 24, FLOAT_ROWS),
+    GGMLType("Q4_K", 12, 256, 144, FLOAT_ROWS),
+    GGMLType("Q5_K", 13, 256, 176, FLOAT_ROWS),
+    GGMLType("Q6_K", 14, 256, 210, FLOAT_ROWS),
+    GGMLType("IQ4_NL", 20, 32, 18, FLOAT_ROWS),
     GGMLType("I8", 24, 1, 1, CODES),
     GGMLType("I2_S", 36, 128, 32, TERNARY),
     GGMLType("TQ1_0", 34, 256, 54, TERNARY),
@@ -53,14 +54,14 @@ _TABLE = (
     GGMLType("Q2_0_G128", 42, 128, 34, TERNARY),  # told from the other by its size: see gguf.py
 )
 TYPES = {type_.name: type_ for type_ in _TABLE}
-ROW_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == ROWS)
+ROW_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == FLOAT_ROWS)
 TERNARY_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == TERNARY)
 FLOAT_TYPES = tuple(name for name in ROW_TYPES if TYPES[name].n_values == 1)  # F32, F16, BF16
-# By number, of two types with one number the first.
+# number: type; where two types have one number, the first of them
 BY_NUMBER = {type_.number: type_ for type_ in reversed(_TABLE)}
 
-# number: name of a type that is known and not read, for the refusal. Numbers above 30 mean
-# different things in different engines.
+# number: name of a type that is known and not read, for the message that refuses it. Numbers above
+# 30 mean different things in different engines.
 UNREAD = {
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
     19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
@@ -68,7 +69,7 @@ UNREAD = {
     37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
     40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
 }  # fmt: skip
-_ROTATED = (142, 143)
+_ROTATED = (142, 143)  # numbers of types for rotated activations
 
 
 def instead_of(number: int) -> str:

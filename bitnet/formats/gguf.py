@@ -25,10 +25,10 @@ from .mapped_file import map_file
 from .tensor import Tensor
 from .ternary_layouts import LAYOUTS, n_bytes
 
-MAX_KEYS = 4096  # files in the wild have 20 to 60
+MAX_KEYS = 4096  # keys of metadata; files in the wild have 20 to 60
 MAX_TENSORS = 1 << 16
-MAX_DIMS = 4
-ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))
+MAX_DIMS = 4  # as ggml has it
+ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))  # bytes that general.alignment may be
 
 Entry = tuple[str, tuple[int, ...], int, int]  # type name, shape, bytes, offset
 Table = dict[str, Entry]  # by the names of tensors
@@ -163,7 +163,7 @@ def write(
         Python ints are stored as the first of u32, i32, i64, u64 that holds them, floats as f32;
         NumPy values keep their type.
     tensors: sequence of (name, shape, type name, data), shape (rows, columns) or (n,). data is an
-        array or bytes, or an iterable of such chunks; a generator is run when its turn comes.
+        array or bytes, or an iterable of such chunks; a generator runs as its tensor is written.
     Raises ValueError if the bytes do not match shape and type, OSError from the disk; then nothing
     is left behind.
     """

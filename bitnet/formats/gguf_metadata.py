@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import FormatError
 
-MAX_NAME_BYTES = 256  # of a key or a tensor name; those in use have less than 80
-MAX_STRINGS = 4_000_000  # in all arrays, walked in 0.5 s; 256k tokens with merges have 0.8 M
-MAX_TEXT_BYTES = 12 << 20  # of all other strings: at most 48 MiB once decoded
+MAX_NAME_BYTES = 256  # bytes of a key or a tensor's name; those in use have less than 80
+MAX_STRINGS = 4_000_000  # strings in all arrays, walked in 0.5 s; 256k tokens and merges: 0.8 M
+MAX_STRING_BYTES = 12 << 20  # bytes of all other strings; decoded they take 48 MiB at most
 
 SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1",
@@ -101,11 +101,11 @@ class StringArray(Sequence[str]):
             begin = stop
 
     def index(self, text: str, start: int = 0, stop: int | None = None) -> int:
-        """The first entry equal to text, found by its bytes: no entry is decoded."""
-        wanted = encode_string(text)
+        """The index of the first entry equal to text. Bytes are compared, no entry is decoded."""
+        encoded = encode_string(text)
         region, at = self._region(), -1
-        while (at := region.find(wanted, at + 1)) >= 0:
-            i = bisect_left(self._ends, self._start + at + len(wanted))
+        while (at := region.find(encoded, at + 1)) >= 0:
+            i = bisect_left(self._ends, self._start + at + len(encoded))
             begin = self._ends[i - 1] if i else self._start
             if begin == self._start + at and i in range(len(self))[start:stop]:
                 return i
@@ -165,8 +165,8 @@ class _Walk:
         n = self.cursor.u64(f"{key} length")
         raw = self.cursor.take(n, key)
         self.n_text_bytes += n
-        if self.n_text_bytes > MAX_TEXT_BYTES:
-            raise self.cursor.error(f"{key} length", n, f"{MAX_TEXT_BYTES} bytes for all strings")
+        if self.n_text_bytes > MAX_STRING_BYTES:
+            raise self.cursor.error(f"{key} length", n, f"{MAX_STRING_BYTES} bytes for all strings")
         return _decode(bytes(raw), self.cursor.path, key)
 
     def _array(self, key: str) -> Any:
@@ -181,7 +181,8 @@ class _Walk:
         return values.view(np.uint8) if dtype.kind == "b" else values
 
     def _strings(self, key: str, n: int) -> StringArray:
-        """The loop that decides how long opening takes: 408,000 turns for llama-3's vocabulary."""
+        """An array of n strings. Its loop decides how long opening takes: llama-3's vocabulary has
+        408,000 iterations."""
         self.n_strings += n
         if self.n_strings > MAX_STRINGS:
             raise self.cursor.error(f"{key} count", n, f"{MAX_STRINGS} for all arrays of strings")

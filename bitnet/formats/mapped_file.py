@@ -29,7 +29,7 @@ def map_file(path: str | os.PathLike[str]) -> np.ndarray:
     return mapped.view(np.ndarray)
 
 
-_guards: dict[int, int] = {}  # address of a map: its number
+_guards: dict[int, int] = {}  # address of a map: number of its guard
 
 
 def _release(address: int) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 
 from .float_blocks import dequantize_steps
 
-MIN_ABSMEAN = np.float32(1e-5)  # as transformers clamps it: masters of zeros have a scale too
-NEAR = np.float32(2**-7)  # two bfloat16 roundings of one number differ by no more, relative to it
+# lower bound of a mean of |w|, that of transformers: so masters that are all 0 have a scale too
+MIN_ABSMEAN = np.float32(1e-5)
+# relative difference within which two weights count as equal: that of two bfloat16 roundings
+TERNARY_TOLERANCE = np.float32(2**-7)
 
 
 def absmean(type_name: str, data: np.ndarray, n_cols: int) -> np.float32:
@@ -65,8 +67,8 @@ def look_ternary(sample: np.ndarray) -> bool:
 
 
 def _are_ternary(sizes: np.ndarray, peak: np.float32) -> np.ndarray:
-    """Whether each of |w| is 0 or peak, within NEAR: bool, of the shape of sizes."""
-    near = NEAR * peak
+    """Whether each of |w| is 0 or peak, within TERNARY_TOLERANCE: bool, of the shape of sizes."""
+    near = TERNARY_TOLERANCE * peak
     return (sizes <= near) | (sizes >= peak - near)
 
 

@@ -23,7 +23,7 @@ ITEM_BYTES = {
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-MAX_DIMS = 8
+MAX_DIMS = 8  # far more than any weight has
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

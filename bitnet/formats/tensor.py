@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-STEP_WEIGHTS = 1 << 17  # weights read at a time, by whole rows: 512 KiB as float32, inside a cache
+STEP_WEIGHTS = 1 << 17  # weights read at a time, by whole rows: as float32, 512 KiB, a cache holds
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tensor:
         return self.data.reshape(self.shape[0], -1)
 
     def row_steps(self) -> Iterator[np.ndarray]:
-        """The same in steps of some rows; see row_steps."""
+        """Yield the rows in steps of some; see the function row_steps."""
         return row_steps(self.rows(), self.shape[1])
 
 

@@ -42,8 +42,8 @@ import numpy as np
 from .ggml_types import TYPES
 from .tensor import STEP_WEIGHTS
 
-I2_S_CODES, I2_S_BYTES = TYPES["I2_S"].n_values, TYPES["I2_S"].n_bytes  # of a block
-I2_S_TAIL = 32  # bytes behind a stream: the scale, and 28 of no meaning
+I2_S_CODES, I2_S_BYTES = TYPES["I2_S"].n_values, TYPES["I2_S"].n_bytes  # a block's
+I2_S_TAIL = 32  # bytes behind a stream of codes: the scale, and 28 of no meaning
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def pack_hf(codes: np.ndarray) -> np.ndarray:
 
 
 def _fields(data: np.ndarray, width: int, shifts: tuple[int, ...]) -> np.ndarray:
-    """Two-bit fields: of each `width` bytes all of the first shift, then all of the second, ..."""
+    """Two-bit fields: of each `width` bytes those at the first shift, then at the second, ..."""
     data = data.reshape(*data.shape[:-1], -1, 1, width)
     return (data >> np.array(shifts, np.uint8).reshape(4, 1)) & 3
 
@@ -134,7 +134,8 @@ def _q2_0(data: np.ndarray) -> np.ndarray:
 
 
 def _iq2_bn_r4(data: np.ndarray) -> np.ndarray:
-    """The four codes i of one l, t and row are a word, and words are all that has to move."""
+    """Four codes with the same l, t and row (the module's docstring) are a 4-byte word: only whole
+    words are moved."""
     words = _fields(data, 16, _LOW_FIRST).view("<u4").reshape(len(data), -1, 4)
     return np.ascontiguousarray(words.swapaxes(1, 2)).view(np.uint8)
 
@@ -181,9 +182,9 @@ def _iq1_bn(data: np.ndarray) -> np.ndarray:
 class Layout:
     """How a matrix lies in a file.
 
-    n_codes, n_bytes: of a block. decode: the bytes of codes of some rows -> their codes.
-    scale: its dtype, and where it is: behind the "stream", before each "row", or the "first" or
-        "last" two bytes of each block. rows: so many are interleaved.
+    n_codes, n_bytes: size of a block. decode: the bytes of codes of some rows -> their codes.
+    scale: dtype of a scale. where: behind the "stream", before each "row", or the "first" or "last"
+        two bytes of each block. rows: how many rows are interleaved.
     """
 
     n_codes: int
@@ -243,8 +244,9 @@ def unpack(
 
     data: uint8 (n_bytes,) as it lies in the file, at any address.
     scales: float32 (1, 1) if all are equal, (n_rows, 1) if they are within each row, else
-        (n_rows, n_groups). A group or row of zeros has any scale, for most writers 0; here that of
-        its neighbours. chunks: iterator of uint8 codes (some rows, n_cols).
+        (n_rows, n_groups). The scale of a group or row of zeros means nothing, for most writers
+        it is 0; here it is that of its neighbours.
+    chunks: iterator of uint8 codes (some rows, n_cols).
     ValueError for data of another size and for scales that are not positive; from the iterator for
     code 3 and for a byte that no encoder writes.
     """
@@ -287,7 +289,7 @@ def _floats(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _merge_equal(scales: np.ndarray, chunks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-    """float32 (n_rows, n_groups), of which equal ones are one: see unpack.
+    """Scales, float32 (n_rows, n_groups), with equal ones merged as unpack has it.
 
     chunks(): the codes, read only if it matters which scales are in use.
     """

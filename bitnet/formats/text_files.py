@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 
 from ..errors import FormatError
 
-# JSON grows by up to 34 times when parsed (`{"":0},` is 7 bytes, its dict 240), so 64 MiB allow
-# 2 MiB of text. A safetensors header takes about 130 bytes a tensor: 15,000 tensors fit.
+# Bytes of a text or JSON file. Parsed JSON takes up to 34 times its text (`{"":0},` is 7 bytes, its
+# dict 240), so this is at most 68 MiB of memory. A safetensors header has about 130 bytes a tensor:
+# 15,000 tensors fit.
 MAX_TEXT_BYTES = 2 << 20
 
 

@@ -6,13 +6,13 @@ ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a,
                              Py_ssize_t n_vectors, const char* ahead) noexcept nogil
 
 cdef extern from "weighted_sum.h" nogil:
-    enum: WEIGHTED_SUM_VECTORS          # of all heads together, at once
+    enum: WEIGHTED_SUM_VECTORS          # vectors of sums at once, those of all heads together
     WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
 
 cdef enum:
-    # query heads; they share one pass over keys and values, an item is converted once for all
+    # query heads that share one pass over keys and values: an item is converted once for all
     PASS_HEADS = 4
-    # bytes; shorter rests of keys or values arrive without a prefetch
+    # bytes left of some keys or values that are worth a prefetch
     MIN_PREFETCH = 2048
 
 
@@ -35,8 +35,9 @@ cdef void rope(float* x, const float* cosines, const float* sines, int interleav
 
 cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                   int is_rounded, Py_ssize_t n) noexcept nogil:
-    """NumPy's and libm's cos differ between machines in the last place; additions and
-    multiplications do not. Within 6.1e-8 up to 2^24, within 3e-7 up to 2^30."""
+    """By additions and multiplications alone, which give the same bits on every machine; libm's and
+    NumPy's cosines differ in the last place. Off by less than 6.1e-8 for positions up to 2^24, less
+    than 3e-7 up to 2^30."""
     cdef Py_ssize_t j
     cdef int64_t quadrant
     cdef double x, k, r, z, c, s
@@ -106,7 +107,7 @@ cdef inline float store_i8(int8_t* out, const float* x, Py_ssize_t step,
                            Py_ssize_t n) noexcept nogil:
     """Codes = round half even (x * 127 / max |x|); returns their scale, max |x| / 127.
 
-    NaN, and codes 0, where one is not finite: it cannot pass unseen.
+    Where one is not finite the scale is NaN and codes are 0: that cannot pass unseen.
     """
     cdef int8_t codes[LANES]
     cdef int32_t largest = largest_bits(x, n)
@@ -155,23 +156,24 @@ cdef inline const float* scales_of(const View* view, const char* page) noexcept 
 
 
 # --------------------------------------------------------------------------------- prefetching
-cdef struct PrefetchCursor:             # goes ahead of the work: keys of a page, its values, ...
-    const View* view                    # whose they are, NULL at the end
-    const View* next                    # and whose after these
-    Py_ssize_t page, last               # its page and its last one
-    bint is_at_values                   # not at the keys
+cdef struct PrefetchCursor:             # what is prefetched next: keys of a page, its values, ...
+    const View* view                    # the view that it is in, NULL at the end
+    const View* next                    # the view that comes after it, or NULL
+    Py_ssize_t page, last               # the page that it is in, and the view's last one
+    bint is_at_values                   # whether in the values of the page, not in its keys
     const char* at
-    Py_ssize_t n_bytes                  # left of these keys or values
+    Py_ssize_t n_bytes                  # bytes left of these keys or values
 
 
 cdef PrefetchCursor cursor_behind(const View* view, const View* next, Py_ssize_t page,
                                   Py_ssize_t last) noexcept nogil:
-    """Behind the keys of a page: first its values, then the pages up to the last one, then next."""
+    """A cursor behind the keys of a page: its values are next, then the pages up to the last one,
+    then the view ``next``."""
     return PrefetchCursor(view, next, page, last, False, <const char*>view, 0)
 
 
 cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
-    """To the values of the page, the keys of the next one, or the first keys of the next view.
+    """Move to the values of the page, the keys of the next one, or the first keys of the next view.
 
     Scales of a KV_INT8 page are prefetched with its keys: 16 cache lines at once.
     """
@@ -208,7 +210,7 @@ cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
 
 
 cdef inline const char* cursor_take(PrefetchCursor* cursor, Py_ssize_t n_bytes) noexcept nogil:
-    """Where the next n_bytes to be prefetched begin."""
+    """Address of the next n_bytes to be prefetched, which count as prefetched then."""
     cdef const char* at
     while cursor.n_bytes < MIN_PREFETCH and cursor.view is not NULL:
         cursor_step(cursor)
@@ -258,26 +260,27 @@ cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t low,
 
 
 cdef inline void round_to_13_bits(float* x, Py_ssize_t n) noexcept nogil:
-    """Round x to what has exact products with the items of a page; whole vectors are there."""
+    """Round x to 13 bits, so that its products with items of a page are exact. x has whole vectors.
+    """
     cdef Py_ssize_t j
     for j in range(0, n, 16):
         f32_store(x + j, f32_round_to_13_bits(f32_load(x + j)))
 
 
-cdef struct Partial:                    # attention of up to PASS_HEADS query heads so far
-    float* out                          # (n_heads, head_dim), sums of weighted values
+cdef struct Partial:                    # attention of some query heads to the positions so far
+    float* out                          # (n_heads, head_dim): sums of weighted values
     float* q                            # (n_heads, head_dim)
     Py_ssize_t n_heads
     float[PASS_HEADS] max_score
-    float[PASS_HEADS] weight_sum        # of the weights, e^(score - max_score)
+    float[PASS_HEADS] weight_sum        # sum of the weights, e^(score - max_score)
 
 
 cdef float softmax_page(float* scores, float* max_score, float* weight_sum, float scale,
                         Py_ssize_t low, Py_ssize_t high) noexcept nogil:
     """Turn scores[low:high] of a page into weights relative to the running maximum.
 
-    Updates the maximum and the running sum of weights; returns the factor for what was summed
-    before (online softmax: Milakov and Gimelshein 2018). Lanes outside low..high - 1 become 0.
+    Updates the maximum and the running sum of weights; returns the factor for earlier sums
+    (online softmax: Milakov and Gimelshein 2018). Lanes outside low..high - 1 become 0.
     """
     cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
     cdef float lanes[LANES]
@@ -334,7 +337,8 @@ cdef void attend_page(Partial* partial, const View* view, Py_ssize_t page, Py_ss
 
 cdef void attend_split(Partial* partial, const View* view, Py_ssize_t split,
                        PrefetchCursor* cursor) noexcept nogil:
-    """The positions of a split, or behind the last one the sinks, from nothing on.
+    """Set partial to the attention to the positions of a split; the split behind the last is the
+    sinks.
 
     Pages and splits count by absolute position, so that the order of additions depends on first
     and last alone, not on threads, chunks of prefill or forks.
@@ -414,7 +418,7 @@ cdef void attention(float* out, const float* q, const View* view, const View* ne
 
 cdef void attention_split(float* partials, const float* q, const View* view, const View* next,
                           Py_ssize_t split, Py_ssize_t n_group) noexcept nogil:
-    """Writes out (n_group, head_dim), max_score (n_group) and weight_sum (n_group)."""
+    """Write a split's out (n_group, head_dim), max_score (n_group) and weight_sum (n_group)."""
     cdef float* max_scores = partials + n_group * view.head_dim
     cdef Py_ssize_t first_page = (view.first // SPLIT + split) * SPLIT_PAGES
     cdef Partial partial

@@ -19,10 +19,11 @@ from .simd cimport (
 from .table cimport (
     BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32,
     ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
-    ROWS_Q8_0, Coarse, Kernels, View,
+    ROWS_Q8_0, CoarseInputs, Kernels, View,
 )
 
-# Sixteen partial sums: loops over LANES say 16, as a step that Cython knows makes a plain C loop.
+# There are LANES = 16 partial sums. Loops step by a literal 16, for Cython makes a plain C loop of
+# a step that it knows.
 
 
 cdef inline f32x16 load_some(const float* x, Py_ssize_t n) noexcept nogil:
@@ -72,7 +73,7 @@ cdef inline void gated(float* out, const float* gate, const float* up, Py_ssize_
 
 
 cdef inline f32x16 relu2(f32x16 g) noexcept nogil:
-    """max(0, g)^2; f32_max gives its second where they have no order."""
+    """max(0, g)^2; f32_max gives its second argument where one is NaN."""
     g = f32_max(f32_zero(), g)
     return f32_mul(g, g)
 
@@ -172,7 +173,7 @@ cdef uint64_t read(const uint8_t* p, Py_ssize_t n_bytes, bint streaming) noexcep
     cdef uint64_t total = 0
     cdef Py_ssize_t begin, i
     for begin in range(0, n_bytes - 63, 64):
-        if streaming:                           # as the kernels do, or it would be no bound
+        if streaming:                           # as the kernels prefetch, or it would be no bound
             prefetch_nta(p + begin + PREFETCH_DISTANCE)
         else:
             prefetch_t1(p + begin + PREFETCH_DISTANCE)

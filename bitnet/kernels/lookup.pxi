@@ -2,7 +2,7 @@
 
 cdef extern from "lookup.h" nogil:
     enum: HAS_LOOKUP                    # whether this instruction set gains by it
-    enum: LOOKUP_COLS                   # byte columns, a table each, that are worked on together
+    enum: LOOKUP_COLS                   # byte columns, a table each, that are done together
     void lookup_index(uint8_t* index, const uint8_t* w, Py_ssize_t row_bytes,
                       Py_ssize_t n_rows) noexcept
     int32_t lookup_max_sum(const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens) noexcept
@@ -18,7 +18,7 @@ cdef void ternary_lookup(int32_t* sums, char* work, const uint8_t* w, const int8
                          Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
                          Py_ssize_t n_blocks) noexcept nogil:
     cdef Py_ssize_t b, g, i, n_groups = (n_tokens + 15) // 16, n = n_rows * 16
-    cdef int32_t max_sum, bound = 0             # what nothing in halves can exceed
+    cdef int32_t max_sum, bound = 0             # no sum in halves can be greater than bound
     cdef int8_t columns[BLOCK * 16]
     cdef int16_t* tables = <int16_t*>work
     cdef int16_t* halves = <int16_t*>(work + LOOKUP_TABLE_BYTES)        # (n_groups, n_rows, 16)

@@ -4,7 +4,7 @@
 cdef enum:
     SUPERBLOCK = 256                    # weights: one block of the K types, eight of the others
 
-cdef struct Superblock:                 # weight j is scale[j / 16] * code[j] + offset[j / 16]
+cdef struct Superblock:                 # weight j = scale[j / 16] * code[j] + offset[j / 16]
     int8_t code[SUPERBLOCK]
     float scale[LANES]
     float offset[LANES]                 # -0.0 for none: adding it changes nothing, not even -0.0
@@ -233,9 +233,9 @@ cdef float float_row_dot(const uint8_t* row, const float* x, int type,
 
 cdef void four_rows(float* out, const uint8_t* rows, const float* x, int type,
                     Py_ssize_t row_bytes, Py_ssize_t n) noexcept nogil:
-    """Four rows of floats at once, n a multiple of 16: four chains hide an addition's time.
+    """Four rows of floats at once, n a multiple of 16: four chains of additions hide their latency.
 
-    The next four are prefetched meanwhile: their streams are too short for the hardware to guess.
+    The next four are prefetched meanwhile: rows are too short for the hardware's prefetcher.
     """
     cdef f32x16 v, acc0 = f32_zero(), acc1 = f32_zero(), acc2 = f32_zero(), acc3 = f32_zero()
     cdef const uint8_t* next_rows = rows + 4 * row_bytes

@@ -6,7 +6,7 @@
 #pragma once
 #include "simd/simd.h"
 
-#if !defined(SCREEN_STEP)               /* plain C, which compilers make NEON's smlal of */
+#if !defined(SCREEN_STEP)               /* plain C, which compilers turn into NEON's smlal */
 #define SCREEN_STEP 8
 #define SCREEN_OFFSET 0
 typedef struct { int32_t v[8]; } screen_vec;
@@ -143,29 +143,32 @@ static inline void coarse_dots(int32_t *sums, const int8_t *row, const int8_t *x
     for (int t = 0; t < n_inputs; t++) sums[t] -= COARSE_OFFSET * x_sums[t];
 }
 
-/* Bit t: whether u = scale step[t] sums[t] + error errors[t] + norm rests[t] + least + more[t], and
- * 2^-21 |u| + 2^-124, more than what is rounded, is not below thresholds[t]. */
+/* Bit t: whether the upper bound u = scale step[t] sums[t] + error errors[t] + norm rests[t] +
+ * underflow + noise[t] is not below thresholds[t]; 2^-21 |u| + 2^-124 is added to it, more than
+ * what is rounded. */
 typedef double double8 __attribute__((vector_size(64), aligned(8), may_alias));
 typedef int64_t int64x8 __attribute__((vector_size(64)));
 typedef int32_t int32x8 __attribute__((vector_size(32), aligned(4), may_alias));
-#define OF(p) (*(const double8 *)(p))
+#define LOAD_DOUBLES(p) (*(const double8 *)(p))
 static inline uint8_t coarse_mask(const int32_t *sums, double scale, double error, double norm,
                                   const double *step, const double *errors, const double *rests,
-                                  double least, const double *more, const double *thresholds) {
+                                  double underflow, const double *noise,
+                                  const double *thresholds) {
     const double8 dots = __builtin_convertvector(*(const int32x8 *)sums, double8);
-    const double8 u = scale * OF(step) * dots + error * OF(errors) + norm * OF(rests) + least
-                      + OF(more);
-    const int64x8 below = (u * (1 + 0x1p-21) + 0x1p-124 < OF(thresholds))
-                          & (u * (1 - 0x1p-21) + 0x1p-124 < OF(thresholds));
+    const double8 u = scale * LOAD_DOUBLES(step) * dots + error * LOAD_DOUBLES(errors)
+                      + norm * LOAD_DOUBLES(rests) + underflow + LOAD_DOUBLES(noise);
+    const double8 limits = LOAD_DOUBLES(thresholds);
+    const int64x8 below = (u * (1 + 0x1p-21) + 0x1p-124 < limits)
+                          & (u * (1 - 0x1p-21) + 0x1p-124 < limits);
     const int64x8 bits = ~below & (int64x8){1, 2, 4, 8, 16, 32, 64, 128};
     int64_t mask = 0;
     for (int t = 0; t < 8; t++) mask |= bits[t];
     return (uint8_t)mask;
 }
-#undef OF
+#undef LOAD_DOUBLES
 #else
 #define HAS_COARSE 0                    /* a plane is no faster than all bits */
 #define PLANE_BITS 7
 #define coarse_dots(sums, row, x, x_stride, x_sums, n_inputs, n) ((void)0)
-#define coarse_mask(sums, scale, error, norm, step, errors, rests, least, more, thresholds) 0
+#define coarse_mask(sums, scale, error, norm, step, errors, rests, underflow, noise, thresholds) 0
 #endif

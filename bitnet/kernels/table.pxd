@@ -8,13 +8,13 @@ memory, and so many others are read before them again that no cache need keep th
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef enum:
-    BLOCK = 128                         # columns of a ternary block: I2_S interleaves so many
-    BLOCK_BYTES = 32                    # of its codes
-    MAX_TILE_TOKENS = 5                 # the most that tile_tokens is on any instruction set
-    LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: in the first cache
-    MAX_HEAD_DIM = 1024                 # floats; attention keeps four queries, 16 KiB, on the stack
+    BLOCK = 128                         # columns of a ternary block, which I2_S interleaves
+    BLOCK_BYTES = 32                    # bytes of a block's codes, four a byte
+    MAX_TILE_TOKENS = 5                 # tokens: the largest tile_tokens of any instruction set
+    LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: fits into L1
+    MAX_HEAD_DIM = 1024                 # floats; attention has four queries, 16 KiB, on the stack
 
-cdef enum:                              # types of rows of an embedding or a head
+cdef enum:                              # types of the rows of an embedding or a head
     ROWS_F32
     ROWS_F16
     ROWS_BF16
@@ -29,27 +29,27 @@ cdef enum:                              # types of rows of an embedding or a hea
     ROWS_IQ4_NL
 
 cdef struct View:                       # what a query sees of its sequence: sinks and first..last
-    char** pages                        # of its layer; kv_page.h says which position lies where
+    char** pages                        # (n_pages) of one layer: kv_page.h has what lies where
     Py_ssize_t n_pages
     int type                            # KV_F32, KV_F16 or KV_INT8: kv_page.h
     Py_ssize_t n_kv_heads, head_dim
-    Py_ssize_t kv_head                  # whose keys and values it reads
-    Py_ssize_t first, last
-    Py_ssize_t n_sinks                  # positions 0..n_sinks - 1 before first; or 0
-    const float* cosines                # (head_dim / 2), of the rotation that brings q to them
-    const float* sines
-    int interleaved
+    Py_ssize_t kv_head                  # the head whose keys and values are read
+    Py_ssize_t first, last              # positions
+    Py_ssize_t n_sinks                  # positions 0..n_sinks - 1 are seen too, all before first
+    const float* cosines                # (head_dim / 2): the rotation of q that sinks are seen by
+    const float* sines                  # (head_dim / 2)
+    int interleaved                     # whether RoPE rotates pairs (2j, 2j + 1)
 
-cdef struct Coarse:                     # up to eight inputs that share a row: compute/screen_bounds
-    Py_ssize_t n
-    double step[8]
+cdef struct CoarseInputs:               # up to eight inputs of a screen that share a pass over rows
+    Py_ssize_t n                        # inputs
+    double step[8]                      # what these three are is in compute/screen_bounds.pxd
     double error[8]
     double rest[8]
-    double threshold[8]
-    double least                        # what is added to every bound
-    double norm                         # the largest of the inputs
-    int32_t sum[8]                      # of an input's codes
-    bint has_noise                      # whether anything is to be added
+    double threshold[8]                 # rows whose upper bounds reach it are reported
+    double underflow                    # the same for all inputs: compute/screen_bounds.pxd
+    double norm                         # the largest norm of an input
+    int32_t sum[8]                      # sums of the codes of each input
+    bint has_noise                      # False: all noise is 0
 
 cdef struct Kernels:
     # out[t * out_stride + r] = sum over columns of code (0, 1, 2) * x, rows r, 1 to tile_tokens
@@ -78,10 +78,10 @@ cdef struct Kernels:
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
-    # out[r] = row r of an embedding or head, type one of ROWS_F32 and so on, times x
+    # out[r] = row r of an embedding or head times x; type: one of ROWS_F32, ...
     void (*matvec_rows)(float* out, const uint8_t* rows, const float* x, int type,
                         Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
-    # the same of four inputs, each to an output of its own
+    # the same for four inputs, each with an output of its own
     void (*matvec_rows_4)(float** out, const uint8_t* rows, const float** x, int type,
                           Py_ssize_t row_bytes, Py_ssize_t n_rows, Py_ssize_t n_cols) noexcept nogil
     void (*dequantize_row)(float* out, const uint8_t* row, int type,
@@ -107,12 +107,12 @@ cdef struct Kernels:
                        Py_ssize_t n_rows, Py_ssize_t n, bint streaming) noexcept nogil
     # bit t of masks[r]: whether a coarse upper bound of the logit of row r and input t reaches the
     # threshold. bounds: (n_rows, 3); x: high planes of inputs, x_stride bytes apart, within
-    # +-(2^14 >> plane_bits); more (n_rows, 8): what is added to bounds. NULL where all bits take
+    # +-(2^14 >> plane_bits); noise (n_rows, 8): what is added to bounds. NULL where all bits take
     # no longer
     void (*screen_coarse)(uint8_t* masks, const int8_t* rows, const float* bounds,
-                          const int8_t* x, Py_ssize_t x_stride, const Coarse* inputs,
-                          const double* more, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
-    # sums[t * n_rows + r]: of (code - 1) * x; for 16 n tokens, as many as to hold n_tokens. work:
+                          const int8_t* x, Py_ssize_t x_stride, const CoarseInputs* inputs,
+                          const double* noise, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil
+    # sums[t * n_rows + r] = sum of (code - 1) * x, for 16 n tokens: n_tokens rounded up. work:
     # LOOKUP_TABLE_BYTES + 32 * n_rows * (1 + n) bytes. NULL where tables do not pay.
     void (*ternary_lookup)(int32_t* sums, char* work, const uint8_t* w, const int8_t* x,
                            Py_ssize_t x_stride, Py_ssize_t n_rows, Py_ssize_t n_tokens,
@@ -124,5 +124,5 @@ cdef struct Kernels:
                          Py_ssize_t sums_stride, const float* scales, Py_ssize_t scale_step,
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
                          Py_ssize_t n_tokens, bint add) noexcept nogil
-    Py_ssize_t tile_tokens              # that ternary_matmul takes together, 4 or 5
-    Py_ssize_t plane_bits               # of an input's low plane: 7, or 8
+    Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
+    Py_ssize_t plane_bits               # bits of an input's low plane: 7 or 8

@@ -1,9 +1,9 @@
 # Ternary matrices times int8 activations, and the scales of both: see ternary.h.
 
 cdef extern from "ternary.h" nogil:
-    enum: TILE_ROWS                     # of a tile of two tokens and more
-    enum: TILE_TOKENS                   # of a tile at most
-    enum: TILE_1_ROWS                   # of a tile of one token
+    enum: TILE_ROWS                     # rows of a tile, with two tokens or more
+    enum: TILE_TOKENS                   # tokens of a tile at most
+    enum: TILE_1_ROWS                   # rows of a tile with one token
     void ternary_tile(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, Py_ssize_t row_bytes,
                       const int8_t* x, Py_ssize_t x_stride, Py_ssize_t n_tokens,
                       Py_ssize_t n_blocks) noexcept
@@ -36,8 +36,8 @@ cdef void ternary_matmul(int32_t* out, Py_ssize_t out_stride, const uint8_t* w, 
 
 cdef void ternary_matvec(int32_t* out, const uint8_t* w, const int8_t* x, Py_ssize_t n_rows,
                          Py_ssize_t n_blocks, bint streaming) noexcept nogil:
-    """The first bytes are prefetched here, as a thread may come from elsewhere: 1.04 times the
-    speed of two threads, whose chunks lie apart."""
+    """Rows times one token. The first bytes are prefetched here, as a thread's chunks lie apart:
+    1.04 times the speed on two threads."""
     cdef Py_ssize_t i, r, row_bytes = n_blocks * BLOCK_BYTES
     cdef Py_ssize_t n_ahead = min(<Py_ssize_t>PREFETCH_DISTANCE, n_rows * row_bytes)
     for i in range(0, n_ahead if streaming else 0, 64):
@@ -60,7 +60,7 @@ cdef void apply_scales(float* out, Py_ssize_t out_stride, const int32_t* sums,
     cdef int32_t code_sum
     for t in range(n_tokens):
         code_sum = code_sums[t] if code_sums else 0
-        if scale_step:                              # constants, so that gcc makes vectors of it
+        if scale_step:                              # a constant 1 or 0, so that gcc vectorizes
             scale_row(out, sums, scales, 1, inv_scale[t], code_sum, n_rows, add)
         else:
             scale_row(out, sums, scales, 0, inv_scale[t], code_sum, n_rows, add)
@@ -83,7 +83,7 @@ cdef inline void scale_row(float* out, const int32_t* sums, const float* scales,
 cdef Py_ssize_t find_code_3(const uint8_t* w, Py_ssize_t n_bytes) noexcept nogil:
     cdef Py_ssize_t begin, i, end
     cdef uint8_t both
-    for begin in range(0, n_bytes, 4096):       # bits of all codes of 4 KiB first, then which byte
+    for begin in range(0, n_bytes, 4096):       # whether 4 KiB have one, only then which byte
         end = min(begin + 4096, n_bytes)
         both = 0
         for i in range(begin, end):

@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 
 from ..compute import ops
 from ..compute.operands import SCREEN_LIMITS, QuantizedRows
+from ..formats.ggml_types import FLOAT_TYPES
 
-TYPES = ("F16", "BF16", "F32")  # of rows that are exact in float32, and twice as large as the copy
-MIN_WEIGHTS = 1 << 24  # weights of a head: reading fewer takes too little of a step to be noticed
-CHUNK_ROWS = 4096  # rows that derive holds at once: 10 MiB of codes for 2,560 columns
-TENSOR_NAMES = ("lm_head.screen", "lm_head.screen_bounds")  # in a file of repacked weights
-MAX_BEST, MAX_ROWS, MAX_COLS = SCREEN_LIMITS
+MIN_WEIGHTS = 1 << 24  # weights of a head that is worth it: fewer take hardly any of a step's time
+CHUNK_ROWS = 4096  # rows of codes that derive holds at once: 10 MiB for 2,560 columns
+TENSOR_NAMES = ("lm_head.screen", "lm_head.screen_bounds")  # codes and bounds in a repacked file
+# best logits of a query; rows of a step; columns of a head
+MAX_BEST, MAX_ROWS, MAX_SCREEN_COLS = SCREEN_LIMITS
 
 NO_IDS = np.empty(0, np.int32)
 
 
 class LogitsQuery(NamedTuple):
-    """Which logits of a row are asked for: the n best and those equal to the least of them, those
-    that are less than it by margin at most, and those of ids (int32).
+    """Which logits of a row are asked for: all from the n-th best less margin on, and those of ids.
 
-    draw: None, or arguments of ops.sample behind the logits. Then it is those by which that draws
-    the same id as out of all, and with n > 1 (only without top_p and min_p) the n - 1 next ones.
+    ids: int32 (m,). draw: None, or what ops.sample takes after the logits: seed, position,
+    temperature, top_p, min_p. Then the logits are asked for that ops.sample needs to draw the same
+    id as from all of them; with n > 1, only without top_p and min_p, also those of the n - 1 ids
+    that would be drawn next.
     """
 
     n: int
@@ -39,8 +41,8 @@ class LogitsQuery(NamedTuple):
 
 
 class Backoff:
-    """When to do without the screen: once it was of no use twice in a row, for 1, 2, 4 ... 16 steps
-    after each further time."""
+    """When to do without the screen. From the second useless step in a row on, each is followed by
+    a pause: of 1 step, then of 2, 4, 8, and 16 from then on."""
 
     def __init__(self) -> None:
         self._n_useless = self._n_left = 0
@@ -57,22 +59,28 @@ class Backoff:
 
 
 def is_worth_it(type_name: str, shape: tuple[int, int]) -> bool:
-    """Whether a head of this type and shape (n_rows, n_cols) is screened."""
+    """Whether a head of this type and shape (n_rows, n_cols) is screened.
+
+    Rows of floats alone are exact in float32, as the bounds take them to be, and at least twice as
+    large as their copy.
+    """
     n_rows, n_cols = shape
-    return type_name in TYPES and n_cols <= MAX_COLS and n_rows * n_cols >= MIN_WEIGHTS
+    is_large = n_rows * n_cols >= MIN_WEIGHTS
+    return type_name in FLOAT_TYPES and n_cols <= MAX_SCREEN_COLS and is_large
 
 
 def table(shape: tuple[int, int]) -> list[tuple[str, tuple[int, int], str]]:
-    """(name, shape, type) of the tensors of a screen, of a head of this shape."""
+    """(name, shape, type) of the two tensors that are the screen of a head of this shape."""
     return [(TENSOR_NAMES[0], shape, "I8"), (TENSOR_NAMES[1], (shape[0], 3), "F32")]
 
 
 def derive(
     rows: Any, bounds: NDArray[np.float32], n_threads: int = 1
 ) -> Iterator[NDArray[np.int8]]:
-    """Yield the codes, int8 (some rows, n_cols), each valid until the next.
+    """Make the screen of a head: yield its codes, int8 (some rows, n_cols), each valid until the
+    next, and fill in its bounds, float32 (n_rows, 3).
 
-    rows: EmbeddingRows or what has its data, type and n_cols. bounds: float32 (n_rows, 3), filled.
+    rows: EmbeddingRows or what has its data, type and n_cols.
     """
     bound = QuantizedRows(rows.data, rows.type, rows.n_cols)
     buffer = np.empty((min(CHUNK_ROWS, bound.n_rows), bound.n_cols), np.int8)
@@ -83,5 +91,5 @@ def derive(
 
 
 def is_sound(bounds: NDArray[np.float32]) -> bool:
-    """Whether these could be what derive makes: no NaN, nothing negative, scales finite."""
+    """Whether derive could have made these bounds: no NaN, nothing negative, scales finite."""
     return bool((bounds >= 0).all() and np.isfinite(bounds[:, 0]).all())

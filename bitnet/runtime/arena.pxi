@@ -19,11 +19,11 @@ cdef extern from *:
         void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         return base == MAP_FAILED ? NULL : (char *)base;
     }
-    static void advise_huge_pages(char *base, size_t size, int wanted) {
+    static void advise_huge_pages(char *base, size_t size, int is_on) {
     #ifdef MADV_HUGEPAGE
-        madvise(base, size, wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+        madvise(base, size, is_on ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     #else
-        (void)base; (void)size; (void)wanted;
+        (void)base; (void)size; (void)is_on;
     #endif
     }
     static int return_memory(char *base, size_t size) {     /* keeps the addresses; 0 on success */
@@ -49,7 +49,7 @@ cdef extern from *:
     }
     """
     char* map_anonymous(size_t size) nogil
-    void advise_huge_pages(char* base, size_t size, bint wanted) nogil
+    void advise_huge_pages(char* base, size_t size, bint is_on) nogil
     int return_memory(char* base, size_t size) nogil
     void populate(char* data, size_t size, size_t page) nogil
     int munmap(void* base, size_t size) nogil
@@ -58,14 +58,16 @@ cdef extern from *:
     int n_ones "__builtin_popcountll"(uint64_t) nogil
 
 cdef enum:
-    MIN_LARGE = 4 << 20             # bytes; allocations from here on have an arena of their own
-    MAX_SCANNED = 16                # chunks; of the request's own class, looked at first
-    KEPT_SHARE = 16                 # a 16th of what is in use may be free and kept,
-    MIN_KEPT = 2 << 20              # bytes; but at least this
-    MAX_KEPT = 64 << 20             # bytes; and at most this: to return it takes 1 to 5 ms
+    MIN_LARGE = 4 << 20             # bytes of an allocation that has an arena of its own
+    MAX_SCANNED = 16                # chunks of the request's own class that are looked at first
+    # Free memory that is kept to be used again: a 16th of what is in use, at least MIN_KEPT bytes,
+    # at most MAX_KEPT, which take 1 to 5 ms to return.
+    KEPT_SHARE = 16
+    MIN_KEPT = 2 << 20
+    MAX_KEPT = 64 << 20
     BROKEN_SHARE = 12               # above a 12th, huge pages are broken to return more
 
-cdef enum Change:
+cdef enum Change:                   # what to do with pages that are counted
     LOOK
     COMMIT
     RETURN

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 UNPROVEN: Final[tuple[str, ...]]
 ASKED: Final[tuple[str, str, str]]
+MAX_THREADS: Final[int]
 
 def supported() -> list[str]: ...
 def is_amd() -> bool: ...

@@ -89,7 +89,7 @@ def physical_cores(cpus):
 
 
 def cgroup_quota(root="/sys/fs/cgroup", self_path="/proc/self/cgroup"):
-    """CPUs' worth of time this process's cgroups grant (float), or None without a limit.
+    """How many CPUs' time this process's cgroups grant, a float; None without a limit.
 
     The smallest of every level from the process's own group up to the root, v2 (``cpu.max``) and
     v1 (``cpu.cfs_quota_us / cpu.cfs_period_us``).
@@ -125,7 +125,8 @@ def _quota_of(folder):
         return None
 
 
-ASKED = ("threads", "BITNET_NUM_THREADS", "OMP_NUM_THREADS")    # reasons that no machine changes
+ASKED = ("threads", "BITNET_NUM_THREADS", "OMP_NUM_THREADS")    # reasons that somebody asked for
+MAX_THREADS = 1024                      # threads that may be asked for
 
 
 def threads(requested=None):
@@ -143,8 +144,8 @@ def threads(requested=None):
             count = int(value) if isinstance(value, str) else operator.index(value)
         except (TypeError, ValueError):
             count = 0
-        if not 1 <= count <= 1024 or value is True:
-            raise ValueError(f"{name}: {value!r} is not a number of threads (1 to 1024)")
+        if not 1 <= count <= MAX_THREADS or value is True:
+            raise ValueError(f"{name}: {value!r} is not a number of threads (1 to {MAX_THREADS})")
         return count, name
     cores = physical_cores(affinity())
     quota = cgroup_quota()

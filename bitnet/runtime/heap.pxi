@@ -41,7 +41,7 @@ cdef inline void count_in_use(Chunk* chunk, int sign) noexcept nogil:
 
 
 cdef void absorb(Chunk* chunk) noexcept nogil:
-    """Let a chunk swallow the one after it; both are in no list."""
+    """Join a chunk with the one after it; both are in no list."""
     cdef Chunk* after = chunk.after
     chunk.size += after.size
     chunk.after = after.after
@@ -179,7 +179,7 @@ cdef Chunk* heap_alloc(Heap* heap, size_t size, char** owner) noexcept nogil:
     heap.peak = max(heap.peak, heap.in_use)
     heap.n_in_use += 1
     heap.n_made += 1
-    return_surplus(heap)                                # it may need but a part of a huge page
+    return_surplus(heap)                                # a huge page was committed for a part of it
     return chunk
 
 

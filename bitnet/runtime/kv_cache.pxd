@@ -15,27 +15,27 @@
 from .pool cimport Pool
 
 cdef extern from "kv_page.h":
-    cpdef enum:                     # Python reads these two from here
+    cpdef enum:                     # cpdef: Python imports them from this module
         PAGE
         LANES
 
 cdef class PageSet:                 # the pages of all layers for the same PAGE positions
     cdef list pages                 # n_layers Allocations
-    cdef int n_holders              # caches that hold it; atomic, since forks may live in threads
+    cdef int n_holders              # caches that hold it; atomic, as forks may be in other threads
 
 cdef class KVCache:
     cdef char** pages               # [n_layers][n_pages], NULL where none is held; NULL when closed
     cdef readonly Py_ssize_t n_layers
     cdef readonly Py_ssize_t n_kv_heads
     cdef readonly Py_ssize_t head_dim
-    cdef readonly Py_ssize_t n_pages        # a layer: its slots
+    cdef readonly Py_ssize_t n_pages        # slots of each layer
     cdef readonly Py_ssize_t length         # positions written so far, dropped ones included
     cdef readonly Py_ssize_t start          # first position held, the sinks apart
     cdef readonly Py_ssize_t capacity       # positions that are held at once
     cdef readonly str dtype
-    cdef readonly int type                  # the dtype as the kernels know it
+    cdef readonly int type                  # the dtype's number in kernels/kv_page.h
     cdef readonly Pool pool
-    cdef Py_ssize_t n_sinks                 # 0: ContextFull at the capacity
+    cdef Py_ssize_t n_sinks                 # 0: no window, ContextFull at the capacity
     cdef Py_ssize_t writable                # end of the reserved positions
     cdef size_t page_bytes
     cdef list slots                         # n_pages of PageSet or None

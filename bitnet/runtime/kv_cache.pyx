@@ -18,11 +18,11 @@ cdef extern from *:
     enum: __ATOMIC_ACQ_REL
     enum: __ATOMIC_ACQUIRE
 
-DTYPES = {                              # as the kernels and as NumPy know them
+DTYPES = {                              # name: (number in kernels/kv_page.h, NumPy's type)
     "f16": (KV_F16, np.float16), "f32": (KV_F32, np.float32), "int8": (KV_INT8, np.int8),
 }
 DEFAULT_KV_DTYPE = "f16"
-MAX_POSITIONS = 1 << 30                 # of a sequence; int32 and cosines of angles are safe below
+MAX_POSITIONS = 1 << 30                 # positions of a sequence; int32 and cos_sin reach as far
 
 
 cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
@@ -31,8 +31,8 @@ cdef inline Py_ssize_t pages_of(Py_ssize_t n_positions) noexcept nogil:
 
 
 def check_window(Py_ssize_t capacity):
-    """ValueError for a capacity over which no window can move: page 0, a full one and the latest.
-    """
+    """ValueError for a capacity too small for a moving window, which takes three pages: page 0, a
+    full one and the latest."""
     if pages_of(capacity) < 3:
         raise ValueError(f"capacity: {capacity} (at least {2 * PAGE + 1} for a window)")
 
@@ -125,7 +125,7 @@ cdef class KVCache:
         """Make positions length .. length + n - 1 writable.
 
         Allocates pages and copies a partly filled page that a fork shares; beyond the capacity the
-        window moves to where the last position wants it.
+        window moves as far as the last position needs.
         ContextFull (also beyond reservable(n)), PoolExhausted: the cache is as it was before.
         """
         cdef Py_ssize_t page, slot, end

@@ -19,7 +19,8 @@ from .pool import Pool, PoolStats
 
 PROC = "/proc/self"
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
-PRESENT, OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)  # bits of a /proc/self/pagemap entry
+# bits of a /proc/self/pagemap entry
+PRESENT, OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 _SMAPS = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n"
     r"Pss: +(\d+) kB\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB",
@@ -43,8 +44,8 @@ class Usage:
     """What the OS counts for the process; bytes, None where it does not say."""
 
     rss: int | None  # resident: in memory and mapped here
-    anonymous: int | None  # of rss: no file behind it (heap, pool, stacks)
-    file: int | None  # of rss: pages of files and shared memory
+    anonymous: int | None  # part of rss without a file behind it: heap, pool, stacks
+    file: int | None  # part of rss that is pages of files and shared memory
     pss: int | None  # rss, each page divided by the processes that map it
     peak_rss: int
     minor_faults: int
@@ -63,8 +64,8 @@ class Entry:
     """Something with a name that takes up memory."""
 
     name: str
-    nbytes: int  # of addresses, or handed out by the pool
-    resident: int | None  # of them in memory; None where the OS does not say
+    nbytes: int  # bytes of addresses, or handed out by the pool
+    resident: int | None  # bytes of them in memory; None where the OS does not say
 
 
 def usage() -> Usage:
@@ -157,8 +158,8 @@ def _present(address, nbytes, is_file):
             file.seek(8 * first)
             entries = np.frombuffer(file.read(8 * n_pages), np.uint64)
         if len(entries) == n_pages:
-            wanted = PRESENT | OF_FILE if is_file else PRESENT
-            return entries & (PRESENT | OF_FILE) == wanted
+            expected = PRESENT | OF_FILE if is_file else PRESENT
+            return entries & (PRESENT | OF_FILE) == expected
     except OSError:
         pass
     in_core = (ctypes.c_ubyte * n_pages)()
@@ -218,10 +219,10 @@ class MemoryReport:
 
     files: list[Entry]  # what is mapped
     pool: PoolStats | None
-    pool_resident: int | None  # of what the pool has reserved
-    purposes: list[Entry]  # of the pool
-    stacks: list[Entry]  # of threads that began since
-    heap: list[Entry]  # what was measured as it was made, without a file behind it
+    pool_resident: int | None  # bytes in memory of what the pool has reserved
+    purposes: list[Entry]  # what the pool's memory is for
+    stacks: list[Entry]  # stacks of threads that began since the baseline
+    heap: list[Entry]  # what callers measured as they made it, without a file behind it
     libraries: int | None  # growth of what is resident of the program and its libraries
     now: Usage
     baseline: Usage = field(repr=False)

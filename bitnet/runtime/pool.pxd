@@ -29,9 +29,9 @@ cpdef enum:
     ALIGN = 64                      # bytes; every address and size is a multiple: a cache line
 
 cdef enum:
-    ARENA_BYTES = 16 << 20          # of addresses, unless an arena is one large chunk
-    N_HUGE = 8                      # huge pages in them: ARENA_BYTES / HUGE_PAGE
-    N_WORDS = 8                     # of 64 free lists each: classes of up to a whole arena
+    ARENA_BYTES = 16 << 20          # bytes of addresses, unless an arena is one large chunk
+    N_HUGE = 8                      # huge pages of an arena: ARENA_BYTES / HUGE_PAGE
+    N_WORDS = 8                     # bit masks of 64 free lists: enough for classes up to an arena
 
 cdef struct Arena
 
@@ -51,8 +51,8 @@ cdef struct Arena:
     Chunk first                     # at the lowest address; lives as long as the arena
     size_t size                     # bytes of addresses
     size_t committed                # bytes of memory
-    uint64_t* pages                 # a bit each: committed; NULL where one large chunk is all
-    uint64_t broken                 # a bit for each huge page: it is committed by small pages
+    uint64_t* pages                 # a bit for each OS page: committed; NULL if one large chunk
+    uint64_t broken                 # a bit for each huge page: it is committed by OS pages
     uint32_t in_use[N_HUGE]         # bytes of each huge page that are allocated
     Arena* previous
     Arena* next
@@ -63,8 +63,8 @@ cdef struct FreeLists:
     Chunk* first[64 * N_WORDS]
 
 cdef struct Heap:
-    size_t limit                    # of `reserved`
-    size_t reserved                 # bytes committed, of all arenas
+    size_t limit                    # bytes that `reserved` may be
+    size_t reserved                 # bytes committed in all arenas
     size_t in_use                   # bytes of all allocated chunks
     size_t peak                     # the most `in_use` has been
     size_t n_in_use                 # allocated chunks
@@ -73,17 +73,17 @@ cdef struct Heap:
     int os_error                    # errno of what failed, 0 when the limit was the reason
     Arena* arenas
     Arena* spare                    # the one wholly free arena that is kept, or NULL
-    FreeLists free[2]               # of chunks that are not dirty, and that are
+    FreeLists free[2]               # [is_dirty]
 
 cdef struct Purpose:
-    size_t in_use
-    size_t peak
+    size_t in_use                   # bytes
+    size_t peak                     # bytes, the most in_use has been
     size_t count                    # allocations alive
-    size_t n_views                  # of them
-    size_t quota                    # of in_use
+    size_t n_views                  # live exports of the buffer protocol of all of them
+    size_t quota                    # bytes that in_use may be
     void* name                      # the str, which `indices` keeps alive
 
-cdef enum Outcome:                  # of asking for an Allocation, or of giving it back
+cdef enum Outcome:                  # what came of allocating or freeing an Allocation
     DONE
     NO_MEMORY
     OVER_QUOTA

@@ -26,9 +26,9 @@ cdef extern from "<unistd.h>" nogil:
     enum: _SC_PAGESIZE
     long sysconf(int name)
 
-cdef size_t MAX_BYTES = 1 << 48     # what 48-bit addresses reach
+cdef size_t MAX_POOL_BYTES = 1 << 48    # bytes that 48-bit addresses reach
 cdef size_t NO_QUOTA = <size_t>-1
-MAX_LIMIT = MAX_BYTES
+MAX_LIMIT = MAX_POOL_BYTES
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PoolStats:
 
     @property
     def fragmentation(self):
-        """The share of what is left of the limit that cannot be had in one piece."""
+        """The share of what is left of the limit that cannot be one allocation."""
         left = self.limit - self.in_use
         largest = self.largest_free + self.limit - self.reserved
         return max(0.0, 1 - largest / left) if left else 0.0
@@ -152,7 +152,7 @@ cdef class Pool:
         n_bytes = PyNumber_Index(n_bytes)
         if n_bytes < 1:
             raise ValueError(f"n_bytes: {n_bytes} for {purpose!r} (at least 1)")
-        if n_bytes > MAX_BYTES:
+        if n_bytes > MAX_POOL_BYTES:
             raise self.exhausted(n_bytes, purpose, 0)
         allocation = Allocation.__new__(Allocation)
         allocation.size = n_bytes

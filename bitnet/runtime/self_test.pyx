@@ -6,18 +6,18 @@ from libc.string cimport memset
 from ..kernels.kv_page cimport KV_F16, KV_F32, KV_INT8, PAGE, SPLIT
 from ..kernels.table cimport (
     ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
-    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, Coarse, Kernels, View,
+    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, CoarseInputs, Kernels, View,
 )
 
-KNOWN_ANSWER = 0x9f84e05c               # of the plain C kernels, which are the definition
+KNOWN_ANSWER = 0x9f84e05c               # what the plain C kernels give: they are the definition
 
 cdef enum:
-    COLS = 384                          # three blocks: AVX-512 takes two at a time and one alone
+    COLS = 384                          # columns, three blocks: AVX-512 takes two, then one alone
     N_ROWS = 9                          # whole tiles and a rest on every instruction set
     N_TOKENS = 5
-    N_BYTES = 864                       # N_ROWS * COLS / 4
-    WIDTH = 379                         # of a screen's rows: COLS - 5
-    DIM = 40                            # no multiple of 16
+    N_BYTES = 864                       # bytes of packed weights: N_ROWS * COLS / 4
+    WIDTH = 379                         # columns of a screen's rows: COLS - 5
+    DIM = 40                            # columns of a head, no multiple of 16
 
 
 def answer(capsule):
@@ -131,8 +131,8 @@ cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
     cdef int32_t dots[8]
     cdef float* bounds = [1, 0, 0]
     cdef double zeros[8]
-    cdef Coarse inputs
-    cdef uint8_t found
+    cdef CoarseInputs inputs
+    cdef uint8_t mask
     cdef Py_ssize_t n, r, t, i
     memset(zeros, 0, sizeof(zeros))
     for n in range(3, 9, 5):
@@ -149,9 +149,9 @@ cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
             for i in range(2):
                 for t in range(n):
                     inputs.threshold[t] = dots[t] + i
-                k.screen_coarse(&found, rows + r * WIDTH, bounds, x, WIDTH, &inputs, zeros, 1,
+                k.screen_coarse(&mask, rows + r * WIDTH, bounds, x, WIDTH, &inputs, zeros, 1,
                                 WIDTH)
-                if found & ((1 << n) - 1) != (0 if i else (1 << n) - 1):
+                if mask & ((1 << n) - 1) != (0 if i else (1 << n) - 1):
                     return False
     return True
 
@@ -162,8 +162,8 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
     as sinks."""
     cdef float page[2 * DIM * PAGE]
     cdef float q[5 * DIM]
-    cdef char* pages[5]                                 # of two splits, all the same one
-    cdef float found[3 * 5 * (DIM + 2)]
+    cdef char* pages[5]                                 # the pages of two splits, all the same one
+    cdef float partials[3 * 5 * (DIM + 2)]
     cdef int[3] types = [KV_F32, KV_F16, KV_INT8]
     cdef View view
     cdef Py_ssize_t i, t
@@ -184,16 +184,16 @@ cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x
         k.attention(y, q, &view, NULL, 5)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
         for i in range(3 if t else 2):
-            k.attention_split(found + i * 5 * (DIM + 2), q, &view, &view, i, 5)
-        k.attention_merge(y, found, 3 if t else 2, 5, DIM)
+            k.attention_split(partials + i * 5 * (DIM + 2), q, &view, &view, i, 5)
+        k.attention_merge(y, partials, 3 if t else 2, 5, DIM)
         hashed = mix(hashed, y, 5 * DIM * sizeof(float))
     return hashed
 
 
 cdef uint32_t rows_answer(const Kernels* k, uint32_t hashed, const float* x,
                           float* y) noexcept nogil:
-    """Rows of a head in every type, dotted and decoded; none of a size where a CPU may flush to 0.
-    """
+    """Rows of a head in every type, multiplied and dequantized. No number is so small that a CPU
+    may flush it to 0."""
     cdef int[9] types = [ROWS_Q4_0, ROWS_Q4_1, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q8_0, ROWS_IQ4_NL,
                          ROWS_Q4_K, ROWS_Q5_K, ROWS_Q6_K]
     cdef int[9] n_cols = [320, 320, 320, 320, 320, 320, 256, 256, 256]

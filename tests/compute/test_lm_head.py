@@ -10,6 +10,7 @@ import bitnet
 from bitnet.checkpoints import repack_cache
 from bitnet.checkpoints.checkpoint import EmbeddingRows
 from bitnet.compute import operands, ops
+from bitnet.formats.ggml_types import FLOAT_TYPES
 from bitnet.models import lm_head_screen
 from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu, dispatch
@@ -41,7 +42,7 @@ def both(table, screen, x, queries, n_threads=1):
 
 
 def check(full, part, query):
-    """Everything wanted is there, and everything that is there is right."""
+    """Every logit that is asked for is computed, and every computed one is right."""
     there = part.view(np.uint32) != np.float32(ops.screened).view(np.uint32)
     assert part[there].tobytes() == full[there].tobytes()
     n, margin, ids, _ = query
@@ -59,7 +60,7 @@ def random_rows(n_rows, n_cols, seed=0):
     return np.random.default_rng((n_rows, n_cols, seed)).standard_normal((n_rows, n_cols))
 
 
-@pytest.mark.parametrize("type", lm_head_screen.TYPES)
+@pytest.mark.parametrize("type", FLOAT_TYPES)
 @pytest.mark.parametrize("n_cols", [1, 7, 16, 63, 64, 100, 640, 2565])
 def test_the_best_are_those_of_the_full_head(isa, type, n_cols):
     table, screen = bound(type, random_rows(1000, n_cols))
@@ -169,9 +170,7 @@ def test_nothing_is_lost(data):
     if data.draw(st.booleans()):
         rows[:, ::2], x[1::2] = rows[:, ::2].round(), 0
     with np.errstate(over="ignore", invalid="ignore"):
-        table, screen = bound(
-            data.draw(st.sampled_from(lm_head_screen.TYPES)), rows.astype(np.float32)
-        )
+        table, screen = bound(data.draw(st.sampled_from(FLOAT_TYPES)), rows.astype(np.float32))
         ids = rng.integers(0, n_rows, data.draw(st.integers(0, 3))).astype(np.int32)
         n, margin = data.draw(st.integers(1, n_rows)), data.draw(st.sampled_from([0, 0.1, 30]))
         full, part, _ = both(table, screen, x.astype(np.float32), [LogitsQuery(n, margin, ids)])
@@ -198,9 +197,7 @@ def test_nothing_is_lost_where_inputs_share_rows(data):
         rows, x = rng.integers(-127, 128, rows.shape), rng.integers(-most, most + 1, x.shape)
         rows[:, 0], x[:, 0] = 127, 16256
     with np.errstate(over="ignore", invalid="ignore"):
-        table, screen = bound(
-            data.draw(st.sampled_from(lm_head_screen.TYPES)), rows.astype(np.float32)
-        )
+        table, screen = bound(data.draw(st.sampled_from(FLOAT_TYPES)), rows.astype(np.float32))
         queries = [
             LogitsQuery(1 + i % 4, data.draw(st.sampled_from([0, 0.1]))) for i in range(n_inputs)
         ]
@@ -289,9 +286,7 @@ def test_no_draw_is_changed(data):
         for _ in range(8)
     ]
     with np.errstate(over="ignore", invalid="ignore"):
-        table, screen = bound(
-            data.draw(st.sampled_from(lm_head_screen.TYPES)), rows.astype(np.float32)
-        )
+        table, screen = bound(data.draw(st.sampled_from(FLOAT_TYPES)), rows.astype(np.float32))
         check_draws(table, screen, x.astype(np.float32), draws)
 
 
@@ -324,13 +319,13 @@ def test_arguments_out_of_range():
         with pytest.raises(ValueError, match="best, limit 1024"):
             both(table, screen, np.ones(32), [query])
     for draw in ((1, 0, 0.0, 1.0, 0.0), (1, 0, np.nan, 1.0, 0.0)):
-        with pytest.raises(ValueError, match=r"^wanted: "):
+        with pytest.raises(ValueError, match=r"^query: "):
             both(table, screen, np.ones(32), [LogitsQuery(1, draw=draw)])
-    with pytest.raises(ValueError, match=r"^wanted: "):
+    with pytest.raises(ValueError, match=r"^query: "):
         both(table, screen, np.ones(32), [LogitsQuery(2, draw=(1, 0, 1.0, 0.9, 0.0))])
     with pytest.raises(ValueError, match="token id 30"):
         both(table, screen, np.ones(32), [LogitsQuery(1, 0.0, np.array([30], np.int32))])
-    with pytest.raises(ValueError, match="1 wanted, 2 said how"):
+    with pytest.raises(ValueError, match="tokens 1, queries 2"):
         both(table, screen, np.ones(32), [LogitsQuery(1)] * 2)
 
 

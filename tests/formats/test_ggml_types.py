@@ -7,7 +7,7 @@ import pytest
 
 from bitnet.compute import operands
 from bitnet.formats import float_blocks, ggml_types, ternary_layouts
-from bitnet.formats.ggml_types import BY_NUMBER, ROWS, TERNARY, TYPES, UNREAD
+from bitnet.formats.ggml_types import BY_NUMBER, FLOAT_ROWS, TERNARY, TYPES, UNREAD
 
 
 @pytest.mark.parametrize("name", ggml_types.TERNARY_TYPES)
@@ -23,7 +23,11 @@ def test_a_type_of_rows_is_dequantized_and_has_a_kernel(name):
     data = np.zeros((3, 2 * row.n_bytes), np.uint8)
     assert float_blocks.dequantize(name, data, 2 * row.n_values).shape == (3, 2 * row.n_values)
     assert operands.QuantizedRows(data, name, 2 * row.n_values).n_rows == 3
-    assert row.kind == ROWS
+    assert row.kind == FLOAT_ROWS
+
+
+def test_the_kernels_read_the_blocks_of_i2_s():
+    assert (TYPES["I2_S"].n_values, TYPES["I2_S"].n_bytes) == operands.I2_S_BLOCK
 
 
 def test_numbers_are_those_of_one_type():
