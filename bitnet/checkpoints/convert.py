@@ -1,7 +1,7 @@
 """convert(): a model in any container and ternary type to a GGUF of I2_S, or to a packed HF folder.
 
-Tensors go through one at a time, in pieces; the result has its name only once every one of them was
-read back and is what was meant.
+Tensors go through one at a time, in chunks of rows; the result has its name only once every one of
+them was read back and is what was meant.
 """
 
 import contextlib
@@ -126,8 +126,8 @@ def _check_paths(checkpoint: Checkpoint, dst: Path, to: str, force: bool) -> Non
     if not force:
         raise _exists(dst)
     if not (dst.is_file() if to == "gguf" else _is_model_folder(dst)):
-        wanted = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
-        raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {wanted}", str(dst))
+        expected = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
+        raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {expected}", str(dst))
 
 
 def _exists(dst: Path) -> FileExistsError:
@@ -276,12 +276,12 @@ def _linear_class(checkpoint: Checkpoint) -> str:
 
     That of masters is 1 / x already, and of those 1 / (1 / (1 / x)) == 1 / x for every float32.
     """
-    wanted = checkpoint.config.arch.linear_class
-    if wanted != "bitlinear":
-        return wanted
+    published = checkpoint.config.arch.linear_class
+    if published != "bitlinear":
+        return published
     one = np.float32(1)
     stored = (t.scales() for t in checkpoint.ternary.values() if not t.are_masters)
-    return wanted if all((one / (one / s) == s).all() for s in stored) else "autobitlinear"
+    return published if all((one / (one / s) == s).all() for s in stored) else "autobitlinear"
 
 
 def _packed(conversion: Conversion, name: str) -> Iterator[np.ndarray]:

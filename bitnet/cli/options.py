@@ -26,8 +26,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, argv: list[str], n_args: tuple[int, int]) -> argparse.Namespace:
-        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: how
-        many there may be, least and most. ``args.parser``: this one."""
+        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: the
+        minimum and maximum of how many there may be. ``args.parser``: this one."""
         self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
         end = argv.index("--") if "--" in argv else len(argv)
         args = self.parse_intermixed_args(argv[:end])
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         lower, upper = n_args
         if not lower <= len(args.positionals) <= upper:
             expected = str(upper) if lower == upper else f"{lower} to {upper}"
-            self.error(f"{len(args.positionals)} arguments given, {expected} wanted")
+            self.error(f"{len(args.positionals)} arguments given, {expected} expected")
         args.parser = self
         return args
 

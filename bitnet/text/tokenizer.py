@@ -39,8 +39,8 @@ class Tokenizer:
 
         FormatError for a tokenizer that is damaged or of a kind this version does not read.
         """
-        found = vocabulary.from_source(source, config)
-        return None if found is None else cls(found)
+        vocab = vocabulary.from_source(source, config)
+        return None if vocab is None else cls(vocab)
 
     def encode(
         self,

@@ -141,7 +141,7 @@ def _of_model(source, config):
     path, settings = source.sentencepiece, source.tokenizer_config
     pieces, added = from_hf.read_model(path, settings, config)
     own = pieces.of(USER_DEFINED).keys() - added.keys()
-    for field, value, is_fine, wanted in (
+    for field, value, is_fine, required in (
         ("model_type", "unigram", not pieces.unigram, "BPE"),
         ("byte_fallback", "false", pieces.byte_fallback, "true"),
         ("remove_extra_whitespaces", "true", not pieces.removes_spaces, "false"),
@@ -154,7 +154,7 @@ def _of_model(source, config):
         ("legacy", settings.get("legacy"), settings.get("legacy") is not False, "true"),
     ):
         if not is_fine:
-            raise FormatError(path, field, value, f"{wanted}, for a GGUF")
+            raise FormatError(path, field, value, f"{required}, for a GGUF")
     texts, types = dict(enumerate(pieces.texts)), dict(enumerate(pieces.types.tolist()))
     for text, i in pieces.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is

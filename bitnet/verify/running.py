@@ -44,11 +44,11 @@ class Run:
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )
         state = transformer.new_state(dtype="f32")
-        wanted = "all" if self.config.pooling is None else "hidden"
+        outputs = "all" if self.config.pooling is None else "hidden"
         sequences = [(state, len(ids))]
         token_ids = np.array(ids, np.int32)
         self.output = transformer.forward(
-            token_ids, sequences, logits=wanted, after_layer=after_layer
+            token_ids, sequences, logits=outputs, after_layer=after_layer
         )
         state.close()
 
