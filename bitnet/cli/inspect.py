@@ -315,17 +315,17 @@ def _weight_rows(facts):
     )
     repacked = facts["derived"]
     if not repacked["tensors"]:
-        yield "sidecar", "not needed: every ternary tensor is used in place"
+        yield "repacked file", "not needed: every ternary tensor is used in place"
         return
     when = "there already" if repacked["path"] else "made at the first load"
     if repacked["place"] == "memory":
         when = "made in memory at each load, without a cache folder"
     yield (
-        "sidecar",
+        "repacked file",
         f"{repacked['bytes']:,} bytes of {repacked['tensors']} repacked tensors, {when}",
     )
     if repacked["path"]:
-        yield "sidecar", repacked["path"]
+        yield "repacked file", repacked["path"]
 
 
 def _memory_rows(memory):
