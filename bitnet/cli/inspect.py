@@ -21,7 +21,7 @@ from .terminal import printable
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
-GAP = 4096  # bytes between tensors that no padding explains
+MIN_GAP = 4096  # bytes that no tensor takes and that are worth a word: more than padding
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +233,7 @@ def _rows(facts):
 def _file_rows(files):
     for file in files:
         name = f"{Path(file['path']).name}: " if len(files) > 1 else ""
-        unused = f", {file['unused_bytes']:,} unused" if file["unused_bytes"] >= GAP else ""
+        unused = f", {file['unused_bytes']:,} unused" if file["unused_bytes"] >= MIN_GAP else ""
         yield (
             "file map",
             (

@@ -18,9 +18,9 @@ from ..compute import ops
 from ..models.lm_head_screen import MAX_BEST, LogitsQuery
 from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_array
 
-SEEDS = 1 << 64  # how many there are: 0 to SEEDS - 1
-MIN_TEMPERATURE = 1e-4  # below, quotients of logits' differences overflow float32: greedy then
-MAX_BIASES = 4096  # entries of logit_bias: each is checked and added by itself
+N_SEEDS = 1 << 64  # seeds are 0 to N_SEEDS - 1
+MIN_TEMPERATURE = 1e-4  # below it is greedy: differences of logits over less overflow float32
+MAX_BIASES = 4096  # entries of logit_bias, which are checked and added one by one
 
 
 class SamplingField(NamedTuple):
@@ -121,7 +121,7 @@ class Sampling:
     seed: int | None = _number(
         None,
         lower=0,
-        upper=SEEDS - 1,
+        upper=N_SEEDS - 1,
         metavar="N",
         help="the same seed gives the same text (default: a new one each time)",
     )

@@ -1,6 +1,5 @@
 """What the endpoints that generate text share: from a parsed request to the HTTP response."""
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
 from ..generation.request import Request
-from ..generation.sampling import SAMPLING_FIELDS, SEEDS
+from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
 from .errors import JSON, ApiError
 from .grammar import Constraint
 from .reply_protocol import Reply
@@ -64,7 +63,7 @@ def _requests(
     tools: Tools | None,
 ) -> tuple[list[Request], list[int]]:
     """(the requests for every choice of every prompt, the index of the prompt of each)."""
-    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
+    seed = draw_seed() if body.seed is None else body.seed
     options = _options(body)
     make_constraint = _constraint_maker(service, body, tools)
     requests, prompt_indices = [], []
@@ -75,7 +74,7 @@ def _requests(
                 n_logprobs=n_logprobs,
                 constraint=make_constraint and make_constraint(),
                 max_tokens=max_tokens,
-                seed=(seed + choice) % SEEDS,
+                seed=(seed + choice) % N_SEEDS,
                 **options,
             )
             requests.append(request)

@@ -15,7 +15,7 @@ from .openai_chunks import usage
 from .reply_protocol import Chunk, Reply
 from .worker import Event, Generation
 
-PING_SECONDS = 10  # without news, then a comment is sent: nginx ends idle streams after 60
+PING_SECONDS = 10  # seconds between comments in an idle stream, which nginx would end after 60
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),

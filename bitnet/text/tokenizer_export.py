@@ -29,13 +29,14 @@ from .vocabulary.vocabulary import (
 
 log = logging.getLogger("bitnet")
 
-# What says <|eot_id|> in other vocabularies. Other engines stop at these and at the end of a text.
+# Tokens that end a turn, <|eot_id|> by other names. Other engines stop at them and at the end of
+# a text.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 # How a tokenizer.json of SentencePiece's kind makes spaces visible.
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
-PAD_SCORE = -1e9  # of an id that no token has; nothing is joined to it
+PAD_SCORE = -1e9  # score of an id without a token: so low that nothing is joined to it
 
 
 # GGUF ---------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def _byte_level_keys(encoder, model, merges, path):
         normalizer = " then ".join(step["type"] for step in from_hf.steps_of(encoder.normalizer))
         if normalizer != "NFC":
             raise FormatError(path, "normalizer", normalizer, "NFC or none, for a GGUF")
-        keys[from_gguf.NORMALIZER] = normalizer
+        keys[from_gguf.NORMALIZER_KEY] = normalizer
     return keys
 
 
@@ -373,7 +374,7 @@ def _pieces(fields, tokens, config):
         fuse_unk=True,
         byte_fallback=True,
     )
-    encoder = Tokenizer(call(fields.path, byte_level.MERGES, "pairs of tokens", make))
+    encoder = Tokenizer(call(fields.path, byte_level.MERGES_KEY, "pairs of tokens", make))
     space = [normalizers.Prepend(SPACE)] if pieces.adds_space else []
     encoder.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if pieces.adds_space else []

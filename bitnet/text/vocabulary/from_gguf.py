@@ -28,8 +28,8 @@ from .vocabulary import (
     end_ids,
 )
 
-# Ours, for what GGUF has no key for: the normalizer that a tokenizer.json had, "NFC" or missing.
-NORMALIZER = "tokenizer.bitnet.normalizer"
+# A key of ours, as GGUF has none: the normalizer that a tokenizer.json had, "NFC" or missing.
+NORMALIZER_KEY = "tokenizer.bitnet.normalizer"
 
 
 class Fields:
@@ -147,9 +147,9 @@ def byte_level_split(fields):
     pre = fields.get("pre", str)
     if pre not in byte_level.PRE_TOKENIZERS:
         raise fields.error("pre", pre, f"one of {', '.join(byte_level.PRE_TOKENIZERS)}")
-    normalizer = fields.metadata.get(NORMALIZER)
+    normalizer = fields.metadata.get(NORMALIZER_KEY)
     if normalizer not in (None, "NFC"):
-        raise FormatError(fields.path, NORMALIZER, normalizer, "NFC")
+        raise FormatError(fields.path, NORMALIZER_KEY, normalizer, "NFC")
     words, ignore_merges, _ = byte_level.PRE_TOKENIZERS[pre]
     return words, ignore_merges, normalizer
 

@@ -24,8 +24,8 @@ from .vocabulary import (
     end_ids,
 )
 
-MAX_JSON_BYTES = 128 << 20  # Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
-A_TOKENIZER = "a tokenizer.json"
+MAX_JSON_BYTES = 128 << 20  # bytes; Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
+EXPECTED_JSON = "a tokenizer.json"  # what messages say a damaged file should be
 
 
 def from_json(path, config_json, config):
@@ -59,7 +59,7 @@ def load(path):
     size = os.stat(path).st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_JSON_BYTES} bytes")
-    encoder = call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_file, str(path))
+    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_file, str(path))
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
@@ -122,7 +122,7 @@ def _guarded(encoder, special, path):
     from tokenizers import Tokenizer
 
     text = json.dumps(_without(json.loads(path.read_text(encoding="utf-8")), special, added))
-    return call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_str, text)
+    return call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_str, text)
 
 
 def _without(data, special, added):

@@ -16,7 +16,7 @@ BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-SPACE = "\u2581"  # SentencePiece's sign for it
+SPACE = "\u2581"  # the character by which SentencePiece writes a space
 
 # Tokens that end a turn or a text in the published vocabularies. Files often name only one of them.
 END_TOKENS = (
