@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT
+from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, context_of
 from ..checkpoints import hub, repack_cache
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
@@ -72,10 +72,8 @@ def describe(path, *, context=None, kv_dtype="f16", layout=DEFAULT_LAYOUT):
     that cannot be used, ValueError for a context beyond the model's, OSError.
     """
     checkpoint = open_checkpoint(path, layout=layout)
-    config, longest = checkpoint.config, checkpoint.config.max_position_embeddings
-    context = min(longest, DEFAULT_CONTEXT) if context is None else context
-    if context > longest:
-        raise ValueError(f"context: {context} (1 to {longest}, what the model has)")
+    config = checkpoint.config
+    context = context_of(config, context)
     tensors, repacked = _tensors(checkpoint), _repacked(checkpoint)
     ternary = [t for t in tensors if t["ternary"]]
     n_ternary, n_all = (sum(t["weights"] for t in some) for some in (ternary, tensors))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_number
 from ..compute import ops
+from ..models.config import LIMITS
 from ..models.lm_head_screen import MAX_BEST, LogitsQuery
 from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_array
 
@@ -80,8 +81,8 @@ class Sampling:
 
     temperature: float = _number(
         0.0,
-        lower=0.0,
-        upper=100.0,
+        lower=LIMITS["temperature"][0],
+        upper=LIMITS["temperature"][1],
         is_models=True,
         metavar="T",
         help="0: always the likeliest token (default: the model's setting, else 0)",
@@ -96,8 +97,8 @@ class Sampling:
     )
     top_p: float = _number(
         1.0,
-        lower=0.0,
-        upper=1.0,
+        lower=LIMITS["top_p"][0],
+        upper=LIMITS["top_p"][1],
         lower_allowed=False,
         is_models=True,
         metavar="P",

@@ -196,7 +196,7 @@ def test_what_cannot_be_read_at_all(inspect, tmp_path):
 
 def test_a_context_beyond_the_models(inspect):
     code, out, err = inspect(GGUF, "--context", 513)
-    assert (code, out) == (1, "") and "context: 513 (1 to 512" in err
+    assert (code, out) == (1, "") and "context: 513 (a whole number from 1 to 512)" in err
 
 
 # ------------------------------------------------------------------------------------- its memory
