@@ -70,7 +70,7 @@ class Planner:
         ternary = checkpoint.ternary.values()
         tables = [len(t.data) for t in checkpoint.floats.values() if len(t.shape) == 2]
         self._in_place = sum(_codes_bytes(t) for t in ternary if t.in_place is not None)
-        self._in_place += sum(_array(n_bytes, item=1) for n_bytes in tables)
+        self._in_place += sum(_array_bytes(n_bytes, item=1) for n_bytes in tables)
         self._repacked = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
@@ -79,7 +79,7 @@ class Planner:
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
         if self._is_screened:
-            self._repacked += _array(*shape, item=1) + _array(shape[0], 3)
+            self._repacked += _array_bytes(*shape, item=1) + _array_bytes(shape[0], 3)
 
     def needs(self, settings: Settings) -> list[Need]:
         """[Need] with every slot full."""
@@ -233,12 +233,13 @@ def _thread_bytes() -> int:
 
 def _codes_bytes(ternary: TernaryTensor) -> int:
     """Bytes of a linear layer's codes in the layout that kernels read."""
-    return _array(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
+    return _array_bytes(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
 
 
 def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGN) * ALIGN
 
 
-def _array(*shape: int, item: int = 4) -> int:
+def _array_bytes(*shape: int, item: int = 4) -> int:
+    """Bytes the pool gives to an array. item: bytes of an item."""
     return _aligned(math.prod(shape) * item)

@@ -54,11 +54,11 @@ class PrefixCache:
         ids = np.asarray(tokens, np.int64)
         for i, (others, other) in enumerate(self._kept):
             n = common(ids, others)
-            if n == len(ids) and (n == len(others) or other.is_trimmable):  # it begins another one
+            if n == len(ids) and (n == len(others) or other.is_trimmable):  # a kept one goes on
                 state.close()
                 self._kept.append(self._kept.pop(i))
                 return
-            if n == len(others) and state.is_trimmable:  # another one begins it
+            if n == len(others) and state.is_trimmable:  # it goes on from a kept one
                 other.close()
                 del self._kept[i]
                 break

@@ -24,7 +24,7 @@ from .options import Options
 OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 
-Headers = dict[bytes, bytes]  # of a request, names in lower case
+Headers = dict[bytes, bytes]  # a request's; names in lower case
 
 
 class AccessPolicy:

@@ -13,7 +13,7 @@ from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
 from . import schema
 from .body_limit import BodyLimit
-from .errors import ApiError, of_exception
+from .errors import ApiError, to_api_error
 from .grammar import Grammars
 from .metrics import Metrics
 from .options import Options
@@ -57,7 +57,7 @@ class Service:
         try:
             return await loop.run_in_executor(self._prompt_thread, function, *arguments)
         except Exception as error:
-            raise of_exception(error) or error from None
+            raise to_api_error(error) or error from None
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":

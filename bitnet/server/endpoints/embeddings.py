@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ...api.model import Model
 from .. import schema
-from ..errors import JSON, ApiError, ClientGone, of_exception
+from ..errors import JSON, ApiError, ClientGone, to_api_error
 from ..response_stream import watched
 from ..service import Service
 
@@ -61,7 +61,7 @@ async def _embed(
             try:
                 rows = await service.worker.call(service.model.embed_tokens, group)
             except Exception as error:
-                raise of_exception(error, "input") or error from None
+                raise to_api_error(error, "input") or error from None
             embedded += [_encoded(row, encoding) for row in rows]
     return embedded
 

@@ -192,10 +192,8 @@ class Unigram:
 
     def __call__(self, text):
         n, scores = len(text), self._scores
-        best, begins = (
-            [0.0] + [-math.inf] * n,
-            [0] * (n + 1),
-        )  # of the best division up to each place
+        # of the best division of the text up to each place: its score, where its last piece begins
+        best, begins = [0.0] + [-math.inf] * n, [0] * (n + 1)
         for i in range(n):
             for j in range(i + 1, min(n, i + self._longest) + 1):
                 score = scores.get(text[i:j], self._unknown if j == i + 1 else None)
