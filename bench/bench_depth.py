@@ -15,7 +15,7 @@ from bitnet.models.lm_head_screen import LogitsQuery
 from bitnet.runtime import cpu
 from bitnet.runtime.kv_cache import PAGE
 
-DEPTHS = (128, 3968)  # and the context of 4096 has room for what is decoded
+DEPTHS = (128, 3968)  # tokens before those decoded, for which a context of 4096 leaves room
 N_DECODED = 4
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 

@@ -15,7 +15,7 @@ from bitnet.compute import ops
 from bitnet.runtime import cpu
 
 N_DECODED = 200
-OPERATIONS = [  # of a step; the graph calls them by these names
+OPERATIONS = [  # functions of ops that a step calls
     "embed",
     "rms_norm",
     "quantize",

@@ -40,14 +40,14 @@ class Head:
             self.codes[first : first + len(codes)] = codes
             first += len(codes)
 
-    def survivors(self, wanted, n_threads=2):
+    def survivors(self, query, n_threads=2):
         """Of each input, how many logits are computed; the best is held against the full head."""
         counts = []
         for x in self.inputs:
             x, batch = operands.Matrix(x[None]), operands.Batch(1, 1, n_threads).rows_only(1)
             ops.head(self.out, self.rows, x, batch)
             best = self.out.array().argmax()
-            counts += ops.screen(self.out, self.rows, self.screen, x, batch, [wanted])
+            counts += ops.screen(self.out, self.rows, self.screen, x, batch, [query])
             assert self.out.array().argmax() == best
         return counts
 
@@ -119,13 +119,13 @@ def test_draw(random_head, n_threads, timed, figures):
 
 @pytest.mark.parametrize("of", ["random", "bundled"])
 @pytest.mark.parametrize(
-    "wanted",
+    "query",
     [LogitsQuery(1), LogitsQuery(40), LogitsQuery(1, 3.0)],
     ids=["greedy", "top_k=40", "min_p=0.05"],
 )
-def test_survivors(request, of, wanted, benchmark, figures):
+def test_survivors(request, of, query, benchmark, figures):
     h = request.getfixturevalue(f"{of}_head")
-    counts = benchmark.pedantic(lambda: h.survivors(wanted), rounds=1)
+    counts = benchmark.pedantic(lambda: h.survivors(query), rounds=1)
     figures(
         median=np.median(counts),
         greatest=max(counts),

@@ -16,7 +16,7 @@ from bitnet.runtime.kv_cache import KVCache
 from bitnet.runtime.pool import Pool
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2560, 6912, 20, 5, 128
-N_LAYERS = 16  # of gate and up: 142 MB of packed weights
+N_LAYERS = 16  # layers with a gate and an up projection: 142 MB of packed weights
 THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 
 

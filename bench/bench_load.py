@@ -35,7 +35,7 @@ def test_scan(benchmark, path):
 
 
 def test_open(benchmark, path):
-    """The same and the weights: mapped, or from the sidecar."""
+    """The same and the weights: mapped, or from the repacked file."""
     rounds(benchmark, lambda: weights.open(path).close())
 
 

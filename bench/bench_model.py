@@ -129,16 +129,16 @@ def test_batch(model, prompt, n_sequences, timed, figures):
         states = [session._state.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
 
-        def step(wanted):
+        def step(queries):
             for state in states:
                 state.trim(128)
             for _ in range(N_DECODED):
                 sequences = [(state, 1) for state in states]
-                logits = engine_model.forward(tokens, sequences, queries=wanted)
+                logits = engine_model.forward(tokens, sequences, queries=queries)
                 tokens[:] = [ops.argmax(row) for row in logits]
 
-        wanted = [LogitsQuery(1)] * n_sequences
-        seconds, whole = timed(lambda: step(wanted), lambda: seconds_of(lambda: step(None)))
+        queries = [LogitsQuery(1)] * n_sequences
+        seconds, whole = timed(lambda: step(queries), lambda: seconds_of(lambda: step(None)))
         n_tokens = n_sequences * N_DECODED
         figures(tokens_s=n_tokens / seconds, tokens_s_all_logits=n_tokens / whole)
         for state in states:

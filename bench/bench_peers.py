@@ -18,7 +18,7 @@ import bitnet
 from bitnet.runtime import cpu
 
 N_DECODED = 16
-N_CONTEXT = 128  # before them; llama-bench decodes from an empty one
+N_CONTEXT = 128  # tokens before those; llama-bench begins with an empty context
 THREADS = sorted({1, min(2, len(cpu.affinity()))})
 
 

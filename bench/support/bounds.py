@@ -16,7 +16,7 @@ import numpy as np
 from bitnet.api.measure import bytes_per_token, read_seconds, weight_runs
 from bitnet.runtime import dispatch
 
-OPERATIONS, AT_ONCE = 15 / 128, 4  # vector operations of a ternary weight; of a cycle
+OPERATIONS, AT_ONCE = 15 / 128, 4  # vector operations for a ternary weight, and in a cycle
 ADDS = 64_000_000
 SOURCE = """
 unsigned long adds(unsigned long n) {

@@ -73,7 +73,7 @@ def libc(name, address, n_bytes, last):
 
 
 def files_of(path):
-    """The files that a loaded model maps, its sidecar included."""
+    """The files that a loaded model maps, its repacked file included."""
     with weights.open(path) as files:
         return [Path(name) for name, _, _ in files.mappings()]
 

@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-WEIGHTS = 2.084e9  # ternary, of the 2B-4T shape, four in a byte
+WEIGHTS = 2.084e9  # ternary weights of the 2B-4T shape, four in a byte
 
 
 def points(run, test):

@@ -106,9 +106,9 @@ class Model:
             self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
-        # where fewer threads are used when the machine grants no more
-        self._most_threads = settings.threads if follows_machine else None
-        self._looked = -math.inf  # when that was looked at
+        # upper bound of what _follow_machine sets; None where the user chose the number
+        self._max_threads = settings.threads if follows_machine else None
+        self._threads_checked = -math.inf  # time.monotonic() of the last _follow_machine
         _models.add(self)
 
     def __repr__(self) -> str:
@@ -368,14 +368,16 @@ class Model:
         n, why = cpu.threads(n)
         with self.scheduler.exclusive() as transformer:
             transformer.n_threads = n
-        self._most_threads = None if why in cpu.ASKED else n
+        self._max_threads = None if why in cpu.ASKED else n
 
     def _follow_machine(self) -> None:
-        """Use the threads that are ours now, if nobody said how many."""
+        """Use as many threads as the machine grants now, if the user did not choose the number."""
         now = time.monotonic()
-        if self._most_threads is None or now - self._looked < 1 or self.scheduler.is_inside:
+        if self._max_threads is None or self.scheduler.is_inside:
             return
-        self._looked, n = now, min(self._most_threads, cpu.threads()[0])
+        if now - self._threads_checked < 1:
+            return
+        self._threads_checked, n = now, min(self._max_threads, cpu.threads()[0])
         if n != self.threads:
             with self.scheduler.exclusive() as transformer:
                 transformer.n_threads = n
@@ -471,7 +473,7 @@ class Model:
 
 
 class Stream:
-    """An iterator of pieces of text, of one generation. Leaving it early (close) cancels that.
+    """An iterator of the text deltas of one generation. Leaving it early (close) cancels that.
 
     completion: the Completion once the text is complete, None before.
     """

@@ -25,7 +25,7 @@ from ..text.vocabulary import TokenizerSource
 
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
-DEFAULT_LAYOUT = "128x32"  # that of microsoft/BitNet, and of nearly every file there is
+DEFAULT_LAYOUT = "128x32"  # the layout of microsoft/BitNet and of nearly every published file
 
 Codes = Iterator[np.ndarray]  # uint8 (some rows, n_cols) of 0, 1, 2 in row order
 
@@ -40,7 +40,7 @@ class TernaryTensor:
         lie, else None.
     unpack: () -> (scales, codes), as read() gives them but unchecked; ValueError.
     quantization: the groups of weights and of activations that have a scale of their own in the
-    file. Groups of a row whose scales are equal are read as one.
+        file. Groups of a row whose scales are equal are read as one.
     """
 
     name: str

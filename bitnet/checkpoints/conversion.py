@@ -18,7 +18,7 @@ from ..models.rope import row_order
 from .checkpoint import Checkpoint, Codes, TernaryTensor
 from .export_config import ExportSpec
 
-HEADS = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K"}  # --head: type of embedding and head
+HEAD_TYPES = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K"}  # --head: type of embedding and head
 RELEASE_EVERY = 32 << 20  # bytes read between two releases of mapped pages
 REPORT_EVERY = 0.1  # seconds between two calls of progress
 
@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in
 class Conversion:
     """One conversion and how far it is.
 
-    checkpoint: what is read. spec: what is to be written. head: one of HEADS, or None.
+    checkpoint: what is read. spec: what is to be written. head: one of HEAD_TYPES, or None.
     digests: {name: digest of what the result must give back}. scales: {name: float32 (1, 1)}, once
     a tensor was read. notes: sentences for the user.
     """
@@ -51,10 +51,10 @@ class Conversion:
         self.files, self.total = checkpoint.files, _n_bytes(checkpoint)
 
     def start_checking(self, result: Checkpoint) -> dict[str, bytes]:
-        """From now on the result is read; returns the digests of what was meant."""
-        meant, self.digests = self.digests, {}
+        """From now on the result is read; returns the digests it must have."""
+        expected, self.digests = self.digests, {}
         self.doing, self.files, self.total = "checking", result.files, self.done + _n_bytes(result)
-        return meant
+        return expected
 
     def advance(self, name: str, n_bytes: int) -> None:
         """n_bytes of a tensor were read: give their pages back, they would count as ours."""
@@ -124,12 +124,15 @@ class Conversion:
         return stored
 
     def row_type(self, name: str, kept: Collection[str], default: str) -> str:
-        """The type the target gets for the embedding or head: head, else as in the checkpoint if it
-        is one of kept, else the default. Another pass finds whether its values fit."""
+        """The type in which the target holds the embedding or head.
+
+        That of --head, else the checkpoint's own if it is one of kept, else the default; F32 where
+        values are too large for it, which another pass over the tensor finds out.
+        """
         tensor = self.checkpoint.floats[name]
         if self.head is None and tensor.type in kept:
             return tensor.type
-        chosen = HEADS[self.head] if self.head else default
+        chosen = HEAD_TYPES[self.head] if self.head else default
         n_values = TYPES[chosen].n_values
         if tensor.shape[1] % n_values:
             limit = f"a multiple of {n_values}, for --head {self.head}"

@@ -1,7 +1,7 @@
 """convert(): a model in any container and ternary type to a GGUF of I2_S, or to a packed HF folder.
 
-Tensors go through one at a time, in pieces; the result has its name only once every one of them was
-read back and is what was meant.
+Tensors go through one at a time, in chunks of rows; the result has its name only once every one of
+them was read back and is what was meant.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ from ..runtime import memory_report
 from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint
-from .conversion import HEADS, Conversion, Progress
+from .conversion import HEAD_TYPES, Conversion, Progress
 from .export_config import differences, gguf_export_spec, gguf_metadata, hf_export_spec, hf_files
 from .open_checkpoint import open_checkpoint
 
 MODEL_FOLDERS = {"1_Pooling", "2_Normalize"}  # folders inside that of an embedding model
-SAMPLES = (  # texts that must have the same tokens before and after
+TOKENIZER_SAMPLES = (  # texts that must have the same tokens before and after
     "Hello, world! It's 3.14159  or 12345678 (or so).\n\n\tNew line\r\n",
     "Zażółć gęślą jaźń, 日本語のテキスト, नमस्ते, привет, 👩‍👩‍👧 é",
     "def f(x):\n    return x**2  # we'll see   what's LEFT",
@@ -77,7 +77,7 @@ def convert(
     """Convert the model at src, an HF folder or a .gguf file; returns a Converted.
 
     to: "gguf" or "hf"; None: by the name of dst. head: the type of embedding and head, one of
-        HEADS; None: as at src, if the container has it, else F16 (GGUF) or F32 (HF).
+        HEAD_TYPES; None: as at src, if the container has it, else F16 (GGUF) or F32 (HF).
     masters, layout: see open_checkpoint. force: replace dst. verify: read every tensor back.
     progress: called as (what, bytes done, bytes in all) about ten times a second.
 
@@ -89,7 +89,7 @@ def convert(
     to = to or ("gguf" if dst.suffix == ".gguf" else "hf")
     check_choice("to", to, ("gguf", "hf"))
     if head is not None:
-        check_choice("head", head, HEADS)
+        check_choice("head", head, HEAD_TYPES)
     checkpoint = open_checkpoint(src, layout=layout, masters=masters)
     _check_paths(checkpoint, dst, to, force)
     is_gguf = to == "gguf"
@@ -126,8 +126,8 @@ def _check_paths(checkpoint: Checkpoint, dst: Path, to: str, force: bool) -> Non
     if not force:
         raise _exists(dst)
     if not (dst.is_file() if to == "gguf" else _is_model_folder(dst)):
-        wanted = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
-        raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {wanted}", str(dst))
+        expected = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
+        raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {expected}", str(dst))
 
 
 def _exists(dst: Path) -> FileExistsError:
@@ -271,17 +271,19 @@ def _write_hf(conversion: Conversion, folder: Path) -> None:
 
 
 def _linear_class(checkpoint: Checkpoint) -> str:
-    """What transformers is to do with the scales: "bitlinear" divides by them, as published models
-    of some families want it, where all stay the same by that; "autobitlinear" multiplies.
+    """The linear_class of the folder: transformers divides by the scales of "bitlinear", and
+    multiplies by those of "autobitlinear".
 
-    That of masters is 1 / x already, and of those 1 / (1 / (1 / x)) == 1 / x for every float32.
+    That of published models of the family; "autobitlinear" where a scale would not survive being
+    inverted twice. A scale of masters does: it is 1 / x, and 1 / (1 / (1 / x)) == 1 / x for every
+    float32.
     """
-    wanted = checkpoint.config.arch.linear_class
-    if wanted != "bitlinear":
-        return wanted
+    published = checkpoint.config.arch.linear_class
+    if published != "bitlinear":
+        return published
     one = np.float32(1)
     stored = (t.scales() for t in checkpoint.ternary.values() if not t.are_masters)
-    return wanted if all((one / (one / s) == s).all() for s in stored) else "autobitlinear"
+    return published if all((one / (one / s) == s).all() for s in stored) else "autobitlinear"
 
 
 def _packed(conversion: Conversion, name: str) -> Iterator[np.ndarray]:
@@ -290,7 +292,7 @@ def _packed(conversion: Conversion, name: str) -> Iterator[np.ndarray]:
 
 
 def hf_scale(conversion: Conversion, name: str, linear_class: str) -> Iterator[np.ndarray]:
-    """Run once the tensor is written, which finds its scale."""
+    """The scale of a tensor. To be run after the tensor is written, which finds the scale."""
     scales = conversion.scales[name]
     yield 1 / scales if linear_class == "bitlinear" else scales
 
@@ -308,12 +310,12 @@ def _verify(conversion: Conversion, path: Path, dst: Path) -> None:
     result = open_checkpoint(path)
     changed = differences(result.config, conversion.spec.config)
     check(not changed, ", ".join(changed))
-    meant = conversion.start_checking(result)
+    expected = conversion.start_checking(result)
     for name, t in result.ternary.items():
         scales, chunks = t.read()
         for _ in conversion.watched(name, t, scales, chunks):
             pass
-        check(conversion.digests[name] == meant[name], f"{name} codes or scale")
+        check(conversion.digests[name] == expected[name], f"{name} codes or scale")
     for name, tensor in result.floats.items():
         digest = blake2b()
         if len(tensor.shape) == 1:
@@ -322,11 +324,11 @@ def _verify(conversion: Conversion, path: Path, dst: Path) -> None:
         for rows in tensor.row_steps() if len(tensor.shape) == 2 else ():
             digest.update(np.ascontiguousarray(rows).data)
             conversion.advance(name, rows.nbytes)
-        check(digest.digest() == meant[name], name)
+        check(digest.digest() == expected[name], name)
     conversion.release()
     before, after = (
         Tokenizer.from_source(c.tokenizer_source, c.config) for c in (conversion.checkpoint, result)
     )
-    for text in SAMPLES if before else ():
+    for text in TOKENIZER_SAMPLES if before else ():
         ids = [t and t.encode(text, add_eos=True) for t in (before, after)]
         check(ids[0] == ids[1], "tokenizer")

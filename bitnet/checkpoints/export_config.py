@@ -14,9 +14,10 @@ from ..models.architecture import POOLING_TYPES
 from ..models.config import GGUF_KEYS, SAMPLING_DEFAULTS, ModelConfig
 
 FILE_TYPE_I2_S = 40  # general.file_type; other engines use the number for something else
-SENTENCE_TRANSFORMERS = {  # module -> folder of it
+SENTENCE_TRANSFORMERS = {  # class of a module -> its folder
     "Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize",
 }  # fmt: skip
+# fields that mean nothing where no layer slides
 _SLIDING = ("sliding_window", "sliding_layers", "rope_local_theta")
 
 

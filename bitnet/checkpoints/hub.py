@@ -1,8 +1,8 @@
 """The Hugging Face hub: a model's files in the hub's own cache, of one commit, checksums compared.
 
 A note in our cache folder says which files a pull found whole, so that a later load needs no
-network. The hub is believed what a commit holds, and every byte is compared with what it says. Its
-library does the transfer and is imported only then.
+network. What a commit holds is what the hub says: every byte is compared with the hub's checksums.
+The huggingface_hub library does the transfer and is imported only then.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
 
-LIBRARY = "pip install 'bitnet-engine[hub]'"
+HUB_EXTRA = "pip install 'bitnet-engine[hub]'"
 SYNTAX = "ORG/NAME[@REVISION][:FILE.gguf]"
-# What a model is read from beside its weights; whatever else a repository holds stays there.
+# The files a model is read from, beside its weights; no other file of a repository is fetched.
 FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "modules.json",
@@ -36,7 +36,7 @@ FILES = (
 )  # fmt: skip
 MAX_REPO = 96  # characters, the hub's own limit
 TIMEOUT = 10  # seconds for the hub's first answer; the library would wait for ever
-NOTE_VERSION = 1
+NOTE_VERSION = 1  # what a note holds; one of another number is ignored
 _WORD = r"\w(?:[\w.-]*\w)?"
 _NAME = re.compile(
     rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
@@ -45,7 +45,7 @@ _NAME = re.compile(
 )
 _SHARD = re.compile(r"[^/]+-of-\d+\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # what versions of the library are built on
+_NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # HTTP clients the library has been built on
 
 
 class HubReference(NamedTuple):
@@ -146,14 +146,17 @@ def fetch(
     for file, facts in snapshot.files.items():
         progress(f"checking {file}")
         _check(snapshot.folder / file, facts)
-    for asked in {reference, reference._replace(revision=snapshot.commit)}:
-        _write_note(asked, snapshot)
+    for alias in {reference, reference._replace(revision=snapshot.commit)}:
+        _write_note(alias, snapshot)
     log.info("%s: %d files, %d bytes", snapshot.folder, len(snapshot.files), snapshot.n_bytes)
     return snapshot
 
 
 def cached(name: str) -> Snapshot | None:
-    """The Snapshot that an earlier pull of this name left, or None. Asks nobody, for any text."""
+    """The Snapshot that an earlier pull of this name left, or None, also for what is no name.
+
+    Nothing is asked of the network.
+    """
     try:
         return _read_note(parse(name))
     except ValueError:
@@ -362,7 +365,7 @@ def library_api(repo: str) -> Any:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        reason = f"not here, and to fetch it from the Hugging Face hub: {LIBRARY}"
+        reason = f"not here, and to fetch it from the Hugging Face hub: {HUB_EXTRA}"
         raise FileNotFoundError(errno.ENOENT, reason, repo) from None
     return HfApi(library_name="bitnet-engine")
 

@@ -25,16 +25,16 @@ from ..runtime.pool import ALIGN, Pool
 from . import repack_cache
 from .checkpoint import Checkpoint, TernaryTensor
 
-# What the process grows by beside the pool, as it was measured on vocabularies of 128,256 tokens:
-# 42-45 MiB of a tokenizer and 6 of words it remembers; 3 MiB of Python's objects; 8 of arrays that
-# sampling takes; 12 KiB a thread, or a huge page where the system gives them to every stack.
-WORDS_BYTES = 6 << 20
-TOKEN_BYTES = 400
-OBJECTS_BYTES = 4 << 20
-SAMPLING_BYTES = 64
-THREAD_BYTES = 64 << 10
-CODE_BYTES = 7 << 20  # of libraries that are loaded with the first model
-FREE_BYTES = 64 << 10  # the pool takes whole pages from the system
+# What the process grows by beside the pool. Measured with vocabularies of 128,256 tokens: 42 to
+# 45 MiB for a tokenizer and 6 MiB for the words it remembers, 3 MiB for Python's objects, 8 MiB for
+# arrays of sampling, 12 KiB for a thread's stack (a huge page where every stack gets one).
+WORDS_BYTES = 6 << 20  # bytes: the words a tokenizer remembers
+TOKEN_BYTES = 400  # bytes of the tokenizer for each token of the vocabulary
+OBJECTS_BYTES = 4 << 20  # bytes: Python's objects
+SAMPLING_BYTES = 64  # bytes of sampling's arrays for each token of the vocabulary
+THREAD_BYTES = 64 << 10  # bytes for each thread: the part of its stack that is touched
+CODE_BYTES = 7 << 20  # bytes: the libraries that are loaded with the first model
+FREE_BYTES = 64 << 10  # bytes the pool holds and does not use: it takes whole pages
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the arguments of load those that memory depends on."""
+    """The arguments of load on which memory depends."""
 
     context: int
     kv_dtype: str = DEFAULT_KV_DTYPE
@@ -60,7 +60,7 @@ class Settings:
 
 
 class Planner:
-    """The needs of one model with any settings. checkpoint: is read, and not kept."""
+    """The needs of one model with any settings. The checkpoint is read, and not kept."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
@@ -70,8 +70,8 @@ class Planner:
         ternary = checkpoint.ternary.values()
         tables = [len(t.data) for t in checkpoint.floats.values() if len(t.shape) == 2]
         self._in_place = sum(_codes_bytes(t) for t in ternary if t.in_place is not None)
-        self._in_place += sum(_array(n_bytes, item=1) for n_bytes in tables)
-        self._derived = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
+        self._in_place += sum(_array_bytes(n_bytes, item=1) for n_bytes in tables)
+        self._repacked = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.cache_folder() is not None
@@ -79,39 +79,39 @@ class Planner:
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
         if self._is_screened:
-            self._derived += _array(*shape, item=1) + _array(shape[0], 3)
+            self._repacked += _array_bytes(*shape, item=1) + _array_bytes(shape[0], 3)
 
     def needs(self, settings: Settings) -> list[Need]:
         """[Need] with every slot full."""
         s, weights = settings, self._weights_in_pool(settings)
-        mapped = self._in_place + self._derived - weights + self._headers
+        mapped = self._in_place + self._repacked - weights + self._headers
         needs = plan(
             self.config, context=s.context, kv_dtype=s.kv_dtype, slots=s.slots, threads=s.threads,
             n_tokens=self.n_tokens, weights=weights, is_screened=self._is_screened,
         )  # fmt: skip
         return [
             *needs,
-            Need("free", FREE_BYTES, "of the pool, what pieces leave of their pages"),
+            Need("free", FREE_BYTES, "what chunks leave unused of the pool's pages"),
             Need("files", mapped, "mapped, shared by processes", "files"),
             Need("libraries", CODE_BYTES, "mapped, shared by processes", "files"),
         ]
 
     def private(self, settings: Settings) -> int:
-        """Bytes that are the process's own, every slot full."""
+        """Bytes private to the process, every slot full."""
         return sum(need.nbytes for need in self.needs(settings) if need.where != "files")
 
-    def least(self, settings: Settings) -> int:
-        """The same with one slot full: the others wait until there is room."""
+    def minimum(self, settings: Settings) -> int:
+        """The bytes without which load refuses: one slot full, the others wait for room."""
         return self.private(settings) - (settings.slots - 1) * self._state_bytes(settings)
 
     def full_slots(self, settings: Settings, limit: int) -> int:
-        """How many slots may be full at once."""
-        spare = (limit - self.least(settings)) // self._state_bytes(settings)
+        """How many slots may be full at once under a limit."""
+        spare = (limit - self.minimum(settings)) // self._state_bytes(settings)
         return min(settings.slots, 1 + spare)
 
     def check(self, settings: Settings, limit: int) -> int:
-        """What a limit leaves to the pool, bytes. MemoryLimitExceeded if one slot does not fit."""
-        needed, needs = self.least(settings), self.needs(settings)
+        """The bytes a limit leaves to the pool. MemoryLimitExceeded if one slot does not fit."""
+        needed, needs = self.minimum(settings), self.needs(settings)
         if needed > limit:
             remedies = self.remedies(settings, limit)
             raise MemoryLimitExceeded(limit, needed, needs, remedies, table(needs))
@@ -127,31 +127,36 @@ class Planner:
             "threads": range(1, settings.threads),
             "mapping": ["map"] if settings.mapping == "copy" else [],
         }
-        remedies = [self._most(settings, name, values, limit) for name, values in choices.items()]
+        remedies = [
+            self._largest_fitting(settings, name, values, limit) for name, values in choices.items()
+        ]
         if not any(remedies):
             smallest = {name: values[0] for name, values in choices.items() if values}
             all_smallest = replace(settings, **smallest)
-            context = self._most(all_smallest, "context", choices["context"], limit)
+            context = self._largest_fitting(all_smallest, "context", choices["context"], limit)
             remedies = [smallest | context] if context else []
         remedies = [changes for changes in remedies if changes]
-        needed = [self._least_with(settings, changes) for changes in [*remedies, {}]]
+        needed = [self._minimum_with(settings, changes) for changes in [*remedies, {}]]
         remedies.append({"memory_limit": f"{-(-needed[-1] >> 20)}MiB"})
         return list(zip(remedies, needed, strict=True))
 
-    def _most(
+    def _largest_fitting(
         self, settings: Settings, name: str, values: Sequence[Any], limit: int
     ) -> dict[str, Any]:
-        """{name: the last of values, which need more and more, that fits}, {} where none does."""
-        n = bisect_right(values, limit, key=lambda v: self._least_with(settings, {name: v}))
+        """{name: the largest value with which one slot fits}, {} where none does.
+
+        values: in ascending order of the bytes needed.
+        """
+        n = bisect_right(values, limit, key=lambda v: self._minimum_with(settings, {name: v}))
         return {name: values[n - 1]} if n else {}
 
-    def _least_with(self, settings: Settings, changes: Mapping[str, Any]) -> int:
-        return self.least(replace(settings, **changes))
+    def _minimum_with(self, settings: Settings, changes: Mapping[str, Any]) -> int:
+        return self.minimum(replace(settings, **changes))
 
     def _weights_in_pool(self, settings: Settings) -> int:
         if settings.mapping == "copy":
-            return self._in_place + self._derived
-        return 0 if self._has_cache else self._derived
+            return self._in_place + self._repacked
+        return 0 if self._has_cache else self._repacked
 
     def _state_bytes(self, settings: Settings) -> int:
         return state_bytes(self.config, settings.context, settings.kv_dtype)
@@ -228,12 +233,13 @@ def _thread_bytes() -> int:
 
 def _codes_bytes(ternary: TernaryTensor) -> int:
     """Bytes of a linear layer's codes in the layout that kernels read."""
-    return _array(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
+    return _array_bytes(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
 
 
 def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGN) * ALIGN
 
 
-def _array(*shape: int, item: int = 4) -> int:
+def _array_bytes(*shape: int, item: int = 4) -> int:
+    """Bytes the pool gives to an array. item: bytes of an item."""
     return _aligned(math.prod(shape) * item)

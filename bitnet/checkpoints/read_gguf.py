@@ -91,9 +91,9 @@ def _tokenizer_source(file: GGUFFile) -> TokenizerSource:
     model = metadata.get("tokenizer.ggml.model")
     if isinstance(model, str) and model == BYTE_LEVEL_MODEL:
         metadata.setdefault("tokenizer.ggml.pre", "llama-bpe")
-    for key, wanted in _VOCABULARY_ARRAYS.items():
-        if key in metadata and (held := _elements(metadata[key])) != wanted:
-            raise FormatError(file.path, key, held, f"an array of {wanted}")
+    for key, expected in _VOCABULARY_ARRAYS.items():
+        if key in metadata and (held := _elements(metadata[key])) != expected:
+            raise FormatError(file.path, key, held, f"an array of {expected}")
     n_tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
         if key in metadata and len(metadata[key]) != n_tokens:

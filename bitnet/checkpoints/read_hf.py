@@ -26,7 +26,7 @@ from .checkpoint import (
     stored_scale,
 )
 
-SAMPLE_ROWS = 64  # of a float matrix: enough to see whether its weights are ternary
+SAMPLE_ROWS = 64  # rows of a float matrix that are looked at: enough to see whether it is ternary
 
 
 def read_hf(folder: Path, masters: bool) -> Checkpoint:
@@ -76,12 +76,12 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
 def _packed_scale(
     tensors: Mapping[str, Tensor], name: str, linears: str, folder: Path
 ) -> np.float32:
-    """The scale beside a packed tensor, as what multiplies."""
+    """The scale beside a packed tensor, inverted where the file means it as a divisor."""
     shape = () if name in tensors and tensors[name].shape == () else (1,)
     scale = stored_scale(tensors, name, shape, folder)
     if linears == "multiply":
         return scale
-    with np.errstate(over="ignore"):  # of a scale below 3e-39: the check sees infinity
+    with np.errstate(over="ignore"):  # a scale below 3e-39 gives infinity, which the check refuses
         inverse = np.float32(1) / scale
     return check_scale(inverse, tensors[name])
 
@@ -139,8 +139,8 @@ def _tokenizer_source(folder: Path) -> TokenizerSource:
     if template and "chat_template" not in config:
         config["chat_template"] = read_text(template)
     tokenizer_json = member(folder, "tokenizer.json")
-    pieces = None if tokenizer_json else member(folder, "tokenizer.model")
-    return TokenizerSource(Path(folder), tokenizer_json, pieces, config)
+    sentencepiece = None if tokenizer_json else member(folder, "tokenizer.model")
+    return TokenizerSource(Path(folder), tokenizer_json, sentencepiece, config)
 
 
 def _end_of_turn_ids(tokenizer_config: dict[str, Any]) -> list[int]:

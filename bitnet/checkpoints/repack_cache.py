@@ -1,8 +1,8 @@
 """Weights the kernels cannot read in place: repacked once into a file of the cache folder.
 
-The file, a GGUF called "sidecar", holds only what is made from the checkpoint: ternary tensors in
-I2_S with padded rows, and the screen of a large head. It is mapped from then on; embeddings, heads
-and norms stay mapped from the checkpoint.
+The repacked file is a GGUF. It holds only what is made from the checkpoint: ternary tensors in I2_S
+with padded rows, and the screen of a large head. It is mapped from then on; embeddings, heads and
+norms stay mapped from the checkpoint. Its name and its own keys say "sidecar".
 """
 
 import contextlib
@@ -33,9 +33,9 @@ except ImportError:  # Windows: two loaders then do the work twice, each in its 
 
 log = logging.getLogger("bitnet")
 
-VERSION = 3  # of the file's content; a new one makes old files stale
+CONTENT_VERSION = 3  # what a repacked file holds; one of another number is stale and made again
 ROW_SCALES = ".row_scales"  # behind a tensor's name: its scales, where rows may differ
-SUFFIX = ".sidecar.gguf"
+REPACKED_SUFFIX = ".sidecar.gguf"
 _OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
 
 Repacked = tuple[np.ndarray, np.ndarray]  # codes uint8 (n_rows, padded // 4), scales as of read()
@@ -55,7 +55,7 @@ def load_or_repack(
     tensors: of the checkpoint, which has one file for each layout of its I2_S tensors.
     cache: the folder, None for the default, False for none. Without a usable one a warning is
         logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
-    rows: of a head to be screened, or None; n_threads: to do that with.
+    rows: of a head to be screened, or None; n_threads: to make the screen with.
     Returns ({name: (codes uint8 (n_rows, padded // 4), scales float32 (n_rows or 1, 1))}, the
     mapped file or None, (codes, bounds) of the screen or None: it is not made in memory, as results
     are the same).
@@ -69,7 +69,7 @@ def load_or_repack(
             repacked = {name: _repacked(file, name, t) for name, t in tensors.items()}
             return repacked, file, _screen(file, rows) if rows else None
         except OSError as error:
-            log.warning("no sidecar, the derived weights go to memory: %s", error)
+            log.warning("no repacked file, repacked weights go to memory: %s", error)
     return {name: _in_memory(t, pool) for name, t in tensors.items()}, None, None
 
 
@@ -106,8 +106,7 @@ def _in_memory(tensor: TernaryTensor, pool: Pool | None) -> Repacked:
 
 
 def find(checkpoint: Checkpoint, folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """The path of a checkpoint's repacked weights in a cache folder, None if they are not there or
-    those of another day."""
+    """The path of a checkpoint's repacked file in a cache folder; None if missing or stale."""
     key = _fingerprint(checkpoint)
     for path, _, written_for in cache_list(folder):
         if written_for != "damaged" and gguf.GGUFFile(path).metadata.get("sidecar.key") == key:
@@ -127,7 +126,7 @@ def _open_or_build(
     model = _identity(checkpoint.path)
     digest = hashlib.sha256(os.fsencode(model) + checkpoint.layout.encode()).hexdigest()
     slug = re.sub(r"[^\w.-]", "_", model.name.removesuffix(".gguf"), flags=re.ASCII)[:64]
-    path = folder / f"{slug.lstrip('.')}-{digest[:16]}{SUFFIX}"
+    path = folder / f"{slug.lstrip('.')}-{digest[:16]}{REPACKED_SUFFIX}"
     key = _fingerprint(checkpoint)
     if file := _opened(path, key, tensors, rows):
         return file
@@ -139,7 +138,7 @@ def _open_or_build(
         _build(path, key, tensors, model, rows, n_threads)
         if file := _opened(path, key, tensors, rows):
             return file
-    raise OSError(errno.EIO, "the sidecar just written cannot be read", str(path))
+    raise OSError(errno.EIO, "the repacked file just written cannot be read", str(path))
 
 
 def _identity(path: Path) -> Path:
@@ -148,8 +147,9 @@ def _identity(path: Path) -> Path:
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes with the path, size or modification time of any file, the layout, and VERSION."""
-    facts: list[Any] = [VERSION, checkpoint.layout]
+    """Changes with the path, size or modification time of any file, the layout, and
+    CONTENT_VERSION."""
+    facts: list[Any] = [CONTENT_VERSION, checkpoint.layout]
     for path in checkpoint.changed_by:
         info = os.stat(path)
         facts.append([str(_identity(path)), info.st_size, info.st_mtime_ns])
@@ -165,19 +165,19 @@ def _opened(
     except FileNotFoundError:
         return None
     except FormatError as error:
-        log.warning("rebuilding a damaged sidecar: %s", error)
+        log.warning("rebuilding a damaged repacked file: %s", error)
         return None
     if file.metadata.get("sidecar.key") != key:
         log.info("%s: stale, rebuilding", path)
         return None
     held = {name: (tensor.type, tensor.shape) for name, tensor in file.tensors.items()}
     if held != {name: (type_name, shape) for name, shape, type_name in _table(tensors, rows)}:
-        log.warning("rebuilding a damaged sidecar: %s", path)
+        log.warning("rebuilding a damaged repacked file: %s", path)
         return None
     scales = [_repacked(file, name, t)[1] for name, t in tensors.items()]
     is_sound = all((s > 0).all() and np.isfinite(s).all() for s in scales)
     if not is_sound or (rows and not lm_head_screen.is_sound(_screen(file, rows)[1])):
-        log.warning("rebuilding a damaged sidecar: %s", path)
+        log.warning("rebuilding a damaged repacked file: %s", path)
         return None
     return file
 
@@ -270,7 +270,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path | None:
-    """BITNET_CACHE, else $XDG_CACHE_HOME/bitnet, else ~/.cache/bitnet; None if off or homeless."""
+    """BITNET_CACHE, else $XDG_CACHE_HOME/bitnet, else ~/.cache/bitnet.
+
+    None if BITNET_CACHE is off, or there is no home folder.
+    """
     chosen = os.environ.get("BITNET_CACHE")
     if chosen:
         return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
@@ -281,11 +284,13 @@ def cache_folder() -> Path | None:
 
 
 def cache_list(folder: str | os.PathLike[str] | None = None) -> list[tuple[Path, int, str]]:
-    """[(path, bytes, path of the model)] of every file of repacked weights in the cache folder; the
-    last may be "damaged"."""
+    """[(path, bytes, path of the model)] of every repacked file in the cache folder.
+
+    "damaged" stands for the model's path where the file cannot be read.
+    """
     entries = []
     for path in _ours(folder):
-        if path.name.endswith(SUFFIX):
+        if path.name.endswith(REPACKED_SUFFIX):
             try:
                 model = gguf.GGUFFile(path).metadata.get("sidecar.source", "")
             except (FormatError, OSError):
@@ -295,7 +300,7 @@ def cache_list(folder: str | os.PathLike[str] | None = None) -> list[tuple[Path,
 
 
 def cache_clear(folder: str | os.PathLike[str] | None = None) -> int:
-    """Delete repacked weights in the cache folder, and nothing else; returns the bytes freed."""
+    """Delete the repacked files in the cache folder, and nothing else; returns the bytes freed."""
     freed = 0
     for path in _ours(folder):
         freed += path.stat().st_size

@@ -169,20 +169,20 @@ def of_checkpoint(
     False to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in
     NumPy's. n_threads: to make the screen of a head with.
     """
-    ternary, elsewhere = {}, {}
+    ternary, to_repack = {}, {}
     for name, t in checkpoint.ternary.items():
         if t.in_place is None:
-            elsewhere[name] = t
+            to_repack[name] = t
         else:
             ternary[name] = _bound(t, t.in_place, t.scales())
     files, screen, rows = list(checkpoint.files), None, checkpoint.rows("lm_head")
     is_screened = lm_head_screen.is_worth_it(rows.type, (rows.n_rows, rows.n_cols))
-    if elsewhere or is_screened:
+    if to_repack or is_screened:
         repacked, file, screen = repack_cache.load_or_repack(
-            elsewhere, checkpoint, cache, pool, rows if is_screened else None, n_threads
+            to_repack, checkpoint, cache, pool, rows if is_screened else None, n_threads
         )
         for name, (codes, scales) in repacked.items():
-            ternary[name] = _bound(elsewhere[name], codes, scales)
+            ternary[name] = _bound(to_repack[name], codes, scales)
         files += [file] if file else []
     return Weights(checkpoint, ternary, files, screen)
 

@@ -2,23 +2,25 @@
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import bitnet
 
+from ..generation.sampling import draw_seed
 from . import options
 from .terminal import Status, write
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
-COMMANDS = "/reset forgets the conversation, /exit or ctrl-D ends it, ctrl-C stops a reply"
+COMMANDS_HELP = "/reset forgets the conversation, /exit or ctrl-D ends it, ctrl-C stops a reply"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = COMMANDS + (".\nA model without a chat template continues the text of both.")
+    parser.epilog = COMMANDS_HELP + (
+        ".\nA model without a chat template continues the text of both."
+    )
     options.add_load(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
@@ -33,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")
             status.say("[the model has no chat template: it continues what you write]")
-        status.say(f"[{COMMANDS}]")
+        status.say(f"[{COMMANDS_HELP}]")
         talk(Conversation(model, keywords, args.system), _lines(), status)
     return 0
 
@@ -91,7 +93,7 @@ class Conversation:
         self, model: bitnet.Model, keywords: dict[str, Any], system: str | None = None
     ) -> None:
         self.model = model
-        self.keywords = {"seed": int.from_bytes(os.urandom(8), "little")} | keywords
+        self.keywords = {"seed": draw_seed()} | keywords
         self.system = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
 

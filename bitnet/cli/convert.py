@@ -6,7 +6,7 @@ import sys
 import time
 
 from ..checkpoints import hub
-from ..checkpoints.convert import HEADS, convert
+from ..checkpoints.convert import HEAD_TYPES, convert
 from ..checks import format_bytes
 from . import options
 from .terminal import Status, printable
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--head",
-        choices=list(HEADS),
+        choices=list(HEAD_TYPES),
         help="type of embedding and head in a GGUF (default: as in SRC, f16 for wider ones)",
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT
+from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, context_of
 from ..checkpoints import hub, repack_cache
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
@@ -21,7 +21,7 @@ from .terminal import printable
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
-GAP = 4096  # bytes between tensors that no padding explains
+MIN_GAP = 4096  # bytes that no tensor takes and that are worth a word: more than padding
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,10 +72,8 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     that cannot be used, ValueError for a context beyond the model's, OSError.
     """
     checkpoint = open_checkpoint(path, layout=layout)
-    config, longest = checkpoint.config, checkpoint.config.max_position_embeddings
-    context = min(longest, DEFAULT_CONTEXT) if context is None else context
-    if context > longest:
-        raise ValueError(f"context: {context} (1 to {longest}, what the model has)")
+    config = checkpoint.config
+    context = context_of(config, context)
     tensors, repacked = _tensors(checkpoint), _repacked(checkpoint)
     ternary = [t for t in tensors if t["ternary"]]
     n_ternary, n_all = (sum(t["weights"] for t in some) for some in (ternary, tensors))
@@ -233,7 +231,7 @@ def _rows(facts):
 def _file_rows(files):
     for file in files:
         name = f"{Path(file['path']).name}: " if len(files) > 1 else ""
-        unused = f", {file['unused_bytes']:,} unused" if file["unused_bytes"] >= GAP else ""
+        unused = f", {file['unused_bytes']:,} unused" if file["unused_bytes"] >= MIN_GAP else ""
         yield (
             "file map",
             (
@@ -315,17 +313,17 @@ def _weight_rows(facts):
     )
     repacked = facts["derived"]
     if not repacked["tensors"]:
-        yield "sidecar", "not needed: every ternary tensor is used in place"
+        yield "repacked file", "not needed: every ternary tensor is used in place"
         return
     when = "there already" if repacked["path"] else "made at the first load"
     if repacked["place"] == "memory":
         when = "made in memory at each load, without a cache folder"
     yield (
-        "sidecar",
+        "repacked file",
         f"{repacked['bytes']:,} bytes of {repacked['tensors']} repacked tensors, {when}",
     )
     if repacked["path"]:
-        yield "sidecar", repacked["path"]
+        yield "repacked file", repacked["path"]
 
 
 def _memory_rows(memory):

@@ -17,7 +17,7 @@ from .terminal import Status, printable
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
-GENERATED = 16  # tokens of the measurement that are generated, after a prompt
+N_GENERATED = 16  # tokens that a measurement generates behind the prompt
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def _measure(path, args, context):
 
 def _fill(model, slots, n_tokens):
     """Give each slot a sequence of its own; what has to stay alive meanwhile."""
-    n_prompt = max(1, n_tokens - GENERATED)
+    n_prompt = max(1, n_tokens - N_GENERATED)
     prompts = [[i % model.config.vocab_size] * n_prompt for i in range(slots)]
     if model.config.pooling is None:  # finished sequences are kept, so the slots stay full
         # a token drawn from all reads a large head itself, the likeliest one its screen

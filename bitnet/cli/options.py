@@ -1,6 +1,7 @@
 """The options that commands share, and the reading of a command line."""
 
 import argparse
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
-from ..checks import parse_bytes
+from ..checks import check_number, parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
@@ -27,8 +28,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, argv: list[str], n_args: tuple[int, int]) -> argparse.Namespace:
-        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: how
-        many there may be, least and most. ``args.parser``: this one."""
+        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: the
+        minimum and maximum of how many there may be. ``args.parser``: this one."""
         self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
         end = argv.index("--") if "--" in argv else len(argv)
         args = self.parse_intermixed_args(argv[:end])
@@ -36,23 +37,24 @@ class Parser(argparse.ArgumentParser):
         lower, upper = n_args
         if not lower <= len(args.positionals) <= upper:
             expected = str(upper) if lower == upper else f"{lower} to {upper}"
-            self.error(f"{len(args.positionals)} arguments given, {expected} wanted")
+            self.error(f"{len(args.positionals)} arguments given, {expected} expected")
         args.parser = self
         return args
 
 
-def number(kind: type, lower: float, upper: float = math.inf) -> Callable[[str], Any]:
+def number(
+    kind: type[int] | type[float], lower: float, upper: float = math.inf
+) -> Callable[[str], Any]:
     """An argparse type: an int or float from ``lower`` to ``upper``."""
 
     def convert(text: str) -> Any:
-        try:
+        value: Any = text
+        with contextlib.suppress(ValueError):  # what is no number stays a text, which is refused
             value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not lower <= value <= upper:
-            what = "a whole number" if kind is int else "a number"
-            limit = f"from {lower} to {upper}" if upper < math.inf else f"of at least {lower}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limit}")
+        try:
+            check_number("value", value, kind, lower, upper)
+        except ValueError as error:
+            raise _argument_error(error) from None
         return value
 
     return convert
@@ -63,7 +65,12 @@ def size(text: str) -> int | None:
     try:
         return parse_bytes("memory_limit", text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+        raise _argument_error(error) from None
+
+
+def _argument_error(error: ValueError) -> argparse.ArgumentTypeError:
+    """What a check said, without the name in front: argparse puts the option's there."""
+    return argparse.ArgumentTypeError(str(error).partition(": ")[2])
 
 
 def add_load(parser: argparse.ArgumentParser) -> None:

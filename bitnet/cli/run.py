@@ -8,7 +8,7 @@ from typing import Any
 
 import bitnet
 
-from ..generation.stopping import CONTEXT_ENDS
+from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
 from .terminal import Status, write
 
@@ -23,13 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "that is a terminal."
     )
     options.add_load(parser)
-    options.add_generation(parser, max_tokens=256)
+    options.add_generation(parser, StopConditions.max_tokens)
     parser.add_argument(
         "--context-end",
         choices=CONTEXT_ENDS,
-        default="stop",
+        default=StopConditions.context_end,
         help="when the context is full: stop, fail, or go on in the same memory, "
-        "seeing the first tokens and the latest (default: stop)",
+        f"seeing the first tokens and the latest (default: {StopConditions.context_end})",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(

@@ -44,9 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prefix-folder-limit",
         type=options.size,
-        default="4GiB",
+        default=LoadSettings.prefix_folder_limit,
         metavar="SIZE",
-        help="bytes of those files at most (default: 4GiB)",
+        help=f"bytes of those files at most (default: {LoadSettings.prefix_folder_limit})",
     )
     group.add_argument(
         "--queue",

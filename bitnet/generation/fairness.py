@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .request import Request
 
-# Rows of prompts in a step beside sequences that generate: a block of the kernels.
+# Rows of prompts in a step that other sequences generate in: a block of the kernels.
 SHARED_ROWS = 32
-# Seconds that count for a prompt's second: with 1.2, streams over HTTP kept 43 to 48 % of their
-# speed.
+# Seconds that the sequences that generate get for each second of prompts, which so have 40 % of the
+# time. With 1.2, streams over HTTP kept 43 to 48 % of their speed.
 PREFILL_PRICE = 1.5
 
 
 class PrefillBudget:
-    """Sees to it that prompts get less time than the sequences that generate beside them."""
+    """Gives prompts less time than the sequences that generate beside them."""
 
     def __init__(self) -> None:
-        self._is_shared = False  # whether both wait in the step that is planned
+        self._is_shared = False  # whether prompts and generating sequences share the next step
         self._plain: float | None = None  # seconds of the latest step without prompts
-        self._debt = 0.0  # seconds that prompts had more than the others, at their price
+        self._debt = 0.0  # seconds prompts owe to the others, see PREFILL_PRICE
 
     def prompts_wait(self, is_shared: bool) -> bool:
         """Whether a step without prompts is due. is_shared: whether sequences generate beside."""
@@ -41,7 +41,7 @@ class PrefillBudget:
 
 
 def split_fifo(prompts: Sequence[Request], n_rows: int) -> dict[Request, int]:
-    """{request: how many of n_rows it gets}: as many as it wants, first come, first served."""
+    """{request: how many of n_rows it gets}: all it has pending, first come, first served."""
     shares = {}
     for request in prompts:
         shares[request] = min(request.pending, n_rows)
@@ -50,7 +50,10 @@ def split_fifo(prompts: Sequence[Request], n_rows: int) -> dict[Request, int]:
 
 
 def split_fair(prompts: Sequence[Request], n_rows: int) -> dict[Request, int]:
-    """The same: half to the one that came first, the rest to those that want least."""
+    """{request: how many of n_rows it gets}: half to the oldest, the rest shortest first.
+
+    So a long prompt goes on, and a short one behind it need not wait for its end.
+    """
     if not prompts:
         return {}
     first = prompts[0]

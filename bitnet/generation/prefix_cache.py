@@ -14,8 +14,8 @@ from ..models.sequence_state import SequenceState
 from .prefix_cache_disk import DiskPrefixCache
 from .session_file import common
 
-# Tokens: a shorter beginning is not worth it. A fork copies a page of each layer, 2 ms in a 2B
-# model, which reads 100 tokens a second.
+# Tokens of a beginning that is worth a fork. A fork copies a page of each layer, 2 ms in a 2B
+# model, which reads 100 tokens of a prompt a second.
 MIN_TOKENS = 8
 
 Entry = tuple[NDArray[np.int64], SequenceState]
@@ -24,7 +24,7 @@ Entry = tuple[NDArray[np.int64], SequenceState]
 class PrefixCache:
     """Kept states with their tokens, the one used last at the end.
 
-    disk: None, or what takes those that are dropped.
+    disk: where dropped states are saved; None: nowhere.
     """
 
     def __init__(self, disk: DiskPrefixCache | None = None) -> None:
@@ -32,7 +32,7 @@ class PrefixCache:
         self._disk = disk
 
     def keep_on_disk(self, disk: DiskPrefixCache) -> None:
-        """Give those that are dropped to files from now on."""
+        """From now on, save what is dropped to files."""
         self._disk = disk
 
     def __len__(self) -> int:
@@ -44,19 +44,21 @@ class PrefixCache:
         return sum(state.nbytes for _, state in self._kept)
 
     def insert(self, tokens: Sequence[int], state: SequenceState) -> None:
-        """Take over a state that has seen these tokens, or close it if another serves as well, or
-        if it does not hold the first ones any more."""
+        """Keep a state that has seen these tokens; it belongs to the cache from now on.
+
+        It is closed instead if a kept one serves as well, or if its first positions are gone.
+        """
         if state.start:
             state.close()
             return
         ids = np.asarray(tokens, np.int64)
         for i, (others, other) in enumerate(self._kept):
             n = common(ids, others)
-            if n == len(ids) and (n == len(others) or other.is_trimmable):  # it begins another one
+            if n == len(ids) and (n == len(others) or other.is_trimmable):  # a kept one goes on
                 state.close()
                 self._kept.append(self._kept.pop(i))
                 return
-            if n == len(others) and state.is_trimmable:  # another one begins it
+            if n == len(others) and state.is_trimmable:  # it goes on from a kept one
                 other.close()
                 del self._kept[i]
                 break

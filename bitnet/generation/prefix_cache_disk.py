@@ -22,10 +22,9 @@ from . import session_file
 
 log = logging.getLogger("bitnet")  # is given texts: an error's traceback would keep arrays
 
-SUFFIX = ".prefix.gguf"
-MIN_TOKENS_ON_DISK = (
-    PAGE  # tokens: a file takes milliseconds to open, as long as reading some tokens
-)
+PREFIX_SUFFIX = ".prefix.gguf"
+# Tokens: opening a file takes milliseconds, in which some tokens could be read as well.
+MIN_TOKENS_ON_DISK = PAGE
 
 
 class DiskPrefixCache:
@@ -48,7 +47,7 @@ class DiskPrefixCache:
         self._fingerprint, self._dtype, self._new_state = fingerprint, dtype, new_state
         self._tokens: dict[Path, NDArray[np.int32 | np.int64]] = {}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self.folder.glob(f"*{SUFFIX}"):
+        for path in self.folder.glob(f"*{PREFIX_SUFFIX}"):
             try:
                 self._tokens[path] = np.array(session_file.tokens_of(path, dtype, fingerprint))
             except (FormatError, OSError) as error:
@@ -67,7 +66,7 @@ class DiskPrefixCache:
             if n == len(others) and (n == len(tokens) or state.is_trimmable):
                 covered.append(path)
         key = f"{self._fingerprint} {self._dtype} ".encode() + np.asarray(tokens, "<i8").tobytes()
-        path = self.folder / (hashlib.blake2b(key, digest_size=16).hexdigest() + SUFFIX)
+        path = self.folder / (hashlib.blake2b(key, digest_size=16).hexdigest() + PREFIX_SUFFIX)
         try:
             session_file.save(path, tokens, state, self._fingerprint)
             self._tokens[path] = np.array(tokens)
@@ -83,9 +82,8 @@ class DiskPrefixCache:
     ) -> SequenceState | None:
         """A state of the longest beginning of tokens that a file has, or None.
 
-        n_known: how many are known without a file; the file must have
-        MIN_TOKENS_ON_DISK more. sinks: of the
-        state, as of KVCache.
+        n_known: how many tokens a state in memory has seen; the file must have MIN_TOKENS_ON_DISK
+        more. sinks: of the new state, see KVCache.
         """
         state = self._new_state(sinks=sinks or 0)
         path, n = self._longest(tokens, state.is_trimmable)
@@ -117,7 +115,7 @@ class DiskPrefixCache:
         path.unlink(missing_ok=True)
 
     def _shrink(self) -> None:
-        files = [(path.stat(), path) for path in self.folder.glob(f"*{SUFFIX}")]
+        files = [(path.stat(), path) for path in self.folder.glob(f"*{PREFIX_SUFFIX}")]
         total = sum(stat.st_size for stat, _ in files)
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
             if total <= self.limit:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from ..checks import check_number
 from ..compute import ops
+from ..models.config import LIMITS
 from ..models.lm_head_screen import MAX_BEST, LogitsQuery
 from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_array
 
-SEEDS = 1 << 64  # how many there are: 0 to SEEDS - 1
-MIN_TEMPERATURE = 1e-4  # below, quotients of logits' differences overflow float32: greedy then
-MAX_BIASES = 4096  # entries of logit_bias: each is checked and added by itself
+N_SEEDS = 1 << 64  # seeds are 0 to N_SEEDS - 1
+MIN_TEMPERATURE = 1e-4  # below it is greedy: differences of logits over less overflow float32
+MAX_BIASES = 4096  # entries of logit_bias, which are checked and added one by one
 
 
 class SamplingField(NamedTuple):
@@ -80,8 +81,8 @@ class Sampling:
 
     temperature: float = _number(
         0.0,
-        lower=0.0,
-        upper=100.0,
+        lower=LIMITS["temperature"][0],
+        upper=LIMITS["temperature"][1],
         is_models=True,
         metavar="T",
         help="0: always the likeliest token (default: the model's setting, else 0)",
@@ -96,8 +97,8 @@ class Sampling:
     )
     top_p: float = _number(
         1.0,
-        lower=0.0,
-        upper=1.0,
+        lower=LIMITS["top_p"][0],
+        upper=LIMITS["top_p"][1],
         lower_allowed=False,
         is_models=True,
         metavar="P",
@@ -121,7 +122,7 @@ class Sampling:
     seed: int | None = _number(
         None,
         lower=0,
-        upper=SEEDS - 1,
+        upper=N_SEEDS - 1,
         metavar="N",
         help="the same seed gives the same text (default: a new one each time)",
     )

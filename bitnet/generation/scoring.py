@@ -10,7 +10,7 @@ from .logits_processors import Logits
 from .sampling import check_finite, log_mass
 from .scheduler import Scheduler
 
-ROWS = 32  # of logits, computed at once: 16 MiB for a vocabulary of 128k
+LOGITS_ROWS = 32  # rows of logits that are held at once: 16 MiB for a vocabulary of 128k
 
 
 def all_logits(scheduler: Scheduler, token_ids: Sequence[int]) -> Logits:
@@ -45,7 +45,7 @@ def _logits(
             for begin in range(0, first, transformer.max_batch):
                 part = ids[begin : min(first, begin + transformer.max_batch)]
                 scheduler.forward(part, [(state, len(part))], logits="none")
-            n_rows = min(ROWS, transformer.max_batch)
+            n_rows = min(LOGITS_ROWS, transformer.max_batch)
             for begin in range(first, len(ids), n_rows):
                 part = ids[begin : begin + n_rows]
                 logits = scheduler.forward(part, [(state, len(part))], logits="all")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..checks import check_choice, check_number
 
-SINKS = 4  # first tokens a window keeps in sight (Xiao et al. 2023: more gain nothing)
+SINKS = 4  # first tokens that a window keeps, attention sinks (Xiao et al. 2023: more gain nothing)
 CONTEXT_ENDS = ("stop", "error", "window")
 
 

@@ -33,8 +33,11 @@ LIMITS = {
     "rope_local_base_freq": (1.0, 1e12),
     "query_pre_attn_scalar": (1.0, 1e6),
     "sliding_window": (0, 1 << 24),
-    "temperature": (0.0, 100.0),
-    "top_k": (0, 1 << 21),
+    "temperature": (
+        0.0,
+        100.0,
+    ),  # this and top_p bound requests as well, see generation/sampling.py
+    "top_k": (0, 1 << 21),  # as vocab_size: requests may have any int32
     "top_p": (0.0, 1.0),
 }
 

@@ -24,7 +24,7 @@ from .options import Options
 OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 
-Headers = dict[bytes, bytes]  # of a request, names in lower case
+Headers = dict[bytes, bytes]  # a request's; names in lower case
 
 
 class AccessPolicy:
@@ -93,9 +93,9 @@ class AccessPolicy:
             given = headers.get(b"authorization", b"")
             scheme, _, key = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
-                wanted = {"www-authenticate": "Bearer"}
+                challenge = {"www-authenticate": "Bearer"}
                 message = "no valid API key (Authorization: Bearer KEY)"
-                return ApiError(401, message, code="invalid_api_key", headers=wanted).response()
+                return ApiError(401, message, code="invalid_api_key", headers=challenge).response()
         return None
 
     def _host_error(self, headers: Headers) -> ApiError | None:

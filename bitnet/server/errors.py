@@ -71,7 +71,7 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, code="unavailable", headers={"retry-after": "5"})
 
 
-def of_exception(error: BaseException, param: str | None = None) -> ApiError | None:
+def to_api_error(error: BaseException, param: str | None = None) -> ApiError | None:
     """The ApiError of what the engine or a check raised; None for what is a mistake of ours.
 
     param: the field at fault where the error does not name one.
@@ -91,7 +91,7 @@ def of_exception(error: BaseException, param: str | None = None) -> ApiError | N
     return None
 
 
-def of_json(error: Exception) -> ApiError:
+def json_error(error: Exception) -> ApiError:
     """The ApiError of JSON that msgspec refused."""
     if isinstance(error, RecursionError):
         return ApiError(400, "the body is nested too deeply")

@@ -1,6 +1,5 @@
 """What the endpoints that generate text share: from a parsed request to the HTTP response."""
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
 from ..generation.request import Request
-from ..generation.sampling import SAMPLING_FIELDS, SEEDS
+from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
 from .errors import JSON, ApiError
 from .grammar import Constraint
 from .reply_protocol import Reply
@@ -21,7 +20,7 @@ from .tools import Tools
 async def generate(
     service: Service,
     request: HttpRequest,
-    wanted: GenerationRequest,
+    body: GenerationRequest,
     reply: Reply,
     prompts: Callable[[], Iterable[list[int]]],
     *,
@@ -32,9 +31,9 @@ async def generate(
 ) -> ASGIApp:
     """An ASGI response with all sequences of a request, whole or as a stream. ApiError, ClientGone.
 
-    wanted: the parsed request. reply: see reply_protocol. prompts: yields the token ids of each
-    prompt, when it is called in the thread of prompts. n_sequences: choices of all prompts.
-    n_logprobs: None, or of how many of the likeliest tokens.
+    body: the parsed body of the request. reply: see reply_protocol. prompts: yields the token ids
+    of each prompt; called in the thread of prompts. n_sequences: choices of all prompts.
+    n_logprobs: how many of the likeliest tokens get their log probability; None for no logprobs.
     """
     capacity = service.worker.capacity
     if n_sequences > capacity:
@@ -42,40 +41,40 @@ async def generate(
         raise ApiError(400, message, param="n")
 
     def make_requests() -> tuple[list[Request], list[int]]:
-        return _requests(service, wanted, prompts(), max_tokens, n_logprobs, tools)
+        return _requests(service, body, prompts(), max_tokens, n_logprobs, tools)
 
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await service.in_prompt_thread(make_requests)
         generation = service.worker.start(requests, prompt_indices)
         reservation.hand_over()  # each sequence gives its own back when it ends
     stream = ResponseStream(request, generation, reply, service.metrics)
-    if not wanted.stream:
+    if not body.stream:
         return JSON(await stream.whole())
-    has_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+    has_usage = body.stream_options is not None and body.stream_options.include_usage
     return await stream.stream(has_usage)
 
 
 def _requests(
     service: Service,
-    wanted: GenerationRequest,
+    body: GenerationRequest,
     prompts: Iterable[list[int]],
     max_tokens: int,
     n_logprobs: int | None,
     tools: Tools | None,
 ) -> tuple[list[Request], list[int]]:
     """(the requests for every choice of every prompt, the index of the prompt of each)."""
-    seed = int.from_bytes(os.urandom(8), "little") if wanted.seed is None else wanted.seed
-    options = _options(wanted)
-    make_constraint = _constraint_maker(service, wanted, tools)
+    seed = draw_seed() if body.seed is None else body.seed
+    options = _options(body)
+    make_constraint = _constraint_maker(service, body, tools)
     requests, prompt_indices = [], []
     for index, ids in enumerate(prompts):
-        for choice in range(wanted.n or 1):
+        for choice in range(body.n or 1):
             request = service.model.request(
                 ids,
                 n_logprobs=n_logprobs,
                 constraint=make_constraint and make_constraint(),
                 max_tokens=max_tokens,
-                seed=(seed + choice) % SEEDS,
+                seed=(seed + choice) % N_SEEDS,
                 **options,
             )
             requests.append(request)
@@ -83,23 +82,23 @@ def _requests(
     return requests, prompt_indices
 
 
-def _options(wanted: GenerationRequest) -> dict[str, Any]:
+def _options(body: GenerationRequest) -> dict[str, Any]:
     """The keywords of Model.generate that a request gives, but the seed and max_tokens."""
     numbers = [field.name for field in SAMPLING_FIELDS if field.name != "seed"]
     names = [*numbers, "logit_bias", "stop"]
-    options = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    options = {name: value for name in names if (value := getattr(body, name)) is not None}
     if options.get("top_k") == -1:  # what others write for "all"
         options["top_k"] = 0
     return options
 
 
 def _constraint_maker(
-    service: Service, wanted: GenerationRequest, tools: Tools | None
+    service: Service, body: GenerationRequest, tools: Tools | None
 ) -> Callable[[], Constraint] | None:
     """A function that makes the constraint of one choice; None where any text may come."""
-    schema = getattr(getattr(wanted, "response_format", None), "schema", None)
+    schema = getattr(getattr(body, "response_format", None), "schema", None)
     if tools is not None and tools.may_call:
         return service.grammars.of_tools(tools, schema)
     if schema is not None:
-        return service.grammars.of_schema(schema, wanted.format_field)
+        return service.grammars.of_schema(schema, body.format_field)
     return None

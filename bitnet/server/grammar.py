@@ -16,9 +16,9 @@ from .errors import ApiError
 from .schema import JSONSchema
 from .tools import Tools
 
-EXTRA = "pip install 'bitnet-engine[grammar]'"
-MAX_SCHEMA_BYTES = 64 << 10  # characters: others wait while one is compiled
-# No free white space, which a model could write for ever; the last one wins over the schema's own.
+GRAMMAR_EXTRA = "pip install 'bitnet-engine[grammar]'"
+MAX_SCHEMA_LENGTH = 64 << 10  # characters of a schema: others wait while one is compiled
+# No free white space, which a model could write for ever; "lenient" overrides the schema's own.
 STYLE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
 }  # fmt: skip
@@ -56,11 +56,11 @@ class Grammars:
         try:
             import llguidance
         except ImportError:
-            raise ApiError(400, f"{field}: the server lacks {EXTRA}", param=field) from None
+            raise ApiError(400, f"{field}: the server lacks {GRAMMAR_EXTRA}", param=field) from None
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._model, field)
-        if len(text) > MAX_SCHEMA_BYTES:
-            message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_BYTES})"
+        if len(text) > MAX_SCHEMA_LENGTH:
+            message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_LENGTH})"
             raise ApiError(400, message, param=field)
         limits = llguidance.LLParserLimits(**_LIMITS)
         try:

@@ -17,7 +17,7 @@ from .tools import Calls
 from .worker import Event, Generation
 
 Spell = Callable[[int], tuple[str, bytes]]  # token id -> its text and bytes
-Logprobs = list[tuple[int, float]]  # of one place: [(token id, log of its probability)]
+Logprobs = list[tuple[int, float]]  # [(token id, log of its probability)] at one position
 
 
 class ChatChunks:
@@ -34,7 +34,7 @@ class ChatChunks:
         self, model_name: str, spell: Spell, has_logprobs: bool, may_call: bool = False
     ) -> None:
         self._spell, self._has_logprobs = spell, has_logprobs
-        self._calls: dict[int, Calls] | None = {} if may_call else None  # of each choice
+        self._calls: dict[int, Calls] | None = {} if may_call else None  # {choice: Calls}
         self.head: Chunk = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,
@@ -82,7 +82,7 @@ class ChatChunks:
     def _logprobs(self, event: Event) -> Chunk:
         if not self._has_logprobs:
             return {}
-        entries = shown(event)
+        entries = text_logprobs(event)
         return {"logprobs": {"content": [self._entry(e) for e in entries]} if entries else None}
 
     def _entry(self, entry: Logprobs) -> Chunk:
@@ -136,7 +136,7 @@ class TextChunks(ChatChunks):
 
     def __init__(self, model_name: str, spell: Spell, has_logprobs: bool) -> None:
         super().__init__(model_name, spell, has_logprobs)
-        self._offsets: dict[int, int] = {}  # of each choice: characters of the tokens so far
+        self._offsets: dict[int, int] = {}  # {choice: characters of its tokens so far}
 
     def opening(self, n: int) -> Iterable[Chunk]:
         return ()
@@ -147,7 +147,7 @@ class TextChunks(ChatChunks):
         yield self._chunk(choice | {"logprobs": None} | self._logprobs(event))
 
     def _logprobs(self, event: Event) -> Chunk:
-        entries = shown(event)
+        entries = text_logprobs(event)
         if not (self._has_logprobs and entries):
             return {}
         lists: dict[str, list[Any]] = {
@@ -180,7 +180,7 @@ class TextChunks(ChatChunks):
         choice["finish_reason"] = news["finish_reason"]
 
 
-def shown(event: Event) -> Sequence[Logprobs]:
+def text_logprobs(event: Event) -> Sequence[Logprobs]:
     """The event's logprobs without the end token's, which is no text."""
     completion, entries = event.completion, event.logprobs
     ended = completion and completion.finish_reason == "stop" and completion.stop is None

@@ -20,12 +20,12 @@ class ResponseEvents:
     closes = True  # a stream ends with the whole response
     end = b""
 
-    def __init__(self, wanted: ResponsesRequest, model_name: str) -> None:
+    def __init__(self, body: ResponsesRequest, model_name: str) -> None:
         self._item_id = "msg_" + secrets.token_hex(12)
         self._n_events = 0
         self._text = ""
         self._reason: str | None = None
-        shown_format = {"type": "text"} if wanted.text is None else wanted.text.shown()
+        shown_format = {"type": "text"} if body.text is None else body.text.shown()
         self._response: Chunk = {
             "id": "resp_" + secrets.token_hex(12),
             "object": "response",
@@ -33,19 +33,19 @@ class ResponseEvents:
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
-            "instructions": wanted.instructions,
-            "max_output_tokens": wanted.max_output_tokens,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
             "metadata": {},
             "model": model_name,
             "output": [],
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            "temperature": wanted.temperature,
+            "temperature": body.temperature,
             "text": {"format": shown_format},
             "tool_choice": "none",
             "tools": [],
-            "top_p": wanted.top_p,
+            "top_p": body.top_p,
             "truncation": "disabled",
             "usage": None,
         }

@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import Cancelled
 from ..generation.request import Completion
-from .errors import ApiError, ClientGone, of_exception
+from .errors import ApiError, ClientGone, to_api_error
 from .metrics import Metrics
 from .openai_chunks import usage
 from .reply_protocol import Chunk, Reply
 from .worker import Event, Generation
 
-PING_SECONDS = 10  # without news, then a comment is sent: nginx ends idle streams after 60
+PING_SECONDS = 10  # seconds between comments in an idle stream, which nginx would end after 60
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -85,7 +85,7 @@ class ResponseStream:
             if isinstance(event.error, Cancelled):
                 raise ClientGone
             if event.error is not None:
-                raise of_exception(event.error) or event.error
+                raise to_api_error(event.error) or event.error
             if event.completion is not None:
                 self._completions[event.index] = event.completion
             yield from self._reply.chunks(event)

@@ -20,10 +20,10 @@ from .worker import Worker
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
-KEEP_ALIVE_SECONDS = 15  # of a connection without a request
-SWITCH_SECONDS = (
-    5e-4  # the event loop waits so long for the model's thread; 5 ms are 20 steps of it
-)
+KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays open
+# Seconds the event loop waits for the model's thread to give up the interpreter lock; Python's own
+# 5 ms are 20 steps of a small model.
+SWITCH_SECONDS = 5e-4
 
 
 def run(load: Callable[[], Model], options: Options) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..generation.sampling import SAMPLING_FIELDS, SamplingField
-from .errors import ApiError, of_json
+from .errors import ApiError, json_error
 
 MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
 MAX_BODIES = 64 << 20  # bytes of all bodies that are being read: 16 of the largest
@@ -321,7 +321,7 @@ def parse(body: bytes, kind: type[R]) -> R:
         _check_others(fields.keys() - set(kind.__struct_fields__), fields)
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise of_json(error) from None
+        raise json_error(error) from None
 
 
 def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:

@@ -13,14 +13,14 @@ from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
 from . import schema
 from .body_limit import BodyLimit
-from .errors import ApiError, of_exception
+from .errors import ApiError, to_api_error
 from .grammar import Grammars
 from .metrics import Metrics
 from .options import Options
 from .worker import Worker
 
 R = TypeVar("R")
-W = TypeVar("W", bound=schema.AnyRequest)
+B = TypeVar("B", bound=schema.AnyRequest)
 
 
 class Service:
@@ -37,13 +37,13 @@ class Service:
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = ThreadPoolExecutor(1, thread_name_prefix="bitnet-prompts")
 
-    async def parse(self, request: Request, kind: type[W]) -> W:
-        """A schema's request of this kind from the body of a Starlette request. ApiError."""
-        with self._bodies.one() as body:
-            await body.read(request, self.options.read_seconds)
-            wanted = schema.parse(bytes(body.data), kind)
-        self.check_model(wanted.model)
-        return wanted
+    async def parse(self, request: Request, kind: type[B]) -> B:
+        """The body of a Starlette request, checked and parsed as this kind of schema. ApiError."""
+        with self._bodies.one() as raw:
+            await raw.read(request, self.options.read_seconds)
+            body = schema.parse(bytes(raw.data), kind)
+        self.check_model(body.model)
+        return body
 
     def check_model(self, name: str | None) -> None:
         """ApiError 404 unless this, or None, is the model's name."""
@@ -57,7 +57,7 @@ class Service:
         try:
             return await loop.run_in_executor(self._prompt_thread, function, *arguments)
         except Exception as error:
-            raise of_exception(error) or error from None
+            raise to_api_error(error) or error from None
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":

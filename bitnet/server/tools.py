@@ -108,7 +108,7 @@ class Calls:
         self._text = ""  # that no delta has yet
         self._is_text: bool | None = None  # whether the reply is text; None: not known yet
         self.n_calls = 0
-        self._depth = 0  # of braces in the arguments; 0: not in them
+        self._depth = 0  # open braces of the arguments being read; 0: not in arguments
         self._in_string = self._escaped = False
 
     @property

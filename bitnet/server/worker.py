@@ -20,7 +20,7 @@ from ..generation.request import Completion, Request
 from .errors import overloaded, unavailable
 from .log import log_mistake
 
-MAX_UNREAD = 16384  # events; with more, the client does not read, and its request is cancelled
+MAX_UNREAD = 16384  # events that a client has not taken; with more its request is cancelled
 
 
 @dataclass(frozen=True)

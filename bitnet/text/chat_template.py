@@ -35,7 +35,7 @@ STEPS_PER_CHARACTER = 2
 # minijinja calls itself for every operator of an expression and every elif of a condition, and the
 # end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
 # templates have tags of some 300 characters, and less than 40 branches.
-MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters, elif of a template
+MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 

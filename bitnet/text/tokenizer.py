@@ -39,8 +39,8 @@ class Tokenizer:
 
         FormatError for a tokenizer that is damaged or of a kind this version does not read.
         """
-        found = vocabulary.from_source(source, config)
-        return None if found is None else cls(found)
+        vocab = vocabulary.from_source(source, config)
+        return None if vocab is None else cls(vocab)
 
     def encode(
         self,
@@ -109,9 +109,9 @@ class Tokenizer:
 
     def _ids(self, pieces: list[tuple[str, bool]], add_bos: bool, limit: int | None) -> list[int]:
         if limit is not None:
-            n_certain = sum(len(p) for p, _ in pieces) // self._vocabulary.max_text_a_token
-            if n_certain > limit:
-                raise ContextFull(0, int(n_certain), limit)
+            n_minimum = sum(len(p) for p, _ in pieces) // self._vocabulary.max_token_length
+            if n_minimum > limit:
+                raise ContextFull(0, int(n_minimum), limit)
         ids: list[int] = []
         begins = True
         for piece, is_special in pieces:

@@ -29,13 +29,14 @@ from .vocabulary.vocabulary import (
 
 log = logging.getLogger("bitnet")
 
-# What says <|eot_id|> in other vocabularies. Other engines stop at these and at the end of a text.
+# Tokens that end a turn, <|eot_id|> by other names. Other engines stop at them and at the end of
+# a text.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 # How a tokenizer.json of SentencePiece's kind makes spaces visible.
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
-PAD_SCORE = -1e9  # of an id that no token has; nothing is joined to it
+PAD_SCORE = -1e9  # score of an id without a token: so low that nothing is joined to it
 
 
 # GGUF ---------------------------------------------------------------------------------------------
@@ -86,7 +87,8 @@ def _end_keys(keys, eos_ids, special, path):
 
 
 def _repair(keys, config, path):
-    """Change keys: the template the model was trained on, a token for every id, one name a kind."""
+    """Change keys: the chat template the model was trained on in place of a wrong one, one name for
+    each kind of pre-tokenizer, and a token for every id up to vocab_size."""
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
         keys["tokenizer.chat_template"] = ChatTemplate(template).source
@@ -106,13 +108,16 @@ def _repair(keys, config, path):
             keys[key] = np.append(values, np.full(size - n, more, dtype))
 
 
-def _keys(model, texts, types, around, source, config):
-    """What both kinds of vocabulary have. texts, types: {id: token}, {id: type}."""
+def _keys(model, texts, types, affixes, source, config):
+    """The keys that both kinds of vocabulary have.
+
+    texts, types: {id: token}, {id: type}. affixes: the prefix and suffix of Vocabulary.
+    """
     path, settings = source.path, source.tokenizer_config
     n = max(texts, default=-1) + 1
     if n > config.vocab_size:
         raise FormatError(path, "token id", n - 1, f"below vocab_size {config.vocab_size}")
-    prefix, suffix = around
+    prefix, suffix = affixes
     if prefix not in ([], [config.bos_token_id]) or len(suffix) > 1:
         limit = "bos_token_id in front and one behind, for a GGUF"
         raise FormatError(path, "post_processor", f"{prefix}, {suffix}", limit)
@@ -140,26 +145,26 @@ def _keys(model, texts, types, around, source, config):
 def _of_model(source, config):
     path, settings = source.sentencepiece, source.tokenizer_config
     pieces, added = from_hf.read_model(path, settings, config)
-    own = pieces.of(USER_DEFINED).keys() - added.keys()
-    for field, value, is_fine, wanted in (
+    user_defined = pieces.of(USER_DEFINED).keys() - added.keys()
+    for field, value, is_fine, required in (
         ("model_type", "unigram", not pieces.unigram, "BPE"),
         ("byte_fallback", "false", pieces.byte_fallback, "true"),
         ("remove_extra_whitespaces", "true", not pieces.removes_spaces, "false"),
         (
             "user-defined pieces",
-            len(own),
-            not (own and pieces.adds_space),
+            len(user_defined),
+            not (user_defined and pieces.adds_space),
             "add_dummy_prefix false",
         ),
         ("legacy", settings.get("legacy"), settings.get("legacy") is not False, "true"),
     ):
         if not is_fine:
-            raise FormatError(path, field, value, f"{wanted}, for a GGUF")
+            raise FormatError(path, field, value, f"{required}, for a GGUF")
     texts, types = dict(enumerate(pieces.texts)), dict(enumerate(pieces.types.tolist()))
     for text, i in pieces.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is
-    around = from_hf.stated_borders(settings, config, True)
-    return _keys(PIECES_MODEL, texts, types, around, source, config) | {
+    affixes = from_hf.stated_bos_eos(settings, config, True)
+    return _keys(PIECES_MODEL, texts, types, affixes, source, config) | {
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": pieces.scores,
         "tokenizer.ggml.add_space_prefix": pieces.adds_space,
@@ -169,13 +174,13 @@ def _of_model(source, config):
 def _of_json(source, config):
     path = source.tokenizer_json
     encoder = from_hf.load(path)
-    around = from_hf.around(encoder, source.tokenizer_config, config, path)
+    affixes = from_hf.affixes(encoder, source.tokenizer_config, config, path)
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
     _check_model(model, path)
     is_pieces = not from_hf.is_byte_level(from_hf.steps_of(encoder.decoder), path)
     texts, types = _json_tokens(model, encoder, is_pieces, path, config)
     name = PIECES_MODEL if is_pieces else BYTE_LEVEL_MODEL
-    keys = _keys(name, texts, types, around, source, config)
+    keys = _keys(name, texts, types, affixes, source, config)
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not is_pieces:
         return keys | _byte_level_keys(encoder, model, merges, path)
@@ -218,7 +223,7 @@ def _json_tokens(model, encoder, is_pieces, path, config):
 
 
 def _check_added(token, normalizer, path):
-    """FormatError for an added token that is more than its text wherever that occurs."""
+    """FormatError for an added token that matches otherwise than by its plain text."""
     for flag, is_set in (
         ("single_word", token.single_word), ("lstrip", token.lstrip), ("rstrip", token.rstrip),
         ("normalized", token.normalized and normalizer is not None),
@@ -241,7 +246,7 @@ def _byte_level_keys(encoder, model, merges, path):
         normalizer = " then ".join(step["type"] for step in from_hf.steps_of(encoder.normalizer))
         if normalizer != "NFC":
             raise FormatError(path, "normalizer", normalizer, "NFC or none, for a GGUF")
-        keys[from_gguf.NORMALIZER] = normalizer
+        keys[from_gguf.NORMALIZER_KEY] = normalizer
     return keys
 
 
@@ -319,7 +324,7 @@ def to_hf(source, config):
     is_pieces = fields.get("model", str) == PIECES_MODEL
     encoder, types = (_pieces if is_pieces else _byte_level)(fields, tokens, config)
     from_gguf.add_tokens(encoder, tokens, types)
-    prefix, suffix = from_gguf.around(fields, config, is_pieces)
+    prefix, suffix = from_gguf.affixes(fields, config, is_pieces)
     if prefix or suffix:
         from tokenizers import processors
 
@@ -373,7 +378,7 @@ def _pieces(fields, tokens, config):
         fuse_unk=True,
         byte_fallback=True,
     )
-    encoder = Tokenizer(call(fields.path, byte_level.MERGES, "pairs of tokens", make))
+    encoder = Tokenizer(call(fields.path, byte_level.MERGES_KEY, "pairs of tokens", make))
     space = [normalizers.Prepend(SPACE)] if pieces.adds_space else []
     encoder.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if pieces.adds_space else []

@@ -20,13 +20,14 @@ MINOR = ("vocab_size", "max_position_embeddings", "bos_token_id", "do_sample",
 
 ROUNDING = 2**-8  # relative: a bfloat16, or the inverse of one, is off by no more
 ROUNDED_CODES = 1e-3  # share of codes that other arithmetic makes of the same masters
-DOUBLE = 0.02  # how near to the share of weights other than 0 a ratio must be to be named
-# relative RMS of an embedding or head in a type of few bits, with a margin; others: ROUNDING
-OF_TYPE = {"Q8_0": 0.01, "Q6_K": 0.03, "Q5_0": 0.06, "Q5_1": 0.06, "Q5_K": 0.06, "Q4_0": 0.15,
-           "Q4_1": 0.15, "Q4_K": 0.15, "IQ4_NL": 0.15}  # fmt: skip
+REQUANTIZED = 0.02  # relative: a ratio of scales so near the share of nonzero weights is explained
+# Relative RMS that a type of few bits may cost an embedding or head, with a margin; others:
+# ROUNDING
+TYPE_ROUNDING = {"Q8_0": 0.01, "Q6_K": 0.03, "Q5_0": 0.06, "Q5_1": 0.06, "Q5_K": 0.06,
+                 "Q4_0": 0.15, "Q4_1": 0.15, "Q4_K": 0.15, "IQ4_NL": 0.15}  # fmt: skip
 # Rounding x to int8 is a step: engines, and graphs of another order of sums, differ by 1e-2 or so.
-NEAR, FAR = 0.05, 0.3  # relative RMS of the logits
-FIRST_DIFFERENT = 0.999  # cosine of hidden states below which a layer is named
+MAX_RMS, MAX_RMS_WARNING = 0.05, 0.3  # relative RMS of the logits: ok, and no worse than a warning
+MIN_COSINE = 0.999  # of hidden states; the first layer below it is named
 
 
 def check_config(a, b):
@@ -204,7 +205,7 @@ def _check_scales(ratios, nonzero, a, b):
 def _why(ratio, nonzero, name, a, b):
     theirs = float(b.ternary[name].scales()[0, 0])
     for value, which in ((ratio, "the file's"), (1 / ratio, "SRC's")):
-        if abs(value / nonzero - 1) < DOUBLE:
+        if abs(value / nonzero - 1) < REQUANTIZED:
             return (f", the share of weights other than 0: {which} is the mean of weights that "
                     "were ternary already, quantised a second time")  # fmt: skip
     if abs(ratio * theirs**2 - 1) < ROUNDING:
@@ -253,7 +254,7 @@ def _check_matrices(label, a, b):
         squares += float(np.square(difference, dtype=np.float64).sum())
         total += float(np.square(theirs, dtype=np.float64).sum())
     error = np.sqrt(squares / total) if total else np.sqrt(squares)
-    limit = ROUNDING + OF_TYPE.get(a.type, 0) + OF_TYPE.get(b.type, 0)
+    limit = ROUNDING + TYPE_ROUNDING.get(a.type, 0) + TYPE_ROUNDING.get(b.type, 0)
     detail = f"{a.type} against {b.type}: {_error(error, largest)}"
     if a.shape[0] != b.shape[0]:
         detail += f"; {a.shape[0]:,} rows against {b.shape[0]:,}"
@@ -324,15 +325,15 @@ def check_hidden(a_files, b_files, ids, threads):
     theirs, cosines = [], []
     other = Run(b_files, ids, threads, lambda i, hidden: theirs.append(hidden.copy()))
     run = Run(a_files, ids, threads,
-              lambda i, hidden: cosines.append(_least_cosine(hidden, theirs[i])))  # fmt: skip
+              lambda i, hidden: cosines.append(_min_cosine(hidden, theirs[i])))  # fmt: skip
     worst = int(np.argmin(cosines))
-    detail = f"least cosine {cosines[worst]:.6f}, in layer {worst}"
-    first = next((i for i, cosine in enumerate(cosines) if cosine < FIRST_DIFFERENT), None)
+    detail = f"lowest cosine {cosines[worst]:.6f}, in layer {worst}"
+    first = next((i for i, cosine in enumerate(cosines) if cosine < MIN_COSINE), None)
     if first is not None:
-        detail += f"; the first layer below {FIRST_DIFFERENT} is {first} ({cosines[first]:.6f})"
+        detail += f"; the first layer below {MIN_COSINE} is {first} ({cosines[first]:.6f})"
     n_cols = min(run.output.shape[1], other.output.shape[1])
     error = relative_rms(run.output[:, :n_cols], other.output[:, :n_cols])
-    status = OK if error <= NEAR else WARNING if error <= FAR else FAILED
+    status = OK if error <= MAX_RMS else WARNING if error <= MAX_RMS_WARNING else FAILED
     yield Check(
         "= hidden states", status if first is not None else OK, detail, {"cosines": cosines}
     )
@@ -346,8 +347,8 @@ def check_hidden(a_files, b_files, ids, threads):
         yield Check("= text embedding", status, f"cosine {cosine:.6f}", {"cosine": cosine})
 
 
-def _least_cosine(ours, theirs):
-    """The least cosine of two rows of the same token."""
+def _min_cosine(ours, theirs):
+    """The lowest cosine of two rows of the same token."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     products = (ours * theirs).sum(axis=1)

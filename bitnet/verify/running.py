@@ -15,7 +15,7 @@ from ..models.transformer import Transformer
 from ..runtime.pool import Pool
 from .result import FAILED, OK, WARNING, Check, reason
 
-N_TOKENS = 160
+N_TOKENS = 160  # tokens of the text that are run at most
 TEXT = (
     "The harbour was quiet that morning. A thin mist lay over the water, and the boats that had "
     "come in during the night were still tied to the long wooden pier. An old man sat on a box at "
@@ -29,8 +29,10 @@ TEXT = (
 OTHER_TEXT = (
     "A recipe for bread: flour, water, salt and a little yeast, and four hours of patience."
 )
-SAME_EMBEDDING = 0.9999  # cosine of two texts that no model finds so alike
-CLEAR_GAIN = 0.9  # of the next best layout's bits per byte; a wrong one costs a trained model half
+SAME_EMBEDDING = 0.9999  # cosine: no sound model finds the two texts above so alike
+# A layout is named if its bits per byte are below this share of the next best one's; in a
+# trained model the right one has about half of them.
+CLEAR_GAIN = 0.9
 
 
 class Run:
@@ -44,11 +46,11 @@ class Run:
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )
         state = transformer.new_state(dtype="f32")
-        wanted = "all" if self.config.pooling is None else "hidden"
+        outputs = "all" if self.config.pooling is None else "hidden"
         sequences = [(state, len(ids))]
         token_ids = np.array(ids, np.int32)
         self.output = transformer.forward(
-            token_ids, sequences, logits=wanted, after_layer=after_layer
+            token_ids, sequences, logits=outputs, after_layer=after_layer
         )
         state.close()
 

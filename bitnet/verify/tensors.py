@@ -8,8 +8,8 @@ from .result import FAILED, OK, WARNING, Check, reason, some
 
 MIN_ZEROS, MAX_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
 MAX_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
-MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # of a tensor: no model is trained to others
-MAX_NORM = 1e4  # |weight| of a norm
+MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # scale of a tensor: no model is trained to others
+MAX_NORM = 1e4  # |weight| of a norm that is not reported as unusual
 MAX_NEGATIVE = 0.25  # share of a model's norm weights; those stored less 1 have about a half
 MIN_BELOW_1 = 1e-3  # share of Gemma's norm weights: its post norms are small
 

@@ -19,8 +19,8 @@ SAMPLES = {
 MESSAGE = "Which way to the harbour?"
 REPLY = "Down the hill, then left."
 MAX_UNUSED = 0.1  # share of the embedding's rows without a token: published ones pad by 1 %
-MAX_SPECIAL = 300  # looked at; llama-3 has 256
-MAX_BEYOND = 1024  # ids looked at behind the embedding's last
+MAX_SPECIAL = 300  # special tokens that are looked at; llama-3 has 256
+MAX_BEYOND = 1024  # ids behind the embedding's last row that are looked at
 
 
 def check_config(checkpoint):

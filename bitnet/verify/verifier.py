@@ -14,7 +14,7 @@ from . import compare, running, tensors, text
 from .result import FAILED, OK, WARNING, Check, Report, reason
 
 AUTO = "auto"
-PADDING = 64  # bytes that alignment leaves unused beside a tensor, and some
+MAX_PADDING = 64  # bytes beside a tensor; the usual alignment leaves less than 32
 UNUSABLE = ("codes", "norms", "embedding", "head")  # checks without which a model is not run
 
 
@@ -162,7 +162,7 @@ def check_files(checkpoint):
         n_tensors += len(starts)
     unused = size - header - taken
     detail = f"{size:,}: header {header:,}, {n_tensors} tensors {taken:,}, unused {unused:,}"
-    if unused > PADDING * (n_tensors + 1):
+    if unused > MAX_PADDING * (n_tensors + 1):
         yield Check("bytes", WARNING, detail + ", more than padding takes")
     else:
         yield Check("bytes", OK, detail)

@@ -158,7 +158,7 @@ def test_layouts_by_override(layout, tmp_path, monkeypatch):
     opened = weights.open(path, layout=layout)
     assert (unpack_i2_s(opened.ternary(UP).codes) == q).all()
     assert len(opened.mappings()) == (1 if layout == "128x32" else 2)
-    for other in set(I2_S_LAYOUTS) - {layout}:  # each has a sidecar of its own
+    for other in set(I2_S_LAYOUTS) - {layout}:  # each has a repacked file of its own
         assert (unpack_i2_s(weights.open(path, layout=other).ternary(UP).codes) != q).any()
     assert (unpack_i2_s(weights.open(path, layout=layout).ternary(UP).codes) == q).all()
     with pytest.raises(ValueError, match="layout: '32x128'"):

@@ -44,14 +44,14 @@ def fill(model):
 @pytest.mark.parametrize("settings", [
     Settings(512), Settings(130, "f32"), Settings(512, "f16", 3), Settings(512, mapping="copy"),
 ], ids=str)  # fmt: skip
-def test_the_least_that_fits_runs_and_less_is_refused(planner, settings):
-    least = planner.least(settings)
-    with load(least, settings) as model:
+def test_the_minimum_runs_and_less_is_refused(planner, settings):
+    minimum = planner.minimum(settings)
+    with load(minimum, settings) as model:
         fill(model)
         assert model.memory().pool.reserved <= model.memory().pool.limit
     with pytest.raises(bitnet.MemoryLimitExceeded) as caught:
-        load(least - 1, settings)
-    assert (caught.value.needed, caught.value.limit) == (least, least - 1)
+        load(minimum - 1, settings)
+    assert (caught.value.needed, caught.value.limit) == (minimum, minimum - 1)
 
 
 def test_repacked_weights_without_a_cache_folder(monkeypatch):
@@ -60,9 +60,9 @@ def test_repacked_weights_without_a_cache_folder(monkeypatch):
     planner = Planner(open_checkpoint(FOLDER))
     for mapping in ("map", "copy"):
         settings = Settings(256, mapping=mapping)
-        least = planner.least(settings)
-        assert least > with_cache + 100_000
-        with load(least, settings, FOLDER) as model:
+        minimum = planner.minimum(settings)
+        assert minimum > with_cache + 100_000
+        with load(minimum, settings, FOLDER) as model:
             fill(model)
             assert model.memory().planned["weights"] == model.memory().pool.by_purpose["weights"][0]
 
@@ -71,31 +71,33 @@ def test_every_remedy_is_one(planner):
     """Loads with each change that the error offers."""
     for below in (1, MIB, 3 * MIB):
         with pytest.raises(bitnet.MemoryLimitExceeded) as caught:
-            load(planner.least(SETTINGS) - below, SETTINGS)
+            load(planner.minimum(SETTINGS) - below, SETTINGS)
         assert len(caught.value.remedies) >= 2
         for changes, n_bytes in caught.value.remedies:
             limit = {"memory_limit": caught.value.limit} | changes
             with load(**limit, settings=SETTINGS) as model:
                 fill(model)
             if "memory_limit" not in changes:
-                assert planner.least(replace(SETTINGS, **changes)) == n_bytes <= caught.value.limit
+                assert (
+                    planner.minimum(replace(SETTINGS, **changes)) == n_bytes <= caught.value.limit
+                )
 
 
 def test_what_is_offered_is_the_most_that_fits(planner):
-    limit = planner.least(SETTINGS) - MIB
+    limit = planner.minimum(SETTINGS) - MIB
     remedies = [changes for changes, _ in planner.remedies(SETTINGS, limit)]
     names = [name for changes in remedies for name in changes]
     assert names == ["context", "kv_dtype", "mapping", "memory_limit"]
     context = remedies[0]["context"]
     assert context % 128 == 0
-    assert planner.least(replace(SETTINGS, context=context + 128)) > limit
+    assert planner.minimum(replace(SETTINGS, context=context + 128)) > limit
 
 
 def test_several_changes_where_one_is_not_enough(planner):
-    least = Settings(128, min(loading.KV_DTYPES, key=lambda d: kv_of(planner, d)))
-    changes, n_bytes = planner.remedies(SETTINGS, planner.least(least))[0]
-    assert replace(SETTINGS, **changes) == least and n_bytes == planner.least(least)
-    (only,) = planner.remedies(SETTINGS, planner.least(least) - 1)
+    smallest = Settings(128, min(loading.KV_DTYPES, key=lambda d: kv_of(planner, d)))
+    changes, n_bytes = planner.remedies(SETTINGS, planner.minimum(smallest))[0]
+    assert replace(SETTINGS, **changes) == smallest and n_bytes == planner.minimum(smallest)
+    (only,) = planner.remedies(SETTINGS, planner.minimum(smallest) - 1)
     assert only[0].keys() == {"memory_limit"}  # nothing else helps
 
 
@@ -119,9 +121,11 @@ def test_the_error_is_a_table(planner):
     text = " ".join(str(caught.value).split())
     for need in planner.needs(Settings(512)):
         assert f"{need.purpose} {need.what}" in text
-    least = planner.least(Settings(512))
-    limit = f"{-(-least // MIB)}MiB"
-    assert f"each of these would be enough: memory_limit='{limit}' ({format_bytes(least)})" in text
+    minimum = planner.minimum(Settings(512))
+    limit = f"{-(-minimum // MIB)}MiB"
+    assert (
+        f"each of these would be enough: memory_limit='{limit}' ({format_bytes(minimum)})" in text
+    )
     assert isinstance(caught.value, MemoryError)
 
 
@@ -135,8 +139,8 @@ def test_how_many_slots_may_be_full(planner):
     settings = Settings(512, slots=4)
     one = planner.needs(Settings(512))[0].nbytes
     for spare, n_full in ((0, 1), (one - 1, 1), (one, 2), (10 * one, 4)):
-        assert planner.full_slots(settings, planner.least(settings) + spare) == n_full
-    assert planner.private(settings) == planner.least(settings) + 3 * one
+        assert planner.full_slots(settings, planner.minimum(settings) + spare) == n_full
+    assert planner.private(settings) == planner.minimum(settings) + 3 * one
 
 
 def test_a_table_adds_up_what_is_private():
@@ -215,4 +219,4 @@ def test_settings_that_take_more_need_more(planner):
     for settings in itertools.starmap(Settings, grid):
         more = replace(settings, context=settings.context + 1)
         for other in (more, replace(settings, slots=3), replace(settings, threads=5)):
-            assert planner.least(other) >= planner.least(settings)
+            assert planner.minimum(other) >= planner.minimum(settings)

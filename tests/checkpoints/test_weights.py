@@ -1,4 +1,4 @@
-"""weights.open on whole models, and the sidecar: equal, shared, rebuilt, and done without."""
+"""weights.open on whole models, and the repacked file: equal, shared, rebuilt, and done without."""
 
 import json
 import logging
@@ -113,10 +113,10 @@ def packed_codes(folder, name):
     return unpack_hf(packed, 4 * len(packed))
 
 
-def test_hf_packed_goes_through_a_sidecar(folder, cache):
+def test_hf_packed_goes_through_a_repacked_file(folder, cache):
     opened = weights.open(folder)
-    sidecar = opened.mappings()[1][0]
-    assert sidecar.parent == cache and [m[0].name for m in opened.mappings()][:1] == [
+    repacked = opened.mappings()[1][0]
+    assert repacked.parent == cache and [m[0].name for m in opened.mappings()][:1] == [
         "model.safetensors"
     ]
     for name in small_files.HF_PROJECTIONS:
@@ -126,13 +126,13 @@ def test_hf_packed_goes_through_a_sidecar(folder, cache):
         assert (codes[:, : linear.n_cols] == expected).all()
         assert (codes[:, linear.n_cols :] == 1).all()
         assert linear.scales == np.float32(0.25)
-    assert set(gguf.GGUFFile(sidecar).tensors) == {
+    assert set(gguf.GGUFFile(repacked).tensors) == {
         f"layers.0.{name}" for name in small_files.HF_PROJECTIONS
     }
 
 
 @pytest.mark.parametrize("name", ["hf_bitnet_offline", "hf_bitnet_online"])
-def test_the_sidecar_holds_what_memory_would(name):
+def test_the_repacked_file_holds_what_memory_would(name):
     on_disk, in_memory = weights.open(DATA / name), weights.open(DATA / name, cache=False)
     again = weights.open(DATA / name)
     assert len(in_memory.mappings()) == 1 and len(on_disk.mappings()) == 2
@@ -175,7 +175,7 @@ def test_end_of_turn_of_an_hf_tokenizer(folder):
     assert opened.tokenizer_source.tokenizer_config["chat_template"] == "{{ messages }}"
 
 
-def test_gguf_rows_of_odd_width_are_padded_in_a_sidecar(tmp_path):
+def test_gguf_rows_of_odd_width_are_padded_in_a_repacked_file(tmp_path):
     model = small_files.gguf_model()
     ffn = 320
     rng = np.random.default_rng(7)
@@ -192,45 +192,45 @@ def test_gguf_rows_of_odd_width_are_padded_in_a_sidecar(tmp_path):
     stream = np.frombuffer(model.tensor("blk.0.ffn_down.weight")[3][: 128 * ffn // 4], np.uint8)
     expected = unpack_i2_s(stream.reshape(1, -1)).reshape(128, ffn)
     assert (unpack_i2_s(linear.codes, ffn) == expected).all() and linear.scales == 0.5
-    sidecar = opened.mappings()[1][0]
-    assert list(gguf.GGUFFile(sidecar).tensors) == [DOWN]  # nothing else
+    repacked = opened.mappings()[1][0]
+    assert list(gguf.GGUFFile(repacked).tensors) == [DOWN]  # nothing else
     assert opened.ternary("layers.0.mlp.up_proj").where.startswith(str(path))
 
 
-# the sidecar's life -------------------------------------------------------------------------------
+# the life of a repacked file ----------------------------------------------------------------------
 
 
-def sidecar_of(folder, **options):
+def repacked_file(folder, **options):
     return weights.open(folder, **options).mappings()[1][0]
 
 
 def test_it_is_built_once(folder, cache):
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     before = path.stat()
-    assert sidecar_of(folder) == path and path.stat().st_ino == before.st_ino
+    assert repacked_file(folder) == path and path.stat().st_ino == before.st_ino
     assert sorted(p.name for p in cache.iterdir()) == [path.name, path.name + ".lock"]
 
 
 def test_a_changed_source_makes_it_stale(folder):
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     inode = path.stat().st_ino
     source = folder / "model.safetensors"
     os.utime(source, ns=(1, source.stat().st_mtime_ns + 1))
-    assert sidecar_of(folder) == path and path.stat().st_ino != inode
+    assert repacked_file(folder) == path and path.stat().st_ino != inode
 
 
 def test_folders_of_one_name_do_not_share(tmp_path, cache):
     paths = set()
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
-        paths.add(sidecar_of(small_files.hf_folder(tmp_path / parent / "model")))
+        paths.add(repacked_file(small_files.hf_folder(tmp_path / parent / "model")))
     assert len(paths) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "scale", "magic", "folder"])
 def test_a_damaged_one_is_rebuilt_or_done_without(folder, damage):
     expected = weights.open(folder).ternary(DOWN).codes.copy()
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     raw = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(raw[:-40])
@@ -276,7 +276,7 @@ def test_memory_comes_from_the_pool(folder):
     weights.open(folder, cache=False, pool=pool)
     assert ((64, 32), "weights") in pool.asked and len(pool.asked) == 7
     weights.open(folder, pool=pool)
-    assert len(pool.asked) == 7  # a sidecar needs no memory
+    assert len(pool.asked) == 7  # a repacked file needs no memory
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "no folder"])
@@ -306,11 +306,11 @@ def test_a_crash_midway_leaves_nothing(folder, cache, monkeypatch):
     assert [p.suffix for p in cache.iterdir()] == [".lock"]
     monkeypatch.undo()
     monkeypatch.setenv("BITNET_CACHE", str(cache))
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     left = path.with_name(f".{path.name}.0123abcd.tmp")  # as if a loader had been killed
     left.write_bytes(b"half")
     path.unlink()
-    assert sidecar_of(folder) == path and not left.exists()
+    assert repacked_file(folder) == path and not left.exists()
 
 
 def load_and_report(folder, cache, results):
@@ -318,7 +318,7 @@ def load_and_report(folder, cache, results):
     results.put((opened.mappings()[1][0].stat().st_ino, int(opened.ternary(DOWN).codes.sum())))
 
 
-def test_two_loaders_at_once_build_one_sidecar(folder, cache):
+def test_two_loaders_at_once_build_one_repacked_file(folder, cache):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     loaders = [
@@ -334,7 +334,7 @@ def test_two_loaders_at_once_build_one_sidecar(folder, cache):
 
 @pytest.mark.skipif(repack_cache.fcntl is None, reason="the system has no flock")
 def test_a_loader_waits_for_the_one_that_builds(folder, cache):
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     inode = path.stat().st_ino
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -377,7 +377,7 @@ def test_nan_in_masters_is_refused(tmp_path):
 
 
 def test_list_and_clear_touch_only_our_files(folder, cache):
-    path = sidecar_of(folder)
+    path = repacked_file(folder)
     stranger, link = cache / "model.gguf", cache / f"x-{'0' * 16}.sidecar.gguf"
     stranger.write_bytes(b"not ours")
     os.symlink(stranger, link)

@@ -92,7 +92,7 @@ def test_a_table_for_people(inspect):
         "vocabulary 384 rows, tied head; begins with 381, ends at 382, 383",
         "tokenizer gpt2, llama-bpe, 384 tokens, with a chat template",
         "weights 2,064,384 ternary, 2.003 bits each (I2_S)",
-        "sidecar not needed: every ternary tensor is used in place",
+        "repacked file not needed: every ternary tensor is used in place",
         "blk.*.attn_q.weight 3 x I2_S 256 x 256 49,248 in place",
         "blk.*.attn_norm.weight 3 x F32 256 3,072 copied",
     ):
@@ -126,25 +126,25 @@ def test_layouts(inspect):
     assert kinds == {"I2_S_4ROW"} and found["derived"]["tensors"] == 21
 
 
-def test_what_is_derived(inspect, monkeypatch):
+def test_what_is_repacked(inspect, monkeypatch):
     found = json.loads(inspect(FOLDER, "--json")[1])
-    derived = found["derived"]
-    assert (derived["tensors"], derived["place"], derived["path"]) == (21, "sidecar", None)
+    repacked = found["derived"]
+    assert (repacked["tensors"], repacked["place"], repacked["path"]) == (21, "sidecar", None)
     assert "made at the first load" in inspect(FOLDER)[1]
     with bitnet.load(FOLDER):
         now = json.loads(inspect(FOLDER, "--json")[1])["derived"]
-    assert now["bytes"] == derived["bytes"] < os.path.getsize(now["path"])
+    assert now["bytes"] == repacked["bytes"] < os.path.getsize(now["path"])
     assert os.path.getsize(now["path"]) - now["bytes"] < 8192  # its header, and padding
     assert "there already" in inspect(FOLDER)[1]
     monkeypatch.setenv("BITNET_CACHE", "off")
     memory = json.loads(inspect(FOLDER, "--json")[1])["memory"]
     weights = memory["needs"][0]
     assert weights["purpose"] == "weights"
-    assert derived["bytes"] - 32 * 21 == weights["nbytes"]  # a tensor in a file has a tail
+    assert repacked["bytes"] - 32 * 21 == weights["nbytes"]  # a tensor in a file has a tail
     assert memory["mapped_bytes"] + weights["nbytes"] == found["memory"]["mapped_bytes"]
 
 
-def test_a_changed_source_needs_a_new_sidecar(inspect, tmp_path):
+def test_a_changed_source_needs_a_new_repacked_file(inspect, tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     with bitnet.load(folder):
         assert "there already" in inspect(folder)[1]
@@ -196,7 +196,7 @@ def test_what_cannot_be_read_at_all(inspect, tmp_path):
 
 def test_a_context_beyond_the_models(inspect):
     code, out, err = inspect(GGUF, "--context", 513)
-    assert (code, out) == (1, "") and "context: 513 (1 to 512" in err
+    assert (code, out) == (1, "") and "context: 513 (a whole number from 1 to 512)" in err
 
 
 # ------------------------------------------------------------------------------------- its memory

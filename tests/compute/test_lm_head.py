@@ -415,7 +415,7 @@ def test_a_damaged_one_is_made_again(folder, caplog):
     path.write_bytes(data)
     with bitnet.load() as model:
         assert lm_head_screen.is_sound(model.weights.screen[1])
-    assert "rebuilding a damaged sidecar" in caplog.text
+    assert "rebuilding a damaged repacked file" in caplog.text
 
 
 def test_the_plan_counts_it(folder):

@@ -69,7 +69,7 @@ def test_a_smaller_grant_is_noticed_and_a_larger_one_is_no_more_than_at_first(fr
         seen = []
         for n in (2, 1, 3, 8):
             grants(monkeypatch, n)
-            model._looked = 0.0  # as after a second
+            model._threads_checked = 0.0  # as after a second
             model.session().close()
             seen.append(model.threads)
         assert seen == [2, 1, 3, 3]
@@ -80,7 +80,7 @@ def test_a_smaller_grant_is_noticed_and_a_larger_one_is_no_more_than_at_first(fr
 def test_a_number_that_was_asked_for_stays(free, monkeypatch):
     with bitnet.load(threads=2) as model:
         grants(monkeypatch, 1)
-        model._looked = 0.0
+        model._threads_checked = 0.0
         model.generate(PROMPT, max_tokens=1)
         assert model.threads == 2
         model.threads = None
@@ -94,11 +94,11 @@ cpus = cpu.affinity()
 with bitnet.load() as model:
     at_load = model.threads
     os.sched_setaffinity(0, cpus[:1])
-    model._looked = 0.0
+    model._threads_checked = 0.0
     model.generate([1], max_tokens=1)
     fewer = model.threads
     os.sched_setaffinity(0, cpus)
-    model._looked = 0.0
+    model._threads_checked = 0.0
     model.generate([1], max_tokens=1)
     print(at_load, fewer, model.threads)
 """

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 import bitnet
-from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, SUFFIX
+from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, PREFIX_SUFFIX
 from bitnet.generation.session_file import common
 
 PROMPT = [i % 100 + 1 for i in range(300)]
@@ -18,7 +18,7 @@ def load(folder, **keywords):
 
 
 def files(folder):
-    return sorted(folder.glob("*" + SUFFIX))
+    return sorted(folder.glob("*" + PREFIX_SUFFIX))
 
 
 @pytest.fixture

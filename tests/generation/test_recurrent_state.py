@@ -18,7 +18,7 @@ from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import ContextFull, FormatError, PoolExhausted
 from bitnet.formats.gguf import GGUFFile
 from bitnet.generation.prefix_cache import MIN_TOKENS, PrefixCache
-from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, SUFFIX, DiskPrefixCache
+from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, PREFIX_SUFFIX, DiskPrefixCache
 from bitnet.generation.scheduler import Scheduler
 from bitnet.generation.session import Session
 from bitnet.models.registry import ARCHITECTURES
@@ -256,13 +256,14 @@ def test_prefixes_in_files(kinds, tmp_path):
     before = scheduler()
     reply = ask(before, prompt).token_ids
     before.close()
-    assert len(list(tmp_path.glob("*" + SUFFIX))) == 1
+    assert len(list(tmp_path.glob("*" + PREFIX_SUFFIX))) == 1
     after = scheduler()
     longer = [*prompt, *reply, *b"?"]
     found = ask(after, longer)
     assert (found.cached_tokens, found.token_ids) == (len(prompt) + 5, expected(longer))
     after.close()
-    assert len(list(tmp_path.glob("*" + SUFFIX))) == 2  # a beginning, which the longer cannot be
+    # the shorter is the longer's beginning, and cannot be trimmed out of it
+    assert len(list(tmp_path.glob("*" + PREFIX_SUFFIX))) == 2
     other = scheduler()
     assert ask(other, prompt[:200]).cached_tokens == 0
     assert ask(other, prompt[:200]).token_ids == expected(prompt[:200])

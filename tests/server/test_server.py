@@ -3,9 +3,12 @@
 import base64
 import importlib
 import inspect
+import json
 import pkgutil
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from support.paths import DATA
 from support.server_process import NO_END, USER, ServerProcess, openai_client
 
 import bitnet
-from bitnet.server import endpoints
+from bitnet.server import endpoints, schema
 from bitnet.server.app import ENDPOINTS
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
@@ -229,3 +232,13 @@ def test_small_endpoints(server):
     assert server.post("/v1/embeddings", {"input": "x"}).json["error"]["param"] == "model"
     assert server.get("/v1/nothing").json["error"]["message"] == "Not Found"
     assert server.get("/v1/chat/completions").status == 405
+
+
+def test_the_bounds_on_the_chat_page_are_within_those_of_requests():
+    text = Path(endpoints.__file__).with_name("page.html").read_text()
+    inputs = dict(re.findall(r'<input id="(\w+)" type="number"([^>]*)>', text))
+    assert inputs.keys() == {"temperature", "top_p", "max_tokens", "seed"}
+    for name, attributes in inputs.items():
+        for bound in re.findall(r' (?:min|max)="([^"]+)"', attributes):
+            body = {"messages": USER, name: json.loads(bound)}
+            schema.parse(json.dumps(body).encode(), schema.ChatRequest)

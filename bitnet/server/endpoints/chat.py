@@ -15,14 +15,14 @@ from ..tools import Tools, history
 
 async def chat(service: Service, request: Request) -> ASGIApp:
     """``n`` replies to ``messages``, whole or as a stream."""
-    wanted = await service.parse(request, schema.ChatRequest)
-    if wanted.top_logprobs is not None and not wanted.logprobs:
+    body = await service.parse(request, schema.ChatRequest)
+    if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs", param="top_logprobs")
-    n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
-    tools = _tools(wanted)
+    n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    tools = _tools(body)
 
     def prompts() -> Iterator[list[int]]:
-        messages = history(wanted.messages)
+        messages = history(body.messages)
         yield service.model.encode_chat(tools.tell(messages) if tools else messages)
 
     may_call = tools is not None and tools.may_call
@@ -30,23 +30,23 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     return await generate(
         service,
         request,
-        wanted,
+        body,
         reply,
         prompts,
-        n_sequences=wanted.n or 1,
-        max_tokens=wanted.max_completion_tokens or wanted.max_tokens or service.model.context,
+        n_sequences=body.n or 1,
+        max_tokens=body.max_completion_tokens or body.max_tokens or service.model.context,
         n_logprobs=n_logprobs,
         tools=tools,
     )
 
 
-def _tools(wanted: schema.ChatRequest) -> Tools | None:
+def _tools(body: schema.ChatRequest) -> Tools | None:
     """The Tools of a chat request, None without."""
-    chosen = wanted.tool_choice
+    chosen = body.tool_choice
     choice = chosen.function.name if isinstance(chosen, schema.NamedTool) else chosen
-    if not wanted.tools:
+    if not body.tools:
         if choice in (None, "none", "auto"):
             return None
         raise ApiError(400, f"tool_choice: {choice!r} without tools", param="tool_choice")
-    functions = [tool.function for tool in wanted.tools]
-    return Tools(functions, choice or "auto", wanted.parallel_tool_calls is not False)
+    functions = [tool.function for tool in body.tools]
+    return Tools(functions, choice or "auto", body.parallel_tool_calls is not False)

@@ -15,8 +15,8 @@ DEFAULT_MAX_TOKENS = 16  # tokens; OpenAI's own default
 
 async def completions(service: Service, request: Request) -> ASGIApp:
     """``n`` continuations of each prompt, whole or as a stream."""
-    wanted = await service.parse(request, schema.TextRequest)
-    given = schema.sequences(wanted.prompt, "prompt", schema.MAX_PROMPTS)
+    body = await service.parse(request, schema.TextRequest)
+    given = schema.sequences(body.prompt, "prompt", schema.MAX_PROMPTS)
 
     def prompts() -> Iterator[list[int]]:
         for prompt in given:
@@ -25,10 +25,10 @@ async def completions(service: Service, request: Request) -> ASGIApp:
     return await generate(
         service,
         request,
-        wanted,
-        TextChunks(service.model_name, service.spell, wanted.logprobs is not None),
+        body,
+        TextChunks(service.model_name, service.spell, body.logprobs is not None),
         prompts,
-        n_sequences=len(given) * (wanted.n or 1),
-        max_tokens=wanted.max_tokens or DEFAULT_MAX_TOKENS,
-        n_logprobs=wanted.logprobs,
+        n_sequences=len(given) * (body.n or 1),
+        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        n_logprobs=body.logprobs,
     )

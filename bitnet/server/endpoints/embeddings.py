@@ -10,17 +10,17 @@ from starlette.responses import Response
 
 from ...api.model import Model
 from .. import schema
-from ..errors import JSON, ApiError, ClientGone, of_exception
+from ..errors import JSON, ApiError, ClientGone, to_api_error
 from ..response_stream import watched
 from ..service import Service
 
 
 async def embeddings(service: Service, request: Request) -> Response:
     """One embedding for each input, as floats or as base64 of little-endian float32."""
-    wanted = await service.parse(request, schema.EmbeddingRequest)
-    encoding = wanted.encoding_format or "float"
-    _check(service, wanted, encoding)
-    inputs = schema.sequences(wanted.input, "input", schema.MAX_INPUTS)
+    body = await service.parse(request, schema.EmbeddingRequest)
+    encoding = body.encoding_format or "float"
+    _check(service, body, encoding)
+    inputs = schema.sequences(body.input, "input", schema.MAX_INPUTS)
     with service.reservation(1):
         ids = await service.in_prompt_thread(_token_ids, service.model, inputs)
         embedded = await _embed(service, request, ids, encoding)
@@ -33,13 +33,13 @@ async def embeddings(service: Service, request: Request) -> Response:
     return JSON({"object": "list", "data": data, "model": service.model_name, "usage": usage})
 
 
-def _check(service: Service, wanted: schema.EmbeddingRequest, encoding: str) -> None:
+def _check(service: Service, body: schema.EmbeddingRequest, encoding: str) -> None:
     config = service.model.config
     if config.pooling is None:
         raise ApiError(400, f"model: {service.model_name} is no embedding model", param="model")
     if encoding not in ("float", "base64"):
         raise ApiError(400, "encoding_format: float or base64", param="encoding_format")
-    if wanted.dimensions not in (None, config.hidden_size):
+    if body.dimensions not in (None, config.hidden_size):
         raise ApiError(400, f"dimensions: always {config.hidden_size}", param="dimensions")
 
 
@@ -61,7 +61,7 @@ async def _embed(
             try:
                 rows = await service.worker.call(service.model.embed_tokens, group)
             except Exception as error:
-                raise of_exception(error, "input") or error from None
+                raise to_api_error(error, "input") or error from None
             embedded += [_encoded(row, encoding) for row in rows]
     return embedded
 

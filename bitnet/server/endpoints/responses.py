@@ -13,17 +13,17 @@ from ..service import Service
 
 async def responses(service: Service, request: Request) -> ASGIApp:
     """The response to ``input``, whole or as a stream."""
-    wanted = await service.parse(request, schema.ResponsesRequest)
+    body = await service.parse(request, schema.ResponsesRequest)
 
     def prompts() -> Iterator[list[int]]:
-        yield service.model.encode_chat(list(wanted.messages()))
+        yield service.model.encode_chat(list(body.messages()))
 
     return await generate(
         service,
         request,
-        wanted,
-        ResponseEvents(wanted, service.model_name),
+        body,
+        ResponseEvents(body, service.model_name),
         prompts,
         n_sequences=1,
-        max_tokens=wanted.max_output_tokens or service.model.context,
+        max_tokens=body.max_output_tokens or service.model.context,
     )

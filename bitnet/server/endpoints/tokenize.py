@@ -13,28 +13,28 @@ from ..tools import history
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The token ids of ``prompt``, or of ``messages`` in the model's template."""
-    wanted = await service.parse(request, schema.TokenizeRequest)
-    if (wanted.prompt is UNSET) == (wanted.messages is UNSET):
+    body = await service.parse(request, schema.TokenizeRequest)
+    if (body.prompt is UNSET) == (body.messages is UNSET):
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
-        ids = await service.in_prompt_thread(_token_ids, service.model.tokenizer, wanted)
+        ids = await service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
 
 
-def _token_ids(tokenizer: Tokenizer, wanted: schema.TokenizeRequest) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
-    if isinstance(wanted.prompt, str):
-        return tokenizer.encode(wanted.prompt, add_bos=wanted.add_special_tokens, limit=limit)
-    messages = history(wanted.messages or ())
-    return tokenizer.chat(messages, wanted.add_generation_prompt, limit=limit)
+    if isinstance(body.prompt, str):
+        return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
+    messages = history(body.messages or ())
+    return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of ``tokens``."""
-    wanted = await service.parse(request, schema.DetokenizeRequest)
+    body = await service.parse(request, schema.DetokenizeRequest)
     size = service.model.config.vocab_size
-    if max(wanted.tokens, default=0) >= size:
+    if max(body.tokens, default=0) >= size:
         raise ApiError(400, f"tokens: an id outside of 0 to {size - 1}", param="tokens")
     with service.reservation(1):
-        text = await service.in_prompt_thread(service.model.tokenizer.decode, wanted.tokens)
+        text = await service.in_prompt_thread(service.model.tokenizer.decode, body.tokens)
     return JSON({"prompt": text})

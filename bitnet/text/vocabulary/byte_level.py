@@ -5,7 +5,7 @@ from functools import partial
 from ...errors import FormatError
 from .library import call
 
-MERGES = "tokenizer.ggml.merges"
+MERGES_KEY = "tokenizer.ggml.merges"
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -13,7 +13,7 @@ LLAMA_3 = (
 )
 QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, r"[0-9][0-9][0-9]")  # one after the other
+FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, r"[0-9][0-9][0-9]")  # applied one after the other
 
 # tokenizer.ggml.pre -> (how text is split into words, whether a word that is itself in the
 # vocabulary is taken whole, whether bos goes in front where the file does not say)
@@ -50,7 +50,7 @@ def encoder(path, ids, merges, words, ignore_merges, normalizer=None):
 
     pairs = split_merges(path, merges)
     make = partial(models.BPE, vocab=ids, merges=pairs, ignore_merges=ignore_merges)
-    made = tokenizers.Tokenizer(call(path, MERGES, "pairs of tokens", make))
+    made = tokenizers.Tokenizer(call(path, MERGES_KEY, "pairs of tokens", make))
     splits = [pre_tokenizers.Split(tokenizers.Regex(word), "isolated") for word in words]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
@@ -65,5 +65,5 @@ def split_merges(path, merges):
     pairs = [tuple(merge.split(" ")) for merge in merges]
     for i, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise FormatError(path, f"{MERGES}[{i}]", " ".join(pair), "two tokens")
+            raise FormatError(path, f"{MERGES_KEY}[{i}]", " ".join(pair), "two tokens")
     return pairs

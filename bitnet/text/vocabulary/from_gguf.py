@@ -22,14 +22,14 @@ from .vocabulary import (
     UNUSED,
     USER_DEFINED,
     Vocabulary,
-    border_ids,
+    bos_eos_ids,
     byte_of,
     checked_template,
     end_ids,
 )
 
-# Ours, for what GGUF has no key for: the normalizer that a tokenizer.json had, "NFC" or missing.
-NORMALIZER = "tokenizer.bitnet.normalizer"
+# A key of ours, as GGUF has none: the normalizer that a tokenizer.json had, "NFC" or missing.
+NORMALIZER_KEY = "tokenizer.bitnet.normalizer"
 
 
 class Fields:
@@ -85,8 +85,8 @@ def from_metadata(path, metadata, config):
     return make(fields, tokens, config)
 
 
-def around(fields, config, adds_bos):
-    """(prefix, suffix), as Vocabulary has them."""
+def affixes(fields, config, adds_bos):
+    """(prefix, suffix), see Vocabulary. adds_bos: whether bos is in front if the file is silent."""
     adds_bos, adds_eos = (
         fields.get(name, bool, default)
         for name, default in (("add_bos_token", adds_bos), ("add_eos_token", False))
@@ -97,7 +97,7 @@ def around(fields, config, adds_bos):
 
 
 def _ends(fields, tokens):
-    """More end tokens than the configuration knows."""
+    """The end tokens that only the tokenizer's keys name."""
     stated = [fields.get(f"{name}_token_id", int) for name in ("eot", "eom")]
     return [i for i in stated if i is not None and 0 <= i < len(tokens)]
 
@@ -123,7 +123,7 @@ def _byte_level(fields, tokens, config):
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
     add_tokens(encoder, tokens, np.where(types == USER_DEFINED, types, NORMAL))
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
-    prefix, suffix = around(fields, config, adds_bos)
+    prefix, suffix = affixes(fields, config, adds_bos)
     texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
     longest = max(map(len, tokens)) * (1 if split[2] is None else MAX_SHRINKING)
     find = find_ids(fields.path, encoder)
@@ -147,9 +147,9 @@ def byte_level_split(fields):
     pre = fields.get("pre", str)
     if pre not in byte_level.PRE_TOKENIZERS:
         raise fields.error("pre", pre, f"one of {', '.join(byte_level.PRE_TOKENIZERS)}")
-    normalizer = fields.metadata.get(NORMALIZER)
+    normalizer = fields.metadata.get(NORMALIZER_KEY)
     if normalizer not in (None, "NFC"):
-        raise FormatError(fields.path, NORMALIZER, normalizer, "NFC")
+        raise FormatError(fields.path, NORMALIZER_KEY, normalizer, "NFC")
     words, ignore_merges, _ = byte_level.PRE_TOKENIZERS[pre]
     return words, ignore_merges, normalizer
 
@@ -161,16 +161,16 @@ def byte_level_types(fields, tokens, merges, config):
     """
     types = fields.numbers("token_type", len(tokens), np.full(len(tokens), NORMAL))
     known = {i for i in np.flatnonzero(types == USER_DEFINED) if tokens[i] in ALWAYS_SPECIAL}
-    borders = {i for i in border_ids(config) if i < len(tokens)}
-    if any(types[i] == NORMAL for i in borders):
+    bos_eos = {i for i in bos_eos_ids(config) if i < len(tokens)}
+    if any(types[i] == NORMAL for i in bos_eos):
         spelled = BYTE_OF.keys() | {merge.replace(" ", "") for merge in merges}
-        borders = {i for i in borders if tokens[i] not in spelled}
-    types[[*known, *borders]] = CONTROL
+        bos_eos = {i for i in bos_eos if tokens[i] not in spelled}
+    types[[*known, *bos_eos]] = CONTROL
     return types
 
 
 def add_tokens(encoder, tokens, types):
-    """Make of the special and user-defined tokens what stands for itself wherever it occurs."""
+    """Add the special and user-defined tokens to the encoder, which then finds them in any text."""
     from tokenizers import AddedToken
 
     encoder.add_tokens(
@@ -187,7 +187,7 @@ def add_tokens(encoder, tokens, types):
 def _pieces(fields, tokens, config):
     pieces = read_pieces(fields, tokens, config)
     encoder = Encoder(pieces, {})
-    prefix, suffix = around(fields, config, True)
+    prefix, suffix = affixes(fields, config, True)
     return of_pieces(
         pieces,
         config,

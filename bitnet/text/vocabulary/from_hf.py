@@ -19,20 +19,20 @@ from .vocabulary import (
     UNUSED,
     USER_DEFINED,
     Vocabulary,
-    border_ids,
+    bos_eos_ids,
     checked_template,
     end_ids,
 )
 
-MAX_JSON_BYTES = 128 << 20  # Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
-A_TOKENIZER = "a tokenizer.json"
+MAX_JSON_BYTES = 128 << 20  # bytes; Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
+EXPECTED_JSON = "a tokenizer.json"  # what messages say a damaged file should be
 
 
 def from_json(path, config_json, config):
     """The Vocabulary of a tokenizer.json; config_json: the object in tokenizer_config.json."""
     encoder = load(path)
     special = special_tokens(encoder, config)
-    prefix, suffix = around(encoder, config_json, config, path)
+    prefix, suffix = affixes(encoder, config_json, config, path)
     encoder = _guarded(encoder, special, path)
     parts = steps_of(encoder.decoder)
     byte_level = is_byte_level(parts, path)
@@ -59,7 +59,7 @@ def load(path):
     size = os.stat(path).st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_JSON_BYTES} bytes")
-    encoder = call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_file, str(path))
+    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_file, str(path))
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
@@ -71,17 +71,17 @@ def special_tokens(encoder, config):
     One of spaces and newlines is an ordinary token, also where it is listed as special; and a model
     without pictures has no row for Gemma's <image_soft_token>.
     """
-    borders = border_ids(config)
+    bos_eos = bos_eos_ids(config)
     return {
         token.content: token_id
         for token_id, token in encoder.get_added_tokens_decoder().items()
-        if (token.special or token_id in borders or token.content in ALWAYS_SPECIAL)
+        if (token.special or token_id in bos_eos or token.content in ALWAYS_SPECIAL)
         and not token.content.isspace()
         and token_id < config.vocab_size
     }
 
 
-def around(encoder, config_json, config, path):
+def affixes(encoder, config_json, config, path):
     """(prefix, suffix): what the post-processor puts around a text, or the configuration asks for.
 
     tokenizer_config.json has its say only where the post-processor does nothing: Qwen3's embedding
@@ -98,11 +98,11 @@ def around(encoder, config_json, config, path):
     for token_id in prefix + suffix:
         if token_id >= config.vocab_size:
             raise FormatError(path, "post_processor id", token_id, f"below {config.vocab_size}")
-    bos, eos = stated_borders(config_json, config, False)
+    bos, eos = stated_bos_eos(config_json, config, False)
     return prefix or bos, suffix or eos
 
 
-def stated_borders(config_json, config, default_bos):
+def stated_bos_eos(config_json, config, default_bos):
     """What add_bos_token and add_eos_token of tokenizer_config.json ask for: ([id], [id])."""
     bos, eos = config.bos_token_id, next(iter(config.eos_token_ids), None)
     adds_bos = config_json.get("add_bos_token", default_bos) is True and bos is not None
@@ -111,18 +111,22 @@ def stated_borders(config_json, config, default_bos):
 
 
 def _guarded(encoder, special, path):
-    """The encoder with every special token taken for text: of its own file if that will do."""
+    """The encoder, made to take special tokens in a text for text.
+
+    A setting of the library does that for most files; for the others the encoder is made anew from
+    an altered file.
+    """
     added = encoder.get_added_tokens_decoder()
     encoder.add_special_tokens(list(special))  # those that were added as ordinary tokens
     encoder.encode_special_tokens = True
-    spaces = any(token.special and token.content.isspace() for token in added.values())
+    has_spaces = any(token.special and token.content.isspace() for token in added.values())
     find = find_ids(path, encoder)
-    if not spaces and not any(i in find(text) for text, i in special.items()):
+    if not has_spaces and not any(i in find(text) for text, i in special.items()):
         return encoder
     from tokenizers import Tokenizer
 
     text = json.dumps(_without(json.loads(path.read_text(encoding="utf-8")), special, added))
-    return call(path, "tokenizer", A_TOKENIZER, Tokenizer.from_str, text)
+    return call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_str, text)
 
 
 def _without(data, special, added):
@@ -216,7 +220,7 @@ def from_model(path, config_json, config):
     pieces, added = read_model(path, config_json, config)
     encoder = Encoder(pieces, added)
     everywhere = config_json.get("legacy") is not False
-    prefix, suffix = stated_borders(config_json, config, True)
+    prefix, suffix = stated_bos_eos(config_json, config, True)
     return of_pieces(
         pieces,
         config,
@@ -265,10 +269,10 @@ def read_model(path, config_json, config):
 
 def make_special(pieces, config):
     """Change Pieces: the tokens that end a text, or a turn, are no text, whatever a file says."""
-    borders = border_ids(config)
+    bos_eos = bos_eos_ids(config)
     for i, (text, type_) in enumerate(zip(pieces.texts, pieces.types.tolist(), strict=True)):
         if (
-            (text in ALWAYS_SPECIAL or i in borders)
+            (text in ALWAYS_SPECIAL or i in bos_eos)
             and type_ != BYTE
             and text.strip(SPACE + " \n\t")
         ):

@@ -18,13 +18,13 @@ import numpy as np
 
 from ...errors import FormatError
 from ..special_tokens import SpecialTokens
-from .byte_level import MERGES
+from .byte_level import MERGES_KEY
 from .library import call
 from .vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 _FLOAT = struct.Struct("f")
-UNKNOWN_COST = 10  # more than that of any piece
-MAX_WORDS, MAX_CHARACTERS = 1 << 14, 48  # of words that are remembered: at most 10 MB
+UNKNOWN_COST = 10  # what an unknown character scores less than the lowest score of a piece
+MAX_WORDS, MAX_WORD_LENGTH = 1 << 14, 48  # words remembered, characters of one: at most 10 MB
 
 
 @dataclass
@@ -152,7 +152,7 @@ class BPE:
     def __call__(self, text):
         encoded = []
         for word in self._cut.split(text):
-            encoded += (self._remembered if len(word) <= MAX_CHARACTERS else self._join)(word)
+            encoded += (self._remembered if len(word) <= MAX_WORD_LENGTH else self._join)(word)
         return encoded
 
 
@@ -192,7 +192,8 @@ class Unigram:
 
     def __call__(self, text):
         n, scores = len(text), self._scores
-        best, begins = [0.0] + [-math.inf] * n, [0] * (n + 1)  # of what ends at each place
+        # of the best division of the text up to each place: its score, where its last piece begins
+        best, begins = [0.0] + [-math.inf] * n, [0] * (n + 1)
         for i in range(n):
             for j in range(i + 1, min(n, i + self._longest) + 1):
                 score = scores.get(text[i:j], self._unknown if j == i + 1 else None)
@@ -225,7 +226,7 @@ def _by_merges(pieces):
     unknown = len(names)
     ids = {name: i for i, name in enumerate([*names, " "])}
     make = partial(models.BPE, vocab=ids, merges=pieces.merges, unk_token=" ")
-    find = Tokenizer(call(pieces.path, MERGES, "pairs of tokens", make)).encode
+    find = Tokenizer(call(pieces.path, MERGES_KEY, "pairs of tokens", make)).encode
 
     def encode(text):
         encoding = find(text)

@@ -14,15 +14,16 @@ from ...errors import FormatError
 from .pieces import Pieces
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_of
 
-MAX_BYTES = 32 << 20  # Gemma's, of 262,144 pieces, has 4.7 MB
+MAX_BYTES = 32 << 20  # bytes of the file; Gemma's, of 262,144 pieces, has 4.7 MB
 MAX_PIECES = 1 << 20
 MAX_PIECE_BYTES = 1024
 MAX_SCORE = 1e30  # Llama-2 has -1e9; sums of scores must stay within a float32
 
-PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5  # fields of the file
-TEXT, SCORE, TYPE = 1, 2, 3  # of a piece
-MODEL_TYPE, SPACE_BEHIND, BYTE_FALLBACK = 3, 24, 35  # of the trainer's settings
-RULES, CHARSMAP, ADDS_SPACE, REMOVES_SPACES, ESCAPES = 1, 2, 3, 4, 5  # of the normalizer's
+# Numbers of fields: of the file, of a piece, of the trainer's settings, of the normalizer's
+PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
+TEXT, SCORE, TYPE = 1, 2, 3
+MODEL_TYPE, SPACE_BEHIND, BYTE_FALLBACK = 3, 24, 35
+RULES, CHARSMAP, ADDS_SPACE, REMOVES_SPACES, ESCAPES = 1, 2, 3, 4, 5
 
 _FLOAT = struct.Struct("<f")
 

@@ -16,7 +16,7 @@ BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-SPACE = "\u2581"  # SentencePiece's sign for it
+SPACE = "\u2581"  # the character by which SentencePiece writes a space
 
 # Tokens that end a turn or a text in the published vocabularies. Files often name only one of them.
 END_TOKENS = (
@@ -48,7 +48,7 @@ class Vocabulary:
 
     encode: (text, whether it begins the prompt) -> ids; special tokens in it are text.
     token: id -> text as stored, None if there is none.
-    longest: () -> characters of a text that one token stands for at most, maybe infinite.
+    longest: () -> characters of text that one token stands for at most, may be infinite.
     prefix, suffix: ids in front of every prompt, and behind every text that is embedded.
     byte_level: GPT-2's alphabet stands for bytes; otherwise U+2581 is a space and <0x0A> a byte.
     drops_space: decoding takes away one space in front, which encoding has put there.
@@ -67,8 +67,8 @@ class Vocabulary:
     chat_template: str | None
 
     @cached_property
-    def max_text_a_token(self) -> float:
-        """Characters that one token stands for at most: a bound without encoding a long text."""
+    def max_token_length(self) -> float:
+        """Characters of text that one token stands for at most, to bound a text not encoded yet."""
         return max(self.longest(), 1)
 
     def is_special(self, token_id: int) -> bool:
@@ -106,7 +106,7 @@ def end_ids(
     return tuple(dict.fromkeys([*config.eos_token_ids, *more, *known]))
 
 
-def border_ids(config: ModelConfig) -> set[int]:
+def bos_eos_ids(config: ModelConfig) -> set[int]:
     """The begin and end tokens, which are special whatever a file calls them."""
     bos = () if config.bos_token_id is None else (config.bos_token_id,)
     return {*bos, *config.eos_token_ids}
