@@ -105,7 +105,7 @@ def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
 class EmbeddingRows:
     """An embedding or head as it lies in the file. data: uint8 (n_rows, row_bytes), at any address.
 
-    type: one of ggml_types.ROW_TYPES.
+    type: one of ggml_types.ROW_TYPES. where: file and name of the tensor, for messages.
     """
 
     type: str

@@ -36,6 +36,7 @@ log = logging.getLogger("bitnet")
 CONTENT_VERSION = 3  # what a repacked file holds; one of another number is stale and made again
 ROW_SCALES = ".row_scales"  # behind a tensor's name: its scales, where rows may differ
 REPACKED_SUFFIX = ".sidecar.gguf"
+# Names of repacked files, of their locks, and of temporary files that a killed loader left
 _OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
 
 Repacked = tuple[np.ndarray, np.ndarray]  # codes uint8 (n_rows, padded // 4), scales as of read()

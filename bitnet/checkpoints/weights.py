@@ -28,8 +28,8 @@ class Ternary:
     """A linear layer. codes: uint8 (n_rows, padded(n_cols) // 4) in I2_S, C-contiguous.
 
     scales: float32 (n_rows, 1), or (1, 1) where all rows have the same; they multiply the integer
-    products. quantization: groups of columns that have a scale of their own. Code 3 is not looked
-    for here, because that would read the whole file.
+    products. quantization: groups of columns that have a scale of their own. where: file and name
+    of the tensor, for messages. Code 3 is not looked for here: that would read the whole file.
     """
 
     codes: np.ndarray

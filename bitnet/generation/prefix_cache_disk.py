@@ -20,7 +20,7 @@ from ..models.sequence_state import SequenceState
 from ..runtime.kv_cache import PAGE
 from . import session_file
 
-log = logging.getLogger("bitnet")  # is given texts: an error's traceback would keep arrays
+log = logging.getLogger("bitnet")  # gets str(error): an error's traceback keeps arrays alive
 
 PREFIX_SUFFIX = ".prefix.gguf"
 # Tokens: opening a file takes milliseconds, in which some tokens could be read as well.

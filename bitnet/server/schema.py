@@ -73,7 +73,7 @@ class NamedSchema(Struct):
     schema: JSONSchema
     name: str | None = None
     description: str | None = None
-    strict: bool | None = None  # always
+    strict: bool | None = None  # ignored: schemas are always followed
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
@@ -136,7 +136,7 @@ class Function(Struct):
     name: FunctionName
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)] | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None  # always
+    strict: bool | None = None  # ignored: schemas are always followed
 
     @property
     def schema(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ABOUT = (
     "once or several times. Results come in <tool_response>. The functions:\n"
 )
 _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
-_HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head writes
+_HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head() writes
 
 
 def head(name: str) -> str:
@@ -105,7 +105,7 @@ class Calls:
     """The deltas of one choice: from its text, as it comes, content or calls."""
 
     def __init__(self) -> None:
-        self._text = ""  # that no delta has yet
+        self._text = ""  # text that is in no delta yet
         self._is_text: bool | None = None  # whether the reply is text; None: not known yet
         self.n_calls = 0
         self._depth = 0  # open braces of the arguments being read; 0: not in arguments

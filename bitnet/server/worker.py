@@ -96,8 +96,9 @@ News = tuple[Generation, Event]
 class Worker:
     """Owns a Model, loaded with fair=True: nobody else may compute with it.
 
-    n_waiting: sequences that may wait for a slot. slots: that run at once. capacity: both together.
-    n_open: that do, counted in the event loop. is_draining: set to refuse what is new.
+    n_waiting: sequences that may wait for a slot. slots: sequences that run at once. capacity: the
+    sum of both. n_open: sequences that run or wait now, counted in the event loop. is_draining: set
+    to refuse what is new.
     """
 
     def __init__(self, model: Model, n_waiting: int) -> None:

@@ -27,8 +27,9 @@ BITNET_2B_4T = (
 # of role could spell any special token.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
-# A step is an instruction, or about 13 characters of a string that is made. The longest published
-# templates take some 10,000 steps and a hundred a message.
+# Steps (minijinja's fuel) that a template may take: so many, and more for each character of the
+# messages. A step is an instruction, or about 13 characters of a string that is made. The longest
+# published templates take some 10,000 steps, and a hundred for each message.
 STEPS = 1_000_000
 STEPS_PER_CHARACTER = 2
 

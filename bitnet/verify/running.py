@@ -176,7 +176,10 @@ def _score(path, layout, tokenizer, threads):
 
 
 def _judged(scores, guessing):
-    """(layout or None, Check) from {layout: bits per byte}, and those of any token being likely."""
+    """(layout or None, Check) from {layout: bits per byte}.
+
+    guessing: bits per byte if all tokens were equally likely.
+    """
     ranked = sorted(scores, key=scores.get)
     best = ranked[0]
     shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ranked) + " bits per byte"
