@@ -3,7 +3,8 @@
 from . import extensions  # noqa: F401  # isort: skip  # first: are the compiled modules there?
 from .api.info import info
 from .api.load import load
-from .api.model import Model, Stream
+from .api.model import Model
+from .api.stream import Stream
 from .errors import (
     Cancelled,
     ContextFull,

@@ -36,6 +36,7 @@ from ..runtime import cpu
 from ..runtime.pool import Pool, PoolStats
 from ..text.tokenizer import Tokenizer
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
+from .stream import Stream
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -163,7 +164,7 @@ class Model:
     @named_options
     def stream(
         self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
-    ) -> "Stream":
+    ) -> Stream:
         """The same for one prompt as a Stream: an iterator of the text as it comes."""
         return self._stream(self.encode_prompt(prompt, parse_special), options)
 
@@ -194,11 +195,11 @@ class Model:
         return self.scheduler.complete([request])[0]
 
     @named_options
-    def chat_stream(self, messages: Messages, **options: Unpack[GenerationOptions]) -> "Stream":
+    def chat_stream(self, messages: Messages, **options: Unpack[GenerationOptions]) -> Stream:
         """The same as a Stream."""
         return self._stream(self.encode_chat(messages), options)
 
-    def _stream(self, token_ids: list[int], options: GenerationOptions) -> "Stream":
+    def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
         return Stream(self.scheduler, self.request(token_ids, **options))
 
     # ------------------------------------------------------------------- for those who schedule
@@ -470,33 +471,3 @@ class Model:
         if len(ids) > self.context:
             raise ContextFull(0, len(ids), self.context)
         return ids
-
-
-class Stream:
-    """An iterator of the text deltas of one generation. Leaving it early (close) cancels that.
-
-    completion: the Completion once the text is complete, None before.
-    """
-
-    def __init__(self, scheduler: Scheduler, request: Request) -> None:
-        self._request, self._deltas = request, scheduler.stream(request)
-
-    @property
-    def completion(self) -> Completion | None:
-        return self._request.completion
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._deltas)
-
-    def close(self) -> None:
-        """Cancel the generation, if it is not complete, and free its memory."""
-        self._deltas.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()

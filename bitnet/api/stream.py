@@ -1,0 +1,36 @@
+"""The text of one generation as it comes."""
+
+from typing import Self
+
+from ..generation.request import Completion, Request
+from ..generation.scheduler import Scheduler
+
+
+class Stream:
+    """An iterator of the text deltas of one generation. Leaving it early (close) cancels that.
+
+    completion: the Completion once the text is complete, None before.
+    """
+
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+        self._request, self._deltas = request, scheduler.stream(request)
+
+    @property
+    def completion(self) -> Completion | None:
+        return self._request.completion
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._deltas)
+
+    def close(self) -> None:
+        """Cancel the generation, if it is not complete, and free its memory."""
+        self._deltas.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
