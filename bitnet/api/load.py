@@ -12,6 +12,7 @@ from ..checkpoints import hub, weights
 from ..checkpoints.memory_plan import Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import check_choice, check_whole, parse_bytes
+from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
@@ -114,6 +115,7 @@ def load(
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
     n_threads, why = cpu.threads(settings.threads)
+    n_threads = ops.startable_threads(n_threads)
     limit = limit_of(settings.memory_limit)
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():

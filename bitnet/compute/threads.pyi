@@ -2,6 +2,9 @@
 
 openmp: bool  # False: built without, everything runs on one thread
 
+def startable_threads(n: int) -> int: ...
+def warn_refused(asked: int, n: int, error: int) -> None: ...
+
 class ContentionThrottle:
     @property
     def withheld(self) -> int: ...

@@ -2,6 +2,7 @@
 import operator
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -152,6 +153,12 @@ def threads(requested=None):
     if quota is not None and quota < cores:
         return max(1, int(quota)), f"cgroup quota of {quota:g} CPUs, rounded down"
     return cores, "physical cores allowed"
+
+
+def omp_stack_bytes():
+    """OMP_STACKSIZE in bytes, as OpenMP reads it: in KiB where it has no unit. None where unset."""
+    match = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
+    return match and int(match[1]) << {"B": 0, "M": 20, "G": 30}.get(match[2].upper(), 10)
 
 
 def huge_pages():

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import format_bytes
+from . import cpu
 from .pool import Pool, PoolStats
 
 PROC = "/proc/self"
@@ -119,15 +120,9 @@ def thread_stacks(ranges, known=()):
 
 
 def stack_sizes():
-    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE.
-
-    The setting is read as OpenMP does, in KiB where it has no unit.
-    """
-    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0]]
-    match = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
-    if match:
-        sizes.append(int(match[1]) << {"B": 0, "M": 20, "G": 30}.get(match[2].upper(), 10))
-    return sizes
+    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE."""
+    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0], cpu.omp_stack_bytes()]
+    return [n for n in sizes if n is not None]
 
 
 def threads():

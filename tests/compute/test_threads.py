@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import bitnet
+from bitnet.compute import ops
 from bitnet.runtime import cpu
 
 PROMPT = [1] * 128  # a step of so many rows is worth waking a second thread for
@@ -224,3 +225,40 @@ def test_threads_of_two_models_in_two_python_threads():
     for worker in workers:
         worker.join()
     assert texts[0] == texts[1] == texts[2]
+
+
+REFUSED = """
+import resource, threading, bitnet
+from bitnet.compute import ops
+assert ops.startable_threads(1) == 1
+resource.setrlimit(resource.RLIMIT_AS, (16 << 30, resource.RLIM_INFINITY))
+with bitnet.load(threads=2, prefix_cache=False) as model:
+    print(model.threads)
+    model.threads = 3
+    texts = []
+    def say():
+        texts.append(model.generate("and", max_tokens=20, seed=1).text)
+    say()
+    thread = threading.Thread(target=say)
+    thread.start()
+    thread.join()
+    print(texts[0] == texts[1])
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    print(ops.startable_threads(3))
+"""
+
+
+@pytest.mark.skipif(not ops.openmp or sys.platform != "linux", reason="without RLIMIT_AS or OpenMP")
+def test_threads_that_the_system_refuses_are_done_without():
+    """libgomp ends the process where one cannot be started."""
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"OMP_STACKSIZE": "32G"},
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "True", "3"]), done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith("threads: 1 instead of 2, as the system starts no more (Resource ")
+    assert second.startswith("threads: 1 instead of 3, ")
