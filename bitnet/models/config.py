@@ -207,13 +207,17 @@ class ModelConfig:
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart
         }
 
-    def tensor_shapes(self):
-        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+    def widths(self):
+        """{name: columns}: the widths by which an Architecture says the shapes of its tensors."""
         heads, head = self.num_attention_heads, self.head_dim
-        width = {
+        return {
             "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
             "q": heads * head, "kv": self.num_key_value_heads * head,
         }  # fmt: skip
+
+    def tensor_shapes(self):
+        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+        width = self.widths()
         block = {name: (width[n], width[k]) for name, (n, k) in self.arch.linears.items()}
         block |= {name: (width[n],) for name, n in self.arch.norms.items()}
         embedding = (self.vocab_size, self.hidden_size)
