@@ -35,8 +35,8 @@ cdef enum:
     MIN_WORK = 20000                    # ns of one core; to wake a thread takes 16 to 50 us
     BARRIER = 20000                     # ns; longer than it takes sixteen threads to meet
     WINDOW = 20000000                   # ns of operations judged together; one alone is noise
-    MIN_PAUSE = 50000000                # ns for which a thread is withheld at first
-    MAX_PAUSE = 1600000000              # ns; to try in vain costs half of WINDOW, 1 % of this
+    MIN_WITHHELD_NS = 50000000          # for how long a thread is withheld at first
+    MAX_WITHHELD_NS = 1600000000        # at most; to try in vain costs half of WINDOW, 1 % of this
 
 cdef int forked = 0                     # 1 in the child of a fork
 # OpenMP's threads at import; if it says fewer later, somebody limits us, as threadpoolctl does
@@ -65,7 +65,7 @@ cdef class ContentionThrottle:
     cdef int64_t until                  # when one is given back
 
     def __init__(self):
-        self.pause = MIN_PAUSE
+        self.pause = MIN_WITHHELD_NS
 
     def size(self, int n_threads, int64_t now):
         """The size of a team out of n_threads."""
@@ -90,9 +90,9 @@ cdef class ContentionThrottle:
         if self.waited * team > self.spent:
             self.withheld += 1
             self.until = now + self.pause
-            self.pause = min(2 * self.pause, <int64_t>MAX_PAUSE)
+            self.pause = min(2 * self.pause, <int64_t>MAX_WITHHELD_NS)
         elif not self.withheld:
-            self.pause = max(self.pause // 2, <int64_t>MIN_PAUSE)
+            self.pause = max(self.pause // 2, <int64_t>MIN_WITHHELD_NS)
         self.spent = self.waited = 0
 
 
