@@ -10,7 +10,7 @@ for any of many items. If that is more than 1 / t of the time of t threads, one 
 as fast or faster. One is withheld then, for longer and longer while nothing changes. Results are
 the same for any number.
 
-Where the system refuses to start a thread (a limit of processes or of addresses, a stack that is too
+Where the system refuses to start a thread (a limit of processes or addresses, a stack that is too
 large), libgomp ends the process. So whoever would make its team larger first starts and ends as
 many threads of the same kind: if one is refused, the team stays smaller, and a warning says so.
 
@@ -66,8 +66,8 @@ cdef enum:
     MIN_WORK = 20000                    # ns of one core; to wake a thread takes 16 to 50 us
     BARRIER = 20000                     # ns; longer than it takes sixteen threads to meet
     WINDOW = 20000000                   # ns of operations judged together; one alone is noise
-    MIN_PAUSE = 50000000                # ns for which a thread is withheld at first
-    MAX_PAUSE = 1600000000              # ns; to try in vain costs half of WINDOW, 1 % of this
+    MIN_WITHHELD_NS = 50000000          # for how long a thread is withheld at first
+    MAX_WITHHELD_NS = 1600000000        # at most; to try in vain costs half of WINDOW, 1 % of this
     MAX_STARTED = 1024                  # threads started at once to see whether the system does it
     RETRY = 1000000000                  # ns after which a refused team is tried again
 
@@ -102,7 +102,7 @@ cdef class ContentionThrottle:
     cdef int64_t until                  # when one is given back
 
     def __init__(self):
-        self.pause = MIN_PAUSE
+        self.pause = MIN_WITHHELD_NS
 
     def size(self, int n_threads, int64_t now):
         """The size of a team out of n_threads."""
@@ -127,9 +127,9 @@ cdef class ContentionThrottle:
         if self.waited * team > self.spent:
             self.withheld += 1
             self.until = now + self.pause
-            self.pause = min(2 * self.pause, <int64_t>MAX_PAUSE)
+            self.pause = min(2 * self.pause, <int64_t>MAX_WITHHELD_NS)
         elif not self.withheld:
-            self.pause = max(self.pause // 2, <int64_t>MIN_PAUSE)
+            self.pause = max(self.pause // 2, <int64_t>MIN_WITHHELD_NS)
         self.spent = self.waited = 0
 
 

@@ -15,9 +15,10 @@ log = logging.getLogger("bitnet")
 
 END_OF_TURN = "<|eot_id|>"
 
-# field -> lower and upper bound: far beyond every model known, and such that nothing derived
-# from one (a position, a page of the cache, an int32 dot product) overflows or takes seconds; rows
-# of fewer than 32 columns would grow more than fourfold when padded. Floats where the value is one.
+# field: (lower, upper bound). Far beyond every model known, and such that nothing computed from a
+# field (a position, a page of the cache, an int32 dot product) overflows or takes seconds. Rows of
+# fewer than 32 columns would grow more than fourfold when padded. Bounds are floats where values
+# may be.
 LIMITS = {
     "hidden_size": (32, 1 << 16),
     "intermediate_size": (32, 1 << 18),
@@ -41,7 +42,7 @@ LIMITS = {
     "top_p": (0.0, 1.0),
 }
 
-# field -> key of GGUF metadata, after the "<arch>."
+# field: key of GGUF metadata, after the "<arch>."
 GGUF_KEYS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -67,9 +68,10 @@ class ModelConfig:
 
     Fields are named as in HF config.json. family: a key of registry.ARCHITECTURES. architecture:
     what the file calls it, for messages.
-    rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
+    rope_interleaved: RoPE rotates the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
     pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
-    query_scale: on top of 1 / sqrt(head_dim). embedding_scale: of the rows of embed_tokens.
+    query_scale: factor of queries, besides 1 / sqrt(head_dim). embedding_scale: factor of the rows
+        of embed_tokens.
     norms_are_offsets: the file holds norms less 1, see Architecture.
     sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
         they use rope_local_theta.
@@ -119,10 +121,10 @@ class ModelConfig:
                 raise fields.error(key, config[key], "false; biases are not supported")
         stated = extra.token_ids("eos_token_id") + fields.token_ids("eos_token_id")
         bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
-        particular = arch.from_hf(fields)
-        shape = _shape(fields, particular.get("head_dim"))
-        if "hidden_act" not in particular:
-            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
+        family_fields = arch.from_hf(fields)
+        shape = _shape(fields, family_fields.get("head_dim"))
+        if "hidden_act" not in family_fields:
+            family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
         return cls(
             family=arch.name,
             architecture=str(config.get("model_type")),
@@ -135,7 +137,7 @@ class ModelConfig:
                 "norms_are_offsets": arch.norms_are_offsets,
             }
             | shape
-            | particular,
+            | family_fields,
             bos_token_id=bos_token_ids[0] if bos_token_ids else None,
             eos_token_ids=tuple(dict.fromkeys((*stated, *eos_token_ids))),
             do_sample=extra.flag("do_sample", False),
@@ -156,11 +158,11 @@ class ModelConfig:
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
         _check_gguf_rope(fields, shape["head_dim"])
-        particular = arch.from_gguf(fields)
+        family_fields = arch.from_gguf(fields)
         if fields.get("hidden_act", None) is not None:
-            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
-        elif "hidden_act" in particular:
-            key, chosen = fields.key("hidden_act"), particular["hidden_act"]
+            family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
+        elif "hidden_act" in family_fields:
+            key, chosen = fields.key("hidden_act"), family_fields["hidden_act"]
             log.info("%s: no %s; %s by architecture and shape", path, key, chosen)
         return cls(
             family=arch.name,
@@ -176,7 +178,7 @@ class ModelConfig:
                 "tie_word_embeddings": not has_lm_head,
                 "rope_interleaved": arch.interleaved_in_gguf,
             }
-            | particular,
+            | family_fields,
             bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
             eos_token_ids=_gguf_eos_token_ids(general),
             do_sample=sampling.get("temperature", None) is not None,
@@ -204,19 +206,23 @@ class ModelConfig:
 
     def arithmetic(self):
         """The fields on which keys and values depend, besides the weights."""
-        apart = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
-                 "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
+        others = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
+                  "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
         return {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in others
         }
 
-    def tensor_shapes(self):
-        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+    def widths(self):
+        """{name: columns}: the widths by which an Architecture says the shapes of its tensors."""
         heads, head = self.num_attention_heads, self.head_dim
-        width = {
+        return {
             "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
             "q": heads * head, "kv": self.num_key_value_heads * head,
         }  # fmt: skip
+
+    def tensor_shapes(self):
+        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+        width = self.widths()
         block = {name: (width[n], width[k]) for name, (n, k) in self.arch.linears.items()}
         block |= {name: (width[n],) for name, n in self.arch.norms.items()}
         embedding = (self.vocab_size, self.hidden_size)
@@ -303,7 +309,7 @@ def _shape(fields, head_dim=None):
 
 
 def _flat_rope(config):
-    """transformers 5 keeps a set of RoPE parameters for each kind of layer: as 4 has them."""
+    """RoPE parameters as transformers 4 has them; 5 keeps a set for each kind of layer."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not isinstance(rope.get("full_attention"), dict):
         return config
@@ -354,9 +360,9 @@ def hf_architecture(config, path):
 
 
 def hf_linears(config, path):
-    """How an HF folder of a known family stores its linear layers: "multiply" or "divide" (packed,
-    and what the scale beside them does), "masters" (floats to quantise), or "floats", which must
-    turn out to be ternary."""
+    """How an HF folder of a known family stores its linear layers: packed, with a scale that is to
+    "multiply" or "divide"; or as "masters", floats to quantise, or as "floats", which must prove to
+    be ternary."""
     model, arch = _Fields(config, path), hf_architecture(config, path)
     values = config.get("quantization_config")
     if values is None and arch.float_linears:

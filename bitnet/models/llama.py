@@ -106,7 +106,7 @@ _SHAPE_2B_4T = {
 
 
 def _gguf_activation(fields):
-    """What is known of the architecture, where the file does not say: no official file does, and
-    engines that guess SiLU give 2B-4T a perplexity of 99.8 instead of 17.1."""
+    """hidden_act of a GGUF that does not say, by its architecture and shape. No official file says,
+    and engines that guess SiLU give 2B-4T a perplexity of 99.8 instead of 17.1."""
     is_2b_4t = all(fields.get(name, None) == value for name, value in _SHAPE_2B_4T.items())
     return "silu" if fields.prefix == "bitnet." and not is_2b_4t else "relu2"
