@@ -11,8 +11,8 @@ as fast or faster. One is withheld then, for longer and longer while nothing cha
 the same for any number.
 
 Where the system refuses to start a thread (a limit of processes or addresses, a stack that is too
-large), libgomp ends the process. So whoever would make its team larger first starts and ends as
-many threads of the same kind: if one is refused, the team stays smaller, and a warning says so.
+large), libgomp ends the process. So before a team grows, as many threads of the same kind are
+started and ended: if one is refused, the team stays smaller, and a warning says so.
 
 Every operation writes its loop twice, plainly and as a prange: a parallel region takes most of a
 microsecond even where its team is one thread, as long as an operation of a small model.

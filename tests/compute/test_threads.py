@@ -243,8 +243,6 @@ with bitnet.load(threads=2, prefix_cache=False) as model:
     thread.start()
     thread.join()
     print(texts[0] == texts[1])
-    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    print(ops.startable_threads(3))
 """
 
 
@@ -258,7 +256,7 @@ def test_threads_that_the_system_refuses_are_done_without():
         timeout=60,
         env=os.environ | {"OMP_STACKSIZE": "32G"},
     )
-    assert (done.returncode, done.stdout.split()) == (0, ["1", "True", "3"]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "True"]), done.stderr
     first, second = done.stderr.splitlines()
     assert first.startswith("threads: 1 instead of 2, as the system starts no more (Resource ")
     assert second.startswith("threads: 1 instead of 3, ")
