@@ -340,9 +340,8 @@ class Scheduler:
                 self._end(batch[0][0], error)
                 return
             for request, n in batch:
-                n -= len(request.draft)  # which may want memory that the text does not
-                request.draft = []
-                self._run([(request, n)])
+                # Drafts may need memory that the text does not.
+                self._run([(request, n - request.drop_draft())])
             return
         first = 0
         for (request, _), n in zip(batch, counts, strict=True):
@@ -385,7 +384,7 @@ class Scheduler:
 
     def _end(self, request: Request, error: BaseException) -> None:
         traceback.clear_frames(error.__traceback__)
-        request.error = error
+        request.fail(error)
         self._release(request)
 
     def _release(self, request: Request) -> None:

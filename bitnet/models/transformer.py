@@ -295,9 +295,9 @@ class Transformer:
     def _check_codes(self, layer):
         """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""
         for linear, where in self._linears[layer]:
-            found = ops.find_code_3(linear, self.n_threads)
-            if found:
-                part, row = found
+            place = ops.find_code_3(linear, self.n_threads)
+            if place:
+                part, row = place
                 limit = "codes are 0, 1, 2 for -1, 0, 1"
                 path = self._unchecked.path
                 raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
