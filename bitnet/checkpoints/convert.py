@@ -211,7 +211,9 @@ def _check_fits(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], type_
 def _name_of(checkpoint: Checkpoint) -> str:
     metadata = getattr(checkpoint.files[0], "metadata", {})
     name = metadata.get("general.name", "")
-    return name if isinstance(name, str) and name else checkpoint.path.resolve().stem
+    if isinstance(name, str) and name:
+        return name
+    return os.fsencode(checkpoint.path.resolve().stem).decode("utf-8", "replace")
 
 
 def _note_gguf(conversion: Conversion) -> None:

@@ -10,9 +10,10 @@ from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, context_of
 from ..checkpoints import hub, repack_cache
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
+from ..checkpoints.model_files import model_at
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
-from ..formats.gguf import GGUFFile
+from ..formats.gguf_parts import open_gguf
 from ..formats.safetensors import open_folder
 from ..runtime import cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
@@ -97,15 +98,12 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
 def describe_refused(path, error):
     """The same of what cannot be used, as far as it can be read; raises `error` where it cannot."""
     try:
-        if path.is_dir():
-            (files, tensors), architecture = open_folder(path), None
-        else:
-            files = [GGUFFile(path)]
-            tensors = files[0].tensors
-            architecture = files[0].metadata.get("general.architecture")
+        path = model_at(path)
+        files, tensors = (open_folder if path.is_dir() else open_gguf)(path)
     except (FormatError, OSError):
         raise error from None
     metadata = getattr(files[0], "metadata", {}) if files else {}
+    architecture = metadata.get("general.architecture")
     return {
         "path": str(path),
         "refused": str(error),

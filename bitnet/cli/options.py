@@ -10,6 +10,7 @@ from typing import Any
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
+from ..checkpoints.model_files import CONFIG, ggufs
 from ..checks import check_number, parse_bytes
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
@@ -206,8 +207,11 @@ def looks_like_model(word: str) -> bool:
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.
     """
+    with contextlib.suppress(OSError, ValueError):  # a prompt may be no path at all
+        if os.path.isdir(word) and ggufs(os.listdir(word)):
+            return True
     return (
-        os.path.isfile(os.path.join(word, "config.json"))
+        os.path.isfile(os.path.join(word, CONFIG))
         or (word.endswith(".gguf") and os.path.isfile(word))
         or hub.cached(word) is not None
     )

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import FormatError
 from .architecture import Architecture
 from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
@@ -264,7 +266,7 @@ class _Fields:
         value = self.get(name, default)
         low, high = LIMITS[name]
         types = (int,) if isinstance(low, int) else (int, float)
-        if type(value) not in types or not low <= value <= high:  # NaN fails the comparison
+        if type(value) not in types or not _is_within(value, low, high):
             what = "a whole number" if isinstance(low, int) else "a number"
             raise self.error(name, value, f"{what} from {low} to {high}")
         return types[-1](value)
@@ -295,6 +297,11 @@ class _Fields:
         if len(ids) > 64 or not all(type(i) is int and i >= 0 for i in ids):
             raise self.error(name, value, "up to 64 token ids, from 0")
         return tuple(ids)
+
+
+def _is_within(value, low, high):
+    """Whether low <= value <= high, not NaN. In a GGUF a bound may be the float32 nearest to it."""
+    return low <= value <= high or value in np.float32([low, high]).tolist()
 
 
 def _shape(fields, head_dim=None):

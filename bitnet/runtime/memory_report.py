@@ -88,7 +88,8 @@ def usage() -> Usage:
 
 def _ranges():
     try:
-        with open(f"{PROC}/smaps") as file:
+        # paths of any bytes: a name need not be UTF-8
+        with open(f"{PROC}/smaps", errors="surrogateescape") as file:
             mappings = _SMAPS.findall(file.read())
     except OSError:
         return ()

@@ -1,6 +1,7 @@
 """What every endpoint works with: the model, its worker, and the way from bytes to a request."""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -91,4 +92,5 @@ class Reservation:
 
 
 def _name_of(path: Path) -> str:
-    return "bundled" if path == BUNDLED_MODEL else path.name.removesuffix(".gguf")
+    name = os.fsencode(path.name.removesuffix(".gguf")).decode("utf-8", "replace")
+    return "bundled" if path == BUNDLED_MODEL else name

@@ -209,6 +209,8 @@ def corpus_files():
     """{path in the corpus: bytes}"""
     found = {f"gguf/{name}.gguf": model.bytes() for name, model in gguf_models().items()}
     found |= {f"sentencepiece/{name}": raw for name, raw in sentencepiece_models().items()}
+    for name, part in models.split(gguf_models()["in-place"], 2).items():
+        found[f"parts/split/{name}"] = part.bytes()
     for folder, files in hf_models().items():
         found |= {f"hf/{folder}/{name}": raw for name, raw in files.items()}
     return found

@@ -76,6 +76,7 @@ TARGETS = {
     "sentencepiece": (sentencepiece, "sentencepiece"),
     "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
     "hf model": (open_and_run, "hf"),
+    "gguf parts": (open_and_run, "parts"),
     "gguf tools": (
         lambda folder: check_and_convert(folder / GGUF_NAME, folder.parent / "out"), "gguf",
     ),

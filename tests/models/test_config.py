@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 from support.small_files import HF_CONFIG
 
@@ -87,6 +88,17 @@ def test_activation_of_other_bitnet_shapes_is_silu_and_logged(caplog):
     with caplog.at_level(logging.INFO, "bitnet"):
         assert from_gguf("bitnet", block_count=26).hidden_act == "silu"
     assert "bitnet.hidden_activation" in caplog.text and "silu" in caplog.text
+
+
+@pytest.mark.parametrize("eps", [1e-12, 0.1])
+def test_a_bound_in_a_float_of_32_bits_is_the_bound(eps):
+    stored = float(np.float32(eps))
+    assert stored != eps
+    assert from_gguf(attention__layer_norm_rms_epsilon=stored).rms_norm_eps == stored
+    assert from_hf(rms_norm_eps=eps).rms_norm_eps == eps
+    beyond = float(np.nextafter(np.float32(eps), np.float32(0 if eps < 0.01 else 1)))
+    with pytest.raises(FormatError, match="epsilon"):
+        from_gguf(attention__layer_norm_rms_epsilon=beyond)
 
 
 @pytest.mark.parametrize(

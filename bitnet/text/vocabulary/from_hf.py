@@ -59,7 +59,8 @@ def load(path):
     size = os.stat(path).st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_JSON_BYTES} bytes")
-    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_file, str(path))
+    # not by its path, which need not be UTF-8
+    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_buffer, path.read_bytes())
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
