@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import cpu, dispatch
+from ..runtime import cgroup, cpu, dispatch
 from ..version import VERSION
 
 
@@ -18,6 +18,7 @@ def info() -> dict[str, Any]:
         "threads": n_threads,
         "threads_reason": why,
         **cpu.info(),
+        "cgroup_memory": cgroup.memory_left(),
         "huge_pages": cpu.huge_pages(),
         "numpy": np.__version__,
     }

@@ -1,6 +1,7 @@
 """load(): a path and limits to a Model."""
 
 import ctypes
+import logging
 import os
 import sys
 import traceback
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
-from ..checkpoints.memory_plan import Planner, Settings
+from ..checkpoints.memory_plan import ASKED_LIMIT, Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
-from ..checks import check_choice, check_whole, parse_bytes
+from ..checks import check_choice, check_whole, format_bytes, parse_bytes
 from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
-from ..runtime import cpu
+from ..runtime import cgroup, cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
 from .model import Model
+
+log = logging.getLogger("bitnet")
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
@@ -27,6 +30,7 @@ MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
 KVDtype = Literal["f16", "f32", "int8"]
 Layout = Literal["128x32", "64x16", "4row"]
 MappingMode = Literal["map", "prefetch", "lock", "copy"]
+CGROUP_LIMIT = "cgroup memory left"  # who has set a limit, where nobody asked for one
 KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
@@ -79,8 +83,8 @@ def load(
         from the hub's cache, or pulled into it (see hub.find).
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
     memory_limit: growth of the process at most, mapped files apart, bytes or "1.5GiB"; None for
-        BITNET_MEMORY_LIMIT, or as much as the machine has. One slot must fit at its full length,
-        the others wait until there is room for them.
+        BITNET_MEMORY_LIMIT, or what the cgroup leaves, or as much as the machine has. One slot must
+        fit at its full length, the others wait until there is room for them.
     context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
     kv_dtype: "f16", "f32" or "int8" of cached keys and values. slots: sequences that run at once.
     layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
@@ -126,7 +130,7 @@ def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> M
 def _load(
     file: Path,
     settings: LoadSettings,
-    limit: int | None,
+    limit: tuple[int, str] | None,
     n_threads: int,
     follows_machine: bool,
 ) -> Model:
@@ -162,7 +166,7 @@ def _load(
             measured=[] if grown is None else [("tokenizer", grown)],
         )
         if limit is not None and before is not None:
-            _check_growth(limit, (memory_report.usage().anonymous or 0) - before)
+            _check_growth(*limit, (memory_report.usage().anonymous or 0) - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
@@ -172,9 +176,17 @@ def _load(
         raise
 
 
-def limit_of(memory_limit: int | str | None = None) -> int | None:
-    """Bytes of a memory_limit, or of BITNET_MEMORY_LIMIT; None where neither is set."""
-    return parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+def limit_of(memory_limit: int | str | None = None) -> tuple[int, str] | None:
+    """(bytes, who has set it) of a memory_limit, of BITNET_MEMORY_LIMIT, or of what the cgroups
+    leave; None where there is no limit."""
+    asked = parse_bytes(ASKED_LIMIT, memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+    left = cgroup.memory_left()
+    if asked is None:
+        return None if left is None else (left, CGROUP_LIMIT)
+    if left is not None and asked > left:
+        shown = format_bytes(asked), format_bytes(left)
+        log.warning("memory_limit %s is more than the %s that the cgroup leaves", *shown)
+    return asked, ASKED_LIMIT
 
 
 def context_of(config: ModelConfig, context: int | None = None) -> int:
@@ -185,12 +197,9 @@ def context_of(config: ModelConfig, context: int | None = None) -> int:
     return context
 
 
-def _pool_limit(limit: int | None, planner: Planner, settings: Settings) -> int:
+def _pool_limit(limit: tuple[int, str] | None, planner: Planner, settings: Settings) -> int:
     """The limit of the process's growth less what grows beside the pool."""
-    if limit is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    left: int = planner.check(settings, limit)
-    return left
+    return cgroup.memory() if limit is None else planner.check(settings, *limit)
 
 
 def _return_free_heap() -> None:
@@ -201,7 +210,7 @@ def _return_free_heap() -> None:
             trim(0)
 
 
-def _check_growth(limit: int, growth: int) -> None:
+def _check_growth(limit: int, setter: str, growth: int) -> None:
     """MemoryLimitExceeded if loading has taken more than the limit already."""
     if growth > limit:
-        raise MemoryLimitExceeded(limit, growth)
+        raise MemoryLimitExceeded(limit, growth, setter=setter)

@@ -19,17 +19,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import FormatError
-from ..formats import gguf
+from ..formats import file_lock, gguf
 from ..formats.atomic_write import check_free_space
 from ..formats.ternary_layouts import I2_S_CODES, I2_S_TAIL, pack_i2_s, padded
 from ..models import lm_head_screen
 from ..runtime.pool import Pool
 from .checkpoint import Checkpoint, EmbeddingRows, TernaryTensor
-
-try:
-    import fcntl
-except ImportError:  # Windows: two loaders then do the work twice, each in its own temporary file
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("bitnet")
 
@@ -131,11 +126,12 @@ def _open_or_build(
     key = _fingerprint(checkpoint)
     if file := _opened(path, key, tensors, rows):
         return file
-    with locked(path):
+    with locked(path) as is_held:
         if file := _opened(path, key, tensors, rows):  # another loader was first
             return file
-        for left_behind in folder.glob(f".{path.name}.*.tmp"):  # by a loader that was killed
-            left_behind.unlink()
+        if is_held:  # without a lock another loader may be writing
+            for left_behind in folder.glob(f".{path.name}.*.tmp"):  # by a loader that was killed
+                left_behind.unlink()
         _build(path, key, tensors, model, rows, n_threads)
         if file := _opened(path, key, tensors, rows):
             return file
@@ -257,14 +253,14 @@ def i2_s_chunks(
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one loader, or freed by the system. The lock file stays: removing it is a race."""
-    if fcntl is None:
-        yield
-        return
+def locked(path: Path) -> Iterator[bool]:
+    """Held by one loader, or freed by the system. The lock file stays: removing it is a race.
+
+    Yields whether there is a lock. Without one two loaders do the work twice, each in its own
+    temporary file.
+    """
     with open(path.with_name(path.name + ".lock"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file_lock.wait_for(file)
 
 
 # the folder ---------------------------------------------------------------------------------------

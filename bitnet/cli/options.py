@@ -102,7 +102,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         type=size,
         metavar="SIZE",
         help="refuse to grow beyond SIZE, such as 900M (default: "
-        "BITNET_MEMORY_LIMIT, else what the machine has)",
+        "BITNET_MEMORY_LIMIT, else what the cgroup leaves, or the machine has)",
     )
 
 

@@ -16,7 +16,7 @@ from support.paths import DATA
 
 from bitnet.checkpoints import repack_cache, weights
 from bitnet.errors import FormatError
-from bitnet.formats import gguf
+from bitnet.formats import file_lock, gguf
 from bitnet.formats.ternary_layouts import unpack_i2_s
 
 GGUF_PATH = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
@@ -332,7 +332,7 @@ def test_two_loaders_at_once_build_one_repacked_file(folder, cache):
     assert first == second and first[1] > 0
 
 
-@pytest.mark.skipif(repack_cache.fcntl is None, reason="the system has no flock")
+@pytest.mark.skipif(file_lock.fcntl is None, reason="the system has no flock")
 def test_a_loader_waits_for_the_one_that_builds(folder, cache):
     path = repacked_file(folder)
     inode = path.stat().st_ino

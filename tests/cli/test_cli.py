@@ -127,10 +127,11 @@ def test_a_file_that_cannot_be_used(command, tmp_path, words):
     name, *prompt = words
     cut = tmp_path / "cut\n.gguf"
     cut.write_bytes(GGUF.read_bytes()[:5000])
+    (tmp_path / "empty").mkdir()
     for path, says in (
         (tmp_path / "absent.gguf", "absent.gguf: No such file"),
         (cut, "cut\ufffd.gguf"),
-        (tmp_path, "config.json"),
+        (tmp_path / "empty", "config.json"),
     ):
         code, out, err = command(name, path, *prompt)
         assert (code, out) == (1, "") and says in err
