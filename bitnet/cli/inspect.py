@@ -13,8 +13,10 @@ from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, tabl
 from ..checkpoints.model_files import model_at
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
+from ..formats.gguf import n_bytes_of
 from ..formats.gguf_parts import open_gguf
 from ..formats.safetensors import open_folder
+from ..models import lm_head_screen
 from ..runtime import cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
 from . import options
@@ -192,14 +194,21 @@ def _gguf_tokenizer(metadata):
 
 
 def _repacked(checkpoint):
-    """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
+    """What a load makes of the files: tensors that the kernels cannot read in place, and in a file
+    the screen of the head. Bytes, and whether it is there."""
     repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
     n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
     place = repack_cache.cache_folder() and "sidecar"
-    path = repack_cache.find(checkpoint) if repacked and place else None
+    rows, n_screen = checkpoint.rows("lm_head"), 0
+    shape = rows.n_rows, rows.n_cols
+    if place and lm_head_screen.is_worth_it(rows.type, shape):
+        table = lm_head_screen.table(shape)
+        n_screen = sum(n_bytes_of(type_name, shape) for _, shape, type_name in table)
+    path = repack_cache.find(checkpoint) if (repacked or n_screen) and place else None
     return {
         "tensors": len(repacked),
-        "bytes": n_bytes,
+        "bytes": n_bytes + n_screen,
+        "screen_bytes": n_screen,
         "place": place or "memory",
         "path": path and str(path),
     }
@@ -310,16 +319,15 @@ def _weight_rows(facts):
         ),
     )
     repacked = facts["derived"]
-    if not repacked["tensors"]:
+    if not repacked["bytes"]:
         yield "repacked file", "not needed: every ternary tensor is used in place"
         return
     when = "there already" if repacked["path"] else "made at the first load"
     if repacked["place"] == "memory":
         when = "made in memory at each load, without a cache folder"
-    yield (
-        "repacked file",
-        f"{repacked['bytes']:,} bytes of {repacked['tensors']} repacked tensors, {when}",
-    )
+    parts = [f"{repacked['tensors']} repacked tensors"] * (repacked["tensors"] > 0)
+    parts += ["the screen of the head"] * (repacked["screen_bytes"] > 0)
+    yield "repacked file", f"{repacked['bytes']:,} bytes of {' and '.join(parts)}, {when}"
     if repacked["path"]:
         yield "repacked file", repacked["path"]
 

@@ -4,10 +4,12 @@ Import this module last: the figures of that moment are the baseline that growth
 """
 
 import ctypes
+import math
 import os
 import re
 import resource
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -54,9 +56,17 @@ class Usage:
     ranges: tuple[Range, ...] = field(default=(), repr=False)
 
     def libraries(self, mappings=()):
-        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries."""
-        ours = {address for _, address, _ in mappings}
-        files = [r for r in self.ranges if r.name.startswith("/") and r.begin not in ours]
+        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries.
+
+        A mapping is several ranges where advice (huge pages) was given for a part of it.
+        """
+        ours = sorted((address, address + n) for _, address, n in mappings)
+
+        def is_ours(at):
+            i = bisect_right(ours, (at, math.inf)) - 1
+            return i >= 0 and at < ours[i][1]
+
+        files = [r for r in self.ranges if r.name.startswith("/") and not is_ours(r.begin)]
         return sum(r.rss - r.anonymous for r in files) if self.ranges else None
 
 

@@ -15,6 +15,7 @@ from bitnet.checkpoints import weights
 from bitnet.checkpoints.memory_plan import plan, state_bytes
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
+from bitnet.models import lm_head_screen
 from bitnet.models.config import ModelConfig
 from bitnet.models.transformer import Transformer
 from bitnet.runtime.pool import Pool
@@ -142,6 +143,24 @@ def test_what_is_repacked(inspect, monkeypatch):
     assert weights["purpose"] == "weights"
     assert repacked["bytes"] - 32 * 21 == weights["nbytes"]  # a tensor in a file has a tail
     assert memory["mapped_bytes"] + weights["nbytes"] == found["memory"]["mapped_bytes"]
+
+
+@pytest.mark.parametrize("path", [GGUF, FOLDER], ids=["in place", "repacked"])
+def test_the_screen_of_the_head_is_made_at_the_first_load_too(inspect, monkeypatch, path):
+    without = json.loads(inspect(path, "--json")[1])["derived"]
+    monkeypatch.setattr(lm_head_screen, "MIN_WEIGHTS", 1)
+    said = inspect(path)[1]
+    assert "the screen of the head, made at the first load" in said and "not needed" not in said
+    before = json.loads(inspect(path, "--json")[1])["derived"]
+    assert before["screen_bytes"] == before["bytes"] - without["bytes"] > 0
+    assert before["tensors"] == without["tensors"] and before["path"] is None
+    with weights.open(path) as opened:
+        assert sum(part.nbytes for part in opened.screen) == before["screen_bytes"]
+        (repacked,) = (p for p, *_ in opened.mappings() if p.parent.name == "cache")
+    assert before["bytes"] < os.path.getsize(repacked) < before["bytes"] + 8192
+    assert json.loads(inspect(path, "--json")[1])["derived"]["path"] == str(repacked)
+    monkeypatch.setenv("BITNET_CACHE", "off")  # then it is not made
+    assert json.loads(inspect(path, "--json")[1])["derived"]["screen_bytes"] == 0
 
 
 def test_a_changed_source_needs_a_new_repacked_file(inspect, tmp_path):
