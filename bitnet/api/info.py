@@ -10,6 +10,7 @@ from ..version import VERSION
 
 def info() -> dict[str, Any]:
     """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
+    dispatch.check()
     n_threads, why = cpu.threads()
     return {
         "version": VERSION,

@@ -16,7 +16,7 @@ from ..checks import check_choice, check_whole, format_bytes, parse_bytes
 from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
-from ..runtime import cgroup, cpu
+from ..runtime import cgroup, cpu, dispatch
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
@@ -118,6 +118,7 @@ def load(
 
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
+    dispatch.check()
     n_threads, why = cpu.threads(settings.threads)
     n_threads = ops.startable_threads(n_threads)
     limit = limit_of(settings.memory_limit)
@@ -179,7 +180,10 @@ def _load(
 def limit_of(memory_limit: int | str | None = None) -> tuple[int, str] | None:
     """(bytes, who has set it) of a memory_limit, of BITNET_MEMORY_LIMIT, or of what the cgroups
     leave; None where there is no limit."""
-    asked = parse_bytes(ASKED_LIMIT, memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+    asked = parse_bytes(ASKED_LIMIT, memory_limit or None)
+    if asked is None:
+        set_for_all = os.environ.get("BITNET_MEMORY_LIMIT") or None
+        asked = parse_bytes("BITNET_MEMORY_LIMIT", set_for_all)
     left = cgroup.memory_left()
     if asked is None:
         return None if left is None else (left, CGROUP_LIMIT)

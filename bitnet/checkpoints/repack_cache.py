@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..checks import format_bytes
 from ..errors import FormatError
 from ..formats import file_lock, gguf
 from ..formats.atomic_write import check_free_space
@@ -207,7 +208,7 @@ def _build(
 ) -> None:
     n_bytes = sum(gguf.n_bytes_of(t, shape) for _, shape, t in _table(tensors, rows))
     check_free_space(path.parent, n_bytes)
-    log.info("%s: writing %d bytes of repacked weights", path, n_bytes)
+    log.info("writing %s of repacked weights, once: %s", format_bytes(n_bytes), path)
     metadata = {
         "general.architecture": "bitnet-sidecar",
         "general.description": f"rows padded to {I2_S_CODES} columns with code 1, weight 0",
@@ -273,7 +274,12 @@ def cache_folder() -> Path | None:
     """
     chosen = os.environ.get("BITNET_CACHE")
     if chosen:
-        return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
+        if chosen.lower() == "off":
+            return None
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(f"BITNET_CACHE: {chosen!r} (no such home folder)") from None
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG rule: a relative path is ignored
         base = os.path.expanduser("~/.cache")

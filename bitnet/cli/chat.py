@@ -29,8 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
-    status.show(f"loading {args.positionals[0] if args.positionals else 'the bundled model'}")
-    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
+    with options.load(args, status, *args.positionals) as model:
+        model.request([0], **keywords)  # an embedding model says at once that it does not talk
         if model.tokenizer.chat_template is None:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")

@@ -10,6 +10,7 @@ import os
 import sys
 
 from .. import ContextFull, MemoryLimitExceeded, __version__
+from ..runtime import dispatch
 from . import bench, cache, chat, convert, embed, info, inspect, memory, pull, run, serve, verify
 from .options import Parser
 from .terminal import printable
@@ -83,7 +84,9 @@ def _command(argv):
         usage=f"bitnet {chosen.command} [options] {module.USAGE}",
     )
     module.configure(parser)
-    return module.main(parser.read(chosen.rest, module.N_ARGS))
+    args = parser.read(chosen.rest, module.N_ARGS)
+    dispatch.check()
+    return module.main(args)
 
 
 def _about(module):

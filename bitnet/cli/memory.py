@@ -4,8 +4,6 @@ import argparse
 import json
 from dataclasses import asdict
 
-import bitnet
-
 from ..api.load import BUNDLED_MODEL, context_of, limit_of
 from ..checkpoints import hub
 from ..checkpoints.memory_plan import Planner, Settings, table
@@ -62,8 +60,7 @@ def main(args: argparse.Namespace) -> int:
 def _measure(path, args, context):
     """The MemoryReport of the model with every slot full."""
     status = Status()
-    status.show("loading")
-    with bitnet.load(path, **options.load_keywords(args), slots=args.slots) as model:
+    with options.load(args, status, path, slots=args.slots) as model:
         status.show("filling the slots")
         n_tokens = min(args.tokens or context, context)
         held = _fill(model, args.slots, n_tokens)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bitnet
+
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
@@ -17,6 +19,7 @@ from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..runtime.cpu import MAX_THREADS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
+from .terminal import Status
 
 
 class Parser(argparse.ArgumentParser):
@@ -186,6 +189,12 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
         "layout": args.layout,
         "memory_limit": args.memory_limit,
     }
+
+
+def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> bitnet.Model:
+    """The model of a path, or the bundled one, as ``args`` and more keywords say."""
+    with status.loading(path[0] if path else "the bundled model"):
+        return bitnet.load(*path, **load_keywords(args), **more)
 
 
 def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def main(args: argparse.Namespace) -> int:
     if prompt == "-":
         prompt = _standard_input()
     status = Status()
-    status.show(f"loading {model_path[0] if model_path else 'the bundled model'}")
-    with bitnet.load(*model_path, **options.load_keywords(args)) as model:
+    with options.load(args, status, *model_path) as model:
         chat = args.chat
         if chat is None:
             chat = model.tokenizer.chat_template is not None

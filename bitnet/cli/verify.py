@@ -46,15 +46,16 @@ def main(args: argparse.Namespace) -> int:
     against = hub.find(args.against) if args.against else None
     status = Status()
     try:
-        report = verify(
-            path,
-            against,
-            layout=args.layout,
-            against_layout=args.against_layout,
-            masters=args.masters,
-            threads=args.threads,
-            progress=status.show,
-        )
+        with status.loading(str(path)):
+            report = verify(
+                path,
+                against,
+                layout=args.layout,
+                against_layout=args.against_layout,
+                masters=args.masters,
+                threads=args.threads,
+                progress=status.show,
+            )
     finally:
         status.clear()
     print(json.dumps(report.as_dict()) if args.json else printable(str(report)))

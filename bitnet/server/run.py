@@ -28,8 +28,8 @@ SWITCH_SECONDS = 5e-4
 
 def run(load: Callable[[], Model], options: Options) -> None:
     """See serve."""
+    set_up()
     with _bound(options) as listener, load() as model:
-        set_up()
         sys.setswitchinterval(SWITCH_SECONDS)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)

@@ -9,7 +9,7 @@ from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
 from ..formats.mapped_file import check_map, release_pages
-from ..runtime import cpu
+from ..runtime import cpu, dispatch
 from . import compare, running, tensors, text
 from .result import FAILED, OK, WARNING, Check, Report, reason
 
@@ -37,6 +37,7 @@ def verify(
     What is wrong with a model is a failed check; OSError where a file cannot be opened, ValueError
     for an argument.
     """
+    dispatch.check()
     started = time.monotonic()
     report = Report(Path(path), against and Path(against))
     show = progress or (lambda words: None)

@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from support.paths import DATA
 
 import bitnet
 from bitnet.cli import chat
@@ -50,6 +51,15 @@ def test_what_was_said_is_not_read_again_in_the_next_turn():
             assert f" {c.completion_tokens} written at " in talk.summary()
             n_used = c.prompt_tokens + c.completion_tokens - 1
             assert talk.summary().endswith(f" {n_used} of {model.context} in use]")
+
+
+@pytest.mark.parametrize("name", ["hf_embedding_qwen3", "hf_embedding_gemma3"])
+def test_an_embedding_model_does_not_talk(command, monkeypatch, name):
+    """Not even until somebody has said something."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = command("chat", DATA / name)
+    assert (code, out) == (1, "")
+    assert err == f"bitnet: error: {name}: an embedding model (embed works, not generation)\n"
 
 
 def test_replies_have_one_seed(model):
