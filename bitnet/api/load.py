@@ -1,6 +1,8 @@
 """load(): a path and limits to a Model."""
 
+import contextlib
 import ctypes
+import gc
 import os
 import sys
 import traceback
@@ -168,8 +170,22 @@ def _load(
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
         for part in (model, files, pool):
             if part is not None:
-                part.close()
+                _close_in_any_case(part)
         raise
+
+
+def _close_in_any_case(part: Model | weights.Weights | Pool) -> None:
+    """Close what an error has left behind, which that error shall not be hidden by.
+
+    Views of the pool's memory may be alive in cycles, or in frames of the error that go on
+    running. Then the memory goes with them.
+    """
+    try:
+        part.close()
+    except BufferError:
+        gc.collect()
+        with contextlib.suppress(BufferError):
+            part.close()
 
 
 def limit_of(memory_limit: int | str | None = None) -> int | None:
