@@ -10,6 +10,7 @@ from .errors import (
     ContextFull,
     FormatError,
     MemoryLimitExceeded,
+    NotFinite,
     PoolExhausted,
     TemplateError,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "MemoryLimitExceeded",
     "MemoryReport",
     "Model",
+    "NotFinite",
     "PoolExhausted",
     "Session",
     "Stream",

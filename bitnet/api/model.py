@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, check_choice, check_ids, check_whole
+from ..checks import TokenIds, check_choice, check_whole, token_array
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
@@ -33,6 +33,7 @@ from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
 from ..models.transformer import Transformer
 from ..runtime import cpu
+from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.tokenizer import Tokenizer
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
@@ -203,6 +204,7 @@ class Model:
         return Stream(self.scheduler, self.request(token_ids, **options))
 
     # ------------------------------------------------------------------- for those who schedule
+    @in_ieee_mode
     def encode_prompt(self, prompt: Prompt, parse_special: bool = False) -> list[int]:
         """The token ids of a prompt, see generate. ContextFull where it is longer than the context.
 
@@ -213,6 +215,7 @@ class Model:
             return encode(prompt, parse_special=parse_special, limit=self.context)
         return self._token_ids(prompt)
 
+    @in_ieee_mode
     def encode_chat(self, messages: Messages) -> list[int]:
         """The token ids of a conversation up to where the reply begins, see chat.
 
@@ -221,6 +224,7 @@ class Model:
         return self.tokenizer.chat(messages, limit=self.context)
 
     @named_options
+    @in_ieee_mode
     def request(
         self,
         token_ids: TokenIds,
@@ -462,12 +466,7 @@ class Model:
         return self._worker
 
     def _token_ids(self, token_ids: TokenIds) -> list[int]:
-        array = np.asarray(token_ids)
-        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            shown = f"{array.dtype} of shape {array.shape}"
-            raise ValueError(f"tokens: {shown} (whole numbers in a row)")
-        ids: list[int] = array.tolist()
-        check_ids(ids, self.config.vocab_size)
+        ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()
         if len(ids) > self.context:
             raise ContextFull(0, len(ids), self.context)
         return ids

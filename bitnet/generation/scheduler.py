@@ -26,6 +26,7 @@ from ..checks import check_ids
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
+from ..runtime import float_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
@@ -151,13 +152,14 @@ class Scheduler:
         """
         self._refuse_inside()
         with self._lock:
-            self._owner = threading.get_ident()
+            self._owner, mode = threading.get_ident(), float_mode.swap(float_mode.IEEE)
             try:
                 yield
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
+                float_mode.swap(mode)
                 self._owner = None
                 self._run_deferred()
         self._catch_up()

@@ -228,6 +228,7 @@ class Transformer:
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
+        mmap.arm()
         rows, is_hidden = logits_rows(sequences, logits), logits == "hidden"
         batch, s = self._set_batch(sequences), self.activations
         out = s.normed if is_hidden else self.logits

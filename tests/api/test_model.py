@@ -345,3 +345,44 @@ def test_a_session_that_cannot_go_on_is_as_before(model, stored):
         session.feed([1])
     with pytest.raises(ValueError, match="capacity"):
         model.session(capacity=model.context + 1)
+
+
+@pytest.mark.parametrize(
+    "bad", [[1, 2.5], [1.0], np.ones((2, 2), int), "abc", None, 3, [True], [2**70], [[1], [1, 2]]]
+)
+def test_token_ids_are_whole_numbers_in_a_row(model, bad):
+    with model.session() as session:
+        for use in (session.feed, session.best, model.logits):
+            with pytest.raises(ValueError, match="tokens: "):
+                use(bad)
+        assert session.length == 0
+        with pytest.raises(ValueError, match=r"tokens: .* \(whole numbers in a row\)"):
+            session.feed(bad)
+        session.feed(np.array([1, 2], np.uint16))
+        for length in (None, 1.0, True, 3, -1):
+            with pytest.raises(ValueError, match=r"length: .* \(a whole number from 0 to 2\)"):
+                session.trim(length)
+        assert session.token_ids == [1, 2]
+
+
+@pytest.mark.parametrize("stop", [5, {"a"}, [""], [5], ""])
+def test_stop_strings_are_strings(model, stop):
+    with pytest.raises(ValueError, match="stop: "):
+        model.generate(PROMPT, stop=stop)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_best_token_of_what_is_not_finite(model, value):
+    transformer = model.scheduler.transformer
+
+    def spoil(s, batch):
+        s.hidden.array()[:] = value
+
+    last, transformer.layers[-1] = transformer.layers[-1], spoil
+    try:
+        with model.session() as session, pytest.raises(bitnet.NotFinite, match="position 2"):
+            session.best([1, 2])
+        with pytest.raises(bitnet.NotFinite):
+            model.generate(PROMPT, temperature=0)
+    finally:
+        transformer.layers[-1] = last
