@@ -10,8 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,8 +127,19 @@ class Model:
         prompt: Sequence[Prompt],
         *,
         parse_special: bool = False,
+        errors: Literal["raise"] = "raise",
         **options: Unpack[GenerationOptions],
     ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        parse_special: bool = False,
+        errors: Literal["return"],
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion | BaseException]: ...
 
     @named_options
     def generate(
@@ -137,12 +147,15 @@ class Model:
         prompt: Prompt | Sequence[Prompt],
         *,
         parse_special: bool = False,
+        errors: Literal["raise", "return"] = "raise",
         **options: Unpack[GenerationOptions],
-    ) -> Completion | list[Completion]:
+    ) -> Completion | list[Completion] | list[Completion | BaseException]:
         """Continue a prompt, or each of a list of prompts: a Completion, or a list of them.
 
         prompt: text, or token ids as they are. parse_special: special tokens written in the text
-        are those tokens. The prompts of a list share the model's slots.
+        are those tokens. The prompts of a list share the model's slots. errors: "return" puts what
+        is wrong with a prompt of a list, as ContextFull, in the place of its Completion; otherwise
+        the first error ends all.
 
         max_tokens=256; temperature, top_k, top_p: None for the model's own settings if it has any,
             else 0, the most likely token; min_p=0; repetition_penalty=1; logit_bias={id: number};
@@ -157,10 +170,26 @@ class Model:
             one step: the same text, sooner where it repeats itself or the prompt.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
+        check_choice("errors", errors, ("raise", "return"))
+        returns = errors == "return" and not one
         prompts: Any = [prompt] if one else prompt
-        requests = [self.request(self.encode_prompt(p, parse_special), **options) for p in prompts]
-        completions = self.scheduler.complete(requests)
-        return completions[0] if one else completions
+        parts = [self._request_of(p, parse_special, options, returns) for p in prompts]
+        requests = [part for part in parts if isinstance(part, Request)]
+        self.scheduler.run(requests, stop_at_error=not returns)
+        results: list[Any] = [p.outcome if isinstance(p, Request) else p for p in parts]
+        return cast(Completion, results[0]) if one else results
+
+    def _request_of(
+        self, prompt: Prompt, parse_special: bool, options: GenerationOptions, returns: bool
+    ) -> Request | BaseException:
+        """A prompt's request, or, if that is to be returned, what is wrong with the prompt."""
+        try:
+            ids = self.encode_prompt(prompt, parse_special)
+        except (ValueError, ContextFull) as error:
+            if not returns:
+                raise
+            return error
+        return self.request(ids, **options)
 
     @named_options
     def stream(
@@ -212,7 +241,7 @@ class Model:
         """
         if isinstance(prompt, str):
             encode = self.tokenizer.encode
-            return encode(prompt, parse_special=parse_special, limit=self.context)
+            prompt = encode(prompt, parse_special=parse_special, limit=self.context)
         return self._token_ids(prompt)
 
     @in_ieee_mode
@@ -289,14 +318,16 @@ class Model:
         if isinstance(context, str) and isinstance(continuation, str):
             cut = len(context.rstrip())
             context, continuation = context[:cut], context[cut:] + continuation
-            ids = self.encode_prompt(context + continuation)
+            text = context + continuation
+            ids = self.tokenizer.encode(text, limit=self.context + 1)
             n_context = len(self.encode_prompt(context))
         else:
             ids, n_context = [*context, *continuation], len(context)
         if not 1 <= n_context < len(ids):
             n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
             raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
-        return scoring.loglikelihood(self.scheduler, self._token_ids(ids), n_context)
+        limit = self.context + 1  # the last one is not fed
+        return scoring.loglikelihood(self.scheduler, self._token_ids(ids, limit), n_context)
 
     # --------------------------------------------------------------------------------- embeddings
     @property
@@ -444,12 +475,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self.close()
         except BufferError:
@@ -465,8 +491,8 @@ class Model:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
 
-    def _token_ids(self, token_ids: TokenIds) -> list[int]:
+    def _token_ids(self, token_ids: TokenIds, limit: int | None = None) -> list[int]:
         ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()
-        if len(ids) > self.context:
+        if len(ids) > (limit or self.context):
             raise ContextFull(0, len(ids), self.context)
         return ids

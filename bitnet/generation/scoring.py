@@ -6,6 +6,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import PoolExhausted
 from .logits_processors import Logits
 from .sampling import check_finite, log_mass
 from .scheduler import Scheduler
@@ -45,9 +46,15 @@ def _logits(
             for begin in range(0, first, transformer.max_batch):
                 part = ids[begin : min(first, begin + transformer.max_batch)]
                 scheduler.forward(part, [(state, len(part))], logits="none")
-            n_rows = min(LOGITS_ROWS, transformer.max_batch)
-            for begin in range(first, len(ids), n_rows):
+            n_rows, begin = min(LOGITS_ROWS, transformer.max_batch), first
+            while begin < len(ids):
                 part = ids[begin : begin + n_rows]
-                logits = scheduler.forward(part, [(state, len(part))], logits="all")
-                assert logits is not None
+                try:
+                    logits = scheduler.forward(part, [(state, len(part))], logits="all")
+                except PoolExhausted:
+                    if n_rows <= transformer.logits.n_rows:
+                        raise
+                    n_rows = transformer.logits.n_rows  # which were planned for
+                    continue
                 yield begin, logits
+                begin += len(part)

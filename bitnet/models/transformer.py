@@ -181,11 +181,6 @@ class Transformer:
                 self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
-    def reserve_logits(self, n_rows: int) -> None:
-        """Take room for so many rows of logits; PoolExhausted."""
-        if n_rows > self.logits.n_rows:
-            self.logits = self._more_logits(n_rows)
-
     def _more_logits(self, n_rows: int) -> Matrix:
         shape = (n_rows, self.vocab_size)
         return Matrix(WorkArray("logits", shape, np.float32, "logits").take(self.pool))

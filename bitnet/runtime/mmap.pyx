@@ -61,7 +61,7 @@ cdef extern from *:
            signal again. */
         int is_sent = info->si_code <= 0;   /* by kill or raise: nothing is tried again */
         if (is_default && is_sent && bitnet_previous.sa_handler == SIG_IGN) return;
-        int is_again = !is_sent && at == bitnet_passed;     /* the previous handler mended nothing */
+        int is_again = !is_sent && at == bitnet_passed;     /* the previous one mended nothing */
         bitnet_passed = at;
         if (is_default || is_again || bitnet_is_passing) {
             signal(SIGBUS, SIG_DFL);        /* tried again, the read ends the process */
