@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import gc
-import math
 import os
-import time
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
@@ -35,6 +33,7 @@ from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.tokenizer import Tokenizer
+from .granted_threads import GrantedThreads
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
 from .stream import Stream
 
@@ -107,9 +106,7 @@ class Model:
             self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
-        # upper bound of what _follow_machine sets; None where the user chose the number
-        self._max_threads = settings.threads if follows_machine else None
-        self._threads_checked = -math.inf  # time.monotonic() of the last _follow_machine
+        self._granted = GrantedThreads(settings.threads if follows_machine else None)
         _models.add(self)
 
     def __repr__(self) -> str:
@@ -309,25 +306,32 @@ class Model:
         """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
         return scoring.all_logits(self.scheduler, self._token_ids(token_ids))
 
-    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]:
+    @overload
+    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]: ...
+
+    @overload
+    def loglikelihood(
+        self, context: Iterable[tuple[Prompt, Prompt]]
+    ) -> list[tuple[float, bool]]: ...
+
+    def loglikelihood(self, context: Any, continuation: Any = None) -> Any:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
         end counting to the continuation. Greedy: each token is the most likely one at its place.
+        Of a list of (context, continuation) a list: what they begin with alike is read once, and as
+        many as the model has slots are read side by side.
         """
-        if isinstance(context, str) and isinstance(continuation, str):
-            cut = len(context.rstrip())
-            context, continuation = context[:cut], context[cut:] + continuation
-            text = context + continuation
-            ids = self.tokenizer.encode(text, limit=self.context + 1)
-            n_context = len(self.encode_prompt(context))
-        else:
-            ids, n_context = [*context, *continuation], len(context)
-        if not 1 <= n_context < len(ids):
-            n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
-            raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
+        pairs = [(context, continuation)] if continuation is not None else list(context)
         limit = self.context + 1  # the last one is not fed
-        return scoring.loglikelihood(self.scheduler, self._token_ids(ids, limit), n_context)
+        sequences = []
+        for pair in pairs:
+            ids, n_context = scoring.continuation_ids(
+                lambda text: self.tokenizer.encode(text, limit=limit), *pair
+            )
+            sequences.append((self._token_ids(ids, limit), n_context))
+        scores = scoring.loglikelihoods(self.scheduler, sequences)
+        return scores if continuation is None else scores[0]
 
     # --------------------------------------------------------------------------------- embeddings
     @property
@@ -404,17 +408,12 @@ class Model:
         n, why = cpu.threads(n)
         with self.scheduler.exclusive() as transformer:
             transformer.n_threads = n
-        self._max_threads = None if why in cpu.ASKED else n
+        self._granted = GrantedThreads(None if why in cpu.ASKED else n)
 
     def _follow_machine(self) -> None:
         """Use as many threads as the machine grants now, if the user did not choose the number."""
-        now = time.monotonic()
-        if self._max_threads is None or self.scheduler.is_inside:
-            return
-        if now - self._threads_checked < 1:
-            return
-        self._threads_checked, n = now, min(self._max_threads, cpu.threads()[0])
-        if n != self.threads:
+        n = None if self.scheduler.is_inside else self._granted.look()
+        if n is not None and n != self.threads:
             with self.scheduler.exclusive() as transformer:
                 transformer.n_threads = n
 

@@ -232,6 +232,11 @@ cdef int allowed_threads(int n_threads, Py_ssize_t work) noexcept nogil:
     return min(n_threads, n_allowed) if n_allowed < n_offered else n_threads
 
 
+def allowed(int n_threads):
+    """How many of so many threads this thread of Python may use at the moment for a large work."""
+    return allowed_threads(n_threads, MIN_WORK)
+
+
 cdef int granted_threads(int n_threads, Py_ssize_t work) noexcept nogil:
     return start_team(allowed_threads(n_threads, work))
 

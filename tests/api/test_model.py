@@ -294,7 +294,7 @@ def test_scores_that_cannot_be(model):
     with pytest.raises(ValueError, match="float64"):
         model.logits([1.5])
     for ids in ([1] * 513, [[1] * 500, [1] * 14]):
-        with pytest.raises(ContextFull, match="51[23]"):
+        with pytest.raises(ContextFull, match=r"51[23]"):
             model.logits(ids) if len(ids) > 2 else model.loglikelihood(*ids)
     assert kv_bytes(model) == 0
 
