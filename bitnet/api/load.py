@@ -1,6 +1,8 @@
 """load(): a path and limits to a Model."""
 
+import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -17,6 +19,7 @@ from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cgroup, cpu, dispatch
+from ..runtime.float_mode import in_ieee_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
@@ -116,6 +119,7 @@ def load(
     return load_model(path, settings)
 
 
+@in_ieee_mode
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
     dispatch.check()
@@ -173,8 +177,22 @@ def _load(
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
         for part in (model, files, pool):
             if part is not None:
-                part.close()
+                _close_in_any_case(part)
         raise
+
+
+def _close_in_any_case(part: Model | weights.Weights | Pool) -> None:
+    """Close what an error has left behind, which that error shall not be hidden by.
+
+    Views of the pool's memory may be alive in cycles, or in frames of the error that go on
+    running. Then the memory goes with them.
+    """
+    try:
+        part.close()
+    except BufferError:
+        gc.collect()
+        with contextlib.suppress(BufferError):
+            part.close()
 
 
 def limit_of(memory_limit: int | str | None = None) -> tuple[int, str] | None:

@@ -77,7 +77,11 @@ def _argument_error(error: ValueError) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(str(error).partition(": ")[2])
 
 
-def add_load(parser: argparse.ArgumentParser) -> None:
+def add_load(
+    parser: argparse.ArgumentParser,
+    context_help: str = "tokens a sequence may hold "
+    f"(default: the model's, {DEFAULT_CONTEXT} at most)",
+) -> None:
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
     add_threads(group)
@@ -85,7 +89,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=number(int, 1),
         metavar="N",
-        help=f"tokens a sequence may hold (default: the model's, {DEFAULT_CONTEXT} at most)",
+        help=context_help,
     )
     add_kv_dtype(group)
     group.add_argument(
@@ -194,7 +198,7 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
 def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> bitnet.Model:
     """The model of a path, or the bundled one, as ``args`` and more keywords say."""
     with status.loading(path[0] if path else "the bundled model"):
-        return bitnet.load(*path, **load_keywords(args), **more)
+        return bitnet.load(*path, **(load_keywords(args) | more))
 
 
 def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..compute.operands import MAX_LINEAR_COLS
 from ..errors import FormatError
 from .architecture import Architecture
 from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
@@ -23,7 +24,7 @@ END_OF_TURN = "<|eot_id|>"
 # may be.
 LIMITS = {
     "hidden_size": (32, 1 << 16),
-    "intermediate_size": (32, 1 << 18),
+    "intermediate_size": (32, MAX_LINEAR_COLS),
     "num_hidden_layers": (1, 1000),
     "num_attention_heads": (1, 1024),
     "num_key_value_heads": (1, 1024),
@@ -36,11 +37,9 @@ LIMITS = {
     "rope_local_base_freq": (1.0, 1e12),
     "query_pre_attn_scalar": (1.0, 1e6),
     "sliding_window": (0, 1 << 24),
-    "temperature": (
-        0.0,
-        100.0,
-    ),  # this and top_p bound requests as well, see generation/sampling.py
-    "top_k": (0, 1 << 21),  # as vocab_size: requests may have any int32
+    # These bound requests as well, but for top_k: see generation/sampling.py.
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 21),
     "top_p": (0.0, 1.0),
 }
 
@@ -194,6 +193,11 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             limit = f"a divisor of num_attention_heads {self.num_attention_heads}"
             raise FormatError(path, "num_key_value_heads", self.num_key_value_heads, limit)
+        width = self.widths()
+        for name, (_, inputs) in self.arch.linears.items():
+            if width[inputs] > MAX_LINEAR_COLS:
+                limit = f"at most {MAX_LINEAR_COLS} columns of a linear layer"
+                raise FormatError(path, name, width[inputs], limit)
         bos = () if self.bos_token_id is None else (self.bos_token_id,)
         for field, ids in (("bos_token_id", bos), ("eos_token_id", self.eos_token_ids)):
             for token_id in ids:

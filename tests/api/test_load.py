@@ -2,12 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from support.talker import TALKER, kv_bytes
 
 import bitnet
 from bitnet import Cancelled, FormatError, MemoryLimitExceeded, PoolExhausted
 from bitnet.api import load
+from bitnet.formats.gguf import GGUFFile
+from bitnet.models import transformer
 from bitnet.runtime.pool import Pool
 
 PROMPT = "A ternary weight has"
@@ -41,6 +44,45 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "model.gguf")
     with pytest.raises(FileNotFoundError, match="bundled model is missing"):
         bitnet.load()
+
+
+def test_the_error_of_a_load_is_not_hidden_by_what_it_leaves(tmp_path, monkeypatch):
+    """Arrays of the pool are alive in the frames of an error that ends a load half-way."""
+    raw = bytearray(load.BUNDLED_MODEL.read_bytes())
+    norm = GGUFFile(load.BUNDLED_MODEL).tensors["blk.0.attn_norm.weight"].data.tobytes()
+    at = raw.index(norm)
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    (tmp_path / "nan.gguf").write_bytes(raw)
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_norm\.weight: NaN"):
+        bitnet.load(tmp_path / "nan.gguf")
+
+
+class Failing:
+    """Stands for a class or function; its n-th call fails as where there is no memory."""
+
+    def __init__(self, function, n):
+        self.function, self.n = function, n
+
+    def __call__(self, *arguments, **keywords):
+        self.n -= 1
+        if self.n == 0:
+            raise MemoryError("refused here")
+        return self.function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("name", ["Matrix", "Batch", "Norm", "Linear", "Rope", "QuantizedRows"])
+def test_memory_that_is_refused_anywhere_in_a_load(monkeypatch, name):
+    function, n_refused = getattr(transformer, name), 0
+    for n in range(1, 99):
+        monkeypatch.setattr(transformer, name, Failing(function, n))
+        try:
+            bitnet.load(threads=1).close()
+        except MemoryError as error:
+            assert str(error) == "refused here"
+            n_refused += 1
+        else:
+            break
+    assert n_refused == n - 1 > 0
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,17 @@ def test_a_bound_in_a_float_of_32_bits_is_the_bound(eps):
         ({"attention__head_count": 0}, "head_count"),
         ({"attention__head_count": 20.0}, "head_count"),
         ({"attention__head_count": True}, "head_count"),
+        ({"feed_forward_length": 262144}, "feed_forward_length"),
+        (
+            {
+                "attention__head_count": 1024,
+                "attention__head_count_kv": 1024,
+                "attention__key_length": 512,
+                "attention__value_length": 512,
+                "rope__dimension_count": 512,
+            },
+            r"o_proj: 524288 \(at most 131072",
+        ),
         ({"attention__head_count_kv": 3}, "num_key_value_heads"),
         ({"block_count": 10**9}, "block_count"),
         ({"context_length": 2**60}, "context_length"),
