@@ -80,7 +80,8 @@ def load(
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
 ) -> Model:
-    """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
+    """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
+    one GGUF, or None for the model in the package.
 
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
         from the hub's cache, or pulled into it (see hub.find).

@@ -13,7 +13,7 @@ from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, tabl
 from ..checkpoints.model_files import model_at
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
-from ..formats.gguf import n_bytes_of
+from ..formats.gguf import GGUFFile, n_bytes_of
 from ..formats.gguf_parts import open_gguf
 from ..formats.safetensors import open_folder
 from ..models import lm_head_screen
@@ -100,8 +100,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
 def describe_refused(path, error):
     """The same of what cannot be used, as far as it can be read; raises `error` where it cannot."""
     try:
-        path = model_at(path)
-        files, tensors = (open_folder if path.is_dir() else open_gguf)(path)
+        files, tensors = _readable(model_at(path))
     except (FormatError, OSError):
         raise error from None
     metadata = getattr(files[0], "metadata", {}) if files else {}
@@ -116,6 +115,17 @@ def describe_refused(path, error):
             _entry(t, files, t.type, "", math.prod(t.shape), False) for t in tensors.values()
         ],
     }
+
+
+def _readable(path):
+    """(files, tensors) of a folder, of a GGUF, or of one part whose others are not there."""
+    if path.is_dir():
+        return open_folder(path)
+    try:
+        return open_gguf(path)
+    except FormatError:
+        file = GGUFFile(path)
+        return [file], file.tensors
 
 
 def _file(file):

@@ -15,6 +15,7 @@ from bitnet.checkpoints import weights
 from bitnet.checkpoints.memory_plan import plan, state_bytes
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
+from bitnet.errors import FormatError
 from bitnet.models import lm_head_screen
 from bitnet.models.config import ModelConfig
 from bitnet.models.transformer import Transformer
@@ -161,6 +162,18 @@ def test_the_screen_of_the_head_is_made_at_the_first_load_too(inspect, monkeypat
     assert json.loads(inspect(path, "--json")[1])["derived"]["path"] == str(repacked)
     monkeypatch.setenv("BITNET_CACHE", "off")  # then it is not made
     assert json.loads(inspect(path, "--json")[1])["derived"]["screen_bytes"] == 0
+
+
+def test_a_part_without_the_others_is_shown_as_far_as_it_goes(inspect, tmp_path, capsys):
+    parts = small_models.split(small_models.gguf_model("llama"), 2)
+    name, part = parts.popitem()
+    (tmp_path / name).write_bytes(part.bytes())
+    with pytest.raises(FormatError, match=r"model-00001-of-00002.gguf: missing"):
+        open_checkpoint(tmp_path / name)
+    assert main(["inspect", str(tmp_path / name)]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot run" in out and part.tensors[0][0].replace(".0.", ".*.") in out
+    assert "part 1 of 2, beside the others" in err
 
 
 def test_a_changed_source_needs_a_new_repacked_file(inspect, tmp_path):
