@@ -196,7 +196,8 @@ class _Repacking:
         except FileNotFoundError:
             return None
         except FormatError as error:
-            log.warning("rebuilding a damaged repacked file: %s", error)
+            if self.damage is None:  # not again under the lock
+                log.warning("rebuilding a damaged repacked file: %s", error)
             self.damage = error
             return None
 
@@ -393,6 +394,19 @@ def cache_folder() -> Path | None:
     if not os.path.isabs(base):  # the XDG rule: a relative path is ignored
         base = os.path.expanduser("~/.cache")
     return Path(base) / "bitnet" if os.path.isabs(base) else None
+
+
+def has_folder() -> bool:
+    """Whether repacked files have a place: a cache folder that is ours, or is not there yet."""
+    folder = cache_folder()
+    try:
+        if folder is not None:
+            check_trusted(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return folder is not None
 
 
 def cache_list(folder: str | os.PathLike[str] | None = None) -> list[tuple[Path, int, str]]:

@@ -5,7 +5,9 @@ import logging
 import multiprocessing
 import os
 import shutil
+import stat
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +346,90 @@ def test_a_loader_waits_for_the_one_that_builds(folder, cache):
 
 
 # the cache folder ---------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name != "posix", reason="no such permissions, links or FIFOs")
+
+
+def is_used(folder, caplog):
+    """Whether a load has its repacked weights from a file; else it says why not."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "bitnet"):
+        opened = weights.open(folder)
+    assert opened.ternary(DOWN).scales == 0.25
+    assert (opened.repacked is None) == ("no repacked file" in caplog.text)
+    return opened.repacked is not None
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_folder_that_others_may_write_is_not_used(folder, cache, caplog, mode):
+    path = repacked_file(folder)
+    cache.chmod(mode)
+    assert not is_used(folder, caplog) and not repack_cache.has_folder()
+    assert f"others may write it (mode {mode:o}), which chmod go-w ends: '{cache}'" in caplog.text
+    assert repack_cache.find(weights.open(folder).checkpoint) is None
+    cache.chmod(0o755)
+    assert is_used(folder, caplog) and repack_cache.has_folder()
+    path.chmod(0o664)  # as one that was put there before
+    assert is_used(folder, caplog) and "rebuilding a damaged repacked file" in caplog.text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@posix
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_of_another_user_is_not_used(folder, cache, tmp_path, monkeypatch, caplog, kind):
+    """The other user is the one that runs the test, or by root's hand 12345."""
+    repacked_file(folder)
+    owned = cache
+    if kind == "link":  # to a folder of ours
+        owned = tmp_path / "link"
+        owned.symlink_to(cache)
+        monkeypatch.setenv("BITNET_CACHE", str(owned))
+    if os.geteuid() == 0:
+        os.chown(owned, 12345, -1, follow_symlinks=False)
+        assert not is_used(folder, caplog)
+        assert f"it belongs to user 12345, not to 0 or root: '{owned}'" in caplog.text
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        assert not is_used(folder, caplog) and "it belongs to user" in caplog.text
+
+
+@posix
+def test_a_lock_that_is_a_link_is_not_followed(folder, tmp_path, caplog):
+    path = repacked_file(folder)
+    lock = path.with_name(path.name + ".lock")
+    path.unlink()
+    lock.unlink()
+    lock.symlink_to(tmp_path / "made by following")
+    assert not is_used(folder, caplog)
+    assert not (tmp_path / "made by following").exists() and str(lock) in caplog.text
+
+
+@posix
+@pytest.mark.parametrize("suffix", ["", ".lock", ".checked"])
+def test_a_fifo_in_the_folder_stops_nothing(folder, caplog, suffix):
+    path = repacked_file(folder)
+    path.unlink()
+    fifo = path.with_name(path.name + suffix)
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)
+    used = []
+    loader = threading.Thread(target=lambda: used.append(is_used(folder, caplog)), daemon=True)
+    loader.start()
+    loader.join(60)
+    assert used == [suffix != ".lock"]  # others are replaced
+
+
+@posix
+def test_files_are_readable_and_nobody_elses_to_write_whatever_the_umask(folder, cache):
+    before = os.umask(0)
+    try:
+        path = repacked_file(folder)
+    finally:
+        os.umask(before)
+    modes = {p.name[len(path.name) :]: stat.S_IMODE(p.stat().st_mode) for p in cache.iterdir()}
+    assert modes == {"": 0o644, ".checked": 0o644, ".lock": 0o600}
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 def test_list_and_clear_touch_only_our_files(folder, cache):
