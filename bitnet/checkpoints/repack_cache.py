@@ -6,8 +6,8 @@ norms stay mapped from the checkpoint. Its name and its own keys say "sidecar".
 
 It is used for the files it was made of alone: their sizes, times and inodes, and pieces of every
 tensor (formats/pieces.py) are in its key. It carries a CRC-32 of each of its tensors. They are
-compared when it is new, has been written or replaced since they were compared last, which a note
-beside it says, or when that is asked for.
+compared when it has been written or replaced since it was built or they were compared last, which a
+note beside it says, or when that is asked for.
 """
 
 import contextlib
@@ -181,9 +181,14 @@ class _Repacking:
             for left_behind in self.folder.glob(f".{self.path.name}.*.tmp"):  # by a killed loader
                 left_behind.unlink()
             self._build()
-            if file := self._opened(check):
+            try:
+                file = self._read()
+            except FormatError as error:
+                raise OSError(errno.EIO, f"a file that was just written: {error}") from error
+            if file is not None:
+                _note(file)  # the checksums are those of what was written
                 return file
-        raise OSError(errno.EIO, "the repacked file just written cannot be read", str(self.path))
+        raise OSError(errno.EIO, "replaced by another while it was opened", str(self.path))
 
     def _opened(self, check: bool) -> gguf.GGUFFile | None:
         """The file if it is there, whole and of this checkpoint; else None."""

@@ -376,6 +376,16 @@ def test_a_folder_that_others_may_write_is_not_used(folder, cache, caplog, mode)
 
 
 @posix
+def test_a_disk_that_lets_others_write_every_file_has_none(folder, monkeypatch, caplog):
+    monkeypatch.setattr(repack_cache, "READABLE", 0o666)
+    before = os.umask(0)
+    try:
+        assert not is_used(folder, caplog) and "a file that was just written" in caplog.text
+    finally:
+        os.umask(before)
+
+
+@posix
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_a_folder_of_another_user_is_not_used(folder, cache, tmp_path, monkeypatch, caplog, kind):
     """The other user is the one that runs the test, or by root's hand 12345."""
