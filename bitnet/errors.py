@@ -36,6 +36,10 @@ class TemplateError(ValueError):
     """The chat template is damaged, ran out of steps, or refuses these messages."""
 
 
+class NotFinite(ValueError):
+    """Logits or an embedding are NaN or infinite: the weights are at fault."""
+
+
 class ContextFull(Exception):
     """A sequence of `length` tokens has no room for `requested` more within `capacity`."""
 

@@ -18,6 +18,7 @@ from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
 from ..runtime import cpu
+from ..runtime.float_mode import in_ieee_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.tokenizer import Tokenizer
@@ -114,6 +115,7 @@ def load(
     return load_model(path, settings)
 
 
+@in_ieee_mode
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
     n_threads, why = cpu.threads(settings.threads)

@@ -32,6 +32,7 @@ from ..formats.ternary_layouts import (
     pack_i2_s_stream,
 )
 from ..runtime import memory_report
+from ..runtime.float_mode import in_ieee_mode
 from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint
@@ -62,6 +63,7 @@ class Converted:
     notes: tuple[str, ...]
 
 
+@in_ieee_mode
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],

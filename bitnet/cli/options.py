@@ -73,7 +73,11 @@ def _argument_error(error: ValueError) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(str(error).partition(": ")[2])
 
 
-def add_load(parser: argparse.ArgumentParser) -> None:
+def add_load(
+    parser: argparse.ArgumentParser,
+    context_help: str = "tokens a sequence may hold "
+    f"(default: the model's, {DEFAULT_CONTEXT} at most)",
+) -> None:
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
     add_threads(group)
@@ -81,7 +85,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=number(int, 1),
         metavar="N",
-        help=f"tokens a sequence may hold (default: the model's, {DEFAULT_CONTEXT} at most)",
+        help=context_help,
     )
     add_kv_dtype(group)
     group.add_argument(

@@ -20,7 +20,11 @@ microsecond even where its team is one thread, as long as an operation of a smal
 import logging
 import os
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
+
+from cython.parallel cimport prange
+
+from ..runtime.float_mode cimport swap_ieee_mode, swap_mode
 
 from ..runtime import cpu
 
@@ -170,6 +174,15 @@ cdef int start_threads(int n, int* error) noexcept nogil:
     return n_started
 
 
+cdef void use_ieee_mode(int n) noexcept nogil:
+    """Let a team of n threads compute as IEEE 754 has it: somebody else may have made them."""
+    cdef uint64_t before = swap_ieee_mode()
+    cdef int _i
+    for _i in prange(n, schedule="static", num_threads=n):
+        swap_ieee_mode()
+    swap_mode(before)
+
+
 cdef int start_team(int n) noexcept nogil:
     """How many threads libgomp can have for a parallel region of n that is about to begin."""
     global team_size, refused_size, retry_at, has_warned
@@ -187,6 +200,7 @@ cdef int start_team(int n) noexcept nogil:
                 has_warned = True
                 with gil:
                     warn_refused(asked, n, error)
+        use_ieee_mode(n)
     if n > 1:
         team_size = n                   # threads of a larger team end when a smaller one begins
     return n
@@ -216,6 +230,11 @@ cdef int allowed_threads(int n_threads, Py_ssize_t work) noexcept nogil:
     if forked or work < MIN_WORK:
         return 1
     return min(n_threads, n_allowed) if n_allowed < n_offered else n_threads
+
+
+def allowed(int n_threads):
+    """How many of so many threads this thread of Python may use at the moment for a large work."""
+    return allowed_threads(n_threads, MIN_WORK)
 
 
 cdef int granted_threads(int n_threads, Py_ssize_t work) noexcept nogil:

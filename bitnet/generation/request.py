@@ -142,6 +142,11 @@ class Request:
         return self.completion
 
     @property
+    def outcome(self) -> Completion | BaseException | None:
+        """The completion or the error that it ended in; None before."""
+        return self.completion or self.error
+
+    @property
     def has_slot(self) -> bool:
         """Whether it runs, or waits for memory only."""
         return self._state is not None

@@ -180,11 +180,6 @@ class Transformer:
                 self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
 
-    def reserve_logits(self, n_rows: int) -> None:
-        """Take room for so many rows of logits; PoolExhausted."""
-        if n_rows > self.logits.n_rows:
-            self.logits = self._more_logits(n_rows)
-
     def _more_logits(self, n_rows: int) -> Matrix:
         shape = (n_rows, self.vocab_size)
         return Matrix(WorkArray("logits", shape, np.float32, "logits").take(self.pool))
@@ -227,6 +222,7 @@ class Transformer:
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
+        mmap.arm()
         rows, is_hidden = logits_rows(sequences, logits), logits == "hidden"
         batch, s = self._set_batch(sequences), self.activations
         out = s.normed if is_hidden else self.logits

@@ -10,6 +10,7 @@ from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
 from ..formats.mapped_file import check_map, release_pages
 from ..runtime import cpu
+from ..runtime.float_mode import in_ieee_mode
 from . import compare, running, tensors, text
 from .result import FAILED, OK, WARNING, Check, Report, reason
 
@@ -18,6 +19,7 @@ MAX_PADDING = 64  # bytes beside a tensor; the usual alignment leaves less than 
 UNUSABLE = ("codes", "norms", "embedding", "head")  # checks without which a model is not run
 
 
+@in_ieee_mode
 def verify(
     path,
     against=None,
