@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import FormatError
-from ..formats.atomic_write import atomic, check_free_space
+from ..formats.atomic_write import READABLE, atomic, check_free_space, check_trusted
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
 from .model_files import ggufs, has_safetensors, joined, preferred
@@ -346,7 +346,8 @@ def _write_note(reference: HubReference, snapshot: Snapshot) -> None:
     note["files"] = snapshot.files
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic(path) as file:
+        check_trusted(path.parent)
+        with atomic(path, READABLE) as file:
             file.write(json.dumps(note, indent=1).encode())
     except OSError as error:
         log.warning("no note of what was pulled, the next load asks the hub again: %s", error)
@@ -356,6 +357,8 @@ def _read_note(reference: HubReference) -> Snapshot | None:
     """The Snapshot that a note tells of, if all of it is still there; else None."""
     path = _note_path(reference)
     try:
+        for place in (path.parent, path) if path else ():
+            check_trusted(place)
         note = read_json(path) if path else {}
         if note.get("version") != NOTE_VERSION or note["request"] != list(reference):
             return None

@@ -75,7 +75,7 @@ class Planner:
         self._repacked = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
-        self._has_cache = repack_cache.cache_folder() is not None
+        self._has_cache = repack_cache.has_folder()
         rows = checkpoint.rows("lm_head")
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)

@@ -25,7 +25,6 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
-from ..errors import FormatError
 from ..runtime import mmap
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from ..runtime.pool import Pool
@@ -146,7 +145,7 @@ class Transformer:
     def bind_linear(self, weights, layer, names):
         stack = [weights.ternary(name) for name in names]
         linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
-        self._linears[layer].append((linear, [t.where for t in stack]))
+        self._linears[layer].append((linear, [(t.path, t.name) for t in stack]))
         self._mapped[layer] += [t.codes for t in stack]
         return linear
 
@@ -294,9 +293,7 @@ class Transformer:
             place = ops.find_code_3(linear, self.n_threads)
             if place:
                 part, row = place
-                limit = "codes are 0, 1, 2 for -1, 0, 1"
-                path = self._unchecked.path
-                raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
+                raise self._unchecked.code_3(*where[part], row)
 
 
 def logits_rows(

@@ -114,12 +114,13 @@ class _Verifier:
             return
         self.progress("running a text")
         try:
-            files = weights.open(checkpoint.path, layout=checkpoint.layout)
+            files = weights.open(checkpoint.path, layout=checkpoint.layout, check_cache=True)
         except FormatError as error:
             self.checks.append(Check("forward pass", FAILED, reason(error, checkpoint.path)))
             yield None
             return
         with files:
+            self.checks += check_repacked(files)
             self.checks.append(running.check_run(files, tokenizer, self.threads))
             yield files
 
@@ -152,6 +153,15 @@ class _Verifier:
         self.show(words)
         for file in self.files:
             release_pages(file.data)
+
+
+def check_repacked(files):
+    """Check "repacked file" of weights.open()'s files, where they have one: every checksum."""
+    if files.damage is not None:
+        what = "and made again" if files.repacked else "and weights go to memory"
+        yield Check("repacked file", WARNING, f"{files.damage}: not used, {what}")
+    elif files.repacked:
+        yield Check("repacked file", OK, f"{files.repacked}: every checksum is as written")
 
 
 def check_files(checkpoint):

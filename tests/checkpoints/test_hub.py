@@ -110,6 +110,24 @@ def test_a_damaged_note_is_none(server, tmp_path):
     assert hub.cached("org/model") is None
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such permissions or pipes")
+def test_a_note_that_others_may_have_written_is_none_and_a_pipe_stops_nothing(
+    server, tmp_path, caplog
+):
+    hub.pull("org/model")
+    cache = tmp_path / "cache"
+    cache.chmod(0o777)
+    assert hub.cached("org/model") is None
+    hub.pull("org/model")
+    assert "no note of what was pulled" in caplog.text
+    cache.chmod(0o755)
+    assert hub.cached("org/model") is not None
+    for note in cache.glob("*.hub.json"):
+        note.unlink()
+        os.mkfifo(note)
+    assert hub.cached("org/model") is None
+
+
 def test_without_a_cache_folder_the_hub_is_asked_each_time(server, monkeypatch):
     monkeypatch.setenv("BITNET_CACHE", "off")
     assert hub.find("org/model") == hub.find("org/model")

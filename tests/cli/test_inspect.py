@@ -286,7 +286,8 @@ class NoWeights:
     def ternary(self, name):
         n_rows, n_cols = self.shapes[name]
         codes = np.zeros((n_rows, n_cols // 4), np.uint8)
-        return SimpleNamespace(codes=codes, scales=np.ones((1, 1), "f4"), n_cols=n_cols, where=name)
+        scales = np.ones((1, 1), "f4")
+        return SimpleNamespace(codes=codes, scales=scales, n_cols=n_cols, path="", name=name)
 
     def vector(self, name):
         return np.ones(self.shapes[name], np.float32)

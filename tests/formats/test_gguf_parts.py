@@ -60,6 +60,23 @@ def test_every_part_changes_the_model(tmp_path):
     assert [path.name for path in checkpoint.changed_by] == NAMES
 
 
+def test_one_repacked_file_for_all_parts_and_stale_when_one_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
+    folder = save(tmp_path / "m", models.split(models.gguf_model("llama"), 3))
+
+    def repacked(name):
+        with weights.open(folder / name) as opened:
+            assert len(opened.mappings()) == 4
+            return opened.mappings()[-1][0]
+
+    path = repacked(NAMES[0])
+    inode = path.stat().st_ino
+    assert repacked(NAMES[2]) == path and path.stat().st_ino == inode
+    changed = folder / NAMES[1]
+    os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 1))
+    assert repacked(NAMES[0]) == path and path.stat().st_ino != inode
+
+
 def test_parts_behind_a_link(tmp_path):
     folder = save(tmp_path / "disk", models.split(model(), 3))
     os.symlink(folder / NAMES[1], tmp_path / "model.gguf")

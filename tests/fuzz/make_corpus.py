@@ -9,14 +9,21 @@ import json
 import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
+sys.path.append(str(HERE.parents[1]))  # last, as in worker.py
 
+from fuzz import targets  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
 from support import small_models as models  # noqa: E402
+from support.caches import feed  # noqa: E402
 from support.small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
+
+from bitnet.generation import session_file  # noqa: E402
+from bitnet.runtime.pool import Pool  # noqa: E402
 
 # Rows of whole blocks of 128 columns, which are used in place; and of 256, which some types need.
 IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)
@@ -201,6 +208,20 @@ def varint(value):
     return out + bytes([value])
 
 
+def saved_sessions():
+    """{name: bytes} of saved sessions: one in part of a page, one in more."""
+    found = {}
+    for n in (3, 130):
+        state = targets.empty_state(Pool(1 << 20))
+        feed(state.parts["kv"].cache, n)
+        state.length = n
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "session"
+            session_file.save(path, range(n), state, targets.SESSION["fingerprint"])
+            found[f"{n}-tokens.gguf"] = path.read_bytes()
+    return found
+
+
 def encoded(value):
     return json.dumps(value).encode()
 
@@ -209,6 +230,7 @@ def corpus_files():
     """{path in the corpus: bytes}"""
     found = {f"gguf/{name}.gguf": model.bytes() for name, model in gguf_models().items()}
     found |= {f"sentencepiece/{name}": raw for name, raw in sentencepiece_models().items()}
+    found |= {f"session/{name}": raw for name, raw in saved_sessions().items()}
     for name, part in models.split(gguf_models()["in-place"], 2).items():
         found[f"parts/split/{name}"] = part.bytes()
     for folder, files in hf_models().items():
