@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ".\nA model without a chat template continues the text of both."
     )
     options.add_load(parser)
+    options.add_chat_template(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
 
@@ -29,8 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
+    template = options.chat_template(args)
+    load_keywords = options.load_keywords(args)
     status.show(f"loading {args.positionals[0] if args.positionals else 'the bundled model'}")
-    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
+    with bitnet.load(*args.positionals, chat_template=template, **load_keywords) as model:
         if model.tokenizer.chat_template is None:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")

@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "that is a terminal."
     )
     options.add_load(parser)
+    options.add_chat_template(parser)
     options.add_generation(parser, StopConditions.max_tokens)
     parser.add_argument(
         "--context-end",
@@ -61,7 +62,9 @@ def main(args: argparse.Namespace) -> int:
         prompt = _standard_input()
     status = Status()
     status.show(f"loading {model_path[0] if model_path else 'the bundled model'}")
-    with bitnet.load(*model_path, **options.load_keywords(args)) as model:
+    template = options.chat_template(args)
+    load_keywords = options.load_keywords(args)
+    with bitnet.load(*model_path, chat_template=template, **load_keywords) as model:
         chat = args.chat
         if chat is None:
             chat = model.tokenizer.chat_template is not None
