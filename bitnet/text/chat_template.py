@@ -38,7 +38,7 @@ STEPS_PER_CHARACTER = 2
 # end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
 # templates have tags of some 300 characters, and less than 40 branches.
 MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
-MAX_TEMPLATE = 2 << 20  # characters of a template that is given; published ones have up to 30,000
+MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30,000
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
@@ -131,8 +131,10 @@ class ChatTemplate:
         return True
 
     @cached_property
-    def _too_deep(self) -> str | None:
-        """What could exhaust the library's stack, None as a rule."""
+    def _too_large(self) -> str | None:
+        """What could exhaust the library's stack, or takes seconds to read; None as a rule."""
+        if len(self.source) > MAX_TEMPLATE:
+            return f"{len(self.source)} characters (at most {MAX_TEMPLATE})"
         tags = [_STRING.sub("''", tag) for tag in _TAG.findall(self.source)]
         longest = max(map(len, tags), default=0)
         if longest > MAX_TAG:
@@ -148,8 +150,8 @@ class ChatTemplate:
     def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         import minijinja  # 5 ms, and only chats need it
 
-        if self._too_deep:
-            raise TemplateError(f"chat template: {self._too_deep}")
+        if self._too_large:
+            raise TemplateError(f"chat template: {self._too_large}")
         steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
         environment = minijinja.Environment(
             trim_blocks=True,

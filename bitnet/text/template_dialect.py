@@ -21,6 +21,7 @@ METHODS = (
 TAGS = {"generation": "with", "endgeneration": "endwith"}
 
 MAX_TEXT = 16384  # characters that an expression becomes at most: names may be repeated in it
+MAX_USES = 2000  # places that may have to be rewritten; published templates have less than 100
 CHARACTERS_PER_STEP = 13  # what minijinja counts as a step of a string
 
 _BEGIN = re.compile(r"\{[{%#]")
@@ -31,6 +32,7 @@ _TOKEN = re.compile(
     r"|(?P<end>[-+]?[%}]\})|(?P<operator>//|\*\*|[=!<>]=|\S))",
     re.S,
 )
+_USE = re.compile(rf"[^{{%]%[^}}%]|\|\s*tojson|\.\s*(?:{'|'.join(METHODS)})")
 _WORDS = re.compile(r"\w+")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _KEYWORDS = {
@@ -55,8 +57,12 @@ class _Token(NamedTuple):
 def rewritten(source: str) -> str:
     """The source for minijinja; unchanged if it is damaged, which minijinja says better.
 
-    TemplateError for an expression that is nested too deep.
+    TemplateError for an expression that is nested too deep, or too many of them.
     """
+    n_uses = len(_USE.findall(source))
+    if n_uses > MAX_USES:
+        limit = f"at most {MAX_USES}"
+        raise TemplateError(f"chat template: {n_uses} times %, tojson or a method ({limit})")
     parts, at = [], 0
     try:
         while begin := _BEGIN.search(source, at):

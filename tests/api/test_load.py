@@ -26,7 +26,7 @@ PROMPT = "A ternary weight has"
         ({"memory_limit": "lots"}, ValueError, "memory_limit: 'lots'"),
         ({"chat_template": " \n"}, ValueError, r"chat_template: ' \\n' .the text"),
         ({"chat_template": b"{{ x }}"}, TypeError, "chat_template: bytes"),
-        ({"chat_template": "x" * (2 << 20 | 1)}, ValueError, "chat_template: 2097153 char"),
+        ({"chat_template": "x" * (1 << 18 | 1)}, ValueError, "chat_template: 262145 char"),
         ({"memory_limit": 1000}, MemoryLimitExceeded, "memory_limit: 1000 bytes"),
         ({"memory_limit": "12MiB", "threads": 1}, MemoryLimitExceeded, "memory_limit: 12582912"),
     ],

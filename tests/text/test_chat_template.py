@@ -223,6 +223,7 @@ def test_a_template_refuses():
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{% extends 'x' %}",
+        "{{ messages[0].content }}" + " " * (1 << 18),
         "\ud800",
     ],
 )

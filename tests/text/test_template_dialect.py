@@ -100,6 +100,7 @@ def nested(begin, end, n=400):
         nested("'a'.rsplit(", ")", 300),
         nested("(a % ", ")", 600),
         "{{ a" + " % a" * 900 + " }}",
+        "{{ 2 * (1 % 2) }}" * 3000,
     ],
 )
 def test_expressions_that_grow(template):
