@@ -76,7 +76,8 @@ class Tokenizer:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
-        border between header and content. Special tokens inside a message are text.
+        border between header and content. Special tokens inside a message are text, and so are the
+        ordinary ones that the template writes, but for the assistant's messages.
         limit: see encode. ValueError for malformed messages, TemplateError (one too) without a
         template or if it fails.
         """

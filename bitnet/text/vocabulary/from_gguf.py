@@ -113,6 +113,9 @@ def repeated(tokens, types):
     Published files have such pairs. The first of them is what a text becomes, or the first special
     one, which no text does.
     """
+    distinct = set(tokens)
+    if len(distinct) == len(tokens) and "" not in distinct:
+        return []
     meant = {}
     for i in (*np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN))).tolist(), *range(len(tokens))):
         meant.setdefault(tokens[i], i)
