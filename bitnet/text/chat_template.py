@@ -97,7 +97,7 @@ class ChatTemplate:
             _check(f"messages[{i}]", message)
         protected = []
         for message in self._of_known_roles(messages):
-            is_own = message["role"] == "assistant" or isinstance(message["content"], Marked)
+            is_own = message["role"] == "assistant" or isinstance(message.get("content"), Marked)
             tokens = special if hidden is None or not is_own else hidden
             protected.append({**_protected(message, tokens, mark), "role": message["role"]})
         text = self._run(protected, add_generation_prompt)
@@ -107,8 +107,8 @@ class ChatTemplate:
     def _of_known_roles(self, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The messages with roles that the template knows, as far as that can be."""
         if not self._knows_developer:
-            developer = {"role": "system"}
-            messages = [{**m, **developer} if m["role"] == "developer" else m for m in messages]
+            renamed = {"developer": "system"}
+            messages = [{**m, "role": renamed.get(m["role"], m["role"])} for m in messages]
         has_system = any(message["role"] == "system" for message in messages)
         return _folded(messages) if has_system and self.lacks_system else messages
 
@@ -252,7 +252,7 @@ def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     folded: list[Mapping[str, Any]] = []
     waiting: list[str] = []
     for message in messages:
-        content = message["content"] or ""
+        content = message.get("content") or ""
         if message["role"] == "system":
             waiting.append(content)
         elif message["role"] == "user" and waiting:
@@ -262,7 +262,7 @@ def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             folded.append(message)
     if waiting:
         last = [folded.pop()] if folded and folded[-1]["role"] == "user" else []
-        content = "\n\n".join([*(m["content"] for m in last), *waiting])
+        content = "\n\n".join([*(m.get("content") or "" for m in last), *waiting])
         folded.append({"role": "user", "content": content})
     return folded
 

@@ -111,6 +111,18 @@ def test_text_beside_calls_may_be_dropped():
     assert ChatTemplate(calls + "{% endfor %}").render([user, said]) == 'Hi[{"name": "f"}]'
 
 
+@pytest.mark.parametrize("role", ["assistant", "user", "system", "developer"])
+def test_calls_without_a_content(role):
+    """The key may be missing, whoever calls."""
+    said = {"role": role, "tool_calls": [{"name": "f"}]}
+    text = "{% for m in messages %}{{ m.role }} {{ m.content or 'calls' }}\n{% endfor %}"
+    expected = {"developer": "system"}.get(role, role)
+    assert ChatTemplate(text).render([said]) == f"{expected} calls\n"
+    user = {"role": "user", "content": "Hi"}
+    folded = ChatTemplate(ONLY_USERS).render([user, said, user, said])
+    assert folded.startswith("Hi\n") and folded.count("Hi") == 2
+
+
 def test_one_lost_message_of_a_long_conversation():
     said = [("user", f"{i} " + "word " * 200) for i in range(4000)]  # 4 MB
     each = "{% for m in messages %}{{ m.content | trim if loop.index0 != 2999 }}\n{% endfor %}"
