@@ -165,11 +165,18 @@ def _of_model(source, config):
     for text, i in pieces.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is
     affixes = from_hf.stated_bos_eos(settings, config, True)
-    return _keys(PIECES_MODEL, texts, types, affixes, source, config) | {
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": pieces.scores,
-        "tokenizer.ggml.add_space_prefix": pieces.adds_space,
-    }
+    stated = from_hf.stated_strips(settings)
+    strips = {i: stated[text] for i, text in texts.items() if text in stated}
+    keys = _keys(PIECES_MODEL, texts, types, affixes, source, config)
+    return (
+        keys
+        | _strip_keys(strips, types, path)
+        | {
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.scores": pieces.scores,
+            "tokenizer.ggml.add_space_prefix": pieces.adds_space,
+        }
+    )
 
 
 def _strip_keys(strips, types, path):

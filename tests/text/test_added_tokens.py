@@ -174,6 +174,23 @@ def test_special_tokens_take_white_space(sides, text, tmp_path):
     assert back.encode(text, add_special_tokens=False).ids == expected
 
 
+def test_special_pieces_take_white_space(tmp_path):
+    rows = [*SPECIAL, *BYTES, *((c, -1.0, NORMAL) for c in "▁ab"), ("<t>", 0.0, CONTROL)]
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model(rows))
+    entry = {"content": "<t>", "special": True, "lstrip": True, "rstrip": True}
+    settings = {"added_tokens_decoder": {str(len(rows) - 1): entry}}
+    source = TokenizerSource(tmp_path, sentencepiece=path, tokenizer_config=settings)
+    config = SimpleNamespace(
+        vocab_size=len(rows), bos_token_id=1, eos_token_ids=(2,), max_position_embeddings=99
+    )
+    keys = tokenizer_export.to_gguf(source, config)
+    for there in (source, TokenizerSource(tmp_path, metadata=keys)):
+        tokenizer = Tokenizer.from_source(there, config)
+        ids = tokenizer.encode("a \n<t> \tb", False, parse_special=True)
+        assert list(map(tokenizer.token, ids)) == ["▁", "a", "<t>", "▁", "b"]
+
+
 def test_a_turns_end_takes_the_templates_newline(tmp_path):
     template = "{% for m in messages %}{{ m.content }}<t>\n{% endfor %}a"
     tokenizer, _ = from_folder(tmp_path, ["<t>"], template, special=True, rstrip=True)

@@ -244,7 +244,7 @@ def from_model(path, config_json, config):
         suffix=suffix,
         chat_template=template,
         marks=marks,
-        strips=_strips(config_json),
+        strips=stated_strips(config_json),
     )
 
 
@@ -324,7 +324,7 @@ def _listed(config_json, path, config):
     return tokens
 
 
-def _strips(config_json):
+def stated_strips(config_json):
     """Vocabulary.strips of added_tokens_decoder, which _listed has checked."""
     listed = config_json.get("added_tokens_decoder", {})
     entries = listed.values() if isinstance(listed, dict) else ()
