@@ -22,6 +22,7 @@ from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
+from ..text.chat_template import check_template
 from ..text.tokenizer import Tokenizer
 from .model import Model
 
@@ -55,6 +56,7 @@ class LoadSettings:
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
+    chat_template: str | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +64,8 @@ class LoadSettings:
         check_choice("mapping", self.mapping, MAPPINGS)
         check_whole("slots", self.slots, MAX_SLOTS)
         parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
+        if self.chat_template is not None:
+            check_template("chat_template", self.chat_template)
         if self.prefix_folder is not None and not self.prefix_cache:
             raise ValueError("prefix_folder: nothing is kept without prefix_cache")
 
@@ -79,6 +83,7 @@ def load(
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
+    chat_template: str | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
     one GGUF, or None for the model in the package.
@@ -97,6 +102,7 @@ def load(
         prompt that begins like one of them reads the rest only. Text is the same either way.
     prefix_folder: a folder for those that memory has no room for, and for the next process with
         this model; prefix_folder_limit: bytes of its files, those used longest ago are deleted.
+    chat_template: the text of a Jinja template, in place of the model's own.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
@@ -116,6 +122,7 @@ def load(
         prefix_cache=prefix_cache,
         prefix_folder=prefix_folder,
         prefix_folder_limit=prefix_folder_limit,
+        chat_template=chat_template,
     )
     return load_model(path, settings)
 
@@ -149,7 +156,8 @@ def _load(
     planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
+        source = checkpoint.tokenizer_source.with_template(settings.chat_template)
+        tokenizer = Tokenizer.from_source(source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before

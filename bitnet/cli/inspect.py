@@ -190,7 +190,7 @@ def _tokenizer(source):
     return {
         "kind": path and path.name,
         "tokens": None,
-        "chat_template": bool(source.tokenizer_config.get("chat_template")),
+        "chat_template": _has_text(source.tokenizer_config.get("chat_template")),
     }
 
 
@@ -199,8 +199,13 @@ def _gguf_tokenizer(metadata):
     return {
         "kind": ", ".join(part for part in parts if isinstance(part, str)) or None,
         "tokens": len(metadata.get("tokenizer.ggml.tokens", ())),
-        "chat_template": "tokenizer.chat_template" in metadata,
+        "chat_template": _has_text(metadata.get("tokenizer.chat_template")),
     }
+
+
+def _has_text(template):
+    """Whether there is a chat template: a blank one is none."""
+    return bool(template.strip() if isinstance(template, str) else template)
 
 
 def _repacked(checkpoint):

@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import bitnet
@@ -14,6 +15,7 @@ from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checkpoints.model_files import CONFIG, ggufs
 from ..checks import check_number, parse_bytes
+from ..formats.text_files import read_text
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
@@ -111,6 +113,20 @@ def add_load(
         help="refuse to grow beyond SIZE, such as 900M (default: "
         "BITNET_MEMORY_LIMIT, else what the cgroup leaves, or the machine has)",
     )
+
+
+def add_chat_template(parser: Any) -> None:
+    """``--chat-template``, which `chat_template` reads."""
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja template, in place of the model's own",
+    )
+
+
+def chat_template(args: argparse.Namespace) -> str | None:
+    """The text of ``--chat-template``, None where it is not given."""
+    return None if args.chat_template is None else read_text(Path(args.chat_template))
 
 
 def add_threads(parser: Any) -> None:

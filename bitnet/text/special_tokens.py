@@ -2,18 +2,27 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
+
+# White space as the `tokenizers` library knows it; Python's has four control characters more.
+_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+_SPACES_BEHIND = re.compile(f"[{_SPACES}]*")
 
 
 class SpecialTokens:
     """The texts of special tokens, to split a text at, and to break up in what users write.
 
-    texts: of the tokens, in any order.
+    texts: of the tokens, in any order. strips: {text: (left, right)}, whether white space before
+    and behind a token is taken for a part of it.
     """
 
-    def __init__(self, texts: Collection[str]) -> None:
-        self._texts = sorted(texts)
+    def __init__(
+        self, texts: Collection[str], strips: Mapping[str, tuple[bool, bool]] | None = None
+    ) -> None:
+        self._texts, self._strips = sorted(texts), strips or {}
         self._longest = max(map(len, texts), default=0)
 
     @cached_property
@@ -26,10 +35,16 @@ class SpecialTokens:
         """Yield (piece, is_special) for the whole text, in order, without empty pieces."""
         end = 0
         for match in self.pattern.finditer(text):
-            if match.start() > end:
-                yield text[end : match.start()], False
+            left, right = self._strips.get(match.group(), (False, False))
+            before = text[end : match.start()]
+            if left:
+                before = before.rstrip(_SPACES)
+            if before:
+                yield before, False
             yield match.group(), True
             end = match.end()
+            if right and (spaces := _SPACES_BEHIND.match(text, end)):
+                end = spaces.end()
         if end < len(text):
             yield text[end:], False
 

@@ -21,7 +21,9 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._special = SpecialTokens(vocabulary.special)
+        self._written = vocabulary.special | vocabulary.marks
+        self._special = SpecialTokens(self._written, vocabulary.strips)
+        self._hidden = SpecialTokens(vocabulary.special)
         self.bos_id: int | None = vocabulary.bos_id
         self.eos_ids: tuple[int, ...] = vocabulary.eos_ids
         self.chat_template: ChatTemplate | None = None
@@ -74,13 +76,16 @@ class Tokenizer:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
-        border between header and content. Special tokens inside a message are text.
+        border between header and content. Special tokens inside a message are text, and so are the
+        ordinary ones that the template writes, but for the assistant's messages.
         limit: see encode. ValueError for malformed messages, TemplateError (one too) without a
         template or if it fails.
         """
         if self.chat_template is None:
             raise TemplateError("chat template: the model has none (give a plain prompt instead)")
-        pieces = self.chat_template.pieces(messages, self._special, add_generation_prompt)
+        pieces = self.chat_template.pieces(
+            messages, self._special, add_generation_prompt, self._hidden
+        )
         return self._ids(pieces, True, limit)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -116,7 +121,7 @@ class Tokenizer:
         begins = True
         for piece, is_special in pieces:
             if is_special:
-                ids.append(self._vocabulary.special[piece])
+                ids.append(self._written[piece])
             else:
                 ids += self._vocabulary.encode(piece, begins)
             begins = False

@@ -27,6 +27,9 @@ PROMPT = "A ternary weight has"
         ({"context": 0}, ValueError, "context: 0"),
         ({"context": 513}, ValueError, "context: 513 .*512"),
         ({"memory_limit": "lots"}, ValueError, "memory_limit: 'lots'"),
+        ({"chat_template": " \n"}, ValueError, r"chat_template: ' \\n' .the text"),
+        ({"chat_template": b"{{ x }}"}, TypeError, "chat_template: bytes"),
+        ({"chat_template": "x" * (1 << 18 | 1)}, ValueError, "chat_template: 262145 char"),
         ({"memory_limit": 1000}, MemoryLimitExceeded, "memory_limit: 1000 bytes"),
         ({"memory_limit": "12MiB", "threads": 1}, MemoryLimitExceeded, "memory_limit: 12582912"),
     ],
@@ -34,6 +37,18 @@ PROMPT = "A ternary weight has"
 def test_arguments_of_load(arguments, error, message):
     with pytest.raises(error, match=message):
         bitnet.load(TALKER, **arguments)
+
+
+@pytest.mark.parametrize("path", [TALKER, None])
+def test_another_chat_template(path):
+    """Of a folder, and of a GGUF."""
+    messages = [{"role": "user", "content": "Who art thou?"}]
+    template = "{% for m in messages %}Say: {{ m.content }}\n{% endfor %}"
+    with bitnet.load(path, threads=1, chat_template=template) as model:
+        assert model.tokenizer.chat_template.source == template
+        ids = model.tokenizer.encode("Say: Who art thou?\n")
+        assert model.tokenizer.chat(messages) == ids
+        assert model.chat(messages, max_tokens=2).prompt_tokens == len(ids)
 
 
 def test_files_that_are_not_there(tmp_path, monkeypatch):

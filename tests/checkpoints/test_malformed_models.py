@@ -269,9 +269,6 @@ FAMILY_CASES = {
             for name in ("ggml.model", "ggml.pre", "ggml.tokens", "ggml.merges", "ggml.token_type",
                          "ggml.bos_token_id", "chat_template")
         },
-        "a token twice": (
-            plain("tokenizer.ggml.tokens", ARRAY, strings(["a"] * 8)), r"tokens\[\d\]: a",
-        ),
         "a merge of three": (plain("tokenizer.ggml.merges", ARRAY, strings(["a b c"])), "merges"),
         "a merge of one": (plain("tokenizer.ggml.merges", ARRAY, strings(["a"])), "merges"),
         "a merge of strangers": (plain("tokenizer.ggml.merges", ARRAY, strings(["x y"])), "merges"),

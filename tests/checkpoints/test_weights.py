@@ -161,7 +161,7 @@ def test_bitlinear_divides(tmp_path):
 
 def test_end_of_turn_of_an_hf_tokenizer(folder):
     decoder = {"15": {"content": "<|eot_id|>"}, "14": {"content": "<|end_of_text|>"}, "x": 3}
-    text = json.dumps({"added_tokens_decoder": decoder})
+    text = json.dumps({"added_tokens_decoder": decoder, "chat_template": "an older one"})
     (folder / "tokenizer_config.json").write_text(text)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     opened = weights.open(folder)

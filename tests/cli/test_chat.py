@@ -136,6 +136,7 @@ def test_chat_without_a_template_continues_the_text(model, monkeypatch):
 
 # ------------------------------------------------------------------------------- the command line
 LINES = ["Who art thou?", "Why?"]
+TEMPLATE = "{% for m in messages %}{{ m.role }}, {{ m.content }}<|eot_id|>\n{% endfor %}: "
 USUAL = {"max_tokens": 8, "seed": 5}
 # option of `bitnet chat` -> its values, what bitnet.load is given, what Model.chat_stream is given
 CASES = {
@@ -155,6 +156,7 @@ CASES = {
     "--speculative": (["ngram"], {}, {"speculative": "ngram"}),
     "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
     "--system": (["Thou art the king."], {}, {}),
+    "--chat-template": ([TEMPLATE], {"chat_template": TEMPLATE}, {}),
 }
 
 
@@ -165,8 +167,11 @@ def test_every_option_has_a_case(command):
 
 
 @pytest.mark.parametrize("option", CASES)
-def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option):
+def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option, tmp_path):
     values, load, generation = CASES[option]
+    if option == "--chat-template":
+        values = [tmp_path / "template.jinja"]
+        values[0].write_text(TEMPLATE)
     with bitnet.load(**{"threads": 1} | load) as other:
         system = [{"role": "system", "content": text} for text in values if option == "--system"]
         expected = replies_of(other, LINES, system, **USUAL | generation)
@@ -176,7 +181,7 @@ def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, opti
     code, out, err = command("chat", "-n", 8, "--seed", 5, option, *values)
     assert (code, out, err) == (0, "".join(f"{text}\n" for text in expected), "")
     assert load.items() <= loads[0].items()
-    if (generation and option != "--speculative") or system:
+    if (generation and option != "--speculative") or system or "chat_template" in load:
         assert expected != replies_of(model, LINES, **USUAL)
 
 

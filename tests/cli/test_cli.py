@@ -41,6 +41,28 @@ def test_run_talks_to_a_model_with_a_template(command, model):
         assert command("run", *form, *options, PROMPT) == (0, expected, "")
 
 
+def test_a_chat_template_in_a_file(command, tmp_path):
+    text = "{% for m in messages %}Q {{ m.content }}<|eot_id|>\n{% endfor %}A "
+    file = tmp_path / "template.jinja"
+    file.write_text(text)
+    options = ["-n", 8, "--temperature", 0, "--chat-template", file]
+    with bitnet.load(chat_template=text) as model:
+        done = model.chat([{"role": "user", "content": PROMPT}], max_tokens=8, temperature=0)
+    assert command("run", *options, PROMPT) == (0, line_of(done.text), "")
+    code, out, _ = command("verify", "--chat-template", file, GGUF, "--json")
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert code == 0 and "'Q Which way" in checks["chat template"]["detail"]
+    file.write_bytes(b"\xff")
+    for words in (["run", PROMPT], ["chat"], ["serve"], ["verify"]):
+        code, out, err = command(*words, "--chat-template", file)
+        assert (code, out) == (1, "") and f"{file}: text:" in err and "UTF-8" in err
+    code, out, err = command("run", "--chat-template", tmp_path / "none", PROMPT)
+    assert (code, out) == (1, "") and "No such file" in err
+    file.write_text("hello")
+    code, out, err = command("run", "--chat-template", file, PROMPT)
+    assert (code, out) == (1, "") and "the user's message is not in the prompt" in err
+
+
 def test_run_with_a_model_file(command):
     with bitnet.load(GGUF) as model:
         expected = line_of(model.generate(PROMPT, max_tokens=8).text)

@@ -31,11 +31,18 @@ WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
 BLOCKS_OF_64 = models.Shape(hidden=64, heads=1, vocab=2)
 
 
+TEMPLATE = (  # what minijinja has not, and is rewritten
+    "{% generation %}{{ '<|user|>%s' % messages[0].content }}"
+    "{{ messages[0].content.rsplit('b')[0] | tojson }}{% endgeneration %}"
+)
+
+
 def gguf_models():
     """{name: small_files.GGUF}"""
     found = {arch: models.gguf_model(arch) for arch in ("bitnet-b1.58", "llama", "qwen3", "gemma3")}
     found["scales"] = with_scales(models.gguf_model("bitnet"))
     found["spm"] = with_spm()
+    found["odd-tokens"] = with_odd_tokens(models.gguf_model("llama"))
     found["in-place"] = models.gguf_model("bitnet-b1.58", IN_PLACE, norms="F16")
     for rows, head in (
         ("F32", "BF16"), ("Q8_0", "IQ4_NL"), ("Q4_0", "Q4_1"), ("Q5_0", "Q5_1"),
@@ -58,6 +65,16 @@ def with_scales(model):
     for name in models.LINEARS:
         scale = struct.pack("<f", 0.25)
         model.tensors.append([f"blk.0.{name}.scale", [1], models.TYPE_IDS["F32"], scale, None])
+    return model
+
+
+def with_odd_tokens(model):
+    """Two tokens of one text, an empty one, one a template writes, one that takes white space."""
+    tokens = [*models.TOKENS[:2], models.TOKENS[0], "", "<|user|>", *models.TOKENS[5:]]
+    model.set("tokenizer.ggml.tokens", ARRAY, strings(tokens))
+    model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [1] * 4 + [4] + [3] * 3))
+    model.set("tokenizer.bitnet.rstrip", ARRAY, numbers(5, "i", [7]))
+    model.set("tokenizer.chat_template", STRING, text(TEMPLATE))
     return model
 
 
@@ -145,7 +162,7 @@ def hf_models():
     found["sharded"] = models.sharded(models.hf_files("llama", tensors=tensors), tensors)
     rope = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE, **rope)
-    found["masters"]["chat_template.jinja"] = b"{{ messages[0].content }}"
+    found["masters"]["chat_template.jinja"] = TEMPLATE.encode()
     found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
     found["1bitLLM"]["tokenizer.model"] = sentencepiece_models()["unigram.model"]
     found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)

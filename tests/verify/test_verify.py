@@ -176,7 +176,13 @@ def template(text):
     [
         (template("{{ raise_exception('no') }}"), "chat template", "FAILED", "no"),
         (template("{{ nobody }}: hello"), "chat template", "FAILED", "not in"),
-        (template("{{ messages[0].content }}"), "chat template", "warning", "no special token"),
+        (template("{{ messages[0].content }}"), "chat template", "FAILED", "the assistant's"),
+        (template("{% for m in messages %}{{ m.content }}{% endfor %}"),
+         "chat template", "warning", "no special token"),
+        (template(""), "chat template", "ok", "none"),
+        (template("{{ raise_exception('no system') if messages[0].role == 'system' }}"
+                  "{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"),
+         "chat template", "ok", "without a system role"),
         (template("{% for m in messages %}{{ m.content }}<|begin_of_text|>{% endfor %}"),
          "chat template", "warning", "<|begin_of_text|>, which is not a stop token"),
         (template("{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"),
