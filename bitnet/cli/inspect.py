@@ -83,7 +83,8 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     return {
         "path": str(path),
         "family": config.family,
-        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__}
+        | {"rope_scaling": config.rope_scaling and str(config.rope_scaling)},
         "files": [_file(file) for file in checkpoint.files],
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
@@ -274,7 +275,9 @@ def _config_rows(facts):
     )
     heads = f"{c['num_attention_heads']} heads, {c['num_key_value_heads']} for keys and values"
     order = ", interleaved" if c["rope_interleaved"] else ""
-    yield "attention", f"{heads}, of {c['head_dim']}; RoPE base {c['rope_theta']:,.10g}{order}"
+    scaling = f"; RoPE scaling {c['rope_scaling']}" if c["rope_scaling"] else ""
+    base = f"RoPE base {c['rope_theta']:,.10g}{order}{scaling}"
+    yield "attention", f"{heads}, of {c['head_dim']}; {base}"
     if any(c["sliding_layers"]):
         yield (
             "attention",

@@ -147,6 +147,9 @@ def rope_table(Rope rope not None, Batch batch not None):
                          f"{batch.max_sequences}")
     for i in range(batch.n_tokens):
         fill_table(rope, i, batch.positions[i])
+        for j in range(rope.half if rope.factor != 1 else 0):
+            rope.cosines[i * rope.half + j] *= rope.factor
+            rope.sines[i * rope.half + j] *= rope.factor
     for i in range(batch.n_sequences):
         s = &batch.sequences[i]
         if s.n_sinks:

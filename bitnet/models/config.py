@@ -11,8 +11,10 @@ import numpy as np
 
 from ..compute.operands import MAX_LINEAR_COLS
 from ..errors import FormatError
+from . import rope_scaling
 from .architecture import Architecture
 from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
+from .rope_scaling import RopeScaling
 
 log = logging.getLogger("bitnet")
 
@@ -102,6 +104,7 @@ class ModelConfig:
     sliding_window: int = 0
     sliding_layers: tuple[bool, ...] = ()
     rope_local_theta: float = 0.0
+    rope_scaling: RopeScaling | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -132,7 +135,7 @@ class ModelConfig:
             **{
                 "num_key_value_heads": fields.number("num_key_value_heads"),
                 "vocab_size": fields.number("vocab_size"),
-                "rope_theta": _hf_rope_theta(fields.values, path),
+                **_hf_rope(fields, shape["max_position_embeddings"]),
                 "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
                 "rope_interleaved": False,
                 "norms_are_offsets": arch.norms_are_offsets,
@@ -159,6 +162,7 @@ class ModelConfig:
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
         _check_gguf_rope(fields, shape["head_dim"])
+        theta = fields.number("rope_theta")
         family_fields = arch.from_gguf(fields)
         if fields.get("hidden_act", None) is not None:
             family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
@@ -174,7 +178,10 @@ class ModelConfig:
                     "num_key_value_heads", shape["num_attention_heads"]
                 ),
                 "vocab_size": fields.number("vocab_size", n_embeddings),
-                "rope_theta": fields.number("rope_theta"),
+                "rope_theta": theta,
+                "rope_scaling": rope_scaling.from_gguf(
+                    fields, theta, shape["max_position_embeddings"]
+                ),
                 "hidden_act": arch.activations[0],
                 "tie_word_embeddings": not has_lm_head,
                 "rope_interleaved": arch.interleaved_in_gguf,
@@ -329,27 +336,22 @@ def _flat_rope(config):
     return config | {"rope_parameters": rope["full_attention"], "rope_local_base_freq": local}
 
 
-def _hf_rope_theta(config, path):
-    """rope_theta, at the top (transformers 4) or in rope_parameters (5); scaled RoPE is refused."""
+def _hf_rope(fields, context):
+    """rope_theta and rope_scaling: at the top (transformers 4) or in rope_parameters (5)."""
+    config = fields.values
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if scaling != "default":
-        raise FormatError(path, "rope_type", scaling, "default; scaled RoPE is not supported")
+    if not isinstance(rope, dict):
+        raise fields.error("rope_type", rope, "an object of RoPE's parameters")
     values = config if config.get("rope_theta") is not None else rope
-    if not isinstance(values, dict):
-        raise FormatError(path, "rope_theta", "missing", "required")
-    return _Fields(values, path).number("rope_theta")
+    theta = _Fields(values, fields.path).number("rope_theta")
+    scaling = rope_scaling.from_hf(rope, fields, theta, context)
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def _check_gguf_rope(fields, head_dim):
     for name in ("attention.value_length", "rope.dimension_count"):
         if (value := fields.plain(name, head_dim)) != head_dim:
             raise fields.error(name, value, f"head_dim, {head_dim}")
-    # some writers state linear scaling by a factor of 1, which is none
-    scaling = fields.plain("rope.scaling.type", "none")
-    factor = fields.plain("rope.scaling.factor", 1.0)
-    if scaling != "none" and (scaling, factor) != ("linear", 1.0):
-        raise fields.error("rope.scaling.type", scaling, "none; scaled RoPE is not supported")
 
 
 def _gguf_eos_token_ids(fields):

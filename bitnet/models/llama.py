@@ -18,7 +18,7 @@ class Block:
         config = bind.config
         self.layer, self.act = bind.layer, config.hidden_act
         self.n_rotated = config.num_attention_heads + config.num_key_value_heads
-        self.rope = bind.rope(config.rope_theta)
+        self.rope = bind.rope()
         self.input_layernorm = bind.norm("input_layernorm")
         self.qkv_proj = bind.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self.attn_sub_norm = bind.norm("self_attn.attn_sub_norm") if config.sub_norms else None

@@ -16,7 +16,7 @@ class Block:
         config = bind.config
         self.layer, self.act, self.window = bind.layer, config.hidden_act, bind.window
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.rope = bind.rope(bind.rope_theta)
+        self.rope = bind.rope()
         q_width, kv_width = self.n_heads * config.head_dim, self.n_kv_heads * config.head_dim
         norm, linear = bind.norm, bind.linear
         self.input_layernorm = norm("input_layernorm")

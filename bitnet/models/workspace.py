@@ -70,16 +70,18 @@ def norm_arrays(config: Any) -> list[WorkArray]:
 
 
 def rope_arrays(config: Any, n_rows: int) -> list[WorkArray]:
-    """Frequencies, and cosines and sines of n_rows positions, for each RoPE base in use."""
-    local, everywhere = config.rope_local_theta, config.rope_theta
-    bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
+    """Frequencies, and cosines and sines of n_rows positions, of both kinds of RoPE in use."""
     half = config.head_dim // 2
     return [
-        WorkArray(name, shape, np.float32, "rope")
-        for theta in sorted(bases)
-        for name, shape in (
-            (f"rope.{theta}.frequencies", (half,)), (f"rope.{theta}.cos_sin", (2, n_rows, half)))
-    ]  # fmt: skip
+        WorkArray(f"{rope_name(is_local)}.{part}", shape, np.float32, "rope")
+        for is_local in sorted(set(config.sliding_layers or (False,)))
+        for part, shape in (("frequencies", (half,)), ("cos_sin", (2, n_rows, half)))
+    ]
+
+
+def rope_name(is_local: bool) -> str:
+    """How the arrays of a RoPE begin. is_local: that of layers whose window slides."""
+    return "rope.local" if is_local else "rope"
 
 
 def activation_arrays(config: Any, n_rows: int) -> list[WorkArray]:

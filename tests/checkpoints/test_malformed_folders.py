@@ -98,11 +98,11 @@ CASES = {
     "eps absent": ("llama", PACKED, config(rms_norm_eps=None), "rms_norm_eps: missing"),
     "RoPE of base 0": ("llama", PACKED, config(rope_theta=0), "rope_theta: 0"),
     "RoPE of base infinite": ("llama", PACKED, config(rope_theta=INFINITE), "rope_theta: inf"),
-    "YaRN": ("llama", PACKED, config(rope_scaling={"rope_type": "yarn"}), "rope_type: yarn"),
+    "YaRN": ("llama", PACKED, config(rope_scaling={"rope_type": "yarn"}), "factor: missing"),
     "llama3 RoPE": ("llama", PACKED, config(rope_scaling={"type": "llama3"}), "rope_type: llama3"),
     "RoPE as text": ("llama", PACKED, config(rope_scaling="linear"), "rope_type: linear"),
     "RoPE of no base": (
-        "llama", PACKED, config(rope_scaling="default", rope_theta=None), "rope_theta: missing",
+        "llama", PACKED, config(rope_scaling={}, rope_theta=None), "rope_theta: missing",
     ),
     "head_dim odd": ("llama", PACKED, config(head_dim=7), "head_dim: 7"),
     "head_dim 0": ("llama", PACKED, config(head_dim=0), "head_dim: 0|q_proj.weight shape"),
