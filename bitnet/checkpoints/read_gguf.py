@@ -38,6 +38,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     """See open_checkpoint."""
     files, tensors = open_gguf(path)
     file, path = files[0], files[0].path
+    _refuse_rotated(file)
     tokenizer = _tokenizer_source(file)
     embedding = tensors.get("token_embd.weight")
     n_embeddings = 0 if embedding is None else embedding.shape[0]
@@ -60,6 +61,14 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     check_all_used(tensors, used, path)
     changed_by = [file.path for file in files]
     return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)
+
+
+def _refuse_rotated(file: GGUFFile) -> None:
+    """FormatError for weights that want their inputs transformed: without, the text is noise."""
+    for key in file.metadata:
+        if key.startswith("prism.hadamard."):
+            limit = "rotated weights (Bonsai 2) are not supported: use PrismML's llama.cpp"
+            raise FormatError(file.path, key, file.metadata[key], limit)
 
 
 def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> TernaryTensor:

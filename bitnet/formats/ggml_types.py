@@ -52,6 +52,8 @@ _TABLE = (
     GGMLType("IQ2_BN_R4", 335, 64, 16, TERNARY),
     GGMLType("Q2_0_G64", 42, 64, 18, TERNARY),
     GGMLType("Q2_0_G128", 42, 128, 34, TERNARY),  # told from the other by its size: see gguf.py
+    GGMLType("PQ2_0", 142, 128, 34, TERNARY),
+    GGMLType("PTQ1_0", 143, 128, 28, TERNARY),
 )
 TYPES = {type_.name: type_ for type_ in _TABLE}
 ROW_TYPES = tuple(name for name, type_ in TYPES.items() if type_.kind == FLOAT_ROWS)
@@ -67,13 +69,5 @@ UNREAD = {
     19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 25: "I16", 26: "I32", 27: "I64",
     28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     37: "I8_S of bitnet.cpp", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
-    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML",
+    40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
-_ROTATED = (142, 143)  # numbers of types for rotated activations
-
-
-def instead_of(number: int) -> str:
-    """What to do with a file that has a type of this number, which is not read."""
-    if number in _ROTATED:
-        return "these weights are for rotated activations: use PrismML's llama.cpp"
-    return "convert the original Hugging Face folder with `bitnet convert`"

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import FormatError
 from ..runtime import mmap
 from .atomic_write import atomic, write_data
-from .ggml_types import BY_NUMBER, FLOAT_TYPES, TYPES, UNREAD, instead_of
+from .ggml_types import BY_NUMBER, FLOAT_TYPES, TYPES, UNREAD
 from .gguf_metadata import Cursor, encode_string, encode_value, read_metadata
 from .mapped_file import map_file
 from .tensor import Tensor
@@ -27,6 +27,8 @@ from .ternary_layouts import LAYOUTS, n_bytes
 
 MAX_KEYS = 4096  # keys of metadata; files in the wild have 20 to 60
 MAX_TENSORS = 1 << 16
+# what to do with a file that has a type which is not read
+INSTEAD = "convert the original Hugging Face folder with `bitnet convert`"
 MAX_DIMS = 4  # as ggml has it
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))  # bytes that general.alignment may be
 
@@ -98,7 +100,7 @@ class GGUFFile:
         if number not in BY_NUMBER:
             shown = f"{number} ({UNREAD.get(number, 'unknown')})"
             known = ", ".join(BY_NUMBER[n].name.removesuffix("_G64") for n in sorted(BY_NUMBER))
-            limit = f"this version reads {known}; {instead_of(number)}"
+            limit = f"this version reads {known}; {INSTEAD}"
             raise self._error(f"{name} type", shown, limit)
         type_name, shape = BY_NUMBER[number].name, tuple(reversed(ne))
         try:

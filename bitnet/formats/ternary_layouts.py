@@ -20,6 +20,10 @@ TQ2_0      256 codes: 64 bytes, d. byte[32h + j] = sum over l of c[128h + 32l + 
 TQ1_0      256 codes: 52 bytes of five base-3 digits each, the first the highest, d.
            bytes 0..31: c[32n + j]; 32..47: c[160 + 16n + j]; 48..51: c[240 + 4n + j], n = 0..3
 Q2_0       64 codes (128 in an earlier fork): d, 16 (32) bytes. byte[j] = sum of c[4j + l] << 2l
+PrismML's llama.cpp:
+PQ2_0      128 codes: as Q2_0 of 128.
+PTQ1_0     128 codes: 26 bytes of base-3 digits as TQ1_0's, d.
+           bytes 0..15: c[16n + j]; 16..23: c[80 + 8n + j]; 24..25: c[120 + 2n + j], n = 0..3
 
 ik_llama.cpp: a scale d before each row, then blocks of 64 codes.
 IQ2_BN     f32 d. byte[j] = sum over l of c[16l + j] << 2l                               j = 0..15
@@ -149,7 +153,13 @@ def _digits(*powers: int) -> np.ndarray:
     return table
 
 
-_TQ1_0 = (  # bytes, first code, what they hold
+# parts of a block in base 3: bytes, first code, what they hold
+_PTQ1_0 = (
+    (slice(0, 16), 0, _digits(81, 27, 9, 3, 1)),
+    (slice(16, 24), 80, _digits(81, 27, 9, 3, 1)),
+    (slice(24, 26), 120, _digits(81, 27, 9, 3)),
+)
+_TQ1_0 = (
     (slice(0, 32), 0, _digits(81, 27, 9, 3, 1)),
     (slice(32, 48), 160, _digits(81, 27, 9, 3, 1)),
     (slice(48, 52), 240, _digits(81, 27, 9, 3)),
@@ -157,9 +167,9 @@ _TQ1_0 = (  # bytes, first code, what they hold
 _IQ1_BN_FIVE, _IQ1_BN_LAST = _digits(1, 3, 9, 27, 81), _digits(1, 3, 9, 27)
 
 
-def _tq1_0(data: np.ndarray) -> np.ndarray:
-    codes = np.empty((*data.shape[:-1], 256), np.uint8)
-    for where, at, table in _TQ1_0:
+def _base_3(data: np.ndarray, n_codes: int, parts: tuple) -> np.ndarray:
+    codes = np.empty((*data.shape[:-1], n_codes), np.uint8)
+    for where, at, table in parts:
         part = np.ascontiguousarray(data[..., where])
         for digits in table.T:
             codes[..., at : at + part.shape[-1]] = np.take(digits, part)
@@ -209,10 +219,12 @@ LAYOUTS = {
     "I2_S": _of_type("I2_S", _HIGH_32, "<f4", "stream"),
     "I2_S_64": Layout(64, 16, _HIGH_16, "<f4", "stream"),  # this and the next: under I2_S's number
     "I2_S_4ROW": Layout(4, 1, _i2_s_4row, "<f4", "stream", rows=4),
-    "TQ1_0": _of_type("TQ1_0", _tq1_0, "<f2", "last"),
+    "TQ1_0": _of_type("TQ1_0", partial(_base_3, n_codes=256, parts=_TQ1_0), "<f2", "last"),
     "TQ2_0": _of_type("TQ2_0", _LOW_32, "<f2", "last"),
     "Q2_0_G64": _of_type("Q2_0_G64", _q2_0, "<f2", "first"),
     "Q2_0_G128": _of_type("Q2_0_G128", _q2_0, "<f2", "first"),
+    "PQ2_0": _of_type("PQ2_0", _q2_0, "<f2", "first"),
+    "PTQ1_0": _of_type("PTQ1_0", partial(_base_3, n_codes=128, parts=_PTQ1_0), "<f2", "last"),
     "IQ1_BN": _of_type("IQ1_BN", _iq1_bn, "<f2", "row"),
     "IQ2_BN": _of_type("IQ2_BN", _LOW_16, "<f4", "row"),
     "IQ2_BN_R4": _of_type("IQ2_BN_R4", _iq2_bn_r4, "<f4", "row", rows=4),

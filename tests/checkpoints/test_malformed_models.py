@@ -18,7 +18,10 @@ from bitnet.errors import FormatError
 
 WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
 GATE = "blk.0.ffn_gate.weight"  # (32, 256)
-TERNARY = ("I2_S", "TQ1_0", "TQ2_0", "Q2_0_G64", "Q2_0_G128", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4")
+TERNARY = (
+    "I2_S", "TQ1_0", "TQ2_0", "Q2_0_G64", "Q2_0_G128", "PQ2_0", "PTQ1_0", "IQ1_BN", "IQ2_BN",
+    "IQ2_BN_R4",
+)  # fmt: skip
 BAD_SCALES = (0.0, -0.5, float("nan"), float("inf"), float("-inf"))
 
 
@@ -90,6 +93,7 @@ def test_scales_of_rows_may_differ(tmp_path, type_name):
 ILLEGAL = {
     "I2_S": (0xC0, 0), "TQ1_0": (1, 0), "TQ2_0": (0x03, 1), "Q2_0_G64": (0x30, 2),
     "Q2_0_G128": (0x0C, 33), "IQ1_BN": (237, 2), "IQ2_BN": (0xFF, -1), "IQ2_BN_R4": (0x03, 16),
+    "PQ2_0": (0x0C, 33), "PTQ1_0": (1, 0),
 }  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def test_both_kinds_of_q2_0_in_one_file(tmp_path):
 
 UNREAD = {
     10: "Q2_K", 37: "I8_S", 38: "TL1 of bitnet.cpp", 39: "TL2 of bitnet.cpp, or MXFP4",
-    40: "NVFP4", 41: "Q1_0", 142: "PQ2_0", 143: "PTQ1_0", 200: "unknown",
+    40: "NVFP4", 41: "Q1_0", 144: "unknown", 200: "unknown",
 }  # fmt: skip
 
 
@@ -286,6 +290,10 @@ FAMILY_CASES = {
             lambda m, arch: (entry("rope.scaling.type", STRING, text("linear"))(m, arch),
                              real("rope.scaling.factor", 0.0)(m, arch)),
             r"scaling\.factor: 0\.0",
+        ),
+        "rotated weights": (
+            plain("prism.hadamard.version", U32, struct.pack("<I", 1)),
+            r"prism\.hadamard\.version: 1",
         ),
         "RoPE of base 0": (real("rope.freq_base", 0.0), "freq_base: 0.0"),
         "RoPE of base NaN": (real("rope.freq_base", float("nan")), "freq_base: nan"),

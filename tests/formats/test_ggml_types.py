@@ -36,8 +36,3 @@ def test_numbers_are_those_of_one_type():
     assert BY_NUMBER.keys() == {t.number for t in TYPES.values()}
     assert not BY_NUMBER.keys() & UNREAD.keys()
     assert all(name == row.name for name, row in TYPES.items())
-
-
-def test_what_is_not_read_has_another_way():
-    assert "bitnet convert" in ggml_types.instead_of(10)
-    assert "PrismML's llama.cpp" in ggml_types.instead_of(142)

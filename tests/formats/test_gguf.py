@@ -258,8 +258,6 @@ def test_q2_0_that_fits_neither_way_is_refused(tmp_path):
         (38, "TL1 of bitnet.cpp", "`bitnet convert`"),
         (39, "TL2 of bitnet.cpp, or MXFP4", "`bitnet convert`"),
         (10, "Q2_K", "`bitnet convert`"),
-        (142, "PQ2_0 of PrismML", "rotated activations"),
-        (143, "PTQ1_0 of PrismML", "rotated activations"),
         (1000, "unknown", "`bitnet convert`"),
     ],
 )

@@ -128,6 +128,27 @@ def test_the_writers_of_these_tests_equal_the_reference(vectors, type_name):
     assert pack(type_name, codes, scale)[:n].tolist() == vectors[STORED[type_name]][:n].tolist()
 
 
+@pytest.mark.parametrize(("type_name", "stored"), [("PQ2_0", "q2_0_g128"), ("PTQ1_0", "ptq1_0")])
+def test_blocks_of_128_equal_the_reference(type_name, stored):
+    """Scales of groups as other programs wrote them, 0 and subnormal ones among them."""
+    with np.load(DATA / "packing_group.npz", allow_pickle=False) as vectors:
+        data, codes, scales = vectors[stored], vectors["q"] + 1, vectors["d_128"]
+    layout = ternary_layouts.LAYOUTS[type_name]
+    found, packed = ternary_layouts._split(layout, data, *codes.shape)
+    assert found.tobytes() == scales.astype(np.float32).tobytes()
+    assert (layout.decode(packed).reshape(codes.shape) == codes).all()
+    assert (pack(type_name, codes.astype(np.uint8), scales) == data).all()
+
+
+def test_a_published_block_of_ptq1_0():
+    block = "96c143c85706103296c247d58182879620212fa2b451d2605fe4003e"
+    data = np.frombuffer(bytes.fromhex(block), np.uint8)
+    scales, chunks = ternary_layouts.unpack("PTQ1_0", data, 1, 128)
+    j = np.arange(128)
+    assert scales.tolist() == [[1.5]]
+    assert (joined(chunks)[0] == (j * j + 3 * j + 7) // 5 % 3).all()
+
+
 @pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])
 def test_the_pypi_quantiser_agrees(type_name):
     gguf = pytest.importorskip("gguf")
@@ -246,7 +267,7 @@ def test_no_illegal_byte_passes(type_name):
 def test_a_byte_of_four_digits_has_no_fifth(type_name):
     """The last bytes of a block hold four codes: 81 values are written, not 243."""
     data = pack(type_name, random_codes(1, 256), 1)
-    at = {"TQ1_0": 48, "IQ1_BN": 2 + 12}[type_name]
+    at = {"TQ1_0": 48, "PTQ1_0": 24, "IQ1_BN": 2 + 12}[type_name]
     n_legal = 0
     for value in range(256):
         data[at] = value

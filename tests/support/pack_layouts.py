@@ -14,11 +14,14 @@ LAYOUTS = {
     "TQ2_0": (256, 64, "<f2", "block"),
     "Q2_0_G64": (64, 16, "<f2", "block"),
     "Q2_0_G128": (128, 32, "<f2", "block"),
+    "PQ2_0": (128, 32, "<f2", "block"),
+    "PTQ1_0": (128, 26, "<f2", "block"),
     "IQ1_BN": (64, 13, "<f2", "row"),
     "IQ2_BN": (64, 16, "<f4", "row"),
     "IQ2_BN_R4": (64, 64, "<f4", "row"),
 }
-BASE_3 = ("TQ1_0", "IQ1_BN")
+BASE_3 = ("TQ1_0", "PTQ1_0", "IQ1_BN")
+SCALE_FIRST = ("Q2_0_G64", "Q2_0_G128", "PQ2_0")
 WITH_SCALES = tuple(name for name, (*_, owner) in LAYOUTS.items() if owner != "tensor")
 
 
@@ -32,7 +35,7 @@ def place(type_name, k, r):
         return k % width, 64 >> 2 * (k // width)
     if type_name == "TQ2_0":
         return 32 * (k // 128) + k % 32, 4 ** (k % 128 // 32)
-    if type_name.startswith("Q2_0"):
+    if type_name in SCALE_FIRST:
         return k // 4, 4 ** (k % 4)
     if type_name == "IQ2_BN":
         return k % 16, 4 ** (k // 16)
@@ -41,7 +44,10 @@ def place(type_name, k, r):
     if type_name == "IQ1_BN":
         g, i = divmod(k, 16)
         return (3 * g + i // 5, 3 ** (i % 5)) if i < 15 else (12, 3**g)
-    for first, begin, width in ((240, 48, 4), (160, 32, 16), (0, 0, 32)):  # TQ1_0
+    parts = ((240, 48, 4), (160, 32, 16), (0, 0, 32))  # TQ1_0
+    if type_name == "PTQ1_0":
+        parts = ((120, 24, 2), (80, 16, 8), (0, 0, 16))
+    for first, begin, width in parts:
         if k >= first:
             return begin + (k - first) % width, 3 ** (4 - (k - first) // width)
 
@@ -86,7 +92,7 @@ def pack(type_name, codes, scales):
     blocks = pack_blocks(type_name, codes.reshape(1, -1))
     scales = np.broadcast_to(scales, (n_rows, len(blocks) // n_rows)).astype(dtype)
     parts = [scales.reshape(-1, 1).view(np.uint8), blocks]
-    return np.concatenate(parts if type_name.startswith("Q2_0") else parts[::-1], axis=1).ravel()
+    return np.concatenate(parts if type_name in SCALE_FIRST else parts[::-1], axis=1).ravel()
 
 
 def _stream(type_name, codes):

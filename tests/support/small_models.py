@@ -25,6 +25,7 @@ TYPE_IDS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12,
     "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35, "I2_S": 36,
     "Q2_0_G64": 42, "Q2_0_G128": 42, "IQ1_BN": 134, "IQ2_BN": 135, "IQ2_BN_R4": 335,
+    "PQ2_0": 142, "PTQ1_0": 143,
 }  # fmt: skip
 # type -> (weights a block, bytes, where in it the f16 scales lie)
 BLOCKS = {
@@ -33,6 +34,7 @@ BLOCKS = {
     "Q4_K": (256, 144, (0, 2)), "Q5_K": (256, 176, (0, 2)), "Q6_K": (256, 210, (208,)),
     "TQ1_0": (256, 54, (52,)), "TQ2_0": (256, 66, (64,)),
     "Q2_0_G64": (64, 18, (0,)), "Q2_0_G128": (128, 34, (0,)),
+    "PQ2_0": (128, 34, (0,)), "PTQ1_0": (128, 28, (26,)),
 }  # fmt: skip
 # bytes without a code 3; bytes of five base-3 digits; of four, the fifth being 0
 NO_CODE_3 = np.array([b for b in range(256) if not b & b >> 1 & 0x55], np.uint8)
@@ -86,7 +88,10 @@ def _blocks(type_name, n, rng, scale):
     if type_name == "TQ1_0":
         blocks = rng.choice(TRITS, shape)
         blocks[:, 48:52] = rng.choice(TRITS[::3], (len(blocks), 4))
-    elif type_name.startswith(("TQ", "Q2")):
+    elif type_name == "PTQ1_0":
+        blocks = rng.choice(TRITS, shape)
+        blocks[:, 24:26] = rng.choice(TRITS[::3], (len(blocks), 2))
+    elif type_name in ("TQ2_0", "Q2_0_G64", "Q2_0_G128", "PQ2_0"):
         blocks = rng.choice(NO_CODE_3, shape)
     else:
         blocks = rng.integers(0, 256, shape, dtype=np.uint8)
