@@ -37,11 +37,10 @@ ENDPOINTS = (
 
 
 class Application:
-    """The ASGI application around a Worker. model_name: what clients call the model."""
+    """The ASGI application around a Worker. service: what its endpoints work with."""
 
     def __init__(self, model: Model, worker: Worker, options: Options) -> None:
-        service = Service(model, worker, options)
-        self.model_name = service.model_name
+        self.service = service = Service(model, worker, options)
         routes = [
             Route(path, partial(endpoint, service), methods=[method])
             for method, path, endpoint in ENDPOINTS

@@ -1,8 +1,9 @@
 """From a generation's events to an HTTP response: whole, or as a stream of server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +15,8 @@ from .metrics import Metrics
 from .openai_chunks import usage
 from .reply_protocol import Chunk, Reply
 from .worker import Event, Generation
+
+R = TypeVar("R")
 
 PING_SECONDS = 10  # seconds between comments in an idle stream, which nginx would end after 60
 _HEADERS = [
@@ -109,6 +112,22 @@ class ResponseStream:
             self._generation.cancel()
             self._metrics.cancelled += 1
             raise
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """The result of work before any answer. ClientGone, and it is cancelled, if the client leaves.
+
+    What a thread is at goes on to its end, what waits for the thread is passed over.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        async with watched(request, task.cancel) as gone:
+            return await task
+    except asyncio.CancelledError:
+        task.cancel()
+        if gone.is_set():
+            raise ClientGone from None
+        raise
 
 
 @asynccontextmanager

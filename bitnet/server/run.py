@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from ..api.model import Model
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
+from .service import Service
 from .worker import Worker
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
@@ -34,10 +36,11 @@ def run(load: Callable[[], Model], options: Options) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
-        server = Server(_config(application, options), worker, application.model_name)
+        server = Server(_config(application, options), worker, application.service)
         try:
             server.run(sockets=[listener])
         finally:
+            application.service.stop()
             worker.stop()
     log.info("ended")
 
@@ -120,18 +123,27 @@ def _log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, model_name: str) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker, service: Service) -> None:
         super().__init__(config)
-        self._worker, self._model_name = worker, model_name
+        self._worker, self._service = worker, service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_unhandled)
-        self._worker.begin()
+        self._begin_threads()
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
-            log.info("serving %s on http://%s:%d", self._model_name, where, port)
+            log.info("serving %s on http://%s:%d", self._service.model_name, where, port)
+
+    def _begin_threads(self) -> None:
+        """Now, so that it is no client who learns that there are none. OSError."""
+        try:
+            self._worker.begin()
+            self._service.begin()
+        except RuntimeError as error:
+            message = f"the server's three threads cannot be started: {error} (see ulimit -u)"
+            raise OSError(errno.EAGAIN, message) from None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -65,6 +65,11 @@ class Tools:
             return [first | {"content": f"{first['content']}\n\n{text}"}, *messages]
         return [{"role": "system", "content": text}, *messages]
 
+    def schemas(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (field of the request, schema) of the arguments of every function."""
+        for i, function in enumerate(self._functions):
+            yield f"tools[{i}].function.parameters", function.schema
+
     def grammar(self, style: Mapping[str, Any], schema: JSONSchema | None = None) -> str:
         """The grammar of a reply in llguidance's Lark.
 
@@ -95,10 +100,15 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"additionalProperties": False} if is_list else schema
 
 
-def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
+def as_object(schema: JSONSchema) -> dict[str, Any]:
+    """A schema in the form that has keywords: true allows all, false nothing."""
     if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+        return {} if schema else {"not": {}}
+    return schema
+
+
+def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps(as_object(schema) | {'x-guidance': style})}"
 
 
 class Calls:

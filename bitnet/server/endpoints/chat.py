@@ -1,7 +1,5 @@
 """POST /v1/chat/completions: the model's reply to messages, which may call functions."""
 
-from collections.abc import Iterator
-
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
@@ -21,9 +19,9 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tools = _tools(body)
 
-    def prompts() -> Iterator[list[int]]:
+    def prompt() -> list[int]:
         messages = history(body.messages)
-        yield service.model.encode_chat(tools.tell(messages) if tools else messages)
+        return service.model.encode_chat(tools.tell(messages) if tools else messages)
 
     may_call = tools is not None and tools.may_call
     reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)
@@ -32,7 +30,7 @@ async def chat(service: Service, request: Request) -> ASGIApp:
         request,
         body,
         reply,
-        prompts,
+        [prompt],
         n_sequences=body.n or 1,
         max_tokens=body.max_completion_tokens or body.max_tokens or service.model.context,
         n_logprobs=n_logprobs,

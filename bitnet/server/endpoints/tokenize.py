@@ -7,6 +7,7 @@ from starlette.responses import Response
 from ...text.tokenizer import Tokenizer
 from .. import schema
 from ..errors import JSON, ApiError
+from ..response_stream import while_connected
 from ..service import Service
 from ..tools import history
 
@@ -17,7 +18,8 @@ async def tokenize(service: Service, request: Request) -> Response:
     if (body.prompt is UNSET) == (body.messages is UNSET):
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
-        ids = await service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
+        encoded = service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
+        ids = await while_connected(request, encoded)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
 
 
