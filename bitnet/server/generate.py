@@ -41,7 +41,7 @@ async def generate(
         raise ApiError(400, message, param="n")
 
     async def prepared() -> tuple[list[Request], list[int]]:
-        make = await service.in_grammar_thread(_constraint_maker, service, body, tools)
+        make = await _constraint_maker(service, body, tools)
         ids = [await service.in_prompt_thread(prompt) for prompt in prompts]
         arguments = service, body, ids, max_tokens, n_logprobs, make
         return await service.in_prompt_thread(_requests, *arguments)
@@ -94,13 +94,14 @@ def _options(body: GenerationRequest) -> dict[str, Any]:
     return options
 
 
-def _constraint_maker(
+async def _constraint_maker(
     service: Service, body: GenerationRequest, tools: Tools | None
 ) -> Callable[[], Constraint] | None:
     """A function that makes the constraint of one choice; None where any text may come."""
     schema = getattr(getattr(body, "response_format", None), "schema", None)
+    grammars, run = service.grammars, service.in_grammar_thread
     if tools is not None and tools.may_call:
-        return service.grammars.of_tools(tools, schema)
+        return await run(grammars.of_tools, tools, schema)
     if schema is not None:
-        return service.grammars.of_schema(schema, body.format_field)
+        return await run(grammars.of_schema, schema, body.format_field)
     return None

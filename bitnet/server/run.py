@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..api.model import Model
+from ..text.vocabulary.library import NO_THREADS
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
@@ -33,6 +35,7 @@ def run(load: Callable[[], Model], options: Options) -> None:
     with _bound(options) as listener, load() as model:
         set_up()
         sys.setswitchinterval(SWITCH_SECONDS)
+        os.environ.setdefault(NO_THREADS, "false")
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)

@@ -1,12 +1,21 @@
 """JSON by schema over HTTP: every reply follows it, and what cannot be followed is refused."""
 
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from support.server_process import NO_END, USER, ServerProcess
+
+from bitnet.server.errors import ApiError
+from bitnet.server.grammar_check import GrammarCheck
 
 pytest.importorskip("llguidance")
 
@@ -74,6 +83,14 @@ def test_the_stream_is_the_same(server):
     {"enum": ["x" * 70_000]},
     {"enum": []},
     False,
+    {"type": "integer", "multipleOf": 10000019},
+    {"type": "integer", "multipleOf": 1e300},
+    {"type": "integer", "multipleOf": 10007, "allOf": [{"multipleOf": 10009}]},
+    {"$defs": {"a": {"multipleOf": 499}}, "type": "number",
+     "anyOf": [{"allOf": [{"$ref": "#/$defs/a"}]}], "multipleOf": 503},
+    {"properties": {"a": {"items": [{"enum": list(map(str, range(2001)))}]}}},
+    {"type": "string", "pattern": "a" * 2049},
+    {"patternProperties": {"a" * 2049: {}}},
 ])  # fmt: skip
 def test_schemas_that_are_refused(server, schema):
     answer = server.chat(response_format=by_schema(schema))
@@ -86,6 +103,10 @@ def test_schemas_that_are_refused(server, schema):
     {"type": "array", "minItems": 100_000, "items": {"type": "integer"}},
     {"enum": [f"{i:05}" * 2 for i in range(4000)]},
     {"type": "string", "pattern": "(.*a){30}b(.*c){30}"},
+    {"type": "number", "multipleOf": 1e-9},
+    {"type": "number", "multipleOf": 0.01, "allOf": [{"multipleOf": 0.05}]},
+    {"type": "integer", "multipleOf": 86400},
+    True,
     {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}, "$ref": "#/$defs/a"},
 ])  # fmt: skip
 def test_schemas_that_take_much(server, schema):
@@ -101,6 +122,124 @@ def test_a_schema_of_great_depth(server):
     for _ in range(120):
         schema = {"type": "object", "properties": {"a": schema}}
     assert server.chat(response_format=by_schema(schema)).status == 400
+
+
+def test_a_regular_expression_that_is_refused_says_why(server):
+    answer = server.chat(response_format=by_schema({"type": "string", "pattern": "^(?!a)"}))
+    assert "look-ahead" in answer.json["error"]["message"]
+
+
+def test_references_without_end(server):
+    names = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(300)}
+    schema = {"$defs": names, "$ref": "#/$defs/a0"}
+    assert "references in a row" in str(refusal_of(server, schema))
+
+
+# ----------------------------------------------------------- what no bound sees, in its own process
+# Their intersection takes hours.
+ENDLESS = {"type": "string", "allOf": [{"pattern": f"a.{{{i}}}b"} for i in range(50)]}
+
+
+def refusal_of(server, schema):
+    answer = server.chat(response_format=by_schema(schema))
+    assert answer.status == 400 and answer.json["error"]["param"] == "response_format"
+    return answer.json["error"]["message"]
+
+
+def children(server):
+    """The ids of the processes that a server has started."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def is_alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def an_endless_schema(server):
+    """A request whose schema is being tried; gives a list that gets its outcome."""
+    outcome = []
+
+    def ask():
+        try:
+            outcome.append(server.chat(response_format=by_schema(ENDLESS)))
+        except OSError as error:
+            outcome.append(error)
+
+    before = children(server)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not before and not children(server):  # it is started by the first schema
+        time.sleep(0.01)
+    time.sleep(0.3)
+    yield outcome
+    thread.join()
+
+
+def test_an_endless_schema_is_refused_and_others_are_served_meanwhile(server):
+    with an_endless_schema(server) as outcome:
+        assert server.chat().status == 200 and server.get("/health").status == 200
+        assert server.post("/tokenize", {"prompt": "x"}).status == 200
+        assert not outcome
+    assert outcome[0].status == 400 and "to compile" in outcome[0].json["error"]["message"]
+    assert server.chat(response_format=by_schema({"const": 1})).status == 200
+    called = {"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"a": ENDLESS}}}}  # fmt: skip
+    answer = server.chat(tools=[called])
+    assert answer.status == 400 and answer.json["error"]["param"] == "tools"
+
+
+def test_the_process_of_schemas(server):
+    assert server.chat(response_format=by_schema({"const": 2})).status == 200
+    (pid,) = children(server)
+    assert server.chat(response_format=by_schema({"const": 3})).status == 200
+    assert children(server) == {pid}  # kept warm
+    held = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    assert not any(name.startswith("socket") for name in held) and len(held) == 3
+    (line,) = re.findall(r"Max address space +(\d+)", Path(f"/proc/{pid}/limits").read_text())
+    assert int(line) < 1 << 30
+    os.kill(pid, signal.SIGKILL)
+    assert server.chat(response_format=by_schema({"const": 4})).status == 200
+
+
+def test_a_schema_that_was_tried_is_not_tried_again(server):
+    assert server.chat(response_format=by_schema({"const": 5})).status == 200
+    for pid in children(server):
+        os.kill(pid, signal.SIGSTOP)  # it answers nothing
+    assert server.chat(response_format=by_schema({"const": 5})).status == 200
+    for pid in children(server):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_server_ends_while_a_schema_is_tried(number):
+    with ServerProcess() as server, an_endless_schema(server) as outcome:
+        (pid,) = children(server)
+        status, log = server.stop(number)
+        assert status == (0 if number == signal.SIGTERM else -number), log
+        end = time.monotonic() + 10
+        while is_alive(pid):
+            assert time.monotonic() < end, "it goes on without its server"
+            time.sleep(0.02)
+    assert number == signal.SIGKILL or outcome[0].status == 400  # it drained
+
+
+def test_a_second_signal_ends_it_at_once():
+    with ServerProcess() as server, an_endless_schema(server):
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert server.stop()[0] == 0
+
+
+def test_where_no_process_can_be_started(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ApiError, match="no process can be started") as error:
+        GrammarCheck().check("grammar_from_json_schema", "{}", {}, "response_format")
+    assert error.value.status == 503
 
 
 def test_a_bias_against_the_end_is_an_error_and_no_free_text(server):
