@@ -1,9 +1,11 @@
 """The ASGI application: the table of endpoints, behind the policy of who may call."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
+from starlette.requests import Request
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..api.model import Model
 from .access_policy import AccessPolicy
@@ -42,7 +44,7 @@ class Application:
     def __init__(self, model: Model, worker: Worker, options: Options) -> None:
         self.service = service = Service(model, worker, options)
         routes = [
-            Route(path, partial(endpoint, service), methods=[method])
+            Route(path, partial(_answer, service, endpoint), methods=[method])
             for method, path, endpoint in ENDPOINTS
         ]
         router = Router(routes, redirect_slashes=False)
@@ -51,3 +53,11 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guarded(scope, receive, send)
+
+
+async def _answer(
+    service: Service, endpoint: Callable[[Service, Request], Awaitable[ASGIApp]], request: Request
+) -> ASGIApp:
+    """The endpoint's answer; until it is there, what the request's body becomes is counted."""
+    with service.bodies.one() as request.state.body:
+        return await endpoint(service, request)

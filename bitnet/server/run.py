@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..api.model import Model
 from ..text.vocabulary.library import NO_THREADS
+from .access_policy import MAX_HEADER_BYTES
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
@@ -23,7 +24,6 @@ from .service import Service
 from .worker import Worker
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
-MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays open
 # Seconds the event loop waits for the model's thread to give up the interpreter lock; Python's own
 # 5 ms are 20 steps of a small model.

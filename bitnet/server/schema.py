@@ -13,8 +13,6 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ..generation.sampling import SAMPLING_FIELDS, SamplingField
 from .errors import ApiError, json_error
 
-MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
-MAX_BODIES = 64 << 20  # bytes of all bodies that are being read: 16 of the largest
 MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16  # prompts of a request for completions
 MAX_MESSAGES = 4096  # messages of a conversation
@@ -326,11 +324,11 @@ def parse(body: bytes, kind: type[R]) -> R:
 
 def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:
     for name in sorted(set(names) - IGNORED):
-        value = msgspec.json.decode(fields[name])
-        if value is None:
+        if bytes(fields[name]) == b"null":
             continue
         if name not in REFUSED:
             raise ApiError(400, f"{name[:80]}: unknown field", param=name[:80])
+        value = msgspec.json.decode(fields[name])
         if not any(type(value) is type(v) and value == v for v in REFUSED[name]):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
 

@@ -4,6 +4,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...errors import ContextFull
 from ...text.tokenizer import Tokenizer
 from .. import schema
 from ..errors import JSON, ApiError
@@ -25,10 +26,15 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
-    if isinstance(body.prompt, str):
-        return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
-    messages = history(body.messages or ())
-    return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
+    try:
+        if isinstance(body.prompt, str):
+            return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
+        messages = history(body.messages or ())
+        return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
+    except ContextFull as error:
+        field = "prompt" if isinstance(body.prompt, str) else "messages"
+        message = f"{field}: {error.requested} tokens or more (at most {limit})"
+        raise ApiError(400, message, param=field) from None
 
 
 async def detokenize(service: Service, request: Request) -> Response:
