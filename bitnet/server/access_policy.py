@@ -52,6 +52,7 @@ class AccessPolicy:
         try:
             await self._respond(scope, headers, exchange)
         except (ClientGone, asyncio.CancelledError):
+            self._metrics.cancelled += 1
             exchange.abort()
         finally:
             path = scope["path"]

@@ -105,12 +105,8 @@ class ResponseStream:
         try:
             async with watched(self._request, self._generation.cancel):
                 yield
-        except ApiError:
-            self._generation.cancel()
-            raise
         except BaseException:
             self._generation.cancel()
-            self._metrics.cancelled += 1
             raise
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import ApiError
-from .schema import Function, JSONSchema, Message
+from .schema import Function, FunctionOf, JSONSchema, Message
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # calls of a reply, so that it ends
@@ -33,11 +33,13 @@ def head(name: str) -> str:
 class Tools:
     """The functions of one request.
 
-    choice: "none", "auto", "required" or a function's name. parallel: whether a reply may have
-    several calls.
+    choice: "none", "auto", "required", or which function is to be called. parallel: whether a reply
+    may have several calls.
     """
 
-    def __init__(self, functions: Sequence[Function], choice: str, parallel: bool) -> None:
+    def __init__(
+        self, functions: Sequence[Function], choice: str | FunctionOf, parallel: bool
+    ) -> None:
         self._functions, self._choice, self._parallel = functions, choice, parallel
         names = [function.name for function in functions]
         for i, function in enumerate(functions):
@@ -47,8 +49,8 @@ class Tools:
             if function.schema.get("type") != "object":
                 where = f"{where}.parameters"
                 raise ApiError(400, f"{where}: its type must be object", param=where)
-        if choice not in ("none", "auto", "required", *names):
-            message = f"tool_choice: no function {choice!r} in tools"
+        if isinstance(choice, FunctionOf) and choice.name not in names:
+            message = f"tool_choice: no function {choice.name!r} in tools"
             raise ApiError(400, message, param="tool_choice")
 
     @property
@@ -75,10 +77,10 @@ class Tools:
 
         style: how JSON is written, see grammar.py. schema: of a reply that is no call.
         """
-        is_named = self._choice not in ("none", "auto", "required")
-        functions = [f for f in self._functions if not is_named or f.name == self._choice]
-        must_call = is_named or self._choice == "required"
-        max_calls = MAX_CALLS if self._parallel and not is_named else 1
+        named = self._choice.name if isinstance(self._choice, FunctionOf) else None
+        functions = [f for f in self._functions if named in (None, f.name)]
+        must_call = named is not None or self._choice == "required"
+        max_calls = MAX_CALLS if self._parallel and named is None else 1
         rules = [
             "start: calls" if must_call else "start: text | calls",
             f"calls: call{{1,{max_calls}}}",

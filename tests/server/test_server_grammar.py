@@ -64,6 +64,26 @@ def test_any_object(server):
     assert server.chat(**fields).json["choices"][0]["message"]["content"] == "{}"
 
 
+@pytest.mark.parametrize("name", ["schema", "value"])  # llama.cpp's, the Hugging Face hub's
+def test_a_schema_inside_json_object(server, name):
+    shape = {"type": "json_object", name: PERSON}
+    answer = server.chat(response_format=shape, max_tokens=200, seed=1)
+    assert json.loads(answer.json["choices"][0]["message"]["content"]).keys() == {
+        *PERSON["required"]
+    }
+    shape[name] = {"type": "nonsense"}
+    assert server.chat(response_format=shape).json["error"]["param"] == "response_format"
+    both = {"type": "json_object", "schema": PERSON, "value": {}}
+    assert server.chat(response_format=both).status == 400
+
+
+def test_nulls_in_a_schema_stay(server):
+    shape = by_schema({"const": {"a": None}})
+    shape["json_schema"]["new"] = None  # a field that nobody knows yet
+    found = server.chat(response_format=shape, max_tokens=50).json
+    assert json.loads(found["choices"][0]["message"]["content"]) == {"a": None}
+
+
 def test_the_stream_is_the_same(server):
     fields = {"messages": USER, "response_format": by_schema(PERSON), "seed": 3, "max_tokens": 200}
     chunks = server.chunks(**fields)

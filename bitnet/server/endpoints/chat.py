@@ -41,10 +41,10 @@ async def chat(service: Service, request: Request) -> ASGIApp:
 def _tools(body: schema.ChatRequest) -> Tools | None:
     """The Tools of a chat request, None without."""
     chosen = body.tool_choice
-    choice = chosen.function.name if isinstance(chosen, schema.NamedTool) else chosen
     if not body.tools:
-        if choice in (None, "none", "auto"):
+        if chosen in (None, "none", "auto"):
             return None
-        raise ApiError(400, f"tool_choice: {choice!r} without tools", param="tool_choice")
+        raise ApiError(400, "tool_choice: no tools to choose from", param="tool_choice")
+    choice = chosen.function if isinstance(chosen, schema.NamedTool) else chosen
     functions = [tool.function for tool in body.tools]
     return Tools(functions, choice or "auto", body.parallel_tool_calls is not False)

@@ -18,11 +18,13 @@ async def completions(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, schema.TextRequest)
     given = schema.sequences(body.prompt, "prompt", schema.MAX_PROMPTS)
 
+    has_logprobs, decoder = body.logprobs is not None, service.model.tokenizer.stream
+    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder)
     return await generate(
         service,
         request,
         body,
-        TextChunks(service.model_name, service.spell, body.logprobs is not None),
+        reply,
         [partial(service.model.encode_prompt, prompt) for prompt in given],
         n_sequences=len(given) * (body.n or 1),
         max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
