@@ -91,6 +91,8 @@ def _options(body: GenerationRequest) -> dict[str, Any]:
     options = {name: value for name in names if (value := getattr(body, name)) is not None}
     if options.get("top_k") == -1:  # what others write for "all"
         options["top_k"] = 0
+    if options.get("top_p") == 0:  # the likeliest token alone
+        options |= {"top_p": 1.0, "top_k": 1}
     return options
 
 

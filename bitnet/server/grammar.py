@@ -18,11 +18,10 @@ from .errors import ApiError
 from .grammar_check import GrammarCheck, one_line
 from .grammar_compiler import compiled
 from .schema import JSONSchema
-from .schema_bounds import check_schema
-from .tools import Tools, as_object
+from .schema_bounds import MAX_LENGTH, bounded
+from .tools import Tools
 
 GRAMMAR_EXTRA = "pip install 'bitnet-engine[grammar]'"
-MAX_SCHEMA_LENGTH = 64 << 10  # characters of a schema: others wait while one is compiled
 MAX_PASSED = 1024  # grammars known to compile, 100 bytes each: agents send the same ones always
 # No free white space, which a model could write for ever; "lenient" overrides the schema's own.
 STYLE = {
@@ -49,17 +48,11 @@ class Grammars:
 
         field: of the request, which errors name.
         """
-        schema = as_object(schema)
-        check_schema(schema, field)
-        text = msgspec.json.encode(schema).decode()
+        text = msgspec.json.encode(bounded(schema, field)).decode()
         return self._compile("grammar_from_json_schema", text, field, overrides=STYLE)
 
     def of_tools(self, tools: Tools, schema: JSONSchema | None) -> "Callable[[], Constraint]":
         """The same for calls of a tools.Tools; schema: of another reply, None for any text."""
-        for where, parameters in tools.schemas():
-            check_schema(parameters, where)
-        if schema is not None:
-            check_schema(as_object(schema), "response_format")
         return self._compile("grammar_from_lark", tools.grammar(STYLE, schema), "tools")
 
     def _compile(
@@ -71,8 +64,8 @@ class Grammars:
             raise ApiError(400, f"{field}: the server lacks {GRAMMAR_EXTRA}", param=field) from None
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._model, field)
-        if len(text) > MAX_SCHEMA_LENGTH:
-            message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_LENGTH})"
+        if len(text) > MAX_LENGTH:  # of tools there are several schemas
+            message = f"{field}: schemas of {len(text)} characters (at most {MAX_LENGTH})"
             raise ApiError(400, message, param=field)
         self._try(maker, text, options, field)
         matcher, error = compiled(self._tokenizer, maker, text, options)

@@ -4,6 +4,7 @@ The process stays for the next grammar; after one that ended it another is start
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,9 +51,10 @@ class GrammarCheck:
         if self._is_closed:
             raise unavailable("the server is shutting down")
         try:
-            # -P: no module of this folder is taken for one of the library's
+            # -P: no module of this folder is taken for one of the library's. It needs no key.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", grammar_compiler.__file__],
+                [sys.executable or "python3", "-P", grammar_compiler.__file__],
+                env={k: v for k, v in os.environ.items() if not k.startswith("BITNET_")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

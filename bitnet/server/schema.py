@@ -18,7 +18,7 @@ MAX_PROMPTS = 16  # prompts of a request for completions
 MAX_MESSAGES = 4096  # messages of a conversation
 MAX_INPUTS = 256  # texts to embed in a request
 MAX_TOOLS = 128  # functions of a request: OpenAI's limit
-MAX_DESCRIPTION = 4096  # characters of a function's description
+MAX_DESCRIPTION = 16 << 10  # characters of a function's description
 MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
 MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
@@ -30,14 +30,16 @@ Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 
-# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, and many clients
-# write a top_k of -1 for "all".
-OWN_BOUNDS = {"seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}}
+# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, its top_p may be
+# 0, and many clients write a top_k of -1 for "all".
+OWN_BOUNDS: dict[str, dict[str, Any]] = {
+    "seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}, "top_p": {"gt": None, "ge": 0},
+}  # fmt: skip
 
 # Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
-    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "service_tier", "store", "user",
+    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
+    "safety_identifier", "service_tier", "store", "user",
 }  # fmt: skip
 # Fields that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
@@ -46,7 +48,7 @@ REFUSED = {
     "function_call": ("none", "auto"), "functions": ([],), "grammar": (), "guided_json": (),
     "guided_regex": (), "include": ([],), "json_schema": (), "max_tool_calls": (),
     "modalities": (["text"],), "parallel_tool_calls": (True, False), "previous_response_id": (),
-    "reasoning": ({},), "reasoning_effort": (), "response_format": ({"type": "text"},),
+    "reasoning": ({},), "response_format": ({"type": "text"},),
     "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "top_logprobs": (0,),
     "truncation": ("disabled",), "verbosity": (), "web_search_options": (),
 }  # fmt: skip
@@ -162,7 +164,9 @@ class Function(Nested):
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the arguments."""
-        return self.parameters or {"type": "object", "additionalProperties": False}
+        if not self.parameters:
+            return {"type": "object", "additionalProperties": False}
+        return {"type": "object"} | self.parameters
 
     def about(self) -> dict[str, Any]:
         """What a model is told."""

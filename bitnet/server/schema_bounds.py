@@ -9,21 +9,38 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from .errors import ApiError
+import msgspec
 
+from .errors import ApiError
+from .schema import JSONSchema
+
+MAX_LENGTH = 64 << 10  # bytes of JSON: others wait while a schema is compiled
 MAX_DEPTH = 100  # levels of schemas in schemas, and references in a row: the library allows 128
 MAX_ENUM = 2000  # entries of an enum: items that the library's parser may have at one place
 MAX_PATTERN = 2048  # characters of a regular expression
 # Multiples of N are found by an automaton of N states: 0.5 s and 50 MB for 100,000.
 MAX_MULTIPLE = 100_000
 
+# What OpenAPI and pydantic say of strings without restricting them; the library refuses formats
+# that it does not know.
+IDLE_FORMATS = ("binary", "password", "path", "file-path", "directory-path")
+
 _SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 _DATA = {"const", "enum", "default", "examples", "required", "x-guidance"}  # with no schemas inside
 ONE = Fraction(1)
 
 
-def check_schema(schema: dict[str, Any], field: str) -> None:
-    """ApiError for a schema beyond the bounds. field: of the request, which errors name."""
+def bounded(schema: JSONSchema, field: str) -> dict[str, Any]:
+    """A copy of a schema with keywords and without idle formats. ApiError beyond the bounds.
+
+    field: of the request, which errors name.
+    """
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    text = msgspec.json.encode(schema)
+    if len(text) > MAX_LENGTH:
+        raise _error(field, f"a schema of {len(text)} bytes (at most {MAX_LENGTH})")
+    schema = msgspec.json.decode(text, type=dict[str, Any])
     multiples = _Multiples(schema, field)
     level, depth = [schema], 0
     while level:
@@ -32,8 +49,11 @@ def check_schema(schema: dict[str, Any], field: str) -> None:
         for one in level:
             _check_one(one, field)
             multiples.of(one)
+            if one.get("format") in IDLE_FORMATS:
+                del one["format"]
         level = [inner for one in level for inner in _inside(one)]
         depth += 1
+    return schema
 
 
 def _check_one(schema: dict[str, Any], field: str) -> None:

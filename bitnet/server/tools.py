@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import ApiError
 from .schema import Function, FunctionOf, JSONSchema, Message
+from .schema_bounds import bounded
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # calls of a reply, so that it ends
@@ -67,15 +68,11 @@ class Tools:
             return [first | {"content": f"{first['content']}\n\n{text}"}, *messages]
         return [{"role": "system", "content": text}, *messages]
 
-    def schemas(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (field of the request, schema) of the arguments of every function."""
-        for i, function in enumerate(self._functions):
-            yield f"tools[{i}].function.parameters", function.schema
-
     def grammar(self, style: Mapping[str, Any], schema: JSONSchema | None = None) -> str:
         """The grammar of a reply in llguidance's Lark.
 
-        style: how JSON is written, see grammar.py. schema: of a reply that is no call.
+        style: how JSON is written, see grammar.py. schema: of a reply that is no call. ApiError for
+        schemas beyond their bounds.
         """
         named = self._choice.name if isinstance(self._choice, FunctionOf) else None
         functions = [f for f in self._functions if named in (None, f.name)]
@@ -88,10 +85,13 @@ class Tools:
         ]
         for i, function in enumerate(functions):
             begin = json.dumps(head(function.name))
-            rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
+            arguments = _json(_closed(function.schema), style, "tools")
+            rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {arguments}"]
         if not must_call:
             rules += (
-                ["text: TEXT", _ANY_TEXT] if schema is None else [f"text: {_json(schema, style)}"]
+                ["text: TEXT", _ANY_TEXT]
+                if schema is None
+                else [f"text: {_json(schema, style, 'response_format')}"]
             )
         return "\n".join(rules)
 
@@ -102,15 +102,8 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"additionalProperties": False} if is_list else schema
 
 
-def as_object(schema: JSONSchema) -> dict[str, Any]:
-    """A schema in the form that has keywords: true allows all, false nothing."""
-    if isinstance(schema, bool):
-        return {} if schema else {"not": {}}
-    return schema
-
-
-def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps(as_object(schema) | {'x-guidance': style})}"
+def _json(schema: JSONSchema, style: Mapping[str, Any], field: str) -> str:
+    return f"%json {json.dumps(bounded(schema, field) | {'x-guidance': style})}"
 
 
 class Calls:

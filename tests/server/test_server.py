@@ -213,6 +213,11 @@ def test_stop_usage_and_reasons(server):
     assert full["usage"]["total_tokens"] in (512, 513)
 
 
+def test_what_ordinary_clients_send(server):
+    likeliest = server.chat(temperature=0).json["choices"]
+    assert server.chat(temperature=2, top_p=0, reasoning_effort="low").json["choices"] == likeliest
+
+
 def test_prefixes_are_reused(server):
     long = [{"role": "system", "content": "Speak plainly. " * 20}, *USER]
     first, second = (server.chat(messages=long, seed=1).json for _ in range(2))

@@ -111,6 +111,7 @@ def test_the_stream_is_the_same(server):
     {"properties": {"a": {"items": [{"enum": list(map(str, range(2001)))}]}}},
     {"type": "string", "pattern": "a" * 2049},
     {"patternProperties": {"a" * 2049: {}}},
+    {"type": "string", "format": "ipv6network"},
 ])  # fmt: skip
 def test_schemas_that_are_refused(server, schema):
     answer = server.chat(response_format=by_schema(schema))
@@ -126,6 +127,7 @@ def test_schemas_that_are_refused(server, schema):
     {"type": "number", "multipleOf": 1e-9},
     {"type": "number", "multipleOf": 0.01, "allOf": [{"multipleOf": 0.05}]},
     {"type": "integer", "multipleOf": 86400},
+    {"properties": {"a": {"type": "string", "format": "path"}, "format": {"const": "password"}}},
     True,
     {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}, "$ref": "#/$defs/a"},
 ])  # fmt: skip

@@ -67,7 +67,7 @@ def ask(**fields):
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 101}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -2}, "top_k"),
     ({"min_p": 2}, "min_p"),

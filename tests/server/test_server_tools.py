@@ -144,7 +144,7 @@ def of(**properties):
         ({"tools": function(name="a b")}, "tools[0].function.name"),
         ({"tools": function(name="a" * 65)}, "tools[0].function.name"),
         ({"tools": function(name="a\n")}, "tools[0].function.name"),
-        ({"tools": function(description="a" * 5000)}, "tools[0].function.description"),
+        ({"tools": function(description="a" * 16385)}, "tools[0].function.description"),
         ({"tools": function(parameters={"type": "string"})}, "tools[0].function.parameters"),
         ({"tools": of(a={"type": "array", "uniqueItems": True})}, "tools"),
         ({"tools": of(a={"$ref": "http://localhost/x"})}, "tools"),
@@ -181,6 +181,14 @@ def test_functions_called_as_choices_are(server, name):
     if name == "none":  # the word itself forbids calls
         answer = server.chat(tools=tools, tool_choice=name, max_tokens=100)
         assert "tool_calls" not in answer.json["choices"][0]["message"]
+
+
+def test_parameters_without_a_type_are_those_of_an_object(server):
+    tools = function(description="a" * 300, parameters={"properties": {"a": {"const": 1}}})
+    chosen = {"type": "function", "function": {"name": "f"}}
+    answer = server.chat(tools=tools, tool_choice=chosen, max_tokens=100)
+    (call,) = answer.json["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) in ({}, {"a": 1})
 
 
 def test_what_clients_send_back_is_taken(server):
