@@ -42,9 +42,11 @@ async def generate(
 
     async def prepared() -> tuple[list[Request], list[int]]:
         make = await _constraint_maker(service, body, tools)
-        ids = [await service.in_prompt_thread(prompt) for prompt in prompts]
-        arguments = service, body, ids, max_tokens, n_logprobs, make
-        return await service.in_prompt_thread(_requests, *arguments)
+        ids = [await service.in_prompt_thread(prompt) for prompt in prompts[:-1]]
+        last = prompts[-1]  # with it at once what comes then: most requests have one prompt
+        return await service.in_prompt_thread(
+            lambda: _requests(service, body, [*ids, last()], max_tokens, n_logprobs, make)
+        )
 
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await while_connected(request, prepared())

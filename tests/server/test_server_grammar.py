@@ -215,6 +215,21 @@ def test_an_endless_schema_is_refused_and_others_are_served_meanwhile(server):
     assert answer.status == 400 and answer.json["error"]["param"] == "tools"
 
 
+def test_a_client_that_leaves_while_it_waits_for_another_schema(server):
+    with an_endless_schema(server) as outcome:
+        before = server.metrics()
+        body = json.dumps({"messages": USER, "response_format": by_schema({"const": 9})}).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        )
+        with server.send(head % len(body) + body):
+            while server.metrics()["bitnet_sequences"] < 2:
+                assert not outcome
+        while (after := server.metrics())["bitnet_sequences"] > 1:
+            assert not outcome
+        assert after["bitnet_cancelled_total"] == before["bitnet_cancelled_total"] + 1
+
+
 def test_the_process_of_schemas(server):
     assert server.chat(response_format=by_schema({"const": 2})).status == 200
     (pid,) = children(server)
