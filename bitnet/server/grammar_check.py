@@ -30,13 +30,20 @@ class GrammarCheck:
         503 where the process cannot be started. field: of the request, which errors name. Others:
         see grammar_compiler.compiled.
         """
-        process = self._running()
-        try:
-            error = self._ask(process, maker, text, dict(options))
-        except (OSError, ValueError):  # it is gone, or was while it wrote
-            raise self._reason(process, field) from None
-        if error:
-            raise ApiError(400, f"{field}: {one_line(error)}", param=field)
+        for _ in range(2):  # somebody else may have ended it, also just before
+            process = self._running()
+            try:
+                error = self._ask(process, maker, text, dict(options))
+            except (OSError, ValueError):
+                self._end()
+                if limit := _limit_of(process):
+                    message = f"{field}: takes {limit} to compile"
+                    raise ApiError(400, message, param=field) from None
+                continue
+            if error:
+                raise ApiError(400, f"{field}: {one_line(error)}", param=field)
+            return
+        raise unavailable("the process in which schemas are tried was ended; try again later")
 
     def close(self) -> None:
         """End the process, whatever it is at; no other is started."""
@@ -81,17 +88,6 @@ class GrammarCheck:
         answer: str = json.loads(process.stdout.readline())  # ValueError of nothing at all
         return answer
 
-    def _reason(self, process: subprocess.Popen[bytes], field: str) -> ApiError:
-        """Why the process ended in the middle of a grammar."""
-        self._end()
-        if process.returncode == -signal.SIGALRM:
-            limit = f"longer than {SECONDS:g} s"
-        elif process.returncode in (-signal.SIGABRT, -signal.SIGSEGV, 1):
-            limit = f"more than {MAX_BYTES >> 20} MiB of memory, or too deep a nesting,"
-        else:
-            return unavailable("the process in which schemas are tried was ended; try again")
-        return ApiError(400, f"{field}: takes {limit} to compile", param=field)
-
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -104,6 +100,15 @@ class GrammarCheck:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _limit_of(process: "subprocess.Popen[bytes]") -> str | None:
+    """The limit that ended the process; None where it was something else."""
+    if process.returncode == -signal.SIGALRM:
+        return f"longer than {SECONDS:g} s"
+    if process.returncode in (-signal.SIGABRT, -signal.SIGSEGV, 1):
+        return f"more than {MAX_BYTES >> 20} MiB of memory, or too deep a nesting,"
+    return None
 
 
 def one_line(error: object) -> str:

@@ -8,7 +8,6 @@ package: it has 20 MB and starts in 0.1 s.
 
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -81,6 +80,8 @@ def main() -> None:
 
 
 def _bound_memory() -> None:
+    import resource  # not on Windows, where this program does not run
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the limit is on nothing, and there is no /proc
         with open("/proc/self/statm") as file:
