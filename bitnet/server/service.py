@@ -1,5 +1,6 @@
 """What every endpoint works with: the model, its worker, and the way from bytes to a request."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
 from . import schema
 from .body_limit import BodyLimit
-from .errors import ApiError, to_api_error
+from .errors import ApiError, to_api_error, unavailable
 from .grammar import Grammars
 from .job_thread import JobThread
 from .metrics import Metrics
@@ -19,6 +20,10 @@ from .options import Options
 from .worker import Worker
 
 SHORT_BODY = 1 << 16  # bytes: 2 ms, which the event loop can spare
+
+# Seconds that a request waits for its schema to be tried and compiled, with those before it: two of
+# them and its own may take all of their time.
+GRAMMAR_SECONDS = 8.0
 
 R = TypeVar("R")
 B = TypeVar("B", bound=schema.AnyRequest)
@@ -73,8 +78,13 @@ class Service:
         return await _of_job(self._prompt_thread.run(function, *arguments))
 
     async def in_grammar_thread(self, function: Callable[..., R], *arguments: object) -> R:
-        """The same of what uses the grammars."""
-        return await _of_job(self._grammar_thread.run(function, *arguments))
+        """The same of what uses the grammars; 503 where those of others take too long."""
+        try:
+            async with asyncio.timeout(GRAMMAR_SECONDS):
+                return await _of_job(self._grammar_thread.run(function, *arguments))
+        except TimeoutError:
+            message = "schemas of other requests are being compiled; try again later"
+            raise unavailable(message) from None
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.server_process import NO_END, USER, ServerProcess
 
+from bitnet.server import grammar_compiler
 from bitnet.server.errors import ApiError
 from bitnet.server.grammar_check import GrammarCheck
 
@@ -215,6 +217,14 @@ def test_an_endless_schema_is_refused_and_others_are_served_meanwhile(server):
     assert answer.status == 400 and answer.json["error"]["param"] == "tools"
 
 
+def test_many_endless_schemas_do_not_keep_others_waiting(server):
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.chat, response_format=by_schema(ENDLESS)) for _ in range(8)]
+        statuses = [one.result().status for one in asked]
+    assert set(statuses) == {400, 503}  # one after the other they would take 16 s
+    assert server.chat(response_format=by_schema({"const": 1})).status == 200
+
+
 def test_a_client_that_leaves_while_it_waits_for_another_schema(server):
     with an_endless_schema(server) as outcome:
         before = server.metrics()
@@ -270,6 +280,24 @@ def test_a_second_signal_ends_it_at_once():
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert server.stop()[0] == 0
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("MAX_BYTES", 1 << 20, "takes more than 256 MiB of memory"),
+    ("SECONDS", 0.001, "takes longer than 2 s"),
+])  # fmt: skip
+def test_what_a_schema_may_take(tmp_path, monkeypatch, name, value, message):
+    program = tmp_path / "with_another_limit.py"
+    program.write_text(
+        f"import runpy\nmain = runpy.run_path({grammar_compiler.__file__!r})['main']\n"
+        f"main.__globals__[{name!r}] = {value}\nmain()\n"
+    )
+    monkeypatch.setattr(grammar_compiler, "__file__", str(program))
+    check, schema = GrammarCheck(), json.dumps({"type": "integer", "multipleOf": 200_003})
+    for _ in range(2):
+        with pytest.raises(ApiError, match=message) as error:
+            check.check("grammar_from_json_schema", schema, {}, "response_format")
+        assert error.value.status == 400 and error.value.param == "response_format"
 
 
 def test_where_no_process_can_be_started(monkeypatch):
