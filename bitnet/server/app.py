@@ -1,5 +1,6 @@
 """The ASGI application: the table of endpoints, behind the policy of who may call."""
 
+import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -60,4 +61,8 @@ async def _answer(
 ) -> ASGIApp:
     """The endpoint's answer; until it is there, what the request's body becomes is counted."""
     with service.bodies.one() as request.state.body:
-        return await endpoint(service, request)
+        try:
+            return await endpoint(service, request)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what the body became
+            raise

@@ -53,7 +53,7 @@ class Body:
         self.cost = 0
 
     async def read(self, request: Request, seconds: float) -> bytes:
-        """All of it. ApiError 413, 503, or 408 if it takes too long to come; 400: MAX_VALUES."""
+        """All of it. ApiError 413, 503, or 408 if it takes too long to come."""
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > MAX_BODY:
             raise _too_large()
@@ -65,10 +65,13 @@ class Body:
             headers = {"connection": "close"}
             raise ApiError(408, "the body did not come in time", headers=headers) from None
         data, self._data = bytes(self._data), bytearray()
-        self._count(PER_VALUE * n_values(data))
+        return data
+
+    def count_values(self, data: bytes, n: int) -> None:
+        """Count what the n_values of data will take. ApiError 503."""
+        self._count(PER_VALUE * n)
         if not data.isascii() or b"\\u" in data:
             self._count(PER_WIDE_BYTE * len(data))
-        return data
 
     async def _read_message(self, request: Request) -> bool:
         """Whether more is to come."""

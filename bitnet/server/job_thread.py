@@ -3,7 +3,8 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -34,24 +35,35 @@ class JobThread:
 
     def _main(self) -> None:
         while True:
-            self._run_next()  # in a call of its own, so that nothing of a job outlives it
-
-    def _run_next(self) -> None:
-        result, function, arguments = self._jobs.get()
-        if not result.cancelled():
-            try:
-                post(result, function(*arguments), None)
-            except BaseException as error:
-                post(result, None, error)
+            perform(*self._jobs.get())
 
 
-def post(result: asyncio.Future[Any], value: object, error: BaseException | None) -> bool:
-    """Settle a future from another thread; False if its loop is closed: nobody waits for it."""
+def perform(
+    result: asyncio.Future[Any], function: Callable[..., Any], arguments: Sequence[Any]
+) -> bool:
+    """Settle a future of another thread's event loop with what a function returns or raises.
+
+    False if its loop is closed: nobody waits for it. What the function held is free when this
+    returns: an error would keep it by its traceback, and a future its error.
+    """
+    error: BaseException | None = None
+    value = None
     try:
+        if result.cancelled():
+            return True
+        try:
+            value = function(*arguments)
+        except BaseException as raised:
+            error = raised
+            while raised is not None:
+                traceback.clear_frames(raised.__traceback__)
+                raised = raised.__context__  # type: ignore[assignment]
         result.get_loop().call_soon_threadsafe(_settle, result, value, error)
+        return True
     except RuntimeError:
         return False
-    return True
+    finally:
+        del result, function, arguments, value, error
 
 
 def _settle(result: asyncio.Future[Any], value: object, error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
 from . import schema
-from .body_limit import BodyLimit
+from .body_limit import BodyLimit, n_values
 from .errors import ApiError, to_api_error, unavailable
 from .grammar import Grammars
 from .job_thread import JobThread
@@ -59,10 +59,13 @@ class Service:
 
         What it becomes is counted until the endpoint returns (app.py).
         """
-        data = await request.state.body.read(request, self.options.read_seconds)
+        raw = request.state.body
+        data = await raw.read(request, self.options.read_seconds)
         if len(data) < SHORT_BODY:
+            raw.count_values(data, n_values(data))
             body = schema.parse(data, kind)
         else:
+            raw.count_values(data, await self.in_prompt_thread(n_values, data))
             body = await self.in_prompt_thread(schema.parse, data, kind)
         self.check_model(body.model)
         return body

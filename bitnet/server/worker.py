@@ -18,7 +18,7 @@ from ..api.model import Model
 from ..errors import Cancelled
 from ..generation.request import Completion, Request
 from .errors import overloaded, unavailable
-from .job_thread import post
+from .job_thread import perform
 from .log import log_mistake
 
 MAX_UNREAD = 16384  # events that a client has not taken; with more its request is cancelled
@@ -229,13 +229,7 @@ class Worker:
     def _call(
         self, result: asyncio.Future[Any], function: Callable[..., Any], arguments: Sequence[Any]
     ) -> None:
-        if result.cancelled():
-            return
-        try:
-            is_open = post(result, function(*arguments), None)
-        except Exception as error:
-            is_open = post(result, None, error)
-        self._is_stopping |= not is_open
+        self._is_stopping |= not perform(result, function, arguments)
 
     def _stop(self) -> None:
         self._is_stopping = True
