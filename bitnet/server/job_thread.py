@@ -31,6 +31,7 @@ class JobThread:
         """The result of a function that is called in the thread, or what it raises."""
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._jobs.put((result, function, arguments))
+        del function, arguments  # see perform
         return await result
 
     def _main(self) -> None:
