@@ -75,17 +75,18 @@ class Tools:
         schemas beyond their bounds.
         """
         named = self._choice.name if isinstance(self._choice, FunctionOf) else None
-        functions = [f for f in self._functions if named in (None, f.name)]
+        functions = {i: f for i, f in enumerate(self._functions) if named in (None, f.name)}
         must_call = named is not None or self._choice == "required"
         max_calls = MAX_CALLS if self._parallel and named is None else 1
         rules = [
             "start: calls" if must_call else "start: text | calls",
             f"calls: call{{1,{max_calls}}}",
-            f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in range(len(functions)))}) "{END}"',
+            f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in functions)}) "{END}"',
         ]
-        for i, function in enumerate(functions):
+        for i, function in functions.items():
             begin = json.dumps(head(function.name))
-            arguments = _json(_closed(function.schema), style, "tools")
+            where = f"tools[{i}].function.parameters"
+            arguments = _json(_closed(function.schema), style, where)
             rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {arguments}"]
         if not must_call:
             rules += (

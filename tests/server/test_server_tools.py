@@ -148,7 +148,12 @@ def of(**properties):
         ({"tools": function(parameters={"type": "string"})}, "tools[0].function.parameters"),
         ({"tools": of(a={"type": "array", "uniqueItems": True})}, "tools"),
         ({"tools": of(a={"$ref": "http://localhost/x"})}, "tools"),
-        ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools"),
+        ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools[0].function.parameters"),
+        ({"tools": [*TOOLS, *of(a={"multipleOf": 100_001})]}, "tools[2].function.parameters"),
+        ({"tools": [TOOLS[0], *function(parameters={"properties": {
+            str(i): {"const": "a" * 30_000} for i in range(3)}})]}, "tools[1].function.parameters"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{i}", "parameters": {
+            "properties": {"a": {"const": "a" * 30_000}}}}} for i in range(3)]}, "tools"),
         ({"tools": TOOLS, "response_format": {
             "type": "json_schema", "json_schema": {"schema": False}}}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
