@@ -87,6 +87,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("bitnet.runtime.cpu"),
+            extension("bitnet.runtime.float_mode"),
             extension("bitnet.runtime.mmap"),
             extension("bitnet.runtime.pool"),
             extension("bitnet.runtime.kv_cache"),

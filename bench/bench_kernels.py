@@ -149,8 +149,8 @@ def test_attention(isa, n_threads, n_positions, dtype, timed, figures):
     partials = np.zeros(ops.partials_floats(HEADS, HEAD_DIM), np.float32)
     batch = operands.Batch(128, 1, n_threads, partials=partials)
     frequencies = inverse_frequencies(HEAD_DIM, 500000.0)
-    turns = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
-    rope = operands.Rope(frequencies, turns, False, 4096)
+    cos_sin = np.zeros((2, 129, HEAD_DIM // 2), np.float32)
+    rope = operands.Rope(frequencies, cos_sin, False, 4096)
     rng = np.random.default_rng(3)
     qkv = operands.Matrix(rng.standard_normal((128, (HEADS + 2 * KV_HEADS) * HEAD_DIM), np.float32))
     for _ in range(n_positions // 128):

@@ -154,7 +154,6 @@ def test_verification(model, prompt, n_rows, timed, figures):
     """
     with fed(model, prompt[:128]) as session, model.scheduler.exclusive() as engine_model:
         state, tokens = session._state, np.arange(n_rows, dtype=np.int32)
-        engine_model.reserve_logits(n_rows)
 
         def step(n):
             engine_model.forward(tokens[:n], [(state, n)], logits=[n], queries=[LogitsQuery(1)] * n)

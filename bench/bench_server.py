@@ -268,4 +268,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:  # a server that has not begun, and what it said
+        sys.exit(f"{sys.argv[0]}: {error}".rstrip())

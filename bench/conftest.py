@@ -44,10 +44,13 @@ def fits(request):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    if not config.pluginmanager.has_plugin("benchmark"):
+        raise pytest.UsageError("bench needs pytest-benchmark: pip install 'bitnet-engine[test]'")
     config.stash[FIGURES] = []
     config.option.benchmark_group_by, config.option.benchmark_columns = "func", ["median"]
 
 
+@pytest.hookimpl(optionalhook=True)  # without the plugin pytest_configure says what is missing
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["bitnet"] = bitnet.info()
 

@@ -1,6 +1,7 @@
 """Ternary (BitNet b1.58) language models on ordinary CPUs: load() one, generate, stream, chat."""
 
 from . import extensions  # noqa: F401  # isort: skip  # first: are the compiled modules there?
+from .api.evaluation import compare, perplexity
 from .api.info import info
 from .api.load import load
 from .api.model import Model
@@ -10,6 +11,7 @@ from .errors import (
     ContextFull,
     FormatError,
     MemoryLimitExceeded,
+    NotFinite,
     PoolExhausted,
     TemplateError,
 )
@@ -26,11 +28,14 @@ __all__ = [
     "MemoryLimitExceeded",
     "MemoryReport",
     "Model",
+    "NotFinite",
     "PoolExhausted",
     "Session",
     "Stream",
     "TemplateError",
     "__version__",
+    "compare",
     "info",
     "load",
+    "perplexity",
 ]

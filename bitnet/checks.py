@@ -67,6 +67,20 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> None:
         raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
 
 
+def token_array(token_ids: TokenIds, vocab_size: int) -> NDArray[np.int32]:
+    """Token ids as int32 (n,), a new array. ValueError unless they are whole numbers in a row, at
+    least one, each of them of the vocabulary."""
+    try:
+        array = np.asarray(token_ids)
+    except ValueError:
+        array = np.asarray(token_ids, object)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        shown = f"{array.dtype} of shape {array.shape}"
+        raise ValueError(f"tokens: {shown} (whole numbers in a row)")
+    check_ids(array.tolist(), vocab_size)
+    return array.astype(np.int32)
+
+
 @overload
 def parse_bytes(name: str, value: int | str) -> int: ...
 

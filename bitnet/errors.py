@@ -36,6 +36,10 @@ class TemplateError(ValueError):
     """The chat template is damaged, ran out of steps, or refuses these messages."""
 
 
+class NotFinite(ValueError):
+    """Logits or an embedding are NaN or infinite: the weights are at fault."""
+
+
 class ContextFull(Exception):
     """A sequence of `length` tokens has no room for `requested` more within `capacity`."""
 
@@ -99,7 +103,7 @@ class MemoryLimitExceeded(MemoryError):
 
     limit, needed: bytes. needs: what the model needs, with purpose and nbytes each. remedies:
     [({argument of load: value}, bytes needed then)], each of them enough. table: lines that show
-    the needs.
+    the needs. setter: who has set the limit, "memory_limit" or what stands for it.
     """
 
     def __init__(
@@ -109,14 +113,15 @@ class MemoryLimitExceeded(MemoryError):
         needs: Sequence[Any] = (),
         remedies: Sequence[tuple[Mapping[str, object], int]] = (),
         table: Sequence[str] = (),
+        setter: str = "memory_limit",
     ) -> None:
-        super().__init__(limit, needed, needs, remedies, table)
-        self.limit, self.needed = limit, needed
+        super().__init__(limit, needed, needs, remedies, table, setter)
+        self.limit, self.needed, self.setter = limit, needed, setter
         self.needs, self.remedies, self.table = needs, remedies, table
 
     def __str__(self) -> str:
         lines = [
-            f"memory_limit: {self.limit} bytes ({format_bytes(self.limit)}), but "
+            f"{self.setter}: {self.limit} bytes ({format_bytes(self.limit)}), but "
             f"{format_bytes(self.needed)} are needed",
             *(f"  {line}" for line in self.table),
         ]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ TESTED = Path(importlib.util.find_spec("bitnet").origin).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTED.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# Children inherit an ignored SIGINT, as what a script runs in the background has: a test that sends
+# one to them would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():

@@ -9,10 +9,7 @@ import argparse
 import json
 import re
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from pyplot import pyplot
 
 WEIGHTS = 2.084e9  # ternary weights of the 2B-4T shape, four in a byte
 
@@ -72,7 +69,7 @@ def main():
     args = parser.parse_args()
     with open(args.run) as file:
         run = json.load(file)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     plot_context(left, run)
     plot_roofline(right, run)
     info = run["machine_info"]

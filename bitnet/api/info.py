@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import cpu, dispatch
+from ..runtime import cgroup, cpu, dispatch
 from ..version import VERSION
 
 
 def info() -> dict[str, Any]:
     """What was found on this machine and chosen, as a dict: instruction set, threads, and why."""
+    dispatch.check()
     n_threads, why = cpu.threads()
     return {
         "version": VERSION,
@@ -18,6 +19,7 @@ def info() -> dict[str, Any]:
         "threads": n_threads,
         "threads_reason": why,
         **cpu.info(),
+        "cgroup_memory": cgroup.memory_left(),
         "huge_pages": cpu.huge_pages(),
         "numpy": np.__version__,
     }

@@ -1,6 +1,9 @@
 """load(): a path and limits to a Model."""
 
+import contextlib
 import ctypes
+import gc
+import logging
 import os
 import sys
 import traceback
@@ -9,16 +12,21 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
-from ..checkpoints.memory_plan import Planner, Settings
+from ..checkpoints.memory_plan import ASKED_LIMIT, Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
-from ..checks import check_choice, check_whole, parse_bytes
+from ..checks import check_choice, check_whole, format_bytes, parse_bytes
+from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..models.config import ModelConfig
-from ..runtime import cpu
+from ..runtime import cgroup, cpu, dispatch
+from ..runtime.float_mode import in_ieee_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
+from ..text.chat_template import check_template
 from ..text.tokenizer import Tokenizer
 from .model import Model
+
+log = logging.getLogger("bitnet")
 
 DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
 MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
@@ -26,6 +34,7 @@ MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
 KVDtype = Literal["f16", "f32", "int8"]
 Layout = Literal["128x32", "64x16", "4row"]
 MappingMode = Literal["map", "prefetch", "lock", "copy"]
+CGROUP_LIMIT = "cgroup memory left"  # who has set a limit, where nobody asked for one
 KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
@@ -47,6 +56,7 @@ class LoadSettings:
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
+    chat_template: str | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +64,8 @@ class LoadSettings:
         check_choice("mapping", self.mapping, MAPPINGS)
         check_whole("slots", self.slots, MAX_SLOTS)
         parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
+        if self.chat_template is not None:
+            check_template("chat_template", self.chat_template)
         if self.prefix_folder is not None and not self.prefix_cache:
             raise ValueError("prefix_folder: nothing is kept without prefix_cache")
 
@@ -71,15 +83,17 @@ def load(
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
+    chat_template: str | None = None,
 ) -> Model:
-    """Open a model: a .gguf file, a Hugging Face folder, or None for the one in the package.
+    """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
+    one GGUF, or None for the model in the package.
 
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
         from the hub's cache, or pulled into it (see hub.find).
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
     memory_limit: growth of the process at most, mapped files apart, bytes or "1.5GiB"; None for
-        BITNET_MEMORY_LIMIT, or as much as the machine has. One slot must fit at its full length,
-        the others wait until there is room for them.
+        BITNET_MEMORY_LIMIT, or what the cgroup leaves, or as much as the machine has. One slot must
+        fit at its full length, the others wait until there is room for them.
     context: tokens a sequence may hold; None for what the model was trained for, 4096 at most.
     kv_dtype: "f16", "f32" or "int8" of cached keys and values. slots: sequences that run at once.
     layout: how the I2_S tensors of a GGUF lie, which the file does not say: "128x32" as nearly all
@@ -88,6 +102,7 @@ def load(
         prompt that begins like one of them reads the rest only. Text is the same either way.
     prefix_folder: a folder for those that memory has no room for, and for the next process with
         this model; prefix_folder_limit: bytes of its files, those used longest ago are deleted.
+    chat_template: the text of a Jinja template, in place of the model's own.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
@@ -107,13 +122,17 @@ def load(
         prefix_cache=prefix_cache,
         prefix_folder=prefix_folder,
         prefix_folder_limit=prefix_folder_limit,
+        chat_template=chat_template,
     )
     return load_model(path, settings)
 
 
+@in_ieee_mode
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
+    dispatch.check()
     n_threads, why = cpu.threads(settings.threads)
+    n_threads = ops.startable_threads(n_threads)
     limit = limit_of(settings.memory_limit)
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():
@@ -124,7 +143,7 @@ def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> M
 def _load(
     file: Path,
     settings: LoadSettings,
-    limit: int | None,
+    limit: tuple[int, str] | None,
     n_threads: int,
     follows_machine: bool,
 ) -> Model:
@@ -137,7 +156,8 @@ def _load(
     planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
-        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
+        source = checkpoint.tokenizer_source.with_template(settings.chat_template)
+        tokenizer = Tokenizer.from_source(source, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before
@@ -160,19 +180,44 @@ def _load(
             measured=[] if grown is None else [("tokenizer", grown)],
         )
         if limit is not None and before is not None:
-            _check_growth(limit, (memory_report.usage().anonymous or 0) - before)
+            _check_growth(*limit, (memory_report.usage().anonymous or 0) - before)
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
         for part in (model, files, pool):
             if part is not None:
-                part.close()
+                _close_in_any_case(part)
         raise
 
 
-def limit_of(memory_limit: int | str | None = None) -> int | None:
-    """Bytes of a memory_limit, or of BITNET_MEMORY_LIMIT; None where neither is set."""
-    return parse_bytes("memory_limit", memory_limit or os.environ.get("BITNET_MEMORY_LIMIT"))
+def _close_in_any_case(part: Model | weights.Weights | Pool) -> None:
+    """Close what an error has left behind, which that error shall not be hidden by.
+
+    Views of the pool's memory may be alive in cycles, or in frames of the error that go on
+    running. Then the memory goes with them.
+    """
+    try:
+        part.close()
+    except BufferError:
+        gc.collect()
+        with contextlib.suppress(BufferError):
+            part.close()
+
+
+def limit_of(memory_limit: int | str | None = None) -> tuple[int, str] | None:
+    """(bytes, who has set it) of a memory_limit, of BITNET_MEMORY_LIMIT, or of what the cgroups
+    leave; None where there is no limit."""
+    asked = parse_bytes(ASKED_LIMIT, memory_limit or None)
+    if asked is None:
+        set_for_all = os.environ.get("BITNET_MEMORY_LIMIT") or None
+        asked = parse_bytes("BITNET_MEMORY_LIMIT", set_for_all)
+    left = cgroup.memory_left()
+    if asked is None:
+        return None if left is None else (left, CGROUP_LIMIT)
+    if left is not None and asked > left:
+        shown = format_bytes(asked), format_bytes(left)
+        log.warning("memory_limit %s is more than the %s that the cgroup leaves", *shown)
+    return asked, ASKED_LIMIT
 
 
 def context_of(config: ModelConfig, context: int | None = None) -> int:
@@ -183,12 +228,9 @@ def context_of(config: ModelConfig, context: int | None = None) -> int:
     return context
 
 
-def _pool_limit(limit: int | None, planner: Planner, settings: Settings) -> int:
+def _pool_limit(limit: tuple[int, str] | None, planner: Planner, settings: Settings) -> int:
     """The limit of the process's growth less what grows beside the pool."""
-    if limit is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    left: int = planner.check(settings, limit)
-    return left
+    return cgroup.memory() if limit is None else planner.check(settings, *limit)
 
 
 def _return_free_heap() -> None:
@@ -199,7 +241,7 @@ def _return_free_heap() -> None:
             trim(0)
 
 
-def _check_growth(limit: int, growth: int) -> None:
+def _check_growth(limit: int, setter: str, growth: int) -> None:
     """MemoryLimitExceeded if loading has taken more than the limit already."""
     if growth > limit:
-        raise MemoryLimitExceeded(limit, growth)
+        raise MemoryLimitExceeded(limit, growth, setter=setter)

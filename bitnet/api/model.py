@@ -3,22 +3,19 @@
 import contextlib
 import dataclasses
 import gc
-import math
 import os
-import time
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, check_choice, check_ids, check_whole
+from ..checks import TokenIds, check_choice, check_whole, token_array
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
@@ -33,8 +30,10 @@ from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
 from ..models.transformer import Transformer
 from ..runtime import cpu
+from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.tokenizer import Tokenizer
+from .granted_threads import GrantedThreads
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
 from .stream import Stream
 
@@ -107,9 +106,7 @@ class Model:
             self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
-        # upper bound of what _follow_machine sets; None where the user chose the number
-        self._max_threads = settings.threads if follows_machine else None
-        self._threads_checked = -math.inf  # time.monotonic() of the last _follow_machine
+        self._granted = GrantedThreads(settings.threads if follows_machine else None)
         _models.add(self)
 
     def __repr__(self) -> str:
@@ -127,8 +124,19 @@ class Model:
         prompt: Sequence[Prompt],
         *,
         parse_special: bool = False,
+        errors: Literal["raise"] = "raise",
         **options: Unpack[GenerationOptions],
     ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        parse_special: bool = False,
+        errors: Literal["return"],
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion | BaseException]: ...
 
     @named_options
     def generate(
@@ -136,12 +144,15 @@ class Model:
         prompt: Prompt | Sequence[Prompt],
         *,
         parse_special: bool = False,
+        errors: Literal["raise", "return"] = "raise",
         **options: Unpack[GenerationOptions],
-    ) -> Completion | list[Completion]:
+    ) -> Completion | list[Completion] | list[Completion | BaseException]:
         """Continue a prompt, or each of a list of prompts: a Completion, or a list of them.
 
         prompt: text, or token ids as they are. parse_special: special tokens written in the text
-        are those tokens. The prompts of a list share the model's slots.
+        are those tokens. The prompts of a list share the model's slots. errors: "return" puts what
+        is wrong with a prompt of a list, as ContextFull, in the place of its Completion; otherwise
+        the first error ends all.
 
         max_tokens=256; temperature, top_k, top_p: None for the model's own settings if it has any,
             else 0, the most likely token; min_p=0; repetition_penalty=1; logit_bias={id: number};
@@ -156,10 +167,26 @@ class Model:
             one step: the same text, sooner where it repeats itself or the prompt.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
+        check_choice("errors", errors, ("raise", "return"))
+        returns = errors == "return" and not one
         prompts: Any = [prompt] if one else prompt
-        requests = [self.request(self.encode_prompt(p, parse_special), **options) for p in prompts]
-        completions = self.scheduler.complete(requests)
-        return completions[0] if one else completions
+        parts = [self._request_of(p, parse_special, options, returns) for p in prompts]
+        requests = [part for part in parts if isinstance(part, Request)]
+        self.scheduler.run(requests, stop_at_error=not returns)
+        results: list[Any] = [p.outcome if isinstance(p, Request) else p for p in parts]
+        return cast(Completion, results[0]) if one else results
+
+    def _request_of(
+        self, prompt: Prompt, parse_special: bool, options: GenerationOptions, returns: bool
+    ) -> Request | BaseException:
+        """A prompt's request, or, if that is to be returned, what is wrong with the prompt."""
+        try:
+            ids = self.encode_prompt(prompt, parse_special)
+        except (ValueError, ContextFull) as error:
+            if not returns:
+                raise
+            return error
+        return self.request(ids, **options)
 
     @named_options
     def stream(
@@ -203,6 +230,7 @@ class Model:
         return Stream(self.scheduler, self.request(token_ids, **options))
 
     # ------------------------------------------------------------------- for those who schedule
+    @in_ieee_mode
     def encode_prompt(self, prompt: Prompt, parse_special: bool = False) -> list[int]:
         """The token ids of a prompt, see generate. ContextFull where it is longer than the context.
 
@@ -210,9 +238,10 @@ class Model:
         """
         if isinstance(prompt, str):
             encode = self.tokenizer.encode
-            return encode(prompt, parse_special=parse_special, limit=self.context)
+            prompt = encode(prompt, parse_special=parse_special, limit=self.context)
         return self._token_ids(prompt)
 
+    @in_ieee_mode
     def encode_chat(self, messages: Messages) -> list[int]:
         """The token ids of a conversation up to where the reply begins, see chat.
 
@@ -221,6 +250,7 @@ class Model:
         return self.tokenizer.chat(messages, limit=self.context)
 
     @named_options
+    @in_ieee_mode
     def request(
         self,
         token_ids: TokenIds,
@@ -276,23 +306,32 @@ class Model:
         """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
         return scoring.all_logits(self.scheduler, self._token_ids(token_ids))
 
-    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]:
+    @overload
+    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]: ...
+
+    @overload
+    def loglikelihood(
+        self, context: Iterable[tuple[Prompt, Prompt]]
+    ) -> list[tuple[float, bool]]: ...
+
+    def loglikelihood(self, context: Any, continuation: Any = None) -> Any:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
         end counting to the continuation. Greedy: each token is the most likely one at its place.
+        Of a list of (context, continuation) a list: what they begin with alike is read once, and as
+        many as the model has slots are read side by side.
         """
-        if isinstance(context, str) and isinstance(continuation, str):
-            cut = len(context.rstrip())
-            context, continuation = context[:cut], context[cut:] + continuation
-            ids = self.encode_prompt(context + continuation)
-            n_context = len(self.encode_prompt(context))
-        else:
-            ids, n_context = [*context, *continuation], len(context)
-        if not 1 <= n_context < len(ids):
-            n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
-            raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
-        return scoring.loglikelihood(self.scheduler, self._token_ids(ids), n_context)
+        pairs = [(context, continuation)] if continuation is not None else list(context)
+        limit = self.context + 1  # the last one is not fed
+        sequences = []
+        for pair in pairs:
+            ids, n_context = scoring.continuation_ids(
+                lambda text: self.tokenizer.encode(text, limit=limit), *pair
+            )
+            sequences.append((self._token_ids(ids, limit), n_context))
+        scores = scoring.loglikelihoods(self.scheduler, sequences)
+        return scores if continuation is None else scores[0]
 
     # --------------------------------------------------------------------------------- embeddings
     @property
@@ -369,17 +408,12 @@ class Model:
         n, why = cpu.threads(n)
         with self.scheduler.exclusive() as transformer:
             transformer.n_threads = n
-        self._max_threads = None if why in cpu.ASKED else n
+        self._granted = GrantedThreads(None if why in cpu.ASKED else n)
 
     def _follow_machine(self) -> None:
         """Use as many threads as the machine grants now, if the user did not choose the number."""
-        now = time.monotonic()
-        if self._max_threads is None or self.scheduler.is_inside:
-            return
-        if now - self._threads_checked < 1:
-            return
-        self._threads_checked, n = now, min(self._max_threads, cpu.threads()[0])
-        if n != self.threads:
+        n = None if self.scheduler.is_inside else self._granted.look()
+        if n is not None and n != self.threads:
             with self.scheduler.exclusive() as transformer:
                 transformer.n_threads = n
 
@@ -440,12 +474,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self.close()
         except BufferError:
@@ -461,13 +490,8 @@ class Model:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
 
-    def _token_ids(self, token_ids: TokenIds) -> list[int]:
-        array = np.asarray(token_ids)
-        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            shown = f"{array.dtype} of shape {array.shape}"
-            raise ValueError(f"tokens: {shown} (whole numbers in a row)")
-        ids: list[int] = array.tolist()
-        check_ids(ids, self.config.vocab_size)
-        if len(ids) > self.context:
+    def _token_ids(self, token_ids: TokenIds, limit: int | None = None) -> list[int]:
+        ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()
+        if len(ids) > (limit or self.context):
             raise ContextFull(0, len(ids), self.context)
         return ids

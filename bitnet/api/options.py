@@ -97,5 +97,7 @@ def stopping_of(options: GenerationOptions, eos_ids: frozenset[int]) -> StopCond
         name: options[name] for name in ("max_tokens", "context_end") if name in options
     }
     stop = options.get("stop")
+    if stop is not None and not isinstance(stop, Sequence):
+        raise ValueError(f"stop: {stop!r} (a string, or a list of strings)")
     stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return StopConditions(stop=stop, eos_ids=eos_ids, **given)

@@ -32,6 +32,7 @@ from ..formats.ternary_layouts import (
     pack_i2_s_stream,
 )
 from ..runtime import memory_report
+from ..runtime.float_mode import in_ieee_mode
 from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint
@@ -62,6 +63,7 @@ class Converted:
     notes: tuple[str, ...]
 
 
+@in_ieee_mode
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -211,7 +213,9 @@ def _check_fits(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], type_
 def _name_of(checkpoint: Checkpoint) -> str:
     metadata = getattr(checkpoint.files[0], "metadata", {})
     name = metadata.get("general.name", "")
-    return name if isinstance(name, str) and name else checkpoint.path.resolve().stem
+    if isinstance(name, str) and name:
+        return name
+    return os.fsencode(checkpoint.path.resolve().stem).decode("utf-8", "replace")
 
 
 def _note_gguf(conversion: Conversion) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models import rope_scaling
 from ..models.architecture import POOLING_TYPES
 from ..models.config import GGUF_KEYS, SAMPLING_DEFAULTS, ModelConfig
 
@@ -60,6 +61,8 @@ def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "rope.dimension_count": config.head_dim,
     }
+    if config.rope_scaling is not None:
+        values |= rope_scaling.to_gguf(config.rope_scaling)
     if config.pooling is not None:
         values["pooling_type"] = next(n for n, t in POOLING_TYPES.items() if t == config.pooling)
     general = {
@@ -116,9 +119,11 @@ def _hf_config(config: ModelConfig, linear_class: str) -> dict[str, Any]:
         "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
         "rope_theta", "tie_word_embeddings", "vocab_size",
     )  # fmt: skip
-    values = {"architectures": [arch.hf_class], "model_type": arch.model_types[0]}
+    values: dict[str, Any] = {"architectures": [arch.hf_class], "model_type": arch.model_types[0]}
     values |= {name: getattr(config, name) for name in names}
     values |= _token_ids(config) | {"attention_bias": False, "torch_dtype": "float32"}
+    if config.rope_scaling is not None:
+        values["rope_scaling"] = rope_scaling.to_hf(config.rope_scaling)
     return arch.to_hf(config, values) | {
         "quantization_config": {
             "quant_method": "bitnet",
@@ -189,4 +194,5 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
         values |= dict.fromkeys(_SLIDING)
     if not config.do_sample:
         values |= SAMPLING_DEFAULTS
+    values["rope_scaling"] = str(config.rope_scaling)
     return {k: np.float32(v) if isinstance(v, float) else v for k, v in values.items()}

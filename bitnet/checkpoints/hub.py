@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import FormatError
-from ..formats.atomic_write import atomic, check_free_space
+from ..formats.atomic_write import READABLE, atomic, check_free_space, check_trusted
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
+from .model_files import ggufs, has_safetensors, joined, preferred
 from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
@@ -101,14 +102,25 @@ def find(name: str | os.PathLike[str]) -> Path:
     """The Path of a model: a local one as it is, else that of a model of the hub.
 
     A text ORG/NAME[@REVISION][:FILE.gguf] that is no path here is taken from the hub's cache if an
-    earlier pull left it whole there, without network, and pulled otherwise. Anything that looks
-    like a path is one: it exists, has another number of slashes than one, or ends as a file does.
+    earlier pull left it whole there, without network, and pulled otherwise. Where that cannot be,
+    a GGUF that another program left there is used: it says itself how long it is, a folder does not
+    say which files belong to it. Anything that looks like a path is one: it exists, has another
+    number of slashes than one (in front of the colon), or ends as a file does.
     Raises what pull does.
     """
     if not isinstance(name, str) or _is_local(name):
         return Path(name)
     snapshot = cached(name)
-    return snapshot.path if snapshot else pull(name)
+    if snapshot:
+        return snapshot.path
+    try:
+        return pull(name)
+    except _Unreachable:
+        path = _foreign_model(parse(name))
+        if path is None or path.is_dir():
+            raise
+        log.warning("%s is used as another program left it: the hub cannot be asked", path)
+        return path
 
 
 def pull(name: str, revision: str | None = None) -> Path:
@@ -202,7 +214,8 @@ def _is_local(name: str) -> bool:
     except ValueError:
         return True
     is_file_name = reference.file is None and name.endswith((".gguf", ".safetensors"))
-    return name.count("/") != 1 or is_file_name or os.path.lexists(name)
+    n_slashes = name.partition(":")[0].count("/")
+    return n_slashes != 1 or is_file_name or os.path.lexists(name)
 
 
 def _check_name(name: Any, repo: str) -> None:
@@ -232,30 +245,28 @@ def _chosen(info: Any, reference: HubReference) -> Snapshot:
 
 def _choose(repo: str, names: Sequence[str], file: str | None) -> list[str]:
     """The names of one model: of safetensors with what belongs to them, or of a .gguf alone."""
-    ggufs = [name for name in names if name.endswith(".gguf")]
+    models = ggufs(names)
+    first_names = joined([model[0] for model in models])
     if file is not None:
-        if file not in ggufs:
-            there = f"it has {_joined(ggufs)}"
+        if file not in names:
+            there = f"it has {first_names}"
             raise FileNotFoundError(errno.ENOENT, f"no {file} on the hub; {there}", repo)
-        return [file]
-    weights = [SINGLE] if SINGLE in names else []
-    if not weights and INDEX in names:
-        weights = [name for name in names if _SHARD.fullmatch(name)] + [INDEX]
-    if weights and "config.json" in names:
-        return [name for name in FILES if name in names] + weights
-    for candidates in ([name for name in ggufs if "i2_s" in name.lower()], ggufs):
-        if len(candidates) == 1:
-            return candidates
-    if ggufs:
-        example = f"{repo}:{ggufs[0]}"
-        raise ValueError(f"{repo}: which of {_joined(ggufs)}? (name one, such as {example})")
-    limit = f"config.json with {SINGLE}, or a .gguf; no other weights are fetched"
-    raise FormatError(repo, "files", _joined(names), limit)
-
-
-def _joined(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:20]) or "none"
-    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        model = next(model for model in models if file in model)
+    elif has_safetensors(names):
+        weights = [SINGLE] if SINGLE in names else [n for n in names if _SHARD.fullmatch(n)]
+        return [n for n in FILES if n in names] + weights + [INDEX] * (SINGLE not in names)
+    elif not models:
+        limit = f"config.json with {SINGLE}, or a .gguf; no other weights are fetched"
+        raise FormatError(repo, "files", joined(names), limit)
+    elif (chosen := preferred(models)) is None:
+        example = f"{repo}:{models[0][0]}"
+        raise ValueError(f"{repo}: which of {first_names}? (name one, such as {example})")
+    else:
+        model = chosen
+    for part in model:
+        if part not in names:
+            raise FormatError(repo, part, "missing", f"a part of {model[0]}")
+    return model
 
 
 def _facts(repo: str, entry: Any) -> Facts:
@@ -335,7 +346,8 @@ def _write_note(reference: HubReference, snapshot: Snapshot) -> None:
     note["files"] = snapshot.files
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic(path) as file:
+        check_trusted(path.parent)
+        with atomic(path, READABLE) as file:
             file.write(json.dumps(note, indent=1).encode())
     except OSError as error:
         log.warning("no note of what was pulled, the next load asks the hub again: %s", error)
@@ -345,6 +357,8 @@ def _read_note(reference: HubReference) -> Snapshot | None:
     """The Snapshot that a note tells of, if all of it is still there; else None."""
     path = _note_path(reference)
     try:
+        for place in (path.parent, path) if path else ():
+            check_trusted(place)
         note = read_json(path) if path else {}
         if note.get("version") != NOTE_VERSION or note["request"] != list(reference):
             return None
@@ -366,7 +380,7 @@ def library_api(repo: str) -> Any:
         from huggingface_hub import HfApi
     except ImportError:
         reason = f"not here, and to fetch it from the Hugging Face hub: {HUB_EXTRA}"
-        raise FileNotFoundError(errno.ENOENT, reason, repo) from None
+        raise _Unreachable(errno.ENOENT, reason, repo) from None
     return HfApi(library_name="bitnet-engine")
 
 
@@ -413,27 +427,41 @@ def _is_of_network(error: BaseException) -> bool:
     return of_system or type(error).__module__.partition(".")[0] in _NETWORK
 
 
-def _unreachable(reference: HubReference, error: object) -> FileNotFoundError:
-    """The FileNotFoundError of a hub that cannot be asked, with what is here all the same."""
+class _Unreachable(FileNotFoundError):
+    """Nobody can be asked: find() then looks at what other programs have left."""
+
+
+def _unreachable(reference: HubReference, error: object) -> _Unreachable:
+    """The exception for a hub that cannot be asked, with what is here all the same."""
     reason = f"the hub cannot be reached ({_line(error)})"
-    folder = _foreign_snapshot(reference)
+    path = _foreign_model(reference)
     if _read_note(reference):
         advice = f"{reason}; the cache has a commit of it that other commands use"
-    elif folder:
-        advice = f"{reason}; another program's download is in {folder}: give that path"
+    elif path:
+        advice = f"{reason}; another program's download is in {path}: give that path"
     else:
         advice = f"neither a path here nor in the cache, and {reason}; pull it where it can be"
-    return FileNotFoundError(errno.ENOENT, advice, reference.repo)
+    return _Unreachable(errno.ENOENT, advice, reference.repo)
 
 
-def _foreign_snapshot(reference: HubReference) -> Path | None:
-    """A snapshot of this revision that has no note of ours: nobody knows whether it is whole."""
+def _foreign_model(reference: HubReference) -> Path | None:
+    """The model in a snapshot of this revision that has no note of ours: a .gguf, or a folder of
+    which nobody knows whether it is whole."""
     repo = _repo_folder(reference.repo)
     commit = reference.revision
     with contextlib.suppress(OSError, ValueError):
         commit = (repo / "refs" / commit).read_text().strip()
     folder = repo / "snapshots" / commit
-    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+        return None
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    models = ggufs(names)
+    if reference.file is not None:
+        models = [model for model in models if reference.file in model]
+    elif has_safetensors(names):
+        return folder
+    model = preferred(models)
+    return folder / model[0] if model and names.issuperset(model) else None
 
 
 def _line(error: object) -> str:

@@ -35,6 +35,7 @@ SAMPLING_BYTES = 64  # bytes of sampling's arrays for each token of the vocabula
 THREAD_BYTES = 64 << 10  # bytes for each thread: the part of its stack that is touched
 CODE_BYTES = 7 << 20  # bytes: the libraries that are loaded with the first model
 FREE_BYTES = 64 << 10  # bytes the pool holds and does not use: it takes whole pages
+ASKED_LIMIT = "memory_limit"  # the argument of load
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Planner:
         self._repacked = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
-        self._has_cache = repack_cache.cache_folder() is not None
+        self._has_cache = repack_cache.has_folder()
         rows = checkpoint.rows("lm_head")
         shape = rows.n_rows, rows.n_cols
         self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
@@ -109,12 +110,17 @@ class Planner:
         spare = (limit - self.minimum(settings)) // self._state_bytes(settings)
         return min(settings.slots, 1 + spare)
 
-    def check(self, settings: Settings, limit: int) -> int:
-        """The bytes a limit leaves to the pool. MemoryLimitExceeded if one slot does not fit."""
+    def check(self, settings: Settings, limit: int, setter: str = ASKED_LIMIT) -> int:
+        """The bytes a limit leaves to the pool. MemoryLimitExceeded if one slot does not fit.
+
+        setter: who has set it. One that nobody asked for is not to be raised by asking.
+        """
         needed, needs = self.minimum(settings), self.needs(settings)
         if needed > limit:
             remedies = self.remedies(settings, limit)
-            raise MemoryLimitExceeded(limit, needed, needs, remedies, table(needs))
+            if setter != ASKED_LIMIT:
+                remedies = [entry for entry in remedies if ASKED_LIMIT not in entry[0]]
+            raise MemoryLimitExceeded(limit, needed, needs, remedies, table(needs), setter)
         return limit - sum(need.nbytes for need in needs if need.where == "heap")
 
     def remedies(self, settings: Settings, limit: int) -> list[tuple[dict[str, Any], int]]:
@@ -137,7 +143,7 @@ class Planner:
             remedies = [smallest | context] if context else []
         remedies = [changes for changes in remedies if changes]
         needed = [self._minimum_with(settings, changes) for changes in [*remedies, {}]]
-        remedies.append({"memory_limit": f"{-(-needed[-1] >> 20)}MiB"})
+        remedies.append({ASKED_LIMIT: f"{-(-needed[-1] >> 20)}MiB"})
         return list(zip(remedies, needed, strict=True))
 
     def _largest_fitting(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..checks import check_choice
 from .checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS, Checkpoint
+from .model_files import model_at
 from .read_gguf import read_gguf
 from .read_hf import read_hf
 
@@ -12,12 +13,13 @@ from .read_hf import read_hf
 def open_checkpoint(
     path: str | os.PathLike[str], *, layout: str = DEFAULT_LAYOUT, masters: bool = False
 ) -> Checkpoint:
-    """The Checkpoint of an HF folder or a .gguf file: headers are read, tensors are not.
+    """The Checkpoint of an HF folder, a .gguf file or a folder with one: headers are read, tensors
+    are not. Any part of a split GGUF stands for all of them.
 
     layout: how I2_S tensors lie, one of I2_S_LAYOUTS. masters: the float linear layers of a folder
         whose configuration does not say so are BitNet's master weights.
     FormatError for anything wrong in the files, OSError if one cannot be opened.
     """
     check_choice("layout", layout, I2_S_LAYOUTS)
-    path = Path(path)
+    path = model_at(Path(path))
     return read_hf(path, masters) if path.is_dir() else read_gguf(path, layout)

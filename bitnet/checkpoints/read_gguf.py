@@ -1,4 +1,4 @@
-"""The Checkpoint of a GGUF file."""
+"""The Checkpoint of a GGUF file, or of the parts of one."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from ..formats import ternary_layouts
 from ..formats.ggml_types import FLOAT_TYPES, ROW_TYPES, TERNARY_TYPES
 from ..formats.gguf import GGUFFile
 from ..formats.gguf_metadata import StringArray
+from ..formats.gguf_parts import open_gguf
 from ..formats.tensor import Tensor
 from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
@@ -35,8 +36,8 @@ _VOCABULARY_ARRAYS = {
 
 def read_gguf(path: Path, layout: str) -> Checkpoint:
     """See open_checkpoint."""
-    file = GGUFFile(path)
-    tensors = file.tensors
+    files, tensors = open_gguf(path)
+    file, path = files[0], files[0].path
     tokenizer = _tokenizer_source(file)
     embedding = tensors.get("token_embd.weight")
     n_embeddings = 0 if embedding is None else embedding.shape[0]
@@ -57,7 +58,8 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
             types = ROW_TYPES if len(shape) == 2 else FLOAT_TYPES
             floats[name] = check_tensor(tensors, f"{stem}.weight", shape, types, path)
     check_all_used(tensors, used, path)
-    return Checkpoint(path, config, tokenizer, ternary, floats, [file], [path], layout)
+    changed_by = [file.path for file in files]
+    return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)
 
 
 def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> TernaryTensor:

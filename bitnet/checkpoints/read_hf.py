@@ -133,10 +133,11 @@ def _optional_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tokenizer_source(folder: Path) -> TokenizerSource:
-    """tokenizer.json stays a path; a chat template in a file of its own joins the configuration."""
+    """tokenizer.json stays a path; a chat template in a file of its own joins the configuration, in
+    place of one that is there: transformers writes the file and no longer that field."""
     config = _optional_json(folder, "tokenizer_config.json")
     template = member(folder, "chat_template.jinja")
-    if template and "chat_template" not in config:
+    if template:
         config["chat_template"] = read_text(template)
     tokenizer_json = member(folder, "tokenizer.json")
     sentencepiece = None if tokenizer_json else member(folder, "tokenizer.model")

@@ -3,6 +3,11 @@
 The repacked file is a GGUF. It holds only what is made from the checkpoint: ternary tensors in I2_S
 with padded rows, and the screen of a large head. It is mapped from then on; embeddings, heads and
 norms stay mapped from the checkpoint. Its name and its own keys say "sidecar".
+
+It is used for the files it was made of alone: their sizes, times and inodes, and pieces of every
+tensor (formats/pieces.py) are in its key. It carries a CRC-32 of each of its tensors. They are
+compared when it has been written or replaced since it was built or they were compared last, which a
+note beside it says, or when that is asked for.
 """
 
 import contextlib
@@ -12,35 +17,53 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..checks import format_bytes
 from ..errors import FormatError
-from ..formats import gguf
-from ..formats.atomic_write import check_free_space
+from ..formats import file_lock, gguf
+from ..formats.atomic_write import PRIVATE, READABLE, Bytes, atomic, check_free_space, check_trusted
+from ..formats.mapped_file import FileFacts, facts_of, open_regular
+from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import I2_S_CODES, I2_S_TAIL, pack_i2_s, padded
+from ..formats.text_files import read_json
 from ..models import lm_head_screen
 from ..runtime.pool import Pool
 from .checkpoint import Checkpoint, EmbeddingRows, TernaryTensor
 
-try:
-    import fcntl
-except ImportError:  # Windows: two loaders then do the work twice, each in its own temporary file
-    fcntl = None  # type: ignore[assignment]
-
 log = logging.getLogger("bitnet")
 
-CONTENT_VERSION = 3  # what a repacked file holds; one of another number is stale and made again
+CONTENT_VERSION = 4  # what a repacked file holds; one of another number is stale and made again
 ROW_SCALES = ".row_scales"  # behind a tensor's name: its scales, where rows may differ
-REPACKED_SUFFIX = ".sidecar.gguf"
-# Names of repacked files, of their locks, and of temporary files that a killed loader left
-_OURS = re.compile(r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|\.[0-9a-f]{8}\.tmp)?\Z")
+CHECKSUMS = "checksums"  # the last tensor of the file: a little-endian uint32 for each before it
+REPACKED_SUFFIX, NOTE_SUFFIX = ".sidecar.gguf", ".checked"
+# Names of repacked files, of their notes and locks, and of temporary files that a killed loader
+# left
+_OURS = re.compile(
+    r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|(\.checked)?(\.[0-9a-f]{8}\.tmp)?)\Z"
+)
 
 Repacked = tuple[np.ndarray, np.ndarray]  # codes uint8 (n_rows, padded // 4), scales as of read()
 Screen = tuple[np.ndarray, np.ndarray]  # codes int8 (n_rows, n_cols), bounds float32 (n_rows, 3)
+
+
+class Loaded(NamedTuple):
+    """What load_or_repack gives back.
+
+    tensors: {name: (codes uint8 (n_rows, padded // 4), scales float32 (n_rows or 1, 1))}.
+    file: the mapped file, None where they are in memory. screen: (codes, bounds), or None: it is
+    not made in memory, as results are the same. damage: of a file that was there and is not used.
+    """
+
+    tensors: dict[str, Repacked]
+    file: gguf.GGUFFile | None
+    screen: Screen | None
+    damage: FormatError | None
 
 
 def load_or_repack(
@@ -50,28 +73,30 @@ def load_or_repack(
     pool: Pool | None = None,
     rows: EmbeddingRows | None = None,
     n_threads: int = 1,
-) -> tuple[dict[str, Repacked], gguf.GGUFFile | None, Screen | None]:
+    check: bool = False,
+) -> Loaded:
     """Map tensors as they were repacked before, or repack them now.
 
     tensors: of the checkpoint, which has one file for each layout of its I2_S tensors.
     cache: the folder, None for the default, False for none. Without a usable one a warning is
         logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
     rows: of a head to be screened, or None; n_threads: to make the screen with.
-    Returns ({name: (codes uint8 (n_rows, padded // 4), scales float32 (n_rows or 1, 1))}, the
-    mapped file or None, (codes, bounds) of the screen or None: it is not made in memory, as results
-    are the same).
+    check: compare every checksum, as BITNET_CHECK_CACHE=1 asks for.
     Raises FormatError for an illegal weight in the checkpoint, PoolExhausted if they do not fit the
     pool.
     """
-    folder = cache_folder() if cache is None else cache
+    folder, damage = cache_folder() if cache is None else cache, None
+    check = check or os.environ.get("BITNET_CHECK_CACHE", "0") not in ("", "0")
     if folder:
+        work = _Repacking(tensors, checkpoint, Path(folder), rows, n_threads)
         try:
-            file = _open_or_build(tensors, checkpoint, Path(folder), rows, n_threads)
+            file = work.open_or_build(check)
             repacked = {name: _repacked(file, name, t) for name, t in tensors.items()}
-            return repacked, file, _screen(file, rows) if rows else None
+            return Loaded(repacked, file, _screen(file, rows) if rows else None, work.damage)
         except OSError as error:
             log.warning("no repacked file, repacked weights go to memory: %s", error)
-    return {name: _in_memory(t, pool) for name, t in tensors.items()}, None, None
+            damage = work.damage
+    return Loaded({name: _in_memory(t, pool) for name, t in tensors.items()}, None, None, damage)
 
 
 def _repacked(file: gguf.GGUFFile, name: str, tensor: TernaryTensor) -> Repacked:
@@ -108,38 +133,121 @@ def _in_memory(tensor: TernaryTensor, pool: Pool | None) -> Repacked:
 
 def find(checkpoint: Checkpoint, folder: str | os.PathLike[str] | None = None) -> Path | None:
     """The path of a checkpoint's repacked file in a cache folder; None if missing or stale."""
-    key = _fingerprint(checkpoint)
-    for path, _, written_for in cache_list(folder):
-        if written_for != "damaged" and gguf.GGUFFile(path).metadata.get("sidecar.key") == key:
-            return path
-    return None
+    place = cache_folder() if folder is None else Path(folder)
+    if place is None:
+        return None
+    path = _path(checkpoint, place)
+    try:
+        check_trusted(place)
+        is_its = gguf.GGUFFile(path).metadata.get("sidecar.key") == _fingerprint(checkpoint)
+    except (FormatError, OSError):
+        return None
+    return path if is_its else None
 
 
-def _open_or_build(
-    tensors: Mapping[str, TernaryTensor],
-    checkpoint: Checkpoint,
-    folder: Path,
-    rows: EmbeddingRows | None,
-    n_threads: int,
-) -> gguf.GGUFFile:
-    """The file, mapped; built first if missing, stale or damaged. OSError if it cannot be."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+class _Repacking:
+    """To open the repacked file of a checkpoint, or to build it.
+
+    damage: what was found wrong with one that was there.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TernaryTensor],
+        checkpoint: Checkpoint,
+        folder: Path,
+        rows: EmbeddingRows | None,
+        n_threads: int,
+    ) -> None:
+        self.tensors, self.checkpoint, self.folder = tensors, checkpoint, folder
+        self.rows, self.n_threads = rows, n_threads
+        self.path = _path(checkpoint, folder)
+        self.damage: FormatError | None = None
+
+    def open_or_build(self, check: bool) -> gguf.GGUFFile:
+        """The file, mapped; built first if missing, stale or damaged. OSError if it cannot be."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_trusted(self.folder)
+        self.key = _fingerprint(self.checkpoint)
+        if file := self._opened(check):
+            return file
+        with locked(self.path) as is_held:
+            if file := self._opened(check):  # another loader was first
+                return file
+            # left by killed loaders; without a lock another one may be writing
+            for left_behind in self.folder.glob(f".{self.path.name}.*.tmp") if is_held else ():
+                left_behind.unlink()
+            self._build()
+            try:
+                file = self._read()
+            except FormatError as error:
+                raise OSError(errno.EIO, f"a file that was just written: {error}") from error
+            if file is not None:
+                _note(file)  # the checksums are those of what was written
+                return file
+        raise OSError(errno.EIO, "replaced by another while it was opened", str(self.path))
+
+    def _opened(self, check: bool) -> gguf.GGUFFile | None:
+        """The file if it is there, whole and of this checkpoint; else None."""
+        try:
+            file = self._read()
+            if file is not None and (check or not _is_noted(file)):
+                compare_checksums(file)
+                _note(file)
+            return file
+        except FileNotFoundError:
+            return None
+        except FormatError as error:
+            if self.damage is None:  # not again under the lock
+                log.warning("rebuilding a damaged repacked file: %s", error)
+            self.damage = error
+            return None
+
+    def _read(self) -> gguf.GGUFFile | None:
+        """The file by its header, None if it is stale; FormatError if it is not what was built."""
+        path = self.path
+        try:
+            check_trusted(path)
+        except PermissionError as error:
+            raise FormatError(path, "file", error.strerror, "made by this user or root") from None
+        file = gguf.GGUFFile(path)
+        if file.metadata.get("sidecar.key") != self.key:
+            log.info("%s: stale, rebuilding", path)
+            return None
+        held = {name: (tensor.type, tensor.shape) for name, tensor in file.tensors.items()}
+        if held != {name: (type_name, shape) for name, shape, type_name in self._table()}:
+            raise FormatError(path, "tensors", list(held), "those of its model")
+        return file
+
+    def _table(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """(name, shape, type) of every tensor of the file."""
+        table = list(_table(self.tensors, self.rows))
+        return [*table, (CHECKSUMS, (4 * len(table),), "I8")]
+
+    def _build(self) -> None:
+        table, path = self._table(), self.path
+        n_bytes = sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name in table)
+        check_free_space(path.parent, n_bytes)
+        log.info("writing %s of repacked weights, once: %s", format_bytes(n_bytes), path)
+        metadata = {
+            "general.architecture": "bitnet-sidecar",
+            "general.description": f"rows padded to {I2_S_CODES} columns with code 1, weight 0",
+            "sidecar.source": os.fsencode(_identity(self.checkpoint.path)).decode(errors="replace"),
+            "sidecar.key": self.key,
+        }
+        data = _tensor_data(self.tensors)
+        if self.rows:
+            data += _screen_data(self.rows, self.n_threads)
+        sums = np.zeros(len(data), "<u4")
+        data = [(*entry, _summed(part, sums, i)) for i, (*entry, part) in enumerate(data)]
+        gguf.write(path, metadata, [*data, (*table[-1], sums)], READABLE)
+
+
+def _path(checkpoint: Checkpoint, folder: Path) -> Path:
     model = _identity(checkpoint.path)
     digest = hashlib.sha256(os.fsencode(model) + checkpoint.layout.encode()).hexdigest()
     slug = re.sub(r"[^\w.-]", "_", model.name.removesuffix(".gguf"), flags=re.ASCII)[:64]
-    path = folder / f"{slug.lstrip('.')}-{digest[:16]}{REPACKED_SUFFIX}"
-    key = _fingerprint(checkpoint)
-    if file := _opened(path, key, tensors, rows):
-        return file
-    with locked(path):
-        if file := _opened(path, key, tensors, rows):  # another loader was first
-            return file
-        for left_behind in folder.glob(f".{path.name}.*.tmp"):  # by a loader that was killed
-            left_behind.unlink()
-        _build(path, key, tensors, model, rows, n_threads)
-        if file := _opened(path, key, tensors, rows):
-            return file
-    raise OSError(errno.EIO, "the repacked file just written cannot be read", str(path))
+    return folder / f"{slug.lstrip('.')}-{digest[:16]}{REPACKED_SUFFIX}"
 
 
 def _identity(path: Path) -> Path:
@@ -148,39 +256,63 @@ def _identity(path: Path) -> Path:
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes with the path, size or modification time of any file, the layout, and
-    CONTENT_VERSION."""
+    """Changes with size, time, inode or content of any file, the layout, and CONTENT_VERSION.
+
+    Of tensors the content are name, type, shape and pieces, of other files all of it.
+    """
     facts: list[Any] = [CONTENT_VERSION, checkpoint.layout]
-    for path in checkpoint.changed_by:
-        info = os.stat(path)
-        facts.append([str(_identity(path)), info.st_size, info.st_mtime_ns])
+    with PieceReader(checkpoint.files) as pieces:
+        for file in checkpoint.files:
+            facts.append(facts_of(file.data))
+            facts += [(t.name, t.type, t.shape, pieces.crc(t.data)) for t in file.tensors.values()]
+    for path in set(checkpoint.changed_by) - {file.path for file in checkpoint.files}:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        facts.append((path.name, FileFacts.of(os.stat(path)), content))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _opened(
-    path: Path, key: str, tensors: Mapping[str, TernaryTensor], rows: EmbeddingRows | None
-) -> gguf.GGUFFile | None:
-    """The file if it is there, whole and of this checkpoint; else None."""
+def _is_noted(file: gguf.GGUFFile) -> bool:
+    """Whether its checksums were compared, and nobody has written or replaced it since."""
     try:
-        file = gguf.GGUFFile(path)
-    except FileNotFoundError:
-        return None
-    except FormatError as error:
-        log.warning("rebuilding a damaged repacked file: %s", error)
-        return None
-    if file.metadata.get("sidecar.key") != key:
-        log.info("%s: stale, rebuilding", path)
-        return None
-    held = {name: (tensor.type, tensor.shape) for name, tensor in file.tensors.items()}
-    if held != {name: (type_name, shape) for name, shape, type_name in _table(tensors, rows)}:
-        log.warning("rebuilding a damaged repacked file: %s", path)
-        return None
-    scales = [_repacked(file, name, t)[1] for name, t in tensors.items()]
-    is_sound = all((s > 0).all() and np.isfinite(s).all() for s in scales)
-    if not is_sound or (rows and not lm_head_screen.is_sound(_screen(file, rows)[1])):
-        log.warning("rebuilding a damaged repacked file: %s", path)
-        return None
-    return file
+        return read_json(_note_of(file.path)) == facts_of(file.data)._asdict()
+    except (FormatError, OSError):
+        return False
+
+
+def _note(file: gguf.GGUFFile) -> None:
+    try:
+        with atomic(_note_of(file.path), READABLE) as note:
+            note.write(json.dumps(facts_of(file.data)._asdict()).encode())
+    except OSError as error:
+        log.debug("the checksums are compared at the next load again: %s", error)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + NOTE_SUFFIX)
+
+
+def distrust(path: Path) -> None:
+    """Have the checksums of a repacked file compared before it is used again."""
+    with contextlib.suppress(OSError):
+        _note_of(path).unlink(missing_ok=True)
+
+
+def compare_checksums(file: gguf.GGUFFile) -> None:
+    """FormatError that names the tensor whose bytes are not those that were written."""
+    *held, (_, sums) = file.tensors.items()
+    for (name, tensor), written in zip(held, sums.data.view("<u4").tolist(), strict=True):
+        found = zlib.crc32(tensor.data.data)
+        if found != written:
+            raise FormatError(file.path, f"{name} CRC-32", f"{found:08x}", f"written {written:08x}")
+
+
+def _summed(data: Bytes | Iterable[Bytes], sums: np.ndarray, index: int) -> Iterator[Bytes]:
+    """The parts of a tensor's data, whose CRC-32 is in sums once the last was taken."""
+    crc = 0
+    for part in [data] if isinstance(data, Bytes) else data:
+        crc = zlib.crc32(part.data if isinstance(part, np.ndarray) else part, crc)
+        yield part
+    sums[index] = crc
 
 
 def _table(
@@ -199,29 +331,6 @@ def repacked_bytes(tensor: TernaryTensor) -> int:
     """Bytes of a tensor in the file, its scales included."""
     table = _table({tensor.name: tensor}, None)
     return sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name in table)
-
-
-def _build(
-    path: Path,
-    key: str,
-    tensors: Mapping[str, TernaryTensor],
-    model: Path,
-    rows: EmbeddingRows | None,
-    n_threads: int,
-) -> None:
-    n_bytes = sum(gguf.n_bytes_of(t, shape) for _, shape, t in _table(tensors, rows))
-    check_free_space(path.parent, n_bytes)
-    log.info("%s: writing %d bytes of repacked weights", path, n_bytes)
-    metadata = {
-        "general.architecture": "bitnet-sidecar",
-        "general.description": f"rows padded to {I2_S_CODES} columns with code 1, weight 0",
-        "sidecar.source": os.fsencode(model).decode("utf-8", "replace"),
-        "sidecar.key": key,
-    }
-    data = _tensor_data(tensors)
-    if rows:
-        data += _screen_data(rows, n_threads)
-    gguf.write(path, metadata, data)
 
 
 def _tensor_data(tensors: Mapping[str, TernaryTensor]) -> list[tuple[Any, ...]]:
@@ -257,14 +366,20 @@ def i2_s_chunks(
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one loader, or freed by the system. The lock file stays: removing it is a race."""
-    if fcntl is None:
-        yield
-        return
-    with open(path.with_name(path.name + ".lock"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(path: Path) -> Iterator[bool]:
+    """Held by one loader, or freed by the system. The lock file stays: removing it is a race.
+
+    Yields whether there is a lock. Without one two loaders do the work twice, each in its own
+    temporary file.
+    """
+    name = path.with_name(path.name + ".lock")
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # not of Windows
+    try:  # private: whoever can read it could keep it locked
+        number = open_regular(name, os.O_RDWR | os.O_CREAT | no_link, PRIVATE)
+    except FormatError as error:
+        raise OSError(errno.EINVAL, "not a regular file", str(name)) from error
+    with open(number, "rb+") as file:
+        yield file_lock.wait_for(file)
 
 
 # the folder ---------------------------------------------------------------------------------------
@@ -277,11 +392,29 @@ def cache_folder() -> Path | None:
     """
     chosen = os.environ.get("BITNET_CACHE")
     if chosen:
-        return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
+        if chosen.lower() == "off":
+            return None
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(f"BITNET_CACHE: {chosen!r} (no such home folder)") from None
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG rule: a relative path is ignored
         base = os.path.expanduser("~/.cache")
     return Path(base) / "bitnet" if os.path.isabs(base) else None
+
+
+def has_folder() -> bool:
+    """Whether repacked files have a place: a cache folder that is ours, or is not there yet."""
+    folder = cache_folder()
+    try:
+        if folder is not None:
+            check_trusted(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return folder is not None
 
 
 def cache_list(folder: str | os.PathLike[str] | None = None) -> list[tuple[Path, int, str]]:

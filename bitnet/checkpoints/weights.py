@@ -5,14 +5,15 @@ Names are those of HF checkpoints, see checkpoint.py.
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
+from ..errors import FormatError
 from ..formats.mapped_file import check_map, release_pages
+from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models import lm_head_screen
 from ..runtime import mmap
@@ -28,15 +29,17 @@ class Ternary:
     """A linear layer. codes: uint8 (n_rows, padded(n_cols) // 4) in I2_S, C-contiguous.
 
     scales: float32 (n_rows, 1), or (1, 1) where all rows have the same; they multiply the integer
-    products. quantization: groups of columns that have a scale of their own. where: file and name
-    of the tensor, for messages. Code 3 is not looked for here: that would read the whole file.
+    products. quantization: groups of columns that have a scale of their own. path, name: of the
+    file and tensor that codes are of, for messages. Code 3 is not looked for here: that would read
+    the whole file.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     n_rows: int
     n_cols: int
-    where: str
+    path: Path
+    name: str
     quantization: Quantization = WHOLE_ROWS
 
 
@@ -45,19 +48,20 @@ class Weights:
 
     path: of the file or folder. config: ModelConfig. checkpoint: what it comes from.
     screen: of the head, see lm_head_screen.py: (codes int8 (n_rows, n_cols), float32 bounds), or
-        None.
+        None. repacked: the path of the repacked file, or None. damage: of one that was there and
+        is not used.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         ternary: dict[str, Ternary],
-        files: Iterable[Any],
-        screen: repack_cache.Screen | None = None,
+        loaded: repack_cache.Loaded | None = None,
     ) -> None:
         self.path, self.config, self.checkpoint = checkpoint.path, checkpoint.config, checkpoint
-        self.screen = screen
-        self._ternary, self._files = ternary, list(files)
+        file, self.screen, self.damage = loaded[1:] if loaded else (None, None, None)
+        self.repacked = file.path if file else None
+        self._ternary, self._files = ternary, [*checkpoint.files, *([file] if file else [])]
         self._fingerprint: str | None = None
         self._is_copied = False  # nothing is read from the maps any more
 
@@ -82,19 +86,28 @@ class Weights:
         return [(file.path, file.data.ctypes.data, file.data.nbytes) for file in self._files]
 
     def fingerprint(self) -> str:
-        """A hash of the configuration and of a part of every tensor: the same for the same model,
+        """A hash of the configuration and of pieces of every tensor: the same for the same model,
         however its files are called and whatever layout its linear layers have."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
-            for name, t in sorted(self._ternary.items()):
-                digest.update(f"{name} {t.n_rows} {t.n_cols}".encode() + t.scales.tobytes())
-                digest.update(t.codes[:: max(1, t.n_rows // 4)].tobytes())  # 4 rows of each
-            for name, tensor in sorted(self.checkpoint.floats.items()):
-                rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
-                data = tensor.data.reshape(rows, -1)[:: max(1, rows // 4)]
-                digest.update(f"{name} {tensor.type} {tensor.shape}".encode() + data.tobytes())
+            with PieceReader(self._files) as pieces:
+                for name, t in sorted(self._ternary.items()):
+                    shape = t.n_rows, t.n_cols
+                    digest.update(f"{name} {shape} {pieces.crc(t.codes)}".encode())
+                    digest.update(t.scales.tobytes())
+                for name, tensor in sorted(self.checkpoint.floats.items()):
+                    facts = f"{name} {tensor.type} {tensor.shape} {pieces.crc(tensor.data)}"
+                    digest.update(facts.encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def code_3(self, path: Path, name: str, row: int) -> FormatError:
+        """The error for a row of a linear layer, with its path and name, that has a code 3."""
+        limit = "codes are 0, 1, 2 for -1, 0, 1"
+        if path == self.repacked:
+            repack_cache.distrust(path)
+            limit += "; a repacked file, which the next load makes again"
+        return FormatError(path, f"{name} row {row}", "code 3", limit)
 
     def check_maps(self) -> None:
         """FormatError if one of the files has shrunk: then zeros were read of it."""
@@ -147,13 +160,15 @@ def open(
     cache: str | os.PathLike[str] | Literal[False] | None = None,
     pool: Pool | None = None,
     layout: str = DEFAULT_LAYOUT,
+    check_cache: bool = False,
 ) -> Weights:
     """Open an HF folder or a .gguf file; of_checkpoint of its open_checkpoint, see there.
 
     layout: how I2_S tensors lie, see checkpoint.I2_S_LAYOUTS.
     Raises FormatError for anything wrong in the files, OSError if one cannot be opened.
     """
-    return of_checkpoint(open_checkpoint(path, layout=layout), cache=cache, pool=pool)
+    checkpoint = open_checkpoint(path, layout=layout)
+    return of_checkpoint(checkpoint, cache=cache, pool=pool, check_cache=check_cache)
 
 
 def of_checkpoint(
@@ -162,12 +177,14 @@ def of_checkpoint(
     cache: str | os.PathLike[str] | Literal[False] | None = None,
     pool: Pool | None = None,
     n_threads: int = 1,
+    check_cache: bool = False,
 ) -> Weights:
     """The Weights of a Checkpoint, which they take over.
 
     cache: the folder for repacked weights, None for the default (see repack_cache.cache_folder),
     False to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in
-    NumPy's. n_threads: to make the screen of a head with.
+    NumPy's. n_threads: to make the screen of a head with. check_cache: read all of a repacked file
+    and compare its checksums, also where it has not changed since that was done.
     """
     ternary, to_repack = {}, {}
     for name, t in checkpoint.ternary.items():
@@ -175,17 +192,22 @@ def of_checkpoint(
             to_repack[name] = t
         else:
             ternary[name] = _bound(t, t.in_place, t.scales())
-    files, screen, rows = list(checkpoint.files), None, checkpoint.rows("lm_head")
+    rows, loaded = checkpoint.rows("lm_head"), None
     is_screened = lm_head_screen.is_worth_it(rows.type, (rows.n_rows, rows.n_cols))
     if to_repack or is_screened:
-        repacked, file, screen = repack_cache.load_or_repack(
-            to_repack, checkpoint, cache, pool, rows if is_screened else None, n_threads
+        head = rows if is_screened else None
+        loaded = repack_cache.load_or_repack(
+            to_repack, checkpoint, cache, pool, head, n_threads, check_cache
         )
-        for name, (codes, scales) in repacked.items():
-            ternary[name] = _bound(to_repack[name], codes, scales)
-        files += [file] if file else []
-    return Weights(checkpoint, ternary, files, screen)
+        for name, (codes, scales) in loaded.tensors.items():
+            path = loaded.file.path if loaded.file else None
+            ternary[name] = _bound(to_repack[name], codes, scales, path)
+    return Weights(checkpoint, ternary, loaded)
 
 
-def _bound(t: TernaryTensor, codes: np.ndarray, scales: np.ndarray) -> Ternary:
-    return Ternary(codes, scales, t.n_rows, t.n_cols, t.tensor.where)
+def _bound(
+    t: TernaryTensor, codes: np.ndarray, scales: np.ndarray, repacked: Path | None = None
+) -> Ternary:
+    """repacked: the path of the file that codes are of, where it is not the checkpoint's."""
+    path, name = (repacked, t.name) if repacked else (t.tensor.path, t.tensor.name)
+    return Ternary(codes, scales, t.n_rows, t.n_cols, path, name)

@@ -4,8 +4,6 @@ import argparse
 import json
 import time
 
-import bitnet
-
 from ..api.measure import measure
 from . import options
 from .terminal import Status
@@ -48,9 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     status = Status()
-    status.show("loading")
     begin = time.perf_counter()
-    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
+    with options.load(args, status, *args.positionals) as model:
         load_s = time.perf_counter() - begin
         figures = measure(model, args.prompt_tokens, args.tokens, args.rounds, status.show)
     status.clear()

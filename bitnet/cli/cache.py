@@ -12,7 +12,8 @@ N_ARGS = (1, 1)
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The folder is BITNET_CACHE, else bitnet in XDG_CACHE_HOME, else in ~/.cache; "
-        "BITNET_CACHE=off: none."
+        "BITNET_CACHE=off: none.\n"
+        "With BITNET_CHECK_CACHE=1 a load compares every checksum in a file."
     )
 
 

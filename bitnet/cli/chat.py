@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ".\nA model without a chat template continues the text of both."
     )
     options.add_load(parser)
+    options.add_chat_template(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
 
@@ -29,8 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
-    status.show(f"loading {args.positionals[0] if args.positionals else 'the bundled model'}")
-    with bitnet.load(*args.positionals, **options.load_keywords(args)) as model:
+    template = options.chat_template(args)
+    with options.load(args, status, *args.positionals, chat_template=template) as model:
+        model.request([0], **keywords)  # an embedding model says at once that it does not talk
         if model.tokenizer.chat_template is None:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")

@@ -10,7 +10,23 @@ import os
 import sys
 
 from .. import ContextFull, MemoryLimitExceeded, __version__
-from . import bench, cache, chat, convert, embed, info, inspect, memory, pull, run, serve, verify
+from ..runtime import dispatch
+from . import (
+    bench,
+    cache,
+    chat,
+    compare,
+    convert,
+    embed,
+    info,
+    inspect,
+    memory,
+    perplexity,
+    pull,
+    run,
+    serve,
+    verify,
+)
 from .options import Parser
 from .terminal import printable
 
@@ -25,6 +41,8 @@ COMMANDS = {
     "inspect": inspect,
     "memory": memory,
     "info": info,
+    "perplexity": perplexity,
+    "compare": compare,
     "bench": bench,
     "cache": cache,
 }
@@ -66,7 +84,7 @@ def _command(argv):
         usage="bitnet COMMAND [options] [MODEL] ...",
         description="Run ternary (BitNet b1.58) language models on the CPU.",
         epilog="commands:\n"
-        + "".join(f"  {name:9} {_about(module)}\n" for name, module in COMMANDS.items())
+        + "".join(f"  {name:10} {_about(module)}\n" for name, module in COMMANDS.items())
         + "\nMODEL is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face hub, "
         "pulled\nwhere it is not here yet; without one the bundled model runs. A lone word of "
         "`run` is a prompt."
@@ -83,7 +101,9 @@ def _command(argv):
         usage=f"bitnet {chosen.command} [options] {module.USAGE}",
     )
     module.configure(parser)
-    return module.main(parser.read(chosen.rest, module.N_ARGS))
+    args = parser.read(chosen.rest, module.N_ARGS)
+    dispatch.check()
+    return module.main(args)
 
 
 def _about(module):

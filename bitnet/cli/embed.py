@@ -5,8 +5,6 @@ import json
 import sys
 from itertools import islice
 
-import bitnet
-
 from . import options
 from .terminal import Status
 
@@ -33,9 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     path, *texts = args.positionals
     status = Status()
-    status.show(f"loading {path}")
-    keywords = options.load_keywords(args) | {"slots": args.slots}
-    with bitnet.load(path, **keywords) as model:
+    with options.load(args, status, path, slots=args.slots) as model:
         status.clear()
         texts = iter(texts or _lines())
         while group := list(islice(texts, args.slots)):

@@ -10,10 +10,13 @@ from ..api.load import BUNDLED_MODEL, DEFAULT_CONTEXT, context_of
 from ..checkpoints import hub, repack_cache
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
+from ..checkpoints.model_files import model_at
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
-from ..formats.gguf import GGUFFile
+from ..formats.gguf import GGUFFile, n_bytes_of
+from ..formats.gguf_parts import open_gguf
 from ..formats.safetensors import open_folder
+from ..models import lm_head_screen
 from ..runtime import cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
 from . import options
@@ -80,7 +83,8 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     return {
         "path": str(path),
         "family": config.family,
-        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__}
+        | {"rope_scaling": config.rope_scaling and str(config.rope_scaling)},
         "files": [_file(file) for file in checkpoint.files],
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
@@ -97,15 +101,11 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
 def describe_refused(path, error):
     """The same of what cannot be used, as far as it can be read; raises `error` where it cannot."""
     try:
-        if path.is_dir():
-            (files, tensors), architecture = open_folder(path), None
-        else:
-            files = [GGUFFile(path)]
-            tensors = files[0].tensors
-            architecture = files[0].metadata.get("general.architecture")
+        files, tensors = _readable(model_at(path))
     except (FormatError, OSError):
         raise error from None
     metadata = getattr(files[0], "metadata", {}) if files else {}
+    architecture = metadata.get("general.architecture")
     return {
         "path": str(path),
         "refused": str(error),
@@ -116,6 +116,17 @@ def describe_refused(path, error):
             _entry(t, files, t.type, "", math.prod(t.shape), False) for t in tensors.values()
         ],
     }
+
+
+def _readable(path):
+    """(files, tensors) of a folder, of a GGUF, or of one part whose others are not there."""
+    if path.is_dir():
+        return open_folder(path)
+    try:
+        return open_gguf(path)
+    except FormatError:
+        file = GGUFFile(path)
+        return [file], file.tensors
 
 
 def _file(file):
@@ -180,7 +191,7 @@ def _tokenizer(source):
     return {
         "kind": path and path.name,
         "tokens": None,
-        "chat_template": bool(source.tokenizer_config.get("chat_template")),
+        "chat_template": _has_text(source.tokenizer_config.get("chat_template")),
     }
 
 
@@ -189,19 +200,31 @@ def _gguf_tokenizer(metadata):
     return {
         "kind": ", ".join(part for part in parts if isinstance(part, str)) or None,
         "tokens": len(metadata.get("tokenizer.ggml.tokens", ())),
-        "chat_template": "tokenizer.chat_template" in metadata,
+        "chat_template": _has_text(metadata.get("tokenizer.chat_template")),
     }
 
 
+def _has_text(template):
+    """Whether there is a chat template: a blank one is none."""
+    return bool(template.strip() if isinstance(template, str) else template)
+
+
 def _repacked(checkpoint):
-    """What the kernels cannot read in place: its bytes once repacked, and whether it is there."""
+    """What a load makes of the files: tensors that the kernels cannot read in place, and in a file
+    the screen of the head. Bytes, and whether it is there."""
     repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
     n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
     place = repack_cache.cache_folder() and "sidecar"
-    path = repack_cache.find(checkpoint) if repacked and place else None
+    rows, n_screen = checkpoint.rows("lm_head"), 0
+    shape = rows.n_rows, rows.n_cols
+    if place and lm_head_screen.is_worth_it(rows.type, shape):
+        table = lm_head_screen.table(shape)
+        n_screen = sum(n_bytes_of(type_name, shape) for _, shape, type_name in table)
+    path = repack_cache.find(checkpoint) if (repacked or n_screen) and place else None
     return {
         "tensors": len(repacked),
-        "bytes": n_bytes,
+        "bytes": n_bytes + n_screen,
+        "screen_bytes": n_screen,
         "place": place or "memory",
         "path": path and str(path),
     }
@@ -252,7 +275,9 @@ def _config_rows(facts):
     )
     heads = f"{c['num_attention_heads']} heads, {c['num_key_value_heads']} for keys and values"
     order = ", interleaved" if c["rope_interleaved"] else ""
-    yield "attention", f"{heads}, of {c['head_dim']}; RoPE base {c['rope_theta']:,.10g}{order}"
+    scaling = f"; RoPE scaling {c['rope_scaling']}" if c["rope_scaling"] else ""
+    base = f"RoPE base {c['rope_theta']:,.10g}{order}{scaling}"
+    yield "attention", f"{heads}, of {c['head_dim']}; {base}"
     if any(c["sliding_layers"]):
         yield (
             "attention",
@@ -312,16 +337,15 @@ def _weight_rows(facts):
         ),
     )
     repacked = facts["derived"]
-    if not repacked["tensors"]:
+    if not repacked["bytes"]:
         yield "repacked file", "not needed: every ternary tensor is used in place"
         return
     when = "there already" if repacked["path"] else "made at the first load"
     if repacked["place"] == "memory":
         when = "made in memory at each load, without a cache folder"
-    yield (
-        "repacked file",
-        f"{repacked['bytes']:,} bytes of {repacked['tensors']} repacked tensors, {when}",
-    )
+    parts = [f"{repacked['tensors']} repacked tensors"] * (repacked["tensors"] > 0)
+    parts += ["the screen of the head"] * (repacked["screen_bytes"] > 0)
+    yield "repacked file", f"{repacked['bytes']:,} bytes of {' and '.join(parts)}, {when}"
     if repacked["path"]:
         yield "repacked file", repacked["path"]
 

@@ -4,8 +4,6 @@ import argparse
 import json
 from dataclasses import asdict
 
-import bitnet
-
 from ..api.load import BUNDLED_MODEL, context_of, limit_of
 from ..checkpoints import hub
 from ..checkpoints.memory_plan import Planner, Settings, table
@@ -50,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     settings = Settings(context, args.kv_dtype, args.slots, n_threads, args.mapping)
     limit = limit_of(args.memory_limit)
     if limit is not None:
-        planner.check(settings, limit)
+        planner.check(settings, *limit)
     report = _measure(path, args, context) if args.measure else None
     if args.json:
         print(json.dumps(_figures(path, planner, settings, limit, report)))
@@ -62,8 +60,7 @@ def main(args: argparse.Namespace) -> int:
 def _measure(path, args, context):
     """The MemoryReport of the model with every slot full."""
     status = Status()
-    status.show("loading")
-    with bitnet.load(path, **options.load_keywords(args), slots=args.slots) as model:
+    with options.load(args, status, path, slots=args.slots) as model:
         status.show("filling the slots")
         n_tokens = min(args.tokens or context, context)
         held = _fill(model, args.slots, n_tokens)
@@ -93,8 +90,8 @@ def _figures(path, planner, settings, limit, report):
         "settings": asdict(settings),
         "plan": [asdict(need) for need in planner.needs(settings)],
         "private_bytes": planner.private(settings),
-        "memory_limit": limit,
-        "full_slots": planner.full_slots(settings, limit) if limit else settings.slots,
+        "memory_limit": limit and limit[0],
+        "full_slots": planner.full_slots(settings, limit[0]) if limit else settings.slots,
         "measured": report and report.as_dict(),
     }
 
@@ -106,8 +103,9 @@ def _lines(path, planner, settings, limit, report):
     )
     yield from table(planner.needs(settings))
     if limit:
-        fits = f"memory_limit {format_bytes(limit)}: it fits"
-        n_full = planner.full_slots(settings, limit)
+        n_bytes, setter = limit
+        fits = f"{setter} {format_bytes(n_bytes)}: it fits"
+        n_full = planner.full_slots(settings, n_bytes)
         if n_full < s.slots:
             fits += f", with {n_full} of {s.slots} slots full; others wait until there is room"
         yield fits

@@ -5,17 +5,23 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import bitnet
 
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
+from ..checkpoints.model_files import CONFIG, ggufs
 from ..checks import check_number, parse_bytes
+from ..formats.text_files import read_text
 from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..runtime.cpu import MAX_THREADS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
+from .terminal import Status
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +79,11 @@ def _argument_error(error: ValueError) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(str(error).partition(": ")[2])
 
 
-def add_load(parser: argparse.ArgumentParser) -> None:
+def add_load(
+    parser: argparse.ArgumentParser,
+    context_help: str = "tokens a sequence may hold "
+    f"(default: the model's, {DEFAULT_CONTEXT} at most)",
+) -> None:
     """The options of `bitnet.load`."""
     group = parser.add_argument_group("model")
     add_threads(group)
@@ -81,7 +91,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=number(int, 1),
         metavar="N",
-        help=f"tokens a sequence may hold (default: the model's, {DEFAULT_CONTEXT} at most)",
+        help=context_help,
     )
     add_kv_dtype(group)
     group.add_argument(
@@ -101,8 +111,22 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         type=size,
         metavar="SIZE",
         help="refuse to grow beyond SIZE, such as 900M (default: "
-        "BITNET_MEMORY_LIMIT, else what the machine has)",
+        "BITNET_MEMORY_LIMIT, else what the cgroup leaves, or the machine has)",
     )
+
+
+def add_chat_template(parser: Any) -> None:
+    """``--chat-template``, which `chat_template` reads."""
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja template, in place of the model's own",
+    )
+
+
+def chat_template(args: argparse.Namespace) -> str | None:
+    """The text of ``--chat-template``, None where it is not given."""
+    return None if args.chat_template is None else read_text(Path(args.chat_template))
 
 
 def add_threads(parser: Any) -> None:
@@ -187,6 +211,12 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> bitnet.Model:
+    """The model of a path, or the bundled one, as ``args`` and more keywords say."""
+    with status.loading(path[0] if path else "the bundled model"):
+        return bitnet.load(*path, **(load_keywords(args) | more))
+
+
 def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Model.generate` that were given, checked before anything is loaded."""
     names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
@@ -206,8 +236,11 @@ def looks_like_model(word: str) -> bool:
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.
     """
+    with contextlib.suppress(OSError, ValueError):  # a prompt may be no path at all
+        if os.path.isdir(word) and ggufs(os.listdir(word)):
+            return True
     return (
-        os.path.isfile(os.path.join(word, "config.json"))
+        os.path.isfile(os.path.join(word, CONFIG))
         or (word.endswith(".gguf") and os.path.isfile(word))
         or hub.cached(word) is not None
     )

@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "that is a terminal."
     )
     options.add_load(parser)
+    options.add_chat_template(parser)
     options.add_generation(parser, StopConditions.max_tokens)
     parser.add_argument(
         "--context-end",
@@ -60,8 +61,8 @@ def main(args: argparse.Namespace) -> int:
     if prompt == "-":
         prompt = _standard_input()
     status = Status()
-    status.show(f"loading {model_path[0] if model_path else 'the bundled model'}")
-    with bitnet.load(*model_path, **options.load_keywords(args)) as model:
+    template = options.chat_template(args)
+    with options.load(args, status, *model_path, chat_template=template) as model:
         chat = args.chat
         if chat is None:
             chat = model.tokenizer.chat_template is not None

@@ -1,7 +1,10 @@
 """What goes to stdout and stderr: text as it comes; for a person at a terminal a status line."""
 
+import contextlib
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
 
 # C0, DEL and C1: with these a model or a file could send escape sequences to a terminal.
 CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
@@ -38,8 +41,38 @@ class Status:
         if self.width:
             self.show("")
 
+    @contextlib.contextmanager
+    def loading(self, what: str) -> Iterator[None]:
+        """Show that a model is being loaded, and what the engine says meanwhile: the first load of
+        a model may write weights for as long as its size takes."""
+        self.show(f"loading {what}")
+        log = logging.getLogger("bitnet")
+        if not self.on:
+            yield
+            return
+        handler, level = _LogLine(self), log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
     def say(self, text: str) -> None:
         """Write a line that stays."""
         self.clear()
         if self.on:
             print(printable(text), file=sys.stderr, flush=True)
+
+
+class _LogLine(logging.Handler):
+    """Shows what is logged as a status, warnings as lines that stay."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(logging.INFO)
+        self.status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show = self.status.say if record.levelno >= logging.WARNING else self.status.show
+        show(record.getMessage())

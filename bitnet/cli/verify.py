@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="float weights are BitNet's master weights, though the config.json "
         "beside them does not say so",
     )
+    options.add_chat_template(parser)
     options.add_threads(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, with all figures")
 
@@ -44,17 +45,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     against = hub.find(args.against) if args.against else None
+    template = options.chat_template(args)
     status = Status()
     try:
-        report = verify(
-            path,
-            against,
-            layout=args.layout,
-            against_layout=args.against_layout,
-            masters=args.masters,
-            threads=args.threads,
-            progress=status.show,
-        )
+        with status.loading(str(path)):
+            report = verify(
+                path,
+                against,
+                layout=args.layout,
+                against_layout=args.against_layout,
+                masters=args.masters,
+                chat_template=template,
+                threads=args.threads,
+                progress=status.show,
+            )
     finally:
         status.clear()
     print(json.dumps(report.as_dict()) if args.json else printable(str(report)))

@@ -147,6 +147,9 @@ def rope_table(Rope rope not None, Batch batch not None):
                          f"{batch.max_sequences}")
     for i in range(batch.n_tokens):
         fill_table(rope, i, batch.positions[i])
+        for j in range(rope.half if rope.factor != 1 else 0):
+            rope.cosines[i * rope.half + j] *= rope.factor
+            rope.sines[i * rope.half + j] *= rope.factor
     for i in range(batch.n_sequences):
         s = &batch.sequences[i]
         if s.n_sinks:
@@ -208,8 +211,8 @@ cdef Gate gate_kernel(str act) except NULL:
 
 # ----------------------------------------------------------------------------------- whole arrays
 def argmax(x):
-    """The index of the largest of float32 (n,), the lowest of equal ones (NumPy's copies read-only
-    arrays)."""
+    """The index of the largest of float32 (n,), the lowest of equal ones, or of the first NaN, as
+    NumPy's, which copies read-only arrays."""
     cdef Array array = open_array(x, c"f", 4, 1)
     cdef const float* values = <const float*>array.data
     cdef Py_ssize_t i, best = 0
@@ -217,8 +220,10 @@ def argmax(x):
     if array.view.shape[0] == 0:
         raise ValueError("argmax of nothing")
     for i in range(array.view.shape[0]):
-        if values[i] > largest:
+        if not values[i] <= largest:                    # or it is NaN
             best, largest = i, values[i]
+            if largest != largest:
+                break
     return best
 
 

@@ -26,8 +26,9 @@ cdef Draw new_draw(uint64_t seed, uint64_t position, double temperature, double 
 cdef void set_candidates(Draw* d, const float* logits, Py_ssize_t n_ids, const int32_t* ids,
                          Py_ssize_t n) noexcept nogil
 
-# The id that is drawn, or -1 if it could be another one because of ids that are no candidates. All
-# of those weigh at most rest, the top logit weighing 1. error: the relative one of sums of weights.
+# The id that is drawn, or -1 if it could be another one because of ids that are no candidates.
+# rest: the most that all of those weigh, where the top logit weighs 1. error: relative error that
+# sums of weights may have.
 cdef Py_ssize_t draw_id(const Draw* d, double top_p, double rest, double error) noexcept nogil
 
 # The sum of weights of the candidates with a greater logit, or an equal one and a lower id.

@@ -76,6 +76,7 @@ cdef class Rope:
     cdef Py_ssize_t half                # head_dim / 2
     cdef Py_ssize_t n_trained           # positions that the model was trained for
     cdef bint interleaved               # whether pairs (2j, 2j + 1) are rotated
+    cdef float factor                   # what cosines and sines of a batch are multiplied with
 
 cdef class Screen:
     cdef list owners

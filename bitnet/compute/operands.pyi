@@ -84,6 +84,7 @@ class Rope:
         cos_sin: NDArray[np.float32],
         interleaved: bool,
         n_trained: int,
+        factor: float = 1,
     ) -> None: ...
 
 class Screen:

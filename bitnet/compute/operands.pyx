@@ -189,10 +189,12 @@ cdef class Rope:
     frequencies: float32 (head_dim / 2,). cos_sin: writable float32 (2, n, head_dim / 2), n the rows
     of a batch and behind them its sequences. Angles of positions below n_trained are rounded to
     float32, as transformers does: at position 4000 by 2e-4, the largest difference between
-    engines. Beyond, where it would grow to 0.06 at 10^6, they are exact.
+    engines. Beyond, where it would grow to 0.06 at 10^6, they are exact. factor: what cosines and
+    sines are multiplied with.
     """
 
-    def __cinit__(self, frequencies, cos_sin, bint interleaved, Py_ssize_t n_trained):
+    def __cinit__(self, frequencies, cos_sin, bint interleaved, Py_ssize_t n_trained,
+                  float factor=1):
         self.owner_of_frequencies = open_array(frequencies, c"f", 4, 1)
         self.owner_of_table = open_array(cos_sin, c"f", 4, 3, True)
         cdef const Py_ssize_t* shape = self.owner_of_table.view.shape
@@ -203,7 +205,7 @@ cdef class Rope:
         self.frequencies = <const float*>self.owner_of_frequencies.data
         self.cosines = <float*>self.owner_of_table.data
         self.sines = self.cosines + self.n_rows * self.half
-        self.interleaved, self.n_trained = interleaved, n_trained
+        self.interleaved, self.n_trained, self.factor = interleaved, n_trained, factor
 
 
 cdef class Screen:

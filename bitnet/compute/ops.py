@@ -22,7 +22,7 @@ from .gumbel import sample
 from .linear import find_code_3, linear, workspace_bytes
 from .lm_head import head, screen, screened
 from .screen_bounds import derive_screen
-from .threads import openmp
+from .threads import openmp, startable_threads
 
 __all__ = [
     "argmax",
@@ -46,6 +46,7 @@ __all__ = [
     "sample",
     "screen",
     "screened",
+    "startable_threads",
     "store_kv",
     "workspace_bytes",
 ]

@@ -13,7 +13,7 @@ cdef enum:
     MAX_TIMED = 64                      # threads of a team that are timed; the others are not
     CACHE_LINE = 8                      # int64 in 64 bytes: threads that write to one line wait
 
-cdef struct ThreadTimes:                # of one operation
+cdef struct ThreadTimes:                # when the threads of one operation were done
     int64_t began                       # ns
     # MAX_TIMED * CACHE_LINE; in each thread's line: when its last item was done, in ns, and how
     # many items it has done

@@ -156,6 +156,7 @@ def write(
     path: str | os.PathLike[str],
     metadata: Mapping[str, Any],
     tensors: Iterable[tuple[str, tuple[int, ...], str, Any]],
+    permissions: int = 0o666,
 ) -> None:
     """Write a GGUF v3 file, streaming; it appears under its name only when complete and on disk.
 
@@ -164,6 +165,7 @@ def write(
         NumPy values keep their type.
     tensors: sequence of (name, shape, type name, data), shape (rows, columns) or (n,). data is an
         array or bytes, or an iterable of such chunks; a generator runs as its tensor is written.
+    permissions: of the file, less the umask.
     Raises ValueError if the bytes do not match shape and type, OSError from the disk; then nothing
     is left behind.
     """
@@ -179,7 +181,7 @@ def write(
         sizes.append(n_bytes_of(type_name, shape))
         offset += _round_up(sizes[-1], alignment)
     head += bytes(_round_up(len(head), alignment) - len(head))
-    with atomic(path) as file:
+    with atomic(path, permissions) as file:
         file.write(head)
         for (name, _, _, data), size in zip(tensors, sizes, strict=True):
             write_data(file, name, data, size)

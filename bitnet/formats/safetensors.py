@@ -96,12 +96,15 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
 
 
-def member(folder: str | os.PathLike[str], name: str, inside: str = "") -> Path | None:
+def member(
+    folder: str | os.PathLike[str], name: str, inside: str = "", is_weights: bool = False
+) -> Path | None:
     """The path of a file named by a model folder, or None if it is not there.
 
     inside: a folder of the folder that it is in. FormatError if the name leaves the folder, by
-    itself or through a link. The one link allowed is that of a hub cache, from snapshots/REVISION
-    to the blobs beside it or above.
+    itself or through a link. Links allowed are those of a hub cache, from snapshots/REVISION to the
+    blobs beside it or above, and those of weights: whoever keeps them on another disk. What a text
+    holds could be copied into a converted model; of weights nothing but tensors is used.
     """
     folder = Path(folder).resolve()
     path = folder / inside / name
@@ -110,8 +113,9 @@ def member(folder: str | os.PathLike[str], name: str, inside: str = "") -> Path 
     if not os.path.isfile(path):  # false too for a name the system refuses
         return None
     target = path.resolve()
-    if target.parent != folder / inside and not _in_hub_cache(target, folder):
-        raise FormatError(path, "link", str(target), f"a file in {folder}")
+    if not is_weights and target.parent != folder / inside and not _in_hub_cache(target, folder):
+        limit = f"a file in {folder}; only weights may lie elsewhere"
+        raise FormatError(path, "link", str(target), limit)
     return path
 
 
@@ -120,13 +124,13 @@ def _in_hub_cache(target: Path, folder: Path) -> bool:
     if folder.parent.name != "snapshots":
         return False
     repository = folder.parent.parent
-    own, shared = repository / "blobs", repository.parent / "blobs"
+    own, shared = ((place / "blobs").resolve() for place in (repository, repository.parent))
     return target.parent == own or target.parent.parent == shared
 
 
 def open_folder(folder: Path) -> tuple[list[SafetensorsFile], dict[str, Tensor]]:
     """([SafetensorsFile], {name: Tensor}) of a model folder, by the index if there are several."""
-    if single := member(folder, SINGLE):
+    if single := member(folder, SINGLE, is_weights=True):
         file = SafetensorsFile(single)
         return [file], file.tensors
     index = member(folder, INDEX)
@@ -137,7 +141,7 @@ def open_folder(folder: Path) -> tuple[list[SafetensorsFile], dict[str, Tensor]]
         raise FormatError(index, "weight_map", weight_map, "an object {tensor: file}")
     files = {}
     for shard in sorted(set(weight_map.values())):
-        path = member(folder, shard)
+        path = member(folder, shard, is_weights=True)
         if path is None:
             raise FormatError(index, shard, "missing", "every file of weight_map beside the index")
         files[shard] = SafetensorsFile(path)

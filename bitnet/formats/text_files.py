@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import FormatError
+from .mapped_file import open_regular
 
 # Bytes of a text or JSON file. Parsed JSON takes up to 34 times its text (`{"":0},` is 7 bytes, its
 # dict 240), so this is at most 68 MiB of memory. A safetensors header has about 130 bytes a tensor:
@@ -45,10 +46,10 @@ def read_text(path: Path) -> str:
 
 
 def _read_small(path: Path) -> bytes:
-    size = os.stat(path).st_size
-    if size > MAX_TEXT_BYTES:
-        raise FormatError(path, "file size", size, f"at most {MAX_TEXT_BYTES} bytes")
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TEXT_BYTES:
+            raise FormatError(path, "file size", size, f"at most {MAX_TEXT_BYTES} bytes")
         return file.read(size)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import TokenIds
+from ..errors import NotFinite
 from ..models.transformer import Transformer
 from .scheduler import Scheduler
 
@@ -52,6 +53,8 @@ def _embed_group(out: Vectors, scheduler: Scheduler, group: list[TokenIds]) -> N
         hidden = forward(ids, list(zip(states, lengths, strict=True)), logits="hidden")
         assert hidden is not None
         for i, last in enumerate(np.cumsum(lengths) - 1):
+            if not np.isfinite(hidden[last]).all():
+                raise NotFinite(f"the embedding of a text of {len(group[i])} tokens is not finite")
             out[i] = normalized(hidden[last])
     finally:
         for state in states:

@@ -1,14 +1,17 @@
 """States of finished sequences in a folder: those that memory has no room for, and for a restart.
 
 Files of session_file.save, so a damaged one or one of another model is never used. Nothing here is
-needed: what goes wrong with a file is logged, and the prompt is read as if there were none.
+needed: what goes wrong with a file is logged, and the prompt is read as if there were none. Only a
+file that is damaged is deleted, or one beyond the limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ContextFull, FormatError, PoolExhausted
+from ..formats.atomic_write import TEMPORARY_SUFFIX, check_trusted
 from ..models.sequence_state import SequenceState
 from ..runtime.kv_cache import PAGE
 from . import session_file
@@ -25,6 +29,9 @@ log = logging.getLogger("bitnet")  # gets str(error): an error's traceback keeps
 PREFIX_SUFFIX = ".prefix.gguf"
 # Tokens: opening a file takes milliseconds, in which some tokens could be read as well.
 MIN_TOKENS_ON_DISK = PAGE
+# Seconds since a temporary file was written to, after which its writer is taken for dead: longer
+# than any disk takes to put what it has buffered in place.
+ABANDONED_AFTER = 600
 
 
 class DiskPrefixCache:
@@ -32,7 +39,7 @@ class DiskPrefixCache:
 
     folder: made if it is missing, for its owner alone. limit: bytes of all files in it, those used
     longest ago are deleted. fingerprint: of the model. new_state: new_state(sinks=n) gives an empty
-    one of this dtype. OSError if the folder cannot be made.
+    one of this dtype. OSError if the folder cannot be made, or if others may write into it.
     """
 
     def __init__(
@@ -47,11 +54,14 @@ class DiskPrefixCache:
         self._fingerprint, self._dtype, self._new_state = fingerprint, dtype, new_state
         self._tokens: dict[Path, NDArray[np.int32 | np.int64]] = {}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_trusted(self.folder)
         for path in self.folder.glob(f"*{PREFIX_SUFFIX}"):
             try:
+                check_trusted(path)
                 self._tokens[path] = np.array(session_file.tokens_of(path, dtype, fingerprint))
             except (FormatError, OSError) as error:
                 log.debug("not a prefix of this model: %s", str(error))
+        self._shrink()
 
     def save(self, tokens: NDArray[np.int64], state: SequenceState) -> None:
         """Write a state that has seen these tokens, unless a file serves as well."""
@@ -73,9 +83,9 @@ class DiskPrefixCache:
             for old in covered:
                 if old != path:
                     self._delete(old)
-            self._shrink()
         except OSError as error:
             log.warning("a prefix was not saved: %s", str(error))
+        self._shrink()
 
     def load(
         self, tokens: NDArray[np.int64], n_known: int, *, sinks: int | None = None
@@ -91,11 +101,15 @@ class DiskPrefixCache:
             try:
                 session_file.load(path, state, self._fingerprint)
                 state.trim(n)
-                os.utime(path)
+                self._touch(path)
                 return state
-            except (FormatError, OSError) as error:
+            except FormatError as error:
                 log.warning("a saved prefix is not used: %s", str(error))
                 self._delete(path)
+            except FileNotFoundError:  # deleted by another process
+                self._tokens.pop(path, None)
+            except OSError as error:  # no handles, no memory, a disk that is away: it may be good
+                log.warning("a saved prefix is not used now: %s", str(error))
             except (PoolExhausted, ContextFull) as error:
                 log.debug("no room for a saved prefix: %s", str(error))
         state.close()
@@ -110,15 +124,40 @@ class DiskPrefixCache:
                 best, length = path, n
         return best, length
 
+    def _touch(self, path: Path) -> None:
+        """Note that a file was used, where its folder can be written."""
+        try:
+            os.utime(path)
+        except OSError as error:
+            log.debug("the use of a prefix is not noted: %s", str(error))
+
     def _delete(self, path: Path) -> None:
+        """Forget a file, and remove it where its folder can be written."""
         self._tokens.pop(path, None)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a prefix was not deleted: %s", str(error))
 
     def _shrink(self) -> None:
-        files = [(path.stat(), path) for path in self.folder.glob(f"*{PREFIX_SUFFIX}")]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
-            if total <= self.limit:
-                break
-            total -= stat.st_size
-            self._delete(path)
+        """Delete what writers that were killed have left, and the files used longest ago beyond the
+        limit, which counts unfinished ones as well."""
+        try:
+            names = [
+                *self.folder.glob(f"*{PREFIX_SUFFIX}"),
+                *self.folder.glob(f".*{PREFIX_SUFFIX}.*{TEMPORARY_SUFFIX}"),
+            ]
+        except OSError as error:
+            log.warning("the prefix folder cannot be read: %s", str(error))
+            return
+        files = []
+        for path in names:
+            with contextlib.suppress(OSError):  # another process was first
+                files.append((path.lstat(), path))
+        total = sum(info.st_size for info, _ in files)
+        for info, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+            is_unfinished = path.suffix == TEMPORARY_SUFFIX
+            is_abandoned = is_unfinished and info.st_mtime < time.time() - ABANDONED_AFTER
+            if is_abandoned or (total > self.limit and not is_unfinished):
+                total -= info.st_size
+                self._delete(path)

@@ -71,8 +71,8 @@ class Drafts(Protocol):
     drafted: int
     accepted: int
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
-        """At most ``most`` tokens that may follow these."""
+    def propose(self, tokens: list[int], n_max: int) -> list[int]:
+        """At most n_max tokens that may follow these."""
 
     def record(self, n_drafted: int, n_accepted: int) -> None:
         """Learn how the latest draft fared."""
@@ -129,6 +129,10 @@ class Request:
         """Ask for its end; the scheduler sees to it before its next step."""
         self.is_cancelled = True
 
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, which result raises."""
+        self.error = error
+
     def result(self) -> Completion:
         """The completion, once it is done. Raises what ended it instead."""
         if self.error is not None:
@@ -136,6 +140,11 @@ class Request:
         if self.completion is None:
             raise ValueError("the request is not complete")
         return self.completion
+
+    @property
+    def outcome(self) -> Completion | BaseException | None:
+        """The completion or the error that it ended in; None before."""
+        return self.completion or self.error
 
     @property
     def has_slot(self) -> bool:
@@ -187,15 +196,20 @@ class Request:
         if not state.trim(length) and not (checkpoint and state.rollback(checkpoint)):
             state.trim(0)
 
-    def make_draft(self, most: int) -> None:
-        """Propose at most ``most`` tokens for the next step, as far as there is use and room."""
+    def make_draft(self, n_max: int) -> None:
+        """Propose at most n_max tokens for the next step, as far as there is use and room."""
         self.draft = []
         if self.drafts is None:
             return
         rest = self.stopping.max_tokens - (len(self.tokens) - self.n_prompt)
-        most = min(most, rest - 1, self.state.capacity - len(self.tokens))
-        if most > 0:
-            self.draft = self.drafts.propose(self.tokens, most)
+        n_max = min(n_max, rest - 1, self.state.capacity - len(self.tokens))
+        if n_max > 0:
+            self.draft = self.drafts.propose(self.tokens, n_max)
+
+    def drop_draft(self) -> int:
+        """Forget what make_draft proposed; how many tokens that were."""
+        n, self.draft = len(self.draft), []
+        return n
 
     def queries(self, n: int) -> list[LogitsQuery | None]:
         """Which logits the choice of each of the next n tokens depends on, None for all."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_number
 from ..compute import ops
+from ..errors import NotFinite
 from ..models.config import LIMITS
 from ..models.lm_head_screen import MAX_BEST, LogitsQuery
 from .logits_processors import Logits, LogitsProcessor, Mask, mask_of, work_array
@@ -269,8 +270,8 @@ def log_probabilities(logits: Logits, ids: Iterable[int]) -> list[float]:
 
 
 def check_finite(logits: Logits, position: int) -> None:
-    """ValueError if a logit is NaN or infinite: the weights are at fault."""
+    """NotFinite if a logit is NaN or infinite."""
     if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):  # NaN passes through both
         finite = np.isfinite(logits)
         n, first = len(logits) - np.count_nonzero(finite), int(finite.argmin())
-        raise ValueError(f"logits at position {position}: {n} not finite, first token {first}")
+        raise NotFinite(f"logits at position {position}: {n} not finite, first token {first}")

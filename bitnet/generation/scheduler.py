@@ -26,6 +26,8 @@ from ..checks import check_ids
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
+from ..models.workspace import DRAFT_ROWS
+from ..runtime import float_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
@@ -37,7 +39,6 @@ REENTERED = (
     "the model was called inside one of its own steps, by a signal handler, a finalizer or a "
     "callback: only closing and cancelling is possible there, and is done at the step's end"
 )
-DRAFT_ROWS = 8  # of a step, for all sequences: 9 rows of a 2B model take as long as 3 steps of one
 
 Batch = list[tuple[Request, int]]  # requests and how many of their tokens a step reads
 
@@ -45,7 +46,7 @@ Batch = list[tuple[Request, int]]  # requests and how many of their tokens a ste
 class Scheduler:
     """Runs requests on a transformer, up to ``slots`` at a time.
 
-    transformer: a Transformer, or what has its forward, new_state, reserve_logits, max_batch,
+    transformer: a Transformer, or what has its forward, new_state, max_batch,
     context and vocab_size. kv_dtype: of cached keys and values. All methods may be called from any
     thread.
 
@@ -112,16 +113,21 @@ class Scheduler:
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Submit, run until all are done: their completions. The first error cancels the rest."""
+        self.run(requests)
+        return [request.result() for request in requests]
+
+    def run(self, requests: Sequence[Request], *, stop_at_error: bool = True) -> None:
+        """Submit, and run until all are done. stop_at_error: the first error, in their order, is
+        raised and cancels the rest; otherwise each request keeps its own."""
         try:
             for request in requests:
                 self.submit(request)
-            completions = []
             for request in requests:
                 while not request.is_done:
                     request.deltas.clear()  # nobody collects them
                     self.progress(request)
-                completions.append(request.result())
-            return completions
+                if stop_at_error:
+                    request.result()
         finally:
             for request in requests:
                 self.cancel(request)
@@ -129,7 +135,8 @@ class Scheduler:
     def progress(self, request: Request) -> None:
         """Run a step, unless another thread has just done what this request waits for."""
         with self.alone():
-            if not request.is_done and not request.deltas and not self._step():
+            is_waiting = not request.is_done and not request.deltas
+            if is_waiting and not self._step() and not request.is_done:
                 raise Cancelled("the request is not queued in this scheduler")
 
     def step(self) -> bool:
@@ -151,13 +158,14 @@ class Scheduler:
         """
         self._refuse_inside()
         with self._lock:
-            self._owner = threading.get_ident()
+            self._owner, mode = threading.get_ident(), float_mode.swap(float_mode.IEEE)
             try:
                 yield
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
+                float_mode.swap(mode)
                 self._owner = None
                 self._run_deferred()
         self._catch_up()
@@ -240,8 +248,6 @@ class Scheduler:
             running.append(request)
             try:
                 request.take_slot(self._state_for(request))
-                if request.drafts:
-                    self.transformer.reserve_logits(self.slots + DRAFT_ROWS)
             except Exception as error:
                 self._end(request, error)
 
@@ -340,9 +346,8 @@ class Scheduler:
                 self._end(batch[0][0], error)
                 return
             for request, n in batch:
-                n -= len(request.draft)  # which may want memory that the text does not
-                request.draft = []
-                self._run([(request, n)])
+                # Drafts may need memory that the text does not.
+                self._run([(request, n - request.drop_draft())])
             return
         first = 0
         for (request, _), n in zip(batch, counts, strict=True):
@@ -385,7 +390,7 @@ class Scheduler:
 
     def _end(self, request: Request, error: BaseException) -> None:
         traceback.clear_frames(error.__traceback__)
-        request.error = error
+        request.fail(error)
         self._release(request)
 
     def _release(self, request: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds, check_ids
+from ..checks import TokenIds, check_ids, check_number, token_array
 from ..compute import ops
 from ..models.lm_head_screen import LogitsQuery
 from ..models.sequence_state import SequenceState
 from . import session_file
+from .sampling import check_finite
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -75,31 +77,34 @@ class Session:
 
         Faster than that where the head is large. Errors as of feed.
         """
-        token_id: int = ops.argmax(self._feed(token_ids, [LogitsQuery(1)]))
+        logits = self._feed(token_ids, [LogitsQuery(1)])
+        token_id: int = ops.argmax(logits)
+        if not math.isfinite(logits[token_id]):
+            check_finite(logits, self.length)
         return token_id
 
     def _feed(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
         with self._scheduler.alone():
+            ids = token_array(token_ids, self._scheduler.transformer.vocab_size)
             state = self._state
             length = state.length
             checkpoint = state.checkpoint()
             try:
-                logits = self._run(token_ids, queries)
+                logits = self._run(ids, queries)
             except BaseException:
                 if not state.rollback(checkpoint):
                     state.trim(state.length)  # of what is reserved
                 raise
             finally:
-                self._token_ids[length:] = map(int, token_ids[: state.length - length])
+                self._token_ids[length:] = ids[: state.length - length].tolist()
         return logits
 
-    def _run(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
-        transformer = self._scheduler.transformer
-        check_ids(token_ids, transformer.vocab_size)
-        ids = np.array(token_ids, np.int32)
-        begin = 0
+    def _run(
+        self, ids: NDArray[np.int32], queries: list[LogitsQuery] | None
+    ) -> NDArray[np.float32]:
+        begin, max_batch = 0, self._scheduler.transformer.max_batch
         while begin < len(ids):
-            part = ids[begin : begin + self._state.reservable(transformer.max_batch)]
+            part = ids[begin : begin + self._state.reservable(max_batch)]
             begin += len(part)
             which = "last" if begin == len(ids) else "none"
             logits = self._scheduler.forward(
@@ -117,6 +122,7 @@ class Session:
         model cannot go back there: what a window that has moved saw before is not held any more."""
         with self._scheduler.alone():
             state = self._state
+            check_number("length", length, int, 0, state.length)
             if state.start:
                 raise ValueError(f"trim: {length} (tokens before {state.start} are not held)")
             if not state.trim(length):

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError
 from ..formats import gguf
+from ..formats.atomic_write import PRIVATE
 from ..models.sequence_state import Bytes, SequenceState, StoredTensor
 
 ARCHITECTURE = "bitnet-session"
+VERSION = 2  # of the fingerprint; files without one are of 0.1.0, which saw four rows of a tensor
 
 FilePath = str | os.PathLike[str]
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 
 def save(path: FilePath, token_ids: Tokens, state: SequenceState, fingerprint: str) -> None:
-    """Write a sequence; it appears under its name only when complete and on disk.
+    """Write a sequence; it appears under its name only when complete and on disk, for its owner
+    alone.
 
     token_ids: those the state has seen. fingerprint: of the weights they went through.
     ValueError for a state that has given up its oldest positions.
@@ -32,6 +35,7 @@ def save(path: FilePath, token_ids: Tokens, state: SequenceState, fingerprint: s
     stored = list(zip(state.layout(len(tokens)), state.export(), strict=True))
     metadata = {
         "general.architecture": ARCHITECTURE,
+        "session.version": VERSION,
         "session.model": fingerprint,
         "session.dtype": state.dtype,
         "session.length": len(tokens),
@@ -42,7 +46,7 @@ def save(path: FilePath, token_ids: Tokens, state: SequenceState, fingerprint: s
         (tensor.name, (tensor.n_bytes // gguf.n_bytes_of(tensor.type, (1,)),), tensor.type, data)
         for tensor, data in stored
     ]
-    gguf.write(path, metadata, tensors)
+    gguf.write(path, metadata, tensors, PRIVATE)
 
 
 def load(path: FilePath, state: SequenceState, fingerprint: str) -> list[int]:
@@ -83,6 +87,9 @@ def common(a: Tokens, b: Tokens) -> int:
 
 def _tokens(file: gguf.GGUFFile, dtype: str, fingerprint: str) -> NDArray[np.int32]:
     _expect(file, "general.architecture", ARCHITECTURE, "a file of Session.save")
+    version = file.metadata.get("session.version", "missing")
+    if type(version) is not int or version != VERSION:
+        raise FormatError(file.path, "session.version", version, f"{VERSION}: save it again")
     _expect(file, "session.model", fingerprint, "the model it was saved with")
     _expect(file, "session.dtype", dtype, f"kv_dtype of this model, {dtype}")
     tokens = file.metadata.get("session.tokens")

@@ -1,8 +1,8 @@
 /* Ternary products by tables, where vectors are short of multipliers (AVX2). A byte of I2_S holds
  * four codes of a row: the 81 sums of four activations, with 16 tokens side by side in int16, are
- * laid out once for a byte column, and every row adds the one that its byte names: 64 products for
- * one load and one addition. Sums stay int16 while those of the activations' magnitudes would: two
- * blocks at worst, some eight where activations are as usual (lookup_max_sum). */
+ * laid out once for a byte column, and every row adds the entry that its byte names: 64 products
+ * for one load and one addition. Sums stay int16 for as long as the sum of the activations'
+ * magnitudes would fit: two blocks at worst, some eight with usual activations (lookup_max_sum). */
 #pragma once
 #include "simd/simd.h"
 

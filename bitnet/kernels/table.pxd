@@ -42,11 +42,11 @@ cdef struct View:                       # what a query sees of its sequence: sin
 
 cdef struct CoarseInputs:               # up to eight inputs of a screen that share a pass over rows
     Py_ssize_t n                        # inputs
-    double step[8]                      # what these three are is in compute/screen_bounds.pxd
-    double error[8]
-    double rest[8]
+    double step[8]                      # of each input, as InputBound in compute/screen_bounds.pxd
+    double error[8]                     # the same
+    double rest[8]                      # the same
     double threshold[8]                 # rows whose upper bounds reach it are reported
-    double underflow                    # the same for all inputs: compute/screen_bounds.pxd
+    double underflow                    # the same, one for all inputs
     double norm                         # the largest norm of an input
     int32_t sum[8]                      # sums of the codes of each input
     bint has_noise                      # False: all noise is 0

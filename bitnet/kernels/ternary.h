@@ -11,13 +11,13 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
 }
 #endif
 
-/* PIN: a value in a register of its own. gcc reads codes again for every field, copies sums about
- * around a dpbusd, adds products in a tree and spills half of them: 434 instead of 485 G weights x
- * tokens/s with AVX-512, one token at 39 instead of 53 GB/s with AVX-VNNI. */
+/* PIN keeps a value in a register of its own. Without it gcc reads codes again for every field,
+ * copies sums around a dpbusd, adds products in a tree and spills half of them: 434 instead of 485
+ * G weights x tokens/s with AVX-512, one token at 39 instead of 53 GB/s with AVX-VNNI. */
 
-/* A tile's steps: STEP(R, N, CODES, INPUT) adds those of R rows to ACC, R x N sums. They are int32
- * in sum, or first int16 in acc and folded into sum every FOLD steps. Both where one is enough, and
- * gcc keeps half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
+/* A tile's steps: STEP(R, N, CODES, INPUT) adds the products of R rows to ACC, R x N sums. They are
+ * int32 in sum, or int16 in acc and folded into sum every FOLD steps. If there were always both,
+ * gcc would keep half of them in memory: 386 instead of 411 G weights x tokens/s with AVX-512. */
 #define PREFETCH_ROWS(R, PREFETCH)                                                                \
     UNROLL for (int i = 0; i < R * VEC_BYTES; i += 64)                                            \
         PREFETCH(w + R * VEC_BYTES * s + i + PREFETCH_DISTANCE)
@@ -87,7 +87,8 @@ static inline vec vec_input_tail(const int8_t *x, ptrdiff_t step, int field) {
             memcpy(out + t * out_stride, sums + R * t, R * sizeof *sums);                         \
     }
 
-/* One token: sums apart for fields that count apart, which need not be shifted into place then. */
+/* One token: a field that is left in place counts a power of 4 times. Fields of other powers have
+ * other sums, scaled back at the end, so that few fields, or none, are shifted. */
 #define STEP_1(R, SUMS, CODES, INPUT)                                                             \
     do {                                                                                          \
         vec p[R];                                                                                 \

@@ -10,8 +10,8 @@ static inline f32x16 f32_add_product(f32x16 c, f32x16 a, f32x16 b) {
     return f32_add(c, f32_mul(a, b));
 }
 
-/* G heads, C vectors of lanes. One row of m after the other is added to all sums; meanwhile as many
- * bytes are prefetched as are read: in bursts they would wait for each other. */
+/* G heads, C vectors of lanes. One row of m after the other is added to all sums, and each time as
+ * many bytes are prefetched as are read: in bursts, prefetches would wait for each other. */
 #define WEIGHTED_SUM_LOOP(NAME, TYPE, LOAD, ADD, G, C)                                            \
     static inline void NAME(float *out, ptrdiff_t out_stride, const float *a, ptrdiff_t a_stride, \
                             const TYPE *m, ptrdiff_t stride, ptrdiff_t column, ptrdiff_t n,       \

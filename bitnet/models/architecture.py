@@ -12,7 +12,8 @@ import numpy as np
 from ..runtime.pool import Pool
 from .sequence_state import SequenceState, attention_parts
 
-LINEARS = {  # of a block: (outputs, inputs) as names of widths
+# What most families have. Widths are names of ModelConfig.widths.
+LINEARS = {  # ternary tensor of a block: (outputs, inputs)
     "self_attn.q_proj": ("q", "hidden"),
     "self_attn.k_proj": ("kv", "hidden"),
     "self_attn.v_proj": ("kv", "hidden"),
@@ -22,16 +23,24 @@ LINEARS = {  # of a block: (outputs, inputs) as names of widths
     "mlp.down_proj": ("hidden", "ffn"),
 }
 BLOCK_NORMS = {"input_layernorm": "hidden", "post_attention_layernorm": "hidden"}
+BLOCK_ARRAYS = {  # work array of a block: the widths that lie side by side in its rows
+    "hidden": ("hidden",),
+    "normed": ("hidden",),
+    "qkv": ("q", "kv", "kv"),
+    "attended": ("q",),
+    "gate_up": ("ffn", "ffn"),
+    "gated": ("ffn",),
+}
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # linears whose outputs RoPE rotates
-QUERY_NORM = "self_attn.q_norm"  # some files hold the query scale in its weights
-GGUF_NAMES = {
+QUERY_NORM = "self_attn.q_norm"  # the norm in whose weights some files hold the query scale
+GGUF_NAMES = {  # tensor: its name in a GGUF, less "blk.0."
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # <arch>.pooling_type, llama.cpp's numbers
+POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers in <arch>.pooling_type
 
 
 def _no_fields(fields: Any) -> dict[str, Any]:
@@ -53,25 +62,29 @@ class Architecture:
     block: the graph of one block; block(bind) binds its weights (see transformer.Binder),
         block(s, batch) runs it.
     linears: {ternary tensor of a block: (outputs, inputs)}, norms: {norm of a block: its length},
-        as names of widths: "hidden", "q", "kv", "ffn" or "head".
+        widths being names of ModelConfig.widths.
+    block_arrays: {attribute of s, an array that block works on: the widths that lie side by side in
+        a row of it}. Besides them s.codes takes the quantised input of any of the linears.
     activations: what hidden_act may be; the first is that of a GGUF that does not say.
 
     In HF folders:
-    model_types: of config.json. hf_architectures: of config.json, where its model_type misleads.
+    model_types: its names in config.json. hf_architectures: names in "architectures" there, for
+        models whose model_type is that of another family.
     hf_names: {tensor: its name in the file} where that is not ours.
-    hf_class: of transformers, for a folder that is written.
+    hf_class: the class of transformers that a folder names which is written.
     float_linears: what linears are without a quantization_config: "masters", to be quantised,
-        "floats", which must turn out to be ternary, or None: such a folder is refused.
-    linear_class: of folders that are written, where every scale stays the same by it: with
-        "bitlinear" stored scales divide, as published models have it, else they multiply.
+        "floats", which must prove to be ternary, or None: such a folder is refused.
+    linear_class: linear_class in the quantization_config of a folder that is written, if every
+        scale stays the same by it: with "bitlinear" stored scales divide, as published models have
+        it, else they multiply.
     norms_are_offsets: norms are stored less 1, but for those in front of projections.
     from_hf: (config._Fields) -> further fields of ModelConfig. to_hf: (ModelConfig, what every
         config.json has) -> what that of this family has.
 
     In GGUF files:
-    gguf_architectures: general.architecture. gguf_names: as hf_names.
+    gguf_architectures: its names in general.architecture. gguf_names: as hf_names.
     name_in_gguf: (Architecture, ModelConfig) -> general.architecture of a file that is written.
-    ambiguous: of gguf_architectures those under which several activations are published.
+    ambiguous: the gguf_architectures under which models with several activations are published.
     interleaved_in_gguf: q and k rows are permuted for RoPE over pairs (2j, 2j + 1).
     from_gguf: as from_hf.
 
@@ -83,6 +96,7 @@ class Architecture:
     block: type
     norms: dict[str, str]
     linears: dict[str, tuple[str, str]] = field(default_factory=LINEARS.copy)
+    block_arrays: dict[str, tuple[str, ...]] = field(default_factory=BLOCK_ARRAYS.copy)
     activations: tuple[str, ...] = ("silu",)
     model_types: tuple[str, ...] = ()
     hf_architectures: tuple[str, ...] = ()

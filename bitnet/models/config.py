@@ -7,20 +7,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..compute.operands import MAX_LINEAR_COLS
 from ..errors import FormatError
+from . import rope_scaling
 from .architecture import Architecture
 from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
+from .rope_scaling import RopeScaling
 
 log = logging.getLogger("bitnet")
 
 END_OF_TURN = "<|eot_id|>"
 
-# field -> lower and upper bound: far beyond every model known, and such that nothing derived
-# from one (a position, a page of the cache, an int32 dot product) overflows or takes seconds; rows
-# of fewer than 32 columns would grow more than fourfold when padded. Floats where the value is one.
+# field: (lower, upper bound). Far beyond every model known, and such that nothing computed from a
+# field (a position, a page of the cache, an int32 dot product) overflows or takes seconds. Rows of
+# fewer than 32 columns would grow more than fourfold when padded. Bounds are floats where values
+# may be.
 LIMITS = {
     "hidden_size": (32, 1 << 16),
-    "intermediate_size": (32, 1 << 18),
+    "intermediate_size": (32, MAX_LINEAR_COLS),
     "num_hidden_layers": (1, 1000),
     "num_attention_heads": (1, 1024),
     "num_key_value_heads": (1, 1024),
@@ -33,15 +39,13 @@ LIMITS = {
     "rope_local_base_freq": (1.0, 1e12),
     "query_pre_attn_scalar": (1.0, 1e6),
     "sliding_window": (0, 1 << 24),
-    "temperature": (
-        0.0,
-        100.0,
-    ),  # this and top_p bound requests as well, see generation/sampling.py
-    "top_k": (0, 1 << 21),  # as vocab_size: requests may have any int32
+    # These bound requests as well, but for top_k: see generation/sampling.py.
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 21),
     "top_p": (0.0, 1.0),
 }
 
-# field -> key of GGUF metadata, after the "<arch>."
+# field: key of GGUF metadata, after the "<arch>."
 GGUF_KEYS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -67,9 +71,10 @@ class ModelConfig:
 
     Fields are named as in HF config.json. family: a key of registry.ARCHITECTURES. architecture:
     what the file calls it, for messages.
-    rope_interleaved: RoPE turns the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
+    rope_interleaved: RoPE rotates the pairs (2j, 2j + 1) instead of (j, j + head_dim / 2).
     pooling: "last" in an embedding model, whose embedding of a text is that of its last token.
-    query_scale: on top of 1 / sqrt(head_dim). embedding_scale: of the rows of embed_tokens.
+    query_scale: factor of queries, besides 1 / sqrt(head_dim). embedding_scale: factor of the rows
+        of embed_tokens.
     norms_are_offsets: the file holds norms less 1, see Architecture.
     sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
         they use rope_local_theta.
@@ -99,6 +104,7 @@ class ModelConfig:
     sliding_window: int = 0
     sliding_layers: tuple[bool, ...] = ()
     rope_local_theta: float = 0.0
+    rope_scaling: RopeScaling | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -119,23 +125,23 @@ class ModelConfig:
                 raise fields.error(key, config[key], "false; biases are not supported")
         stated = extra.token_ids("eos_token_id") + fields.token_ids("eos_token_id")
         bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
-        particular = arch.from_hf(fields)
-        shape = _shape(fields, particular.get("head_dim"))
-        if "hidden_act" not in particular:
-            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
+        family_fields = arch.from_hf(fields)
+        shape = _shape(fields, family_fields.get("head_dim"))
+        if "hidden_act" not in family_fields:
+            family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
         return cls(
             family=arch.name,
             architecture=str(config.get("model_type")),
             **{
                 "num_key_value_heads": fields.number("num_key_value_heads"),
                 "vocab_size": fields.number("vocab_size"),
-                "rope_theta": _hf_rope_theta(fields.values, path),
+                **_hf_rope(fields, shape["max_position_embeddings"]),
                 "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
                 "rope_interleaved": False,
                 "norms_are_offsets": arch.norms_are_offsets,
             }
             | shape
-            | particular,
+            | family_fields,
             bos_token_id=bos_token_ids[0] if bos_token_ids else None,
             eos_token_ids=tuple(dict.fromkeys((*stated, *eos_token_ids))),
             do_sample=extra.flag("do_sample", False),
@@ -156,11 +162,12 @@ class ModelConfig:
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
         _check_gguf_rope(fields, shape["head_dim"])
-        particular = arch.from_gguf(fields)
+        theta = fields.number("rope_theta")
+        family_fields = arch.from_gguf(fields)
         if fields.get("hidden_act", None) is not None:
-            particular["hidden_act"] = fields.choice("hidden_act", arch.activations)
-        elif "hidden_act" in particular:
-            key, chosen = fields.key("hidden_act"), particular["hidden_act"]
+            family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
+        elif "hidden_act" in family_fields:
+            key, chosen = fields.key("hidden_act"), family_fields["hidden_act"]
             log.info("%s: no %s; %s by architecture and shape", path, key, chosen)
         return cls(
             family=arch.name,
@@ -171,12 +178,15 @@ class ModelConfig:
                     "num_key_value_heads", shape["num_attention_heads"]
                 ),
                 "vocab_size": fields.number("vocab_size", n_embeddings),
-                "rope_theta": fields.number("rope_theta"),
+                "rope_theta": theta,
+                "rope_scaling": rope_scaling.from_gguf(
+                    fields, theta, shape["max_position_embeddings"]
+                ),
                 "hidden_act": arch.activations[0],
                 "tie_word_embeddings": not has_lm_head,
                 "rope_interleaved": arch.interleaved_in_gguf,
             }
-            | particular,
+            | family_fields,
             bos_token_id=next(iter(general.token_ids("bos_token_id")), None),
             eos_token_ids=_gguf_eos_token_ids(general),
             do_sample=sampling.get("temperature", None) is not None,
@@ -190,6 +200,11 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             limit = f"a divisor of num_attention_heads {self.num_attention_heads}"
             raise FormatError(path, "num_key_value_heads", self.num_key_value_heads, limit)
+        width = self.widths()
+        for name, (_, inputs) in self.arch.linears.items():
+            if width[inputs] > MAX_LINEAR_COLS:
+                limit = f"at most {MAX_LINEAR_COLS} columns of a linear layer"
+                raise FormatError(path, name, width[inputs], limit)
         bos = () if self.bos_token_id is None else (self.bos_token_id,)
         for field, ids in (("bos_token_id", bos), ("eos_token_id", self.eos_token_ids)):
             for token_id in ids:
@@ -204,19 +219,23 @@ class ModelConfig:
 
     def arithmetic(self):
         """The fields on which keys and values depend, besides the weights."""
-        apart = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
-                 "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
+        others = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
+                  "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
         return {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in others
         }
 
-    def tensor_shapes(self):
-        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+    def widths(self):
+        """{name: columns}: the widths by which an Architecture says the shapes of its tensors."""
         heads, head = self.num_attention_heads, self.head_dim
-        width = {
+        return {
             "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
             "q": heads * head, "kv": self.num_key_value_heads * head,
         }  # fmt: skip
+
+    def tensor_shapes(self):
+        """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
+        width = self.widths()
         block = {name: (width[n], width[k]) for name, (n, k) in self.arch.linears.items()}
         block |= {name: (width[n],) for name, n in self.arch.norms.items()}
         embedding = (self.vocab_size, self.hidden_size)
@@ -258,7 +277,7 @@ class _Fields:
         value = self.get(name, default)
         low, high = LIMITS[name]
         types = (int,) if isinstance(low, int) else (int, float)
-        if type(value) not in types or not low <= value <= high:  # NaN fails the comparison
+        if type(value) not in types or not _is_within(value, low, high):
             what = "a whole number" if isinstance(low, int) else "a number"
             raise self.error(name, value, f"{what} from {low} to {high}")
         return types[-1](value)
@@ -291,6 +310,11 @@ class _Fields:
         return tuple(ids)
 
 
+def _is_within(value, low, high):
+    """Whether low <= value <= high, not NaN. In a GGUF a bound may be the float32 nearest to it."""
+    return low <= value <= high or value in np.float32([low, high]).tolist()
+
+
 def _shape(fields, head_dim=None):
     """The fields both kinds of file must give; head_dim may follow from two others."""
     names = (
@@ -303,7 +327,7 @@ def _shape(fields, head_dim=None):
 
 
 def _flat_rope(config):
-    """transformers 5 keeps a set of RoPE parameters for each kind of layer: as 4 has them."""
+    """RoPE parameters as transformers 4 has them; 5 keeps a set for each kind of layer."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not isinstance(rope.get("full_attention"), dict):
         return config
@@ -312,27 +336,22 @@ def _flat_rope(config):
     return config | {"rope_parameters": rope["full_attention"], "rope_local_base_freq": local}
 
 
-def _hf_rope_theta(config, path):
-    """rope_theta, at the top (transformers 4) or in rope_parameters (5); scaled RoPE is refused."""
+def _hf_rope(fields, context):
+    """rope_theta and rope_scaling: at the top (transformers 4) or in rope_parameters (5)."""
+    config = fields.values
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if scaling != "default":
-        raise FormatError(path, "rope_type", scaling, "default; scaled RoPE is not supported")
+    if not isinstance(rope, dict):
+        raise fields.error("rope_type", rope, "an object of RoPE's parameters")
     values = config if config.get("rope_theta") is not None else rope
-    if not isinstance(values, dict):
-        raise FormatError(path, "rope_theta", "missing", "required")
-    return _Fields(values, path).number("rope_theta")
+    theta = _Fields(values, fields.path).number("rope_theta")
+    scaling = rope_scaling.from_hf(rope, fields, theta, context)
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def _check_gguf_rope(fields, head_dim):
     for name in ("attention.value_length", "rope.dimension_count"):
         if (value := fields.plain(name, head_dim)) != head_dim:
             raise fields.error(name, value, f"head_dim, {head_dim}")
-    # some writers state linear scaling by a factor of 1, which is none
-    scaling = fields.plain("rope.scaling.type", "none")
-    factor = fields.plain("rope.scaling.factor", 1.0)
-    if scaling != "none" and (scaling, factor) != ("linear", 1.0):
-        raise fields.error("rope.scaling.type", scaling, "none; scaled RoPE is not supported")
 
 
 def _gguf_eos_token_ids(fields):
@@ -354,9 +373,9 @@ def hf_architecture(config, path):
 
 
 def hf_linears(config, path):
-    """How an HF folder of a known family stores its linear layers: "multiply" or "divide" (packed,
-    and what the scale beside them does), "masters" (floats to quantise), or "floats", which must
-    turn out to be ternary."""
+    """How an HF folder of a known family stores its linear layers: packed, with a scale that is to
+    "multiply" or "divide"; or as "masters", floats to quantise, or as "floats", which must prove to
+    be ternary."""
     model, arch = _Fields(config, path), hf_architecture(config, path)
     values = config.get("quantization_config")
     if values is None and arch.float_linears:

@@ -12,9 +12,11 @@ from ..compute import ops
 from . import qwen3
 from .architecture import Architecture
 
-LOCAL_ROPE_THETA = 10000.0  # of sliding layers in a GGUF, which does not say; as llama.cpp has it
-FULL_EVERY = 6  # layers, where a GGUF does not say; as llama.cpp has it
-FULL, SLIDING = "full_attention", "sliding_attention"  # layer_types of config.json
+# Where a file does not say, as in llama.cpp: the RoPE base of sliding layers, and after how many
+# layers one has full attention.
+LOCAL_ROPE_THETA = 10000.0
+FULL_EVERY = 6
+FULL, SLIDING = "full_attention", "sliding_attention"  # as layer_types of config.json has them
 
 
 class Block(qwen3.Block):
@@ -108,10 +110,11 @@ GEMMA3 = Architecture(
     block=Block,
     norms=qwen3.NORMS
     | {"pre_feedforward_layernorm": "hidden", "post_feedforward_layernorm": "hidden"},
+    block_arrays=qwen3.ARRAYS,
     activations=("gelu",),
     model_types=("gemma3_text",),
     gguf_architectures=("gemma3",),
-    gguf_names=qwen3.GGUF_NAMES
+    gguf_names=qwen3.NORMS_IN_GGUF
     | {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",

@@ -18,7 +18,7 @@ class Block:
         config = bind.config
         self.layer, self.act = bind.layer, config.hidden_act
         self.n_rotated = config.num_attention_heads + config.num_key_value_heads
-        self.rope = bind.rope(config.rope_theta)
+        self.rope = bind.rope()
         self.input_layernorm = bind.norm("input_layernorm")
         self.qkv_proj = bind.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self.attn_sub_norm = bind.norm("self_attn.attn_sub_norm") if config.sub_norms else None
@@ -106,7 +106,7 @@ _SHAPE_2B_4T = {
 
 
 def _gguf_activation(fields):
-    """What is known of the architecture, where the file does not say: no official file does, and
-    engines that guess SiLU give 2B-4T a perplexity of 99.8 instead of 17.1."""
+    """hidden_act of a GGUF that does not say, by its architecture and shape. No official file says,
+    and engines that guess SiLU give 2B-4T a perplexity of 99.8 instead of 17.1."""
     is_2b_4t = all(fields.get(name, None) == value for name, value in _SHAPE_2B_4T.items())
     return "silu" if fields.prefix == "bitnet." and not is_2b_4t else "relu2"

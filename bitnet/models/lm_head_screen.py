@@ -88,8 +88,3 @@ def derive(
         codes = buffer[: bound.n_rows - first]
         ops.derive_screen(codes, bounds[first : first + len(codes)], bound, first, n_threads)
         yield codes
-
-
-def is_sound(bounds: NDArray[np.float32]) -> bool:
-    """Whether derive could have made these bounds: no NaN, nothing negative, scales finite."""
-    return bool((bounds >= 0).all() and np.isfinite(bounds[:, 0]).all())

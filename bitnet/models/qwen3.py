@@ -5,7 +5,7 @@ An embedding model: the final norm of the last token, L2-normalised, is the embe
 
 from ..compute import ops
 from . import architecture
-from .architecture import BLOCK_NORMS, LINEARS, POOLING_TYPES, Architecture
+from .architecture import BLOCK_ARRAYS, BLOCK_NORMS, LINEARS, POOLING_TYPES, Architecture
 
 
 class Block:
@@ -16,7 +16,7 @@ class Block:
         config = bind.config
         self.layer, self.act, self.window = bind.layer, config.hidden_act, bind.window
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.rope = bind.rope(bind.rope_theta)
+        self.rope = bind.rope()
         q_width, kv_width = self.n_heads * config.head_dim, self.n_kv_heads * config.head_dim
         norm, linear = bind.norm, bind.linear
         self.input_layernorm = norm("input_layernorm")
@@ -44,7 +44,7 @@ class Block:
         self.add_projection(s, batch, self.down_proj)
 
     def attention(self, s, batch):
-        """s.codes = what o_proj takes."""
+        """s.codes = the quantised input of o_proj."""
         ops.rms_norm(s.normed, self.input_layernorm, s.hidden, batch)  # (n, hidden)
         self.project(s.qkv, self.qkv, s, batch)  # (n, (H + 2 Hkv) D)
         ops.head_norm(s.qkv, self.q_norm, 0, self.n_heads, batch)
@@ -56,7 +56,7 @@ class Block:
         ops.quantize(s.codes, s.attended, batch)
 
     def feed_forward(self, s, batch):
-        """s.codes = what down_proj takes."""
+        """s.codes = the quantised input of down_proj."""
         ops.rms_norm(s.normed, self.pre_mlp_norm, s.hidden, batch)
         self.project(s.gate_up, self.gate_up, s, batch)  # (n, 2 ffn)
         ops.gated_activation(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
@@ -81,13 +81,14 @@ NORMS = (
     | dict.fromkeys(HEAD_NORMS, "head")
     | {f"{linear}.norm": inputs for linear, (_, inputs) in LINEARS.items()}
 )
-GGUF_NAMES = HEAD_NORMS | {
+ARRAYS = BLOCK_ARRAYS | {"projected": ("hidden",)}  # the input of a projection, normed by its own
+NORMS_IN_GGUF = HEAD_NORMS | {
     f"{linear}.norm": f"{architecture.GGUF_NAMES[linear]}_norm_in" for linear in LINEARS
 }
 
 
 def gguf_pooling(fields):
-    """ "last", which this engine does; another one, or none, is refused."""
+    """The pooling that a GGUF states: it must be "last", which is the only one supported."""
     stated = fields.plain("pooling_type", "missing")
     if POOLING_TYPES.get(stated) != "last":
         shown = POOLING_TYPES.get(stated, stated)
@@ -99,9 +100,10 @@ QWEN3 = Architecture(
     name="qwen3",
     block=Block,
     norms=NORMS,
+    block_arrays=ARRAYS,
     model_types=("qwen3",),
     gguf_architectures=("qwen3",),
-    gguf_names=GGUF_NAMES,
+    gguf_names=NORMS_IN_GGUF,
     hf_class="Qwen3Model",
     float_linears="masters",
     from_hf=lambda fields: {"pooling": "last"},

@@ -7,14 +7,19 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
+from .rope_scaling import RopeScaling
 
-def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """float32 (head_dim / 2,): 1 / theta^(2j / head_dim), each step rounded as float32."""
+
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """float32 (head_dim / 2,): 1 / theta^(2j / head_dim), each step rounded as float32; scaled."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     with localcontext() as context:
         context.prec = 40
         powers = [float(Decimal(theta) ** Decimal(float(e))) for e in exponents]
-    return np.float32(1) / np.array(powers, np.float32)
+    periods = np.array(powers, np.float32)
+    return np.float32(1) / periods if scaling is None else scaling.frequencies(periods, theta)
 
 
 def row_order(n_rows: int, head_dim: int, interleaved: bool) -> np.ndarray:

@@ -25,7 +25,6 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
-from ..errors import FormatError
 from ..runtime import mmap
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from ..runtime.pool import Pool
@@ -38,6 +37,7 @@ from .workspace import (
     WorkArray,
     activation_arrays,
     quantized_arrays,
+    rope_name,
     screen_arrays,
     thread_arrays,
     work_arrays,
@@ -47,16 +47,15 @@ from .workspace import (
 class Binder:
     """What an architecture's block takes its weights from: one layer of a model, bound for ops.
 
-    config: ModelConfig. layer: its number. window: positions it sees, 0 for all. rope_theta: its
-    RoPE base. query_scale: what queries are to be multiplied with.
+    config: ModelConfig. layer: its number. window: positions it sees, 0 for all. query_scale: what
+    queries are to be multiplied with.
     """
 
     def __init__(self, transformer, weights, layer):
         self.config, self.layer = transformer.config, layer
         self.query_scale = self.config.query_scale
-        slides = bool(self.config.sliding_layers) and self.config.sliding_layers[layer]
-        self.window = self.config.sliding_window if slides else 0
-        self.rope_theta = self.config.rope_local_theta if slides else self.config.rope_theta
+        self._slides = bool(self.config.sliding_layers) and self.config.sliding_layers[layer]
+        self.window = self.config.sliding_window if self._slides else 0
         self._transformer, self._weights = transformer, weights
 
     def norm(self, name, scale=1.0):
@@ -68,9 +67,9 @@ class Binder:
         names = [f"layers.{self.layer}.{name}" for name in names]
         return self._transformer.bind_linear(self._weights, self.layer, names)
 
-    def rope(self, theta):
-        """The Rope of a RoPE base."""
-        return self._transformer.bind_rope(theta)
+    def rope(self):
+        """The layer's Rope: of the local base, and not scaled, where its window slides."""
+        return self._transformer.bind_rope(self._slides)
 
 
 class Transformer:
@@ -146,19 +145,26 @@ class Transformer:
     def bind_linear(self, weights, layer, names):
         stack = [weights.ternary(name) for name in names]
         linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
-        self._linears[layer].append((linear, [t.where for t in stack]))
+        self._linears[layer].append((linear, [(t.path, t.name) for t in stack]))
         self._mapped[layer] += [t.codes for t in stack]
         return linear
 
-    def bind_rope(self, theta):
+    def bind_rope(self, is_local):
         c = self.config
-        if theta not in self._ropes:
-            frequencies = self._arrays[f"rope.{theta}.frequencies"]
-            frequencies[:] = inverse_frequencies(c.head_dim, theta)
-            cos_sin = self._arrays[f"rope.{theta}.cos_sin"]
-            trained = c.max_position_embeddings
-            self._ropes[theta] = Rope(frequencies, cos_sin, c.rope_interleaved, trained)
-        return self._ropes[theta]
+        if is_local not in self._ropes:
+            theta = c.rope_local_theta if is_local else c.rope_theta
+            scaling = None if is_local else c.rope_scaling
+            name = rope_name(is_local)
+            frequencies = self._arrays[f"{name}.frequencies"]
+            frequencies[:] = inverse_frequencies(c.head_dim, theta, scaling)
+            self._ropes[is_local] = Rope(
+                frequencies,
+                self._arrays[f"{name}.cos_sin"],
+                c.rope_interleaved,
+                c.max_position_embeddings,
+                1.0 if scaling is None else scaling.attention_factor,
+            )
+        return self._ropes[is_local]
 
     def _activations(self):
         """What a block's graph works on: a Matrix for each of activation_arrays, and codes."""
@@ -180,11 +186,6 @@ class Transformer:
             if self.batch.n_workspaces < n:
                 self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n
-
-    def reserve_logits(self, n_rows: int) -> None:
-        """Take room for so many rows of logits; PoolExhausted."""
-        if n_rows > self.logits.n_rows:
-            self.logits = self._more_logits(n_rows)
 
     def _more_logits(self, n_rows: int) -> Matrix:
         shape = (n_rows, self.vocab_size)
@@ -228,6 +229,7 @@ class Transformer:
         out of range, FormatError the first time the weights turn out to hold an illegal code, and
         when a mapped file has shrunk.
         """
+        mmap.arm()
         rows, is_hidden = logits_rows(sequences, logits), logits == "hidden"
         batch, s = self._set_batch(sequences), self.activations
         out = s.normed if is_hidden else self.logits
@@ -295,12 +297,10 @@ class Transformer:
     def _check_codes(self, layer):
         """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""
         for linear, where in self._linears[layer]:
-            found = ops.find_code_3(linear, self.n_threads)
-            if found:
-                part, row = found
-                limit = "codes are 0, 1, 2 for -1, 0, 1"
-                path = self._unchecked.path
-                raise FormatError(path, f"{where[part]} row {row}", "code 3", limit)
+            place = ops.find_code_3(linear, self.n_threads)
+            if place:
+                part, row = place
+                raise self._unchecked.code_3(*where[part], row)
 
 
 def logits_rows(

@@ -14,13 +14,15 @@ from ..compute import ops
 from ..compute.operands import screen_work
 from ..formats.ternary_layouts import padded
 from ..runtime.pool import Pool
-from .registry import ARCHITECTURES
 
-MAX_BATCH = 256  # rows of one forward pass: more are not faster, and work arrays grow with them
+MAX_BATCH = 256  # rows of one forward pass: more are no faster, and work arrays grow with them
+# Rows of a pass, for all sequences, that check drafts: 9 rows of a 2B model take as long as 3 steps
+# of one.
+DRAFT_ROWS = 8
 
 
 class WorkArray(NamedTuple):
-    """One work array. purpose: what its bytes are counted as in the pool."""
+    """One work array. purpose: what the pool counts its bytes for."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +58,7 @@ def work_arrays(
         *quantized_arrays(config, n_rows),
         WorkArray("attention.partials", (_partials(config),), np.float32, "scratch"),
         *thread_arrays(config, n_threads),
-        WorkArray("logits", (n_sequences, config.vocab_size), np.float32, "logits"),
+        WorkArray("logits", (n_sequences + DRAFT_ROWS, config.vocab_size), np.float32, "logits"),
     ]
     return arrays + (screen_arrays(config) if has_screen else [])
 
@@ -68,39 +70,33 @@ def norm_arrays(config: Any) -> list[WorkArray]:
 
 
 def rope_arrays(config: Any, n_rows: int) -> list[WorkArray]:
-    """Frequencies, and cosines and sines of n_rows positions, for each RoPE base in use."""
-    local, everywhere = config.rope_local_theta, config.rope_theta
-    bases = {local if slides else everywhere for slides in config.sliding_layers or (False,)}
+    """Frequencies, and cosines and sines of n_rows positions, of both kinds of RoPE in use."""
     half = config.head_dim // 2
     return [
-        WorkArray(name, shape, np.float32, "rope")
-        for theta in sorted(bases)
-        for name, shape in (
-            (f"rope.{theta}.frequencies", (half,)), (f"rope.{theta}.cos_sin", (2, n_rows, half)))
-    ]  # fmt: skip
+        WorkArray(f"{rope_name(is_local)}.{part}", shape, np.float32, "rope")
+        for is_local in sorted(set(config.sliding_layers or (False,)))
+        for part, shape in (("frequencies", (half,)), ("cos_sin", (2, n_rows, half)))
+    ]
+
+
+def rope_name(is_local: bool) -> str:
+    """How the arrays of a RoPE begin. is_local: that of layers whose window slides."""
+    return "rope.local" if is_local else "rope"
 
 
 def activation_arrays(config: Any, n_rows: int) -> list[WorkArray]:
-    """What a block's graph works on, float32 (n_rows, width), by the names it has there."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q_width = config.num_attention_heads * config.head_dim
-    widths = {
-        "hidden": hidden,
-        "normed": hidden,
-        "qkv": q_width + 2 * config.num_key_value_heads * config.head_dim,
-        "attended": q_width,
-        "gate_up": 2 * ffn,
-        "gated": ffn,
-    }
-    if "self_attn.q_proj.norm" in ARCHITECTURES[config.family].norms:
-        widths["projected"] = hidden  # each projection has a norm of its own in front
-    return [WorkArray(name, (n_rows, w), np.float32, "scratch") for name, w in widths.items()]
+    """What a block's graph works on, float32 (n_rows, width): block_arrays of the Architecture."""
+    widths = config.widths()
+    return [
+        WorkArray(name, (n_rows, sum(widths[part] for part in parts)), np.float32, "scratch")
+        for name, parts in config.arch.block_arrays.items()
+    ]
 
 
 def quantized_arrays(config: Any, n_rows: int) -> list[WorkArray]:
     """Activations quantised per token, as wide as the widest input of a linear layer."""
-    q_width = config.num_attention_heads * config.head_dim
-    widest = max(config.hidden_size, q_width, config.intermediate_size)
+    widths = config.widths()
+    widest = max(widths[inputs] for _, inputs in config.arch.linears.values())
     return [
         WorkArray("codes", (n_rows, padded(widest)), np.int8, "scratch"),
         WorkArray("codes.inv_scale", (n_rows,), np.float32, "scratch"),
@@ -116,7 +112,7 @@ def thread_arrays(config: Any, n_threads: int) -> list[WorkArray]:
 
 
 def screen_arrays(config: Any) -> list[WorkArray]:
-    """What screening the LM head works in."""
+    """The work arrays of a screened LM head."""
     work = screen_work(config.vocab_size, config.hidden_size)
     names = ("screen.inputs", "screen.best", "screen.survivors")
     return [
@@ -126,5 +122,5 @@ def screen_arrays(config: Any) -> list[WorkArray]:
 
 
 def _partials(config: Any) -> int:
-    """Floats of what threads that share a sequence's positions have each of attention."""
+    """Floats of the partial sums of attention, where threads share a sequence's positions."""
     return ops.partials_floats(config.num_attention_heads, config.head_dim)

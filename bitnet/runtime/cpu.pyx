@@ -2,8 +2,11 @@
 import operator
 import os
 import platform
+import re
 import sys
 from pathlib import Path
+
+from .cgroup import quota as cgroup_quota
 
 cdef extern from *:
     """
@@ -88,43 +91,6 @@ def physical_cores(cpus):
     return len(cores)
 
 
-def cgroup_quota(root="/sys/fs/cgroup", self_path="/proc/self/cgroup"):
-    """How many CPUs' time this process's cgroups grant, a float; None without a limit.
-
-    The smallest of every level from the process's own group up to the root, v2 (``cpu.max``) and
-    v1 (``cpu.cfs_quota_us / cpu.cfs_period_us``).
-    """
-    quotas = []
-    try:
-        lines = Path(self_path).read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        bases = [Path(root, controllers), Path(root, "cpu")] if controllers else [Path(root)]
-        parts = Path(group.lstrip("/")).parts
-        for base in bases:
-            for depth in range(len(parts), -1, -1):
-                quota = _quota_of(base.joinpath(*parts[:depth]))
-                if quota is not None:
-                    quotas.append(quota)
-    return min(quotas, default=None)
-
-
-def _quota_of(folder):
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()[:2]
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
 ASKED = ("threads", "BITNET_NUM_THREADS", "OMP_NUM_THREADS")    # reasons that somebody asked for
 MAX_THREADS = 1024                      # threads that may be asked for
 
@@ -152,6 +118,12 @@ def threads(requested=None):
     if quota is not None and quota < cores:
         return max(1, int(quota)), f"cgroup quota of {quota:g} CPUs, rounded down"
     return cores, "physical cores allowed"
+
+
+def omp_stack_bytes():
+    """OMP_STACKSIZE in bytes, as OpenMP reads it: in KiB where it has no unit. None where unset."""
+    match = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
+    return match and int(match[1]) << {"B": 0, "M": 20, "G": 30}.get(match[2].upper(), 10)
 
 
 def huge_pages():

@@ -1,3 +1,3 @@
 from ..kernels.table cimport Kernels
 
-cdef const Kernels* kernels             # of the instruction set in use; never NULL after import
+cdef const Kernels* kernels             # those in use; never NULL after import

@@ -4,10 +4,12 @@ Import this module last: the figures of that moment are the baseline that growth
 """
 
 import ctypes
+import math
 import os
 import re
 import resource
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import format_bytes
+from . import cpu
 from .pool import Pool, PoolStats
 
 PROC = "/proc/self"
@@ -53,9 +56,17 @@ class Usage:
     ranges: tuple[Range, ...] = field(default=(), repr=False)
 
     def libraries(self, mappings=()):
-        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries."""
-        ours = {address for _, address, _ in mappings}
-        files = [r for r in self.ranges if r.name.startswith("/") and r.begin not in ours]
+        """Resident bytes of files other than these [(path, address, bytes)]: program, libraries.
+
+        A mapping is several ranges where advice (huge pages) was given for a part of it.
+        """
+        ours = sorted((address, address + n) for _, address, n in mappings)
+
+        def is_ours(at):
+            i = bisect_right(ours, (at, math.inf)) - 1
+            return i >= 0 and at < ours[i][1]
+
+        files = [r for r in self.ranges if r.name.startswith("/") and not is_ours(r.begin)]
         return sum(r.rss - r.anonymous for r in files) if self.ranges else None
 
 
@@ -87,7 +98,8 @@ def usage() -> Usage:
 
 def _ranges():
     try:
-        with open(f"{PROC}/smaps") as file:
+        # paths of any bytes: a name need not be UTF-8
+        with open(f"{PROC}/smaps", errors="surrogateescape") as file:
             mappings = _SMAPS.findall(file.read())
     except OSError:
         return ()
@@ -119,15 +131,9 @@ def thread_stacks(ranges, known=()):
 
 
 def stack_sizes():
-    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE.
-
-    The setting is read as OpenMP does, in KiB where it has no unit.
-    """
-    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0]]
-    match = re.fullmatch(r"\s*(\d+)\s*([BKMG]?)\s*", os.environ.get("OMP_STACKSIZE", ""), re.I)
-    if match:
-        sizes.append(int(match[1]) << {"B": 0, "M": 20, "G": 30}.get(match[2].upper(), 10))
-    return sizes
+    """Bytes of addresses a stack may have: what the system gives a thread, and OMP_STACKSIZE."""
+    sizes = [resource.getrlimit(resource.RLIMIT_STACK)[0], cpu.omp_stack_bytes()]
+    return [n for n in sizes if n is not None]
 
 
 def threads():

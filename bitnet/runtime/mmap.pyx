@@ -3,6 +3,7 @@
 Reading a mapped page that its file no longer has is a bus error, which ends the process. Checking
 the size first is a race. Here the signal's handler puts pages of zeros where the file was, inside
 guarded ranges only, and notes which range it was; n_truncated() tells, after the work is done.
+Whoever takes the signal later (faulthandler.enable() does) is put behind our handler by arm().
 """
 import os
 
@@ -14,6 +15,7 @@ cdef extern from *:
     #define BITNET_GUARDS 0
     static long bitnet_truncated;
     static int bitnet_guard(char* begin, size_t n, size_t page) { return -1; }
+    static int bitnet_arm(void) { return -1; }
     static void bitnet_release(int i) {}
     static int bitnet_is_truncated(int i) { return 0; }
     static int bitnet_lock(char* begin, size_t n) { return -1; }
@@ -36,7 +38,9 @@ cdef extern from *:
     static volatile long bitnet_truncated;
     static size_t bitnet_page;
     static int bitnet_n_ranges;
-    static struct sigaction bitnet_previous;
+    static struct sigaction bitnet_previous;    /* who has the signals that are not ours */
+    static volatile int bitnet_is_passing;      /* such a one to the previous handler */
+    static char* volatile bitnet_passed;        /* the address of the latest one */
 
     static void bitnet_on_bus_error(int number, siginfo_t* info, void* context) {
         char* at = (char*)info->si_addr;
@@ -51,25 +55,43 @@ cdef extern from *:
                 return;             /* the read is tried again, and finds zeros */
             }
         }
+        int is_default = !(bitnet_previous.sa_flags & SA_SIGINFO)
+            && (bitnet_previous.sa_handler == SIG_DFL || bitnet_previous.sa_handler == SIG_IGN);
+        /* faulthandler's puts back the handler that it found, which may be ours, and raises the
+           signal again. */
+        int is_sent = info->si_code <= 0;   /* by kill or raise: nothing is tried again */
+        if (is_default && is_sent && bitnet_previous.sa_handler == SIG_IGN) return;
+        int is_again = !is_sent && at == bitnet_passed;     /* the previous one mended nothing */
+        bitnet_passed = at;
+        if (is_default || is_again || bitnet_is_passing) {
+            signal(SIGBUS, SIG_DFL);        /* tried again, the read ends the process */
+            if (is_sent) raise(SIGBUS);
+            return;
+        }
+        bitnet_is_passing = 1;
         if (bitnet_previous.sa_flags & SA_SIGINFO)
             bitnet_previous.sa_sigaction(number, info, context);
-        else if (bitnet_previous.sa_handler != SIG_DFL && bitnet_previous.sa_handler != SIG_IGN)
-            bitnet_previous.sa_handler(number);
         else
-            signal(SIGBUS, SIG_DFL);        /* tried again, the read ends the process */
+            bitnet_previous.sa_handler(number);
+        bitnet_is_passing = 0;
+    }
+
+    static int bitnet_arm(void) {
+        struct sigaction action, now;
+        if (sigaction(SIGBUS, NULL, &now) != 0) return -1;
+        if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == bitnet_on_bus_error) return 0;
+        memset(&action, 0, sizeof action);
+        action.sa_sigaction = bitnet_on_bus_error;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+        sigemptyset(&action.sa_mask);
+        bitnet_previous = now;
+        return sigaction(SIGBUS, &action, NULL);
     }
 
     static int bitnet_guard(char* begin, size_t n, size_t page) {
         int i = 0;
-        if (bitnet_page == 0) {
-            struct sigaction action;
-            memset(&action, 0, sizeof action);
-            action.sa_sigaction = bitnet_on_bus_error;
-            action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-            sigemptyset(&action.sa_mask);
-            bitnet_page = page;
-            if (sigaction(SIGBUS, &action, &bitnet_previous) != 0) return -1;
-        }
+        bitnet_page = page;
+        if (bitnet_arm() != 0) return -1;
         while (i < bitnet_n_ranges && bitnet_ranges[i].begin != NULL) i++;
         if (i == BITNET_GUARDS) return -1;
         bitnet_ranges[i].end = begin + n;
@@ -94,6 +116,7 @@ cdef extern from *:
     enum: BITNET_GUARDS
     long bitnet_truncated
     int bitnet_guard(char* begin, size_t n, size_t page)
+    int bitnet_arm()
     void bitnet_release(int i)
     int bitnet_is_truncated(int i)
     int bitnet_lock(char* begin, size_t n)
@@ -111,6 +134,11 @@ def guard(size_t address, size_t n_bytes):
     Called with Python's lock held, as all functions here but the handler: they need no other.
     """
     return bitnet_guard(<char*><uintptr_t>address, n_bytes, page_size)
+
+
+def arm():
+    """Take the signal again where somebody has taken it since: 0.1 us, before each step."""
+    bitnet_arm()
 
 
 def release(int number):

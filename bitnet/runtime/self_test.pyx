@@ -9,6 +9,8 @@ from ..kernels.table cimport (
     ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, CoarseInputs, Kernels, View,
 )
 
+from .float_mode import ieee_mode
+
 KNOWN_ANSWER = 0x9f84e05c               # what the plain C kernels give: they are the definition
 
 cdef enum:
@@ -25,7 +27,9 @@ def answer(capsule):
 
     capsule: the module's. 0 where kernels of one table contradict each other.
     """
-    return answer_of(<const Kernels*>PyCapsule_GetPointer(capsule, "bitnet.kernels"))
+    cdef const Kernels* k = <const Kernels*>PyCapsule_GetPointer(capsule, "bitnet.kernels")
+    with ieee_mode():
+        return answer_of(k)
 
 
 cdef uint32_t mix(uint32_t sum, const void* data, Py_ssize_t n_bytes) noexcept nogil:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from ..errors import ContextFull, FormatError, PoolExhausted
+from ..errors import ContextFull, FormatError, NotFinite, PoolExhausted
 
 _FIELD = re.compile(r"[a-z_]+(?:\[[^\]]*\]|\.[a-z_]+)*(?=:)")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.S)
@@ -86,6 +86,8 @@ def to_api_error(error: BaseException, param: str | None = None) -> ApiError | N
         return unavailable("the server's memory is in use; try again later")
     if isinstance(error, FormatError):
         return ApiError(400, f"the model lacks what this needs: {error.field}")
+    if isinstance(error, NotFinite):
+        return ApiError(500, f"the model's weights are at fault: {error}", code="not_finite")
     if isinstance(error, ValueError):
         named = _FIELD.match(str(error))
         return ApiError(400, str(error), param=named[0] if named else param)

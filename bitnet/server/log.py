@@ -8,13 +8,13 @@ log = logging.getLogger("bitnet.server")
 
 
 def set_up() -> None:
-    """One line an event on stderr."""
+    """One line an event on stderr, those of loading a model among them."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    log.setLevel(logging.INFO)
+    logging.getLogger("bitnet").setLevel(logging.INFO)
 
 
 def log_mistake(error: BaseException) -> None:

@@ -32,8 +32,8 @@ SWITCH_SECONDS = 5e-4
 
 def run(load: Callable[[], Model], options: Options) -> None:
     """See serve."""
+    set_up()
     with _bound(options) as listener, load() as model:
-        set_up()
         sys.setswitchinterval(SWITCH_SECONDS)
         os.environ.setdefault(NO_THREADS, "false")
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours

@@ -1,6 +1,7 @@
 """What every endpoint works with: the model, its worker, and the way from bytes to a request."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,4 +129,5 @@ async def _of_job(job: Coroutine[Any, Any, R]) -> R:
 
 
 def _name_of(path: Path) -> str:
-    return "bundled" if path == BUNDLED_MODEL else path.name.removesuffix(".gguf")
+    name = os.fsencode(path.name.removesuffix(".gguf")).decode("utf-8", "replace")
+    return "bundled" if path == BUNDLED_MODEL else name

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..text.chat_template import Marked
 from .errors import ApiError
 from .schema import Function, FunctionOf, JSONSchema, Message
 from .schema_bounds import bounded
@@ -22,6 +23,8 @@ ABOUT = (
     f'{BEGIN}{{"name": NAME, "arguments": {{...}}}}{END}\n'
     "once or several times. Results come in <tool_response>. The functions:\n"
 )
+# What begins a mark of calls and results, also as a model may read it
+_MARK = re.compile(r"<(?=\s*+/?+\s*+tool_(?:call|response)\b)", re.I)  # no way back: linear
 _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
 _HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head() writes
 
@@ -179,7 +182,8 @@ def history(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Plain messages for a template from schema.Messages with calls and results in them.
 
     Results that follow each other become one message of the user, as templates that want turns to
-    alternate take it. ApiError for a result without its call.
+    alternate take it. A user cannot write one: `<` of a mark becomes `&lt;` in a text, and in JSON
+    the escape that means the same. ApiError for a result without its call.
     """
     plain: list[dict[str, str]] = []
     names, is_result = {}, False
@@ -188,9 +192,11 @@ def history(messages: Sequence[Message]) -> list[dict[str, str]]:
         if message.role != "tool":
             is_result = False
             plain.append(message.as_dict(where))
+            if message.role == "user":
+                plain[-1]["content"] = _MARK.sub("&lt;", plain[-1]["content"])
             for call in message.tool_calls or ():
                 names[call.id] = call.function.name
-                written = head(call.function.name) + call.function.arguments + "}"
+                written = head(call.function.name) + _escaped(call.function.arguments) + "}"
                 plain[-1]["content"] += f"{BEGIN}{written}{END}"
             continue
         if message.tool_call_id not in names:
@@ -198,10 +204,15 @@ def history(messages: Sequence[Message]) -> list[dict[str, str]]:
             text = f"{field}: {message.tool_call_id!r} is of no call before it"
             raise ApiError(400, text, param=field)
         result = {"name": names[message.tool_call_id], "content": message.text(where)}
-        text = f"<tool_response>{json.dumps(result, ensure_ascii=False)}</tool_response>"
+        written = _escaped(json.dumps(result, ensure_ascii=False))
+        text = f"<tool_response>{written}</tool_response>"
         if is_result:
-            plain[-1]["content"] += "\n" + text
-        else:
-            plain.append({"role": "user", "content": text})
+            text = f"{plain.pop()['content']}\n{text}"
+        plain.append({"role": "user", "content": Marked(text)})
         is_result = True
     return plain
+
+
+def _escaped(text: str) -> str:
+    """JSON that spells no mark."""
+    return _MARK.sub(r"\\u003c", text)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from ..errors import TemplateError
+from . import template_dialect
 from .special_tokens import SpecialTokens
 
 # The template of microsoft/bitnet-b1.58-2B-4T. The official GGUF embeds another one, which writes
@@ -37,10 +38,23 @@ STEPS_PER_CHARACTER = 2
 # end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
 # templates have tags of some 300 characters, and less than 40 branches.
 MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
+MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30,000
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
+# Cut by templates on purpose: switches of some models, and what an assistant thought before.
+_SWITCH = re.compile(r"/(?:no_?)?think\b")
+_THOUGHT = re.compile(r"(?s:.*)(?:</[^<>\s]+>|\[/\w+\]|<[^<>\s]*\|>)")
+_PROBE = "bitnetprobe"  # begins texts that are rendered to see which roles a template knows
+
 _MARKS = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # private use: no text needs them
+
+
+class Marked(str):
+    """A text that may spell what a template writes between messages, though it is a user's: who
+    made it has left none of that in what came from elsewhere."""
+
+    __slots__ = ()
 
 
 class ChatTemplate:
@@ -66,23 +80,61 @@ class ChatTemplate:
         messages: Iterable[Mapping[str, Any]],
         special: SpecialTokens,
         add_generation_prompt: bool = True,
+        hidden: SpecialTokens | None = None,
     ) -> list[tuple[str, bool]]:
         """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
 
-        messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens.
-        ValueError for messages of another form, TemplateError for what goes wrong in the template.
+        messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
+        those that the assistant's text, and a Marked one, do not spell either; None for all.
+        A developer is a system to templates that do not know the one, and what a system says is in
+        front of the user's text in templates that do not know the other.
+        ValueError for messages of another form, TemplateError for what goes wrong in the template,
+        or where a message's text is not in what it makes.
         """
         messages = list(messages)
         mark = _unused_character([self.source, *_strings(messages)])
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
-        protected = [{**_protected(m, special, mark), "role": m["role"]} for m in messages]
+        protected = []
+        for message in self._of_known_roles(messages):
+            is_own = message["role"] == "assistant" or isinstance(message.get("content"), Marked)
+            tokens = special if hidden is None or not is_own else hidden
+            protected.append({**_protected(message, tokens, mark), "role": message["role"]})
         text = self._run(protected, add_generation_prompt)
+        _check_all_there(messages, text.replace(mark, ""))
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
 
+    def _of_known_roles(self, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The messages with roles that the template knows, as far as that can be."""
+        if not self._knows_developer:
+            renamed = {"developer": "system"}
+            messages = [{**m, "role": renamed.get(m["role"], m["role"])} for m in messages]
+        has_system = any(message["role"] == "system" for message in messages)
+        return _folded(messages) if has_system and self.lacks_system else messages
+
     @cached_property
-    def _too_deep(self) -> str | None:
-        """What could exhaust the library's stack, None as a rule."""
+    def _knows_developer(self) -> bool:
+        return re.search(r"(['\"])developer\1", self.source) is not None
+
+    @cached_property
+    def lacks_system(self) -> bool:
+        """Whether the template takes a user's message alone, but refuses or drops a system's."""
+        user = {"role": "user", "content": f"{_PROBE}1"}
+        system = {"role": "system", "content": f"{_PROBE}2"}
+        return self._shows([user]) and not self._shows([system, user])
+
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
+        try:
+            _check_all_there(messages, self._run(messages, True))
+        except TemplateError:
+            return False
+        return True
+
+    @cached_property
+    def _too_large(self) -> str | None:
+        """What could exhaust the library's stack, or takes seconds to read; None as a rule."""
+        if len(self.source) > MAX_TEMPLATE:
+            return f"{len(self.source)} characters (at most {MAX_TEMPLATE})"
         tags = [_STRING.sub("''", tag) for tag in _TAG.findall(self.source)]
         longest = max(map(len, tags), default=0)
         if longest > MAX_TAG:
@@ -91,22 +143,28 @@ class ChatTemplate:
         too_many = n_branches > MAX_BRANCHES
         return f"{n_branches} times elif (at most {MAX_BRANCHES})" if too_many else None
 
+    @cached_property
+    def _rewritten(self) -> str:
+        return template_dialect.rewritten(self.source)
+
     def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         import minijinja  # 5 ms, and only chats need it
 
-        if self._too_deep:
-            raise TemplateError(f"chat template: {self._too_deep}")
+        if self._too_large:
+            raise TemplateError(f"chat template: {self._too_large}")
+        steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
         environment = minijinja.Environment(
             trim_blocks=True,
             lstrip_blocks=True,
-            fuel=STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages))),
+            fuel=steps,
             debug=False,
-            filters={"tojson": _to_json},
+            filters=template_dialect.filters(steps),
+            finalizer=template_dialect.finalizer,
             globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
         )
         try:
             return environment.render_str(
-                self.source,
+                self._rewritten,
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
                 **self._texts,
@@ -119,6 +177,42 @@ class ChatTemplate:
             raise
         except Exception as error:  # of a filter, or of text that is not Unicode
             raise TemplateError(f"chat template: {error}") from None
+
+
+def marks_of(source: str, texts: Iterable[str]) -> list[str]:
+    """Of the texts of ordinary added tokens those that a template may write between messages.
+
+    They look like <|user|> or [INST]; words, signs and white space are nobody's marks. One with a
+    role's name in it may be put together: '<|' + message['role'] + '|>'.
+    """
+    source = ChatTemplate(source).source
+    return [text for text in texts if _looks_like_mark(text) and _may_be_written(text, source)]
+
+
+def _looks_like_mark(text: str) -> bool:
+    is_bracketed = not text[:1].isalnum() and not text[-1:].isalnum() and len(text) > 2
+    return is_bracketed and any(map(str.isalpha, text))
+
+
+def _may_be_written(text: str, source: str) -> bool:
+    if text in source:
+        return True
+    for role in ROLES:
+        begin, name, end = map(re.escape, text.lower().partition(role))
+        joined = begin + r"(?:['\"]|\{\{)", r"(?:['\"]|\}\})" + end
+        if name and all(re.search(part, source, re.I) for part in joined):
+            return True
+    return False
+
+
+def check_template(name: str, text: str) -> None:
+    """ValueError for what is no text of a template; name: of the argument."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: {type(text).__name__} (the text of a template)")
+    if not text.strip():
+        raise ValueError(f"{name}: {text!r} (the text of a template)")
+    if len(text) > MAX_TEMPLATE:
+        raise ValueError(f"{name}: {len(text)} characters (at most {MAX_TEMPLATE})")
 
 
 def check_unicode(text: str, where: str) -> None:
@@ -140,23 +234,6 @@ def _strftime_now(layout: Any) -> str:
     return datetime.now().strftime(str(layout)[:100])
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers defines it: minijinja's own escapes for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
 def _check(where: str, message: Any) -> None:
     """ValueError if a message is malformed."""
     if not isinstance(message, Mapping):
@@ -168,6 +245,68 @@ def _check(where: str, message: Any) -> None:
         raise ValueError(f"{where}.content: {type(content).__name__} (a string)")
     for text in _strings(message):
         check_unicode(text, where)
+
+
+def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with what a system says in front of what the user says next."""
+    folded: list[Mapping[str, Any]] = []
+    waiting: list[str] = []
+    for message in messages:
+        content = message.get("content") or ""
+        if message["role"] == "system":
+            waiting.append(content)
+        elif message["role"] == "user" and waiting:
+            folded.append({**message, "content": "\n\n".join([*waiting, content])})
+            waiting = []
+        else:
+            folded.append(message)
+    if waiting:
+        last = [folded.pop()] if folded and folded[-1]["role"] == "user" else []
+        content = "\n\n".join([*(m.get("content") or "" for m in last), *waiting])
+        folded.append({"role": "user", "content": content})
+    return folded
+
+
+def _check_all_there(messages: Sequence[Mapping[str, Any]], text: str) -> None:
+    """TemplateError for a message whose text is not in the prompt, but for what templates change:
+    white space, upper and lower case, escapes, switches, and what an assistant thought or said
+    beside calls."""
+    bare, seen, seen_bare = None, 0, 0  # where in both the message before was seen
+    for i, message in enumerate(messages):
+        said, role = message.get("content"), message["role"]
+        if said is None or (role == "assistant" and "tool_calls" in message):
+            continue
+        at = _find(text, said.strip(), seen)
+        if at >= 0:
+            seen = at
+            continue
+        bare = _bare(text) if bare is None else bare
+        places = (_find(bare, _bare(form), seen_bare) for form in _forms(said, role))
+        seen_bare = next((place for place in places if place >= 0), -1)
+        if seen_bare < 0:
+            lost = f"messages[{i}].content: the {role}'s message is not in the prompt"
+            raise TemplateError(f"chat template: {lost}")
+
+
+def _find(text: str, part: str, near: int) -> int:
+    """Where the part is, looked for from here on first; -1 if nowhere."""
+    at = text.find(part, near)
+    return at if at >= 0 else text.find(part)
+
+
+def _forms(said: str, role: str) -> Iterator[str]:
+    """What a template may make of a text, but for white space."""
+    yield said
+    yield json.dumps(said)[1:-1]
+    yield json.dumps(said, ensure_ascii=False)[1:-1]
+    yield repr(said)[1:-1]
+    thought = _THOUGHT.match(said) if role == "assistant" else None
+    if thought:
+        yield said[thought.end() :]
+
+
+def _bare(text: str) -> str:
+    return "".join(_SWITCH.sub("", text).split()).casefold()
 
 
 def _protected(value: Any, special: SpecialTokens, mark: str) -> Any:

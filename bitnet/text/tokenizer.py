@@ -23,7 +23,9 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._special = SpecialTokens(vocabulary.special)
+        self._written = vocabulary.special | vocabulary.marks
+        self._special = SpecialTokens(self._written, vocabulary.strips)
+        self._hidden = SpecialTokens(vocabulary.special)
         self.bos_id: int | None = vocabulary.bos_id
         self.eos_ids: tuple[int, ...] = vocabulary.eos_ids
         self.chat_template: ChatTemplate | None = None
@@ -76,7 +78,8 @@ class Tokenizer:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
-        border between header and content. Special tokens inside a message are text.
+        border between header and content. Special tokens inside a message are text, and so are the
+        ordinary ones that the template writes, but for the assistant's messages.
         limit: see encode. ValueError for malformed messages, TemplateError (one too) without a
         template or if it fails.
         """
@@ -86,7 +89,9 @@ class Tokenizer:
         if limit is not None:  # before the template, which copies it all several times
             contents = (m.get("content") for m in messages if isinstance(m, Mapping))
             self._check_length(contents, limit)
-        pieces = self.chat_template.pieces(messages, self._special, add_generation_prompt)
+        pieces = self.chat_template.pieces(
+            messages, self._special, add_generation_prompt, self._hidden
+        )
         return self._ids(pieces, True, limit)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -120,7 +125,7 @@ class Tokenizer:
         begins = True
         for piece, is_special in pieces:
             if is_special:
-                ids.append(self._vocabulary.special[piece])
+                ids.append(self._written[piece])
             else:
                 if limit is not None:
                     self._check_beginning(piece, begins, limit)

@@ -21,6 +21,7 @@ from .vocabulary.vocabulary import (
     NORMAL,
     PIECES_MODEL,
     SPACE,
+    TEMPLATE_KEY,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -89,9 +90,9 @@ def _end_keys(keys, eos_ids, special, path):
 def _repair(keys, config, path):
     """Change keys: the chat template the model was trained on in place of a wrong one, one name for
     each kind of pre-tokenizer, and a token for every id up to vocab_size."""
-    template = keys.get("tokenizer.chat_template")
+    template = keys.get(TEMPLATE_KEY)
     if isinstance(template, str):
-        keys["tokenizer.chat_template"] = ChatTemplate(template).source
+        keys[TEMPLATE_KEY] = ChatTemplate(template).source
     if keys.get("tokenizer.ggml.pre") in byte_level.PRE_TOKENIZERS:
         words, ignore_merges, adds_bos = byte_level.PRE_TOKENIZERS[keys["tokenizer.ggml.pre"]]
         keys["tokenizer.ggml.pre"] = byte_level.name_of(words, ignore_merges)
@@ -132,7 +133,7 @@ def _keys(model, texts, types, affixes, source, config):
     keys = {f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None}
     template = from_hf.template_of(settings, path)
     if template is not None:
-        keys["tokenizer.chat_template"] = template
+        keys[TEMPLATE_KEY] = template
     return keys | {
         "tokenizer.ggml.model": model,
         "tokenizer.ggml.tokens": [texts.get(i, f"[PAD{i}]") for i in range(n)],
@@ -164,11 +165,29 @@ def _of_model(source, config):
     for text, i in pieces.of(USER_DEFINED).items():
         texts[i] = text.replace(SPACE, " ")  # they are looked for in the text as it is
     affixes = from_hf.stated_bos_eos(settings, config, True)
-    return _keys(PIECES_MODEL, texts, types, affixes, source, config) | {
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": pieces.scores,
-        "tokenizer.ggml.add_space_prefix": pieces.adds_space,
-    }
+    stated = from_hf.stated_strips(settings)
+    strips = {i: stated[text] for i, text in texts.items() if text in stated}
+    keys = _keys(PIECES_MODEL, texts, types, affixes, source, config)
+    return (
+        keys
+        | _strip_keys(strips, types, path)
+        | {
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.scores": pieces.scores,
+            "tokenizer.ggml.add_space_prefix": pieces.adds_space,
+        }
+    )
+
+
+def _strip_keys(strips, types, path):
+    """Our keys of special tokens that take white space. strips: {id: (left, right)}."""
+    keys = {}
+    for key, side in zip(from_gguf.STRIP_KEYS, (0, 1), strict=True):
+        ids = [i for i, sides in sorted(strips.items()) if sides[side] and types.get(i) == CONTROL]
+        if ids:
+            keys[key] = np.array(ids, np.int32)
+            log.warning("%s: tokens that take white space; other engines will not know", path)
+    return keys
 
 
 def _of_json(source, config):
@@ -179,8 +198,10 @@ def _of_json(source, config):
     _check_model(model, path)
     is_pieces = not from_hf.is_byte_level(from_hf.steps_of(encoder.decoder), path)
     texts, types = _json_tokens(model, encoder, is_pieces, path, config)
+    added = encoder.get_added_tokens_decoder()
+    strips = {i: (token.lstrip, token.rstrip) for i, token in added.items()}
     name = PIECES_MODEL if is_pieces else BYTE_LEVEL_MODEL
-    keys = _keys(name, texts, types, affixes, source, config)
+    keys = _keys(name, texts, types, affixes, source, config) | _strip_keys(strips, types, path)
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not is_pieces:
         return keys | _byte_level_keys(encoder, model, merges, path)
@@ -322,8 +343,11 @@ def to_hf(source, config):
     fields = from_gguf.Fields(source.path, metadata)
     tokens = fields.strings("tokens")
     is_pieces = fields.get("model", str) == PIECES_MODEL
+    for i in from_gguf.repeated(tokens, ()):
+        raise fields.error(f"tokens[{i}]", tokens[i], "a text of its own, for a tokenizer.json")
     encoder, types = (_pieces if is_pieces else _byte_level)(fields, tokens, config)
-    from_gguf.add_tokens(encoder, tokens, types)
+    added = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED))).tolist()
+    from_gguf.add_tokens(encoder, tokens, added, types, from_gguf.strips(fields, tokens))
     prefix, suffix = from_gguf.affixes(fields, config, is_pieces)
     if prefix or suffix:
         from tokenizers import processors
@@ -339,8 +363,8 @@ def to_hf(source, config):
         "unk_token": next(iter(np.flatnonzero(types == UNKNOWN).tolist()), None),
     }
     settings = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
-    if "tokenizer.chat_template" in metadata:
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    if TEMPLATE_KEY in metadata:
+        settings["chat_template"] = metadata[TEMPLATE_KEY]
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

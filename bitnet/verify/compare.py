@@ -7,6 +7,7 @@ from ..errors import FormatError, TemplateError
 from ..formats import ternary_layouts
 from ..formats.ternary_layouts import join_codes
 from ..models.rope import row_order
+from ..models.rope_scaling import RopeScaling
 from .result import FAILED, OK, WARNING, Check, reason, some
 from .running import Run
 from .tensors import row_steps
@@ -14,7 +15,9 @@ from .text import MESSAGE, REPLY, SAMPLES
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "head_dim")  # fmt: skip
-MEANING = ("hidden_act", "rms_norm_eps", "rope_theta", "embedding_scale", "pooling")
+MEANING = (
+    "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "embedding_scale", "pooling",
+)  # fmt: skip
 MINOR = ("vocab_size", "max_position_embeddings", "bos_token_id", "do_sample",
          "temperature", "top_k", "top_p")  # fmt: skip
 
@@ -60,6 +63,8 @@ def _differences(a, b, names):
 
 def _meaning(value):
     """A value as both containers can hold it: GGUF has float32."""
+    if isinstance(value, RopeScaling):
+        return str(value)
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from ..errors import FormatError
 from ..formats import ternary_layouts
 from ..generation.embedding import normalized
 from ..models.transformer import Transformer
+from ..runtime import cgroup
 from ..runtime.pool import Pool
 from .result import FAILED, OK, WARNING, Check, reason
 
@@ -41,7 +41,7 @@ class Run:
     def __init__(self, files, ids, threads, after_layer=None):
         """files: of weights.open. after_layer: see Transformer.forward."""
         self.config, self.ids = files.config, ids
-        pool = Pool(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        pool = Pool(max(1, cgroup.memory()))
         transformer = Transformer(
             files, pool, n_threads=threads, context=len(ids), max_batch=len(ids)
         )

@@ -9,7 +9,9 @@ from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
 from ..formats.mapped_file import check_map, release_pages
-from ..runtime import cpu
+from ..runtime import cpu, dispatch
+from ..runtime.float_mode import in_ieee_mode
+from ..text.chat_template import check_template
 from . import compare, running, tensors, text
 from .result import FAILED, OK, WARNING, Check, Report, reason
 
@@ -18,6 +20,7 @@ MAX_PADDING = 64  # bytes beside a tensor; the usual alignment leaves less than 
 UNUSABLE = ("codes", "norms", "embedding", "head")  # checks without which a model is not run
 
 
+@in_ieee_mode
 def verify(
     path,
     against=None,
@@ -25,6 +28,7 @@ def verify(
     layout=DEFAULT_LAYOUT,
     against_layout=DEFAULT_LAYOUT,
     masters=False,
+    chat_template=None,
     threads=None,
     progress=None,
 ):
@@ -32,15 +36,20 @@ def verify(
 
     against: another file of the same model, in any container. layout, against_layout: how the I2_S
     tensors of the two lie, one of I2_S_LAYOUTS, or for layout "auto" to find out. masters: the
-    floats of both are, see open_checkpoint. threads: as of load. progress: called with a few words.
+    floats of both are, see open_checkpoint. chat_template, threads: as of load. progress: called
+    with a few words.
 
     What is wrong with a model is a failed check; OSError where a file cannot be opened, ValueError
     for an argument.
     """
+    dispatch.check()
+    if chat_template is not None:
+        check_template("chat_template", chat_template)
     started = time.monotonic()
     report = Report(Path(path), against and Path(against))
     show = progress or (lambda words: None)
-    _Verifier(report, cpu.threads(threads)[0], masters, show).run(layout, against_layout)
+    verifier = _Verifier(report, cpu.threads(threads)[0], masters, show)
+    verifier.run(layout, against_layout, chat_template)
     report.seconds = time.monotonic() - started
     return report
 
@@ -53,14 +62,14 @@ class _Verifier:
         self.threads, self.masters, self.show = threads, masters, show
         self.files = []  # mapped ones that are read from end to end
 
-    def run(self, layout, against_layout):
+    def run(self, layout, against_layout, chat_template):
         given = DEFAULT_LAYOUT if layout == AUTO else layout
         checkpoint = self.open("structure", self.report.path, given)
         if checkpoint is None:
             return
         self.checks += check_files(checkpoint)
         self.checks += text.check_config(checkpoint)
-        vocab, tokenizer, checks = text.build(checkpoint)
+        vocab, tokenizer, checks = text.build(checkpoint, chat_template)
         self.checks += checks
         if tokenizer is not None:
             self.checks += text.check_tokenizer(vocab, tokenizer, checkpoint)
@@ -111,12 +120,13 @@ class _Verifier:
             return
         self.progress("running a text")
         try:
-            files = weights.open(checkpoint.path, layout=checkpoint.layout)
+            files = weights.open(checkpoint.path, layout=checkpoint.layout, check_cache=True)
         except FormatError as error:
             self.checks.append(Check("forward pass", FAILED, reason(error, checkpoint.path)))
             yield None
             return
         with files:
+            self.checks += check_repacked(files)
             self.checks.append(running.check_run(files, tokenizer, self.threads))
             yield files
 
@@ -149,6 +159,15 @@ class _Verifier:
         self.show(words)
         for file in self.files:
             release_pages(file.data)
+
+
+def check_repacked(files):
+    """Check "repacked file" of weights.open()'s files, where they have one: every checksum."""
+    if files.damage is not None:
+        what = "and made again" if files.repacked else "and weights go to memory"
+        yield Check("repacked file", WARNING, f"{files.damage}: not used, {what}")
+    elif files.repacked:
+        yield Check("repacked file", OK, f"{files.repacked}: every checksum is as written")
 
 
 def check_files(checkpoint):

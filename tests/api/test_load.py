@@ -2,12 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from support.talker import TALKER, kv_bytes
 
 import bitnet
 from bitnet import Cancelled, FormatError, MemoryLimitExceeded, PoolExhausted
 from bitnet.api import load
+from bitnet.formats.gguf import GGUFFile
+from bitnet.models import transformer
 from bitnet.runtime.pool import Pool
 
 PROMPT = "A ternary weight has"
@@ -24,6 +27,9 @@ PROMPT = "A ternary weight has"
         ({"context": 0}, ValueError, "context: 0"),
         ({"context": 513}, ValueError, "context: 513 .*512"),
         ({"memory_limit": "lots"}, ValueError, "memory_limit: 'lots'"),
+        ({"chat_template": " \n"}, ValueError, r"chat_template: ' \\n' .the text"),
+        ({"chat_template": b"{{ x }}"}, TypeError, "chat_template: bytes"),
+        ({"chat_template": "x" * (1 << 18 | 1)}, ValueError, "chat_template: 262145 char"),
         ({"memory_limit": 1000}, MemoryLimitExceeded, "memory_limit: 1000 bytes"),
         ({"memory_limit": "12MiB", "threads": 1}, MemoryLimitExceeded, "memory_limit: 12582912"),
     ],
@@ -31,6 +37,18 @@ PROMPT = "A ternary weight has"
 def test_arguments_of_load(arguments, error, message):
     with pytest.raises(error, match=message):
         bitnet.load(TALKER, **arguments)
+
+
+@pytest.mark.parametrize("path", [TALKER, None])
+def test_another_chat_template(path):
+    """Of a folder, and of a GGUF."""
+    messages = [{"role": "user", "content": "Who art thou?"}]
+    template = "{% for m in messages %}Say: {{ m.content }}\n{% endfor %}"
+    with bitnet.load(path, threads=1, chat_template=template) as model:
+        assert model.tokenizer.chat_template.source == template
+        ids = model.tokenizer.encode("Say: Who art thou?\n")
+        assert model.tokenizer.chat(messages) == ids
+        assert model.chat(messages, max_tokens=2).prompt_tokens == len(ids)
 
 
 def test_files_that_are_not_there(tmp_path, monkeypatch):
@@ -41,6 +59,45 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "model.gguf")
     with pytest.raises(FileNotFoundError, match="bundled model is missing"):
         bitnet.load()
+
+
+def test_the_error_of_a_load_is_not_hidden_by_what_it_leaves(tmp_path, monkeypatch):
+    """Arrays of the pool are alive in the frames of an error that ends a load half-way."""
+    raw = bytearray(load.BUNDLED_MODEL.read_bytes())
+    norm = GGUFFile(load.BUNDLED_MODEL).tensors["blk.0.attn_norm.weight"].data.tobytes()
+    at = raw.index(norm)
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    (tmp_path / "nan.gguf").write_bytes(raw)
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_norm\.weight: NaN"):
+        bitnet.load(tmp_path / "nan.gguf")
+
+
+class Failing:
+    """Stands for a class or function; its n-th call fails as where there is no memory."""
+
+    def __init__(self, function, n):
+        self.function, self.n = function, n
+
+    def __call__(self, *arguments, **keywords):
+        self.n -= 1
+        if self.n == 0:
+            raise MemoryError("refused here")
+        return self.function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("name", ["Matrix", "Batch", "Norm", "Linear", "Rope", "QuantizedRows"])
+def test_memory_that_is_refused_anywhere_in_a_load(monkeypatch, name):
+    function, n_refused = getattr(transformer, name), 0
+    for n in range(1, 99):
+        monkeypatch.setattr(transformer, name, Failing(function, n))
+        try:
+            bitnet.load(threads=1).close()
+        except MemoryError as error:
+            assert str(error) == "refused here"
+            n_refused += 1
+        else:
+            break
+    assert n_refused == n - 1 > 0
 
 
 @pytest.mark.parametrize(

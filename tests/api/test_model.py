@@ -293,8 +293,8 @@ def test_scores_that_cannot_be(model):
         model.logits([])
     with pytest.raises(ValueError, match="float64"):
         model.logits([1.5])
-    for ids in ([1] * 513, [[1] * 500, [1] * 13]):
-        with pytest.raises(ContextFull, match="512"):
+    for ids in ([1] * 513, [[1] * 500, [1] * 14]):
+        with pytest.raises(ContextFull, match=r"51[23]"):
             model.logits(ids) if len(ids) > 2 else model.loglikelihood(*ids)
     assert kv_bytes(model) == 0
 
@@ -345,3 +345,73 @@ def test_a_session_that_cannot_go_on_is_as_before(model, stored):
         session.feed([1])
     with pytest.raises(ValueError, match="capacity"):
         model.session(capacity=model.context + 1)
+
+
+@pytest.mark.parametrize(
+    "bad", [[1, 2.5], [1.0], np.ones((2, 2), int), "abc", None, 3, [True], [2**70], [[1], [1, 2]]]
+)
+def test_token_ids_are_whole_numbers_in_a_row(model, bad):
+    with model.session() as session:
+        for use in (session.feed, session.best, model.logits):
+            with pytest.raises(ValueError, match="tokens: "):
+                use(bad)
+        assert session.length == 0
+        with pytest.raises(ValueError, match=r"tokens: .* \(whole numbers in a row\)"):
+            session.feed(bad)
+        session.feed(np.array([1, 2], np.uint16))
+        for length in (None, 1.0, True, 3, -1):
+            with pytest.raises(ValueError, match=r"length: .* \(a whole number from 0 to 2\)"):
+                session.trim(length)
+        assert session.token_ids == [1, 2]
+
+
+@pytest.mark.parametrize("stop", [5, {"a"}, [""], [5], ""])
+def test_stop_strings_are_strings(model, stop):
+    with pytest.raises(ValueError, match="stop: "):
+        model.generate(PROMPT, stop=stop)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_best_token_of_what_is_not_finite(model, value):
+    transformer = model.scheduler.transformer
+
+    def spoil(s, batch):
+        s.hidden.array()[:] = value
+
+    last, transformer.layers[-1] = transformer.layers[-1], spoil
+    try:
+        with model.session() as session, pytest.raises(bitnet.NotFinite, match="position 2"):
+            session.best([1, 2])
+        with pytest.raises(bitnet.NotFinite):
+            model.generate(PROMPT, temperature=0)
+    finally:
+        transformer.layers[-1] = last
+
+
+def test_errors_in_place(model):
+    prompts = [PROMPT, [1] * 600, "and", [-1], "a " * 600, []]
+    with pytest.raises(ContextFull):
+        model.generate(prompts, max_tokens=3, temperature=0)
+    results = model.generate(prompts, errors="return", max_tokens=3, temperature=0)
+    alone = [model.generate(p, max_tokens=3, temperature=0).token_ids for p in (PROMPT, "and")]
+    assert [results[i].token_ids for i in (0, 2)] == alone
+    kinds = [type(results[i]) for i in (1, 3, 4, 5)]
+    assert kinds == [ContextFull, ValueError, ContextFull, ValueError]
+    full = model.generate([[3] * 512, [3]], errors="return", context_end="error", max_tokens=2)
+    assert isinstance(full[0], ContextFull) and full[1].completion_tokens == 2
+    with pytest.raises(ValueError, match="temperature"):
+        model.generate([PROMPT], errors="return", temperature=-1)
+    with pytest.raises(ValueError, match="errors: 'ignore'"):
+        model.generate([PROMPT], errors="ignore")
+    with pytest.raises(ContextFull):  # of one prompt
+        model.generate([1] * 600, errors="return")
+
+
+def test_loglikelihood_of_as_many_tokens_as_the_context_and_one(model):
+    ids = [3 + i % 300 for i in range(513)]  # the last one is not fed
+    score, _ = model.loglikelihood(ids[:500], ids[500:])
+    logits = model.logits(ids[:512])[499:].astype(np.float64)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert score == pytest.approx(logs[np.arange(13), ids[500:]].sum(), abs=1e-3)
+    with pytest.raises(ContextFull):
+        model.loglikelihood(ids, [3])

@@ -34,7 +34,8 @@ def test_names():
     assert str(inspect.Signature(bare)) == (
         "(path=None, *, threads=None, memory_limit=None, context=None, "
         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', "
-        "prefix_cache=True, prefix_folder=None, prefix_folder_limit='4GiB')"
+        "prefix_cache=True, prefix_folder=None, prefix_folder_limit='4GiB', "
+        "chat_template=None)"
     )
     assert issubclass(FormatError, ValueError) and issubclass(PoolExhausted, MemoryError)
 

@@ -8,8 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.fake_hub import FIRST, FakeHub, Handler, git_id, is_large, sha256
-from support.paths import DATA
+from support.fake_hub import (
+    FIRST,
+    FOLDER,
+    GGUF,
+    SECOND,
+    WANTED,
+    Handler,
+    git_id,
+    is_large,
+    model_files,
+    sha256,
+)
 
 import bitnet
 from bitnet.checkpoints import hub, weights
@@ -18,50 +28,6 @@ from bitnet.errors import FormatError
 from bitnet.formats.atomic_write import FREE_MARGIN
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
-
-FOLDER = DATA / "hf_bitnet_offline"
-GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
-WANTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-          "model.safetensors")  # fmt: skip
-UNWANTED = ("README.md", "pytorch_model.bin", "modeling_bitnet.py", "original/model.safetensors",
-            "model.fp32.safetensors", "training_args.bin", "model-f16.gguf")  # fmt: skip
-SECOND = "2" * 40  # a commit
-
-
-def model_files():
-    """A whole repository: a small model, and what nobody needs."""
-    files = {name: (FOLDER / name).read_bytes() for name in WANTED}
-    return files | {name: f"the content of {name}".encode() for name in UNWANTED}
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("BITNET_NUM_THREADS", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.chdir(tmp_path)
-    with FakeHub() as server:
-        api = huggingface_hub.HfApi(endpoint=server.url, token=False)
-        monkeypatch.setattr(hub, "library_api", lambda repo: api)
-        server.add("org/model", model_files())
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """A call that makes every later request of the library an error of this test."""
-
-    def forbid():
-        def asked(repo):
-            raise AssertionError(f"{repo} was asked for")
-
-        monkeypatch.setattr(hub, "library_api", asked)
-
-    return forbid
 
 
 # pulling ------------------------------------------------------------------------------------------
@@ -141,6 +107,24 @@ def test_a_damaged_note_is_none(server, tmp_path):
         assert hub.cached("org/model") is None
     for note in notes:
         note.write_text("{")
+    assert hub.cached("org/model") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such permissions or pipes")
+def test_a_note_that_others_may_have_written_is_none_and_a_pipe_stops_nothing(
+    server, tmp_path, caplog
+):
+    hub.pull("org/model")
+    cache = tmp_path / "cache"
+    cache.chmod(0o777)
+    assert hub.cached("org/model") is None
+    hub.pull("org/model")
+    assert "no note of what was pulled" in caplog.text
+    cache.chmod(0o755)
+    assert hub.cached("org/model") is not None
+    for note in cache.glob("*.hub.json"):
+        note.unlink()
+        os.mkfifo(note)
     assert hub.cached("org/model") is None
 
 
@@ -341,14 +325,28 @@ def test_no_network(server, tmp_path):
 
     hub.pull("org/model")
     server.add("org/other", model_files(), SECOND)
-    path = huggingface_hub.hf_hub_download(
-        "org/other", "config.json", endpoint=server.url, cache_dir=tmp_path / "hf/hub"
+    server.add("org/model", model_files(), SECOND, "v2")
+    for name in ("README.md", "config.json", "model.safetensors"):
+        path = huggingface_hub.hf_hub_download(
+            "org/other", name, endpoint=server.url, cache_dir=tmp_path / "hf/hub"
+        )
+    huggingface_hub.hf_hub_download(
+        "org/model",
+        "README.md",
+        revision=SECOND,
+        endpoint=server.url,
+        cache_dir=tmp_path / "hf/hub",
     )
     server.shutdown()
     server.server_close()
     expect("org/absent", "neither a path here nor in the cache")
     expect("org/model", "the cache has a commit of it")
-    expect("org/other", f"another program's download is in {Path(path).parent}")
+    expect(f"org/model@{SECOND}", "neither a path here nor in the cache")  # no model is there
+    expect("org/other", f"another program's download is in {Path(path).parent}: give that path")
+    with pytest.raises(FileNotFoundError, match="another program"):
+        hub.find("org/other")  # nobody knows which files belong to a folder
+    with weights.open(Path(path).parent) as opened:  # as the message says
+        assert opened.config.family == "bitnet"
     assert hub.find("org/model").name == FIRST
 
 
@@ -461,5 +459,11 @@ def test_blobs_that_all_repositories_share_are_theirs_too(server, tmp_path):
     shared.rename(other)
     blob.unlink()
     blob.symlink_to(other)
+    with weights.open(path) as opened:  # weights may lie anywhere
+        assert opened.config.family == "bitnet"
+    config, elsewhere = path / "config.json", tmp_path / "config"
+    elsewhere.write_bytes(config.read_bytes())
+    config.unlink()
+    config.symlink_to(elsewhere)
     with pytest.raises(FormatError, match="link"):
         weights.open(path)

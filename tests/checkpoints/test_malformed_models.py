@@ -269,9 +269,6 @@ FAMILY_CASES = {
             for name in ("ggml.model", "ggml.pre", "ggml.tokens", "ggml.merges", "ggml.token_type",
                          "ggml.bos_token_id", "chat_template")
         },
-        "a token twice": (
-            plain("tokenizer.ggml.tokens", ARRAY, strings(["a"] * 8)), r"tokens\[\d\]: a",
-        ),
         "a merge of three": (plain("tokenizer.ggml.merges", ARRAY, strings(["a b c"])), "merges"),
         "a merge of one": (plain("tokenizer.ggml.merges", ARRAY, strings(["a"])), "merges"),
         "a merge of strangers": (plain("tokenizer.ggml.merges", ARRAY, strings(["x y"])), "merges"),
@@ -282,11 +279,13 @@ FAMILY_CASES = {
         "an unknown tokenizer": (plain("tokenizer.ggml.model", STRING, text("x")), "model: x"),
         "more heads": (whole("attention.head_count", 4), r"attn_q\.weight shape"),
         "wider": (whole("embedding_length", 64), r"token_embd\.weight shape"),
-        "YaRN": (entry("rope.scaling.type", STRING, text("yarn")), "scaling.type: yarn"),
-        "scaling of 2": (
+        "YaRN of no factor": (
+            entry("rope.scaling.type", STRING, text("yarn")), "scaling.factor: missing",
+        ),
+        "scaling of 0": (
             lambda m, arch: (entry("rope.scaling.type", STRING, text("linear"))(m, arch),
-                             real("rope.scaling.factor", 2.0)(m, arch)),
-            "scaling.type: linear",
+                             real("rope.scaling.factor", 0.0)(m, arch)),
+            r"scaling\.factor: 0\.0",
         ),
         "RoPE of base 0": (real("rope.freq_base", 0.0), "freq_base: 0.0"),
         "RoPE of base NaN": (real("rope.freq_base", float("nan")), "freq_base: nan"),

@@ -1,12 +1,7 @@
-"""weights.open on whole models, and the repacked file: equal, shared, rebuilt, and done without."""
+"""weights.open on whole models: what is used in place, what is repacked, what is refused."""
 
 import json
-import logging
-import multiprocessing
-import os
-import shutil
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +9,7 @@ from support import small_files
 from support.pack_layouts import unpack_hf
 from support.paths import DATA
 
-from bitnet.checkpoints import repack_cache, weights
+from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
 from bitnet.formats.ternary_layouts import unpack_i2_s
@@ -46,7 +41,7 @@ def test_gguf_is_used_in_place():
         assert type(linear.codes) is np.ndarray and linear.codes.flags.c_contiguous
         assert not linear.codes.flags.writeable and linear.codes.ctypes.data % 32 == 0
         assert linear.scales.shape == (1, 1) and 0 < linear.scales[0] < 1
-        assert linear.where == f"{GGUF_PATH}: blk.0.ffn_down.weight"
+        assert (linear.path, linear.name) == (GGUF_PATH, "blk.0.ffn_down.weight")
         head = opened.rows("lm_head")
         assert (head.type, head.data.shape, head.n_cols) == ("F16", (384, 512), 256)
         assert head.data.ctypes.data == opened.rows("embed_tokens").data.ctypes.data  # tied
@@ -126,9 +121,8 @@ def test_hf_packed_goes_through_a_repacked_file(folder, cache):
         assert (codes[:, : linear.n_cols] == expected).all()
         assert (codes[:, linear.n_cols :] == 1).all()
         assert linear.scales == np.float32(0.25)
-    assert set(gguf.GGUFFile(repacked).tensors) == {
-        f"layers.0.{name}" for name in small_files.HF_PROJECTIONS
-    }
+    projections = {f"layers.0.{name}" for name in small_files.HF_PROJECTIONS}
+    assert set(gguf.GGUFFile(repacked).tensors) == {*projections, "checksums"}
 
 
 @pytest.mark.parametrize("name", ["hf_bitnet_offline", "hf_bitnet_online"])
@@ -167,7 +161,7 @@ def test_bitlinear_divides(tmp_path):
 
 def test_end_of_turn_of_an_hf_tokenizer(folder):
     decoder = {"15": {"content": "<|eot_id|>"}, "14": {"content": "<|end_of_text|>"}, "x": 3}
-    text = json.dumps({"added_tokens_decoder": decoder})
+    text = json.dumps({"added_tokens_decoder": decoder, "chat_template": "an older one"})
     (folder / "tokenizer_config.json").write_text(text)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     opened = weights.open(folder)
@@ -193,161 +187,9 @@ def test_gguf_rows_of_odd_width_are_padded_in_a_repacked_file(tmp_path):
     expected = unpack_i2_s(stream.reshape(1, -1)).reshape(128, ffn)
     assert (unpack_i2_s(linear.codes, ffn) == expected).all() and linear.scales == 0.5
     repacked = opened.mappings()[1][0]
-    assert list(gguf.GGUFFile(repacked).tensors) == [DOWN]  # nothing else
-    assert opened.ternary("layers.0.mlp.up_proj").where.startswith(str(path))
-
-
-# the life of a repacked file ----------------------------------------------------------------------
-
-
-def repacked_file(folder, **options):
-    return weights.open(folder, **options).mappings()[1][0]
-
-
-def test_it_is_built_once(folder, cache):
-    path = repacked_file(folder)
-    before = path.stat()
-    assert repacked_file(folder) == path and path.stat().st_ino == before.st_ino
-    assert sorted(p.name for p in cache.iterdir()) == [path.name, path.name + ".lock"]
-
-
-def test_a_changed_source_makes_it_stale(folder):
-    path = repacked_file(folder)
-    inode = path.stat().st_ino
-    source = folder / "model.safetensors"
-    os.utime(source, ns=(1, source.stat().st_mtime_ns + 1))
-    assert repacked_file(folder) == path and path.stat().st_ino != inode
-
-
-def test_folders_of_one_name_do_not_share(tmp_path, cache):
-    paths = set()
-    for parent in ("a", "b"):
-        (tmp_path / parent).mkdir()
-        paths.add(repacked_file(small_files.hf_folder(tmp_path / parent / "model")))
-    assert len(paths) == 2
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "scale", "magic", "folder"])
-def test_a_damaged_one_is_rebuilt_or_done_without(folder, damage):
-    expected = weights.open(folder).ternary(DOWN).codes.copy()
-    path = repacked_file(folder)
-    raw = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(raw[:-40])
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "magic":
-        path.write_bytes(b"XXXX" + raw[4:])
-    elif damage == "scale":
-        last = gguf.GGUFFile(path)
-        end = last.tensors[DOWN].data
-        at = end.ctypes.data - last.data.ctypes.data + len(end) - 32
-        path.write_bytes(raw[:at] + struct.pack("<f", float("nan")) + raw[at + 4 :])
-    else:
-        path.unlink()
-        path.mkdir()
-    opened = weights.open(folder)
-    assert (opened.ternary(DOWN).codes == expected).all() and opened.ternary(DOWN).scales == 0.25
-    assert len(opened.mappings()) == (1 if damage == "folder" else 2)
-
-
-@pytest.mark.parametrize("off", ["argument", "environment"])
-def test_it_can_be_switched_off(folder, cache, monkeypatch, off):
-    if off == "environment":
-        monkeypatch.setenv("BITNET_CACHE", "off")
-        assert repack_cache.cache_folder() is None and repack_cache.cache_list() == []
-    opened = weights.open(folder, cache=False if off == "argument" else None)
-    assert len(opened.mappings()) == 1 and not cache.exists()
-    assert opened.ternary(DOWN).where.endswith(
-        "model.safetensors: model.layers.0.mlp.down_proj.weight"
-    )
-
-
-def test_memory_comes_from_the_pool(folder):
-    class Pool:
-        def __init__(self):
-            self.asked = []
-
-        def array(self, shape, dtype, purpose):
-            self.asked.append((shape, purpose))
-            return np.empty(shape, dtype)
-
-    pool = Pool()
-    weights.open(folder, cache=False, pool=pool)
-    assert ((64, 32), "weights") in pool.asked and len(pool.asked) == 7
-    weights.open(folder, pool=pool)
-    assert len(pool.asked) == 7  # a repacked file needs no memory
-
-
-@pytest.mark.parametrize("trouble", ["full disk", "no folder"])
-def test_without_a_usable_cache_memory_is_used_and_a_warning_logged(
-    folder, cache, monkeypatch, caplog, trouble
-):
-    if trouble == "full disk":
-        usage = shutil.disk_usage(folder)._replace(free=1000)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    else:
-        cache.write_bytes(b"a file where the folder should be")
-    with caplog.at_level(logging.WARNING, "bitnet"):
-        opened = weights.open(folder)
-    assert len(opened.mappings()) == 1 and opened.ternary(DOWN).codes.shape == (64, 32)
-    assert "go to memory" in caplog.text
-    assert not list(cache.glob("*.gguf"))
-
-
-def test_a_crash_midway_leaves_nothing(folder, cache, monkeypatch):
-    def chunks(derived, row_scales):
-        yield bytes(16)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(repack_cache, "i2_s_chunks", chunks)
-    with pytest.raises(KeyboardInterrupt):
-        weights.open(folder)
-    assert [p.suffix for p in cache.iterdir()] == [".lock"]
-    monkeypatch.undo()
-    monkeypatch.setenv("BITNET_CACHE", str(cache))
-    path = repacked_file(folder)
-    left = path.with_name(f".{path.name}.0123abcd.tmp")  # as if a loader had been killed
-    left.write_bytes(b"half")
-    path.unlink()
-    assert repacked_file(folder) == path and not left.exists()
-
-
-def load_and_report(folder, cache, results):
-    opened = weights.open(folder, cache=cache)
-    results.put((opened.mappings()[1][0].stat().st_ino, int(opened.ternary(DOWN).codes.sum())))
-
-
-def test_two_loaders_at_once_build_one_repacked_file(folder, cache):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    loaders = [
-        context.Process(target=load_and_report, args=(folder, cache, results)) for _ in range(2)
-    ]
-    for loader in loaders:
-        loader.start()
-    first, second = results.get(timeout=60), results.get(timeout=60)
-    for loader in loaders:
-        loader.join()
-    assert first == second and first[1] > 0
-
-
-@pytest.mark.skipif(repack_cache.fcntl is None, reason="the system has no flock")
-def test_a_loader_waits_for_the_one_that_builds(folder, cache):
-    path = repacked_file(folder)
-    inode = path.stat().st_ino
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    moved = path.with_suffix(".away")
-    os.rename(path, moved)
-    with repack_cache.locked(path):  # we are building, it thinks
-        loader = context.Process(target=load_and_report, args=(folder, cache, results))
-        loader.start()
-        loader.join(timeout=1)
-        assert loader.is_alive() and results.empty()
-        os.rename(moved, path)
-    assert results.get(timeout=60)[0] == inode  # it took ours
-    loader.join()
+    assert list(gguf.GGUFFile(repacked).tensors) == [DOWN, "checksums"]  # nothing else
+    assert opened.ternary("layers.0.mlp.up_proj").path == path
+    assert (linear.path, linear.name) == (repacked, DOWN)  # messages name what is read
 
 
 def test_code_3_in_a_source_is_refused_when_repacked(tmp_path):
@@ -371,36 +213,3 @@ def test_nan_in_masters_is_refused(tmp_path):
     folder = small_files.hf_folder(tmp_path / "m", tensors, quantization_config=quantization)
     with pytest.raises(FormatError, match=r"up_proj\.weight scale: nan"):
         weights.open(folder)
-
-
-# the cache folder ---------------------------------------------------------------------------------
-
-
-def test_list_and_clear_touch_only_our_files(folder, cache):
-    path = repacked_file(folder)
-    stranger, link = cache / "model.gguf", cache / f"x-{'0' * 16}.sidecar.gguf"
-    stranger.write_bytes(b"not ours")
-    os.symlink(stranger, link)
-    broken = cache / f"y-{'0' * 16}.sidecar.gguf"
-    broken.write_bytes(b"GGUF")
-    (cache / f".{path.name}.0123abcd.tmp").write_bytes(b"12345")
-    listed = {path.name: (size, source) for path, size, source in repack_cache.cache_list()}
-    assert listed == {
-        path.name: (path.stat().st_size, str(folder)),
-        broken.name: (4, "damaged"),
-    }
-    size = path.stat().st_size
-    assert repack_cache.cache_clear() == size + 4 + 5
-    assert sorted(cache.iterdir()) == sorted([stranger, link])
-    assert repack_cache.cache_clear() == 0
-
-
-def test_where_the_cache_folder_is(monkeypatch):
-    monkeypatch.delenv("BITNET_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert repack_cache.cache_folder() == Path("/xdg/bitnet")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert repack_cache.cache_folder() == Path("/home/someone/.cache/bitnet")
-    monkeypatch.setenv("BITNET_CACHE", "~/elsewhere")
-    assert repack_cache.cache_folder() == Path("/home/someone/elsewhere")

@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from support.paths import DATA
 
 import bitnet
 from bitnet.cli import chat
@@ -50,6 +51,15 @@ def test_what_was_said_is_not_read_again_in_the_next_turn():
             assert f" {c.completion_tokens} written at " in talk.summary()
             n_used = c.prompt_tokens + c.completion_tokens - 1
             assert talk.summary().endswith(f" {n_used} of {model.context} in use]")
+
+
+@pytest.mark.parametrize("name", ["hf_embedding_qwen3", "hf_embedding_gemma3"])
+def test_an_embedding_model_does_not_talk(command, monkeypatch, name):
+    """Not even until somebody has said something."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = command("chat", DATA / name)
+    assert (code, out) == (1, "")
+    assert err == f"bitnet: error: {name}: an embedding model (embed works, not generation)\n"
 
 
 def test_replies_have_one_seed(model):
@@ -126,6 +136,7 @@ def test_chat_without_a_template_continues_the_text(model, monkeypatch):
 
 # ------------------------------------------------------------------------------- the command line
 LINES = ["Who art thou?", "Why?"]
+TEMPLATE = "{% for m in messages %}{{ m.role }}, {{ m.content }}<|eot_id|>\n{% endfor %}: "
 USUAL = {"max_tokens": 8, "seed": 5}
 # option of `bitnet chat` -> its values, what bitnet.load is given, what Model.chat_stream is given
 CASES = {
@@ -145,6 +156,7 @@ CASES = {
     "--speculative": (["ngram"], {}, {"speculative": "ngram"}),
     "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
     "--system": (["Thou art the king."], {}, {}),
+    "--chat-template": ([TEMPLATE], {"chat_template": TEMPLATE}, {}),
 }
 
 
@@ -155,8 +167,11 @@ def test_every_option_has_a_case(command):
 
 
 @pytest.mark.parametrize("option", CASES)
-def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option):
+def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option, tmp_path):
     values, load, generation = CASES[option]
+    if option == "--chat-template":
+        values = [tmp_path / "template.jinja"]
+        values[0].write_text(TEMPLATE)
     with bitnet.load(**{"threads": 1} | load) as other:
         system = [{"role": "system", "content": text} for text in values if option == "--system"]
         expected = replies_of(other, LINES, system, **USUAL | generation)
@@ -166,7 +181,7 @@ def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, opti
     code, out, err = command("chat", "-n", 8, "--seed", 5, option, *values)
     assert (code, out, err) == (0, "".join(f"{text}\n" for text in expected), "")
     assert load.items() <= loads[0].items()
-    if (generation and option != "--speculative") or system:
+    if (generation and option != "--speculative") or system or "chat_template" in load:
         assert expected != replies_of(model, LINES, **USUAL)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ from support.paths import DATA
 import bitnet
 from bitnet.api import measure
 from bitnet.cli import run, terminal
+from bitnet.runtime import dispatch
+from bitnet.verify import verify
 
 FOLDER = DATA / "hf_bitnet_offline"
 GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
@@ -36,6 +39,28 @@ def test_run_talks_to_a_model_with_a_template(command, model):
     options = ["-n", 20, "--temperature", 0.9, "--seed", 3]
     for form in ([], ["--chat"]):
         assert command("run", *form, *options, PROMPT) == (0, expected, "")
+
+
+def test_a_chat_template_in_a_file(command, tmp_path):
+    text = "{% for m in messages %}Q {{ m.content }}<|eot_id|>\n{% endfor %}A "
+    file = tmp_path / "template.jinja"
+    file.write_text(text)
+    options = ["-n", 8, "--temperature", 0, "--chat-template", file]
+    with bitnet.load(chat_template=text) as model:
+        done = model.chat([{"role": "user", "content": PROMPT}], max_tokens=8, temperature=0)
+    assert command("run", *options, PROMPT) == (0, line_of(done.text), "")
+    code, out, _ = command("verify", "--chat-template", file, GGUF, "--json")
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert code == 0 and "'Q Which way" in checks["chat template"]["detail"]
+    file.write_bytes(b"\xff")
+    for words in (["run", PROMPT], ["chat"], ["serve"], ["verify"]):
+        code, out, err = command(*words, "--chat-template", file)
+        assert (code, out) == (1, "") and f"{file}: text:" in err and "UTF-8" in err
+    code, out, err = command("run", "--chat-template", tmp_path / "none", PROMPT)
+    assert (code, out) == (1, "") and "No such file" in err
+    file.write_text("hello")
+    code, out, err = command("run", "--chat-template", file, PROMPT)
+    assert (code, out) == (1, "") and "the user's message is not in the prompt" in err
 
 
 def test_run_with_a_model_file(command):
@@ -127,10 +152,11 @@ def test_a_file_that_cannot_be_used(command, tmp_path, words):
     name, *prompt = words
     cut = tmp_path / "cut\n.gguf"
     cut.write_bytes(GGUF.read_bytes()[:5000])
+    (tmp_path / "empty").mkdir()
     for path, says in (
         (tmp_path / "absent.gguf", "absent.gguf: No such file"),
         (cut, "cut\ufffd.gguf"),
-        (tmp_path, "config.json"),
+        (tmp_path / "empty", "config.json"),
     ):
         code, out, err = command(name, path, *prompt)
         assert (code, out) == (1, "") and says in err
@@ -171,6 +197,43 @@ def test_an_interrupt_keeps_the_text_so_far(command, monkeypatch, model):
     assert written[3:] == ["\n"]
 
 
+@pytest.mark.parametrize("name", ["foo", "../generic", "generic "])
+def test_an_instruction_set_that_cannot_be_had(start, monkeypatch, name):
+    monkeypatch.setenv("BITNET_ISA", name)
+    said = f"BITNET_ISA: this CPU cannot run {name!r}; it can run "
+    for words in (["run", "x"], ["info"], ["verify"], ["bench"], ["serve", "--port", "0"]):
+        process = start(*words)
+        out, err = (stream.decode() for stream in process.communicate(timeout=60))
+        assert (process.returncode, out) == (1, "")
+        assert err.startswith(f"bitnet: error: {said}") and err.count("\n") == 1
+    process = start("--version")
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+
+
+def test_whoever_computes_is_told_of_the_instruction_set(monkeypatch):
+    monkeypatch.setenv("BITNET_ISA", "foo")
+    before = dispatch.isa
+    try:
+        dispatch.choose()  # as at import
+        assert dispatch.isa == "generic"
+        for use in (bitnet.load, bitnet.info, lambda: verify(GGUF)):
+            with pytest.raises(ValueError, match=r"^BITNET_ISA: this CPU cannot run 'foo'"):
+                use()
+    finally:
+        dispatch.use(before)
+    assert bitnet.info()["isa"] == before
+
+
+@pytest.mark.parametrize(("variable", "value"), [
+    ("BITNET_CACHE", "~nosuchuser/x"), ("BITNET_MEMORY_LIMIT", "x"), ("BITNET_NUM_THREADS", "x"),
+])  # fmt: skip
+def test_a_variable_with_a_value_that_is_none(command, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    code, out, err = command("run", FOLDER, "--raw", "x")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"bitnet: error: {variable}: '{value}'") and err.count("\n") == 1
+
+
 def test_ctrl_c_between_turns(start):
     process = start("chat", "-n", 3)
     process.stdin.write(b"Who is there?\n")
@@ -209,6 +272,31 @@ def test_a_person_at_a_terminal_sees_progress_and_timing(start, screen):
     assert process.communicate(timeout=60)[0] and process.returncode == 0
     shown = screen.all()
     assert b"loading the bundled model" in shown and b"4 written at" in shown
+
+
+def test_a_person_sees_what_a_first_load_writes(start, screen):
+    process = start("run", FOLDER, "--raw", PROMPT, "-n", 2, stderr=screen.end)
+    assert process.communicate(timeout=60)[0] and process.returncode == 0
+    first = screen.all()
+    assert b"KiB of repacked weights, once: " in first and b"loading /" in first
+    process = start("run", FOLDER, "--raw", PROMPT, "-n", 2, stderr=screen.end)
+    assert process.communicate(timeout=60)[0]
+    assert b"repacked weights" not in screen.all()[len(first) :]
+
+
+def test_warnings_of_a_load_stay_on_the_screen(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    log = logging.getLogger("bitnet")
+    status, before = terminal.Status(), (log.level, list(log.handlers))
+    with pytest.raises(OSError), status.loading("m"):
+        log.info("writing")
+        log.warning("as it \x1b[2J is")
+        log.debug("not for people")
+        raise OSError
+    assert (log.level, log.handlers) == before
+    shown = capsys.readouterr().err
+    assert shown.startswith("\rloading m\rwriting") and "debug" not in shown
+    assert shown.endswith("\ras it \ufffd[2J is\n") and shown.count("\n") == 1
 
 
 def test_no_model_text_can_drive_a_terminal(monkeypatch, capsys):

@@ -15,6 +15,8 @@ from bitnet.checkpoints import weights
 from bitnet.checkpoints.memory_plan import plan, state_bytes
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
+from bitnet.errors import FormatError
+from bitnet.models import lm_head_screen
 from bitnet.models.config import ModelConfig
 from bitnet.models.transformer import Transformer
 from bitnet.runtime.pool import Pool
@@ -144,6 +146,36 @@ def test_what_is_repacked(inspect, monkeypatch):
     assert memory["mapped_bytes"] + weights["nbytes"] == found["memory"]["mapped_bytes"]
 
 
+@pytest.mark.parametrize("path", [GGUF, FOLDER], ids=["in place", "repacked"])
+def test_the_screen_of_the_head_is_made_at_the_first_load_too(inspect, monkeypatch, path):
+    without = json.loads(inspect(path, "--json")[1])["derived"]
+    monkeypatch.setattr(lm_head_screen, "MIN_WEIGHTS", 1)
+    said = inspect(path)[1]
+    assert "the screen of the head, made at the first load" in said and "not needed" not in said
+    before = json.loads(inspect(path, "--json")[1])["derived"]
+    assert before["screen_bytes"] == before["bytes"] - without["bytes"] > 0
+    assert before["tensors"] == without["tensors"] and before["path"] is None
+    with weights.open(path) as opened:
+        assert sum(part.nbytes for part in opened.screen) == before["screen_bytes"]
+        (repacked,) = (p for p, *_ in opened.mappings() if p.parent.name == "cache")
+    assert before["bytes"] < os.path.getsize(repacked) < before["bytes"] + 8192
+    assert json.loads(inspect(path, "--json")[1])["derived"]["path"] == str(repacked)
+    monkeypatch.setenv("BITNET_CACHE", "off")  # then it is not made
+    assert json.loads(inspect(path, "--json")[1])["derived"]["screen_bytes"] == 0
+
+
+def test_a_part_without_the_others_is_shown_as_far_as_it_goes(inspect, tmp_path, capsys):
+    parts = small_models.split(small_models.gguf_model("llama"), 2)
+    name, part = parts.popitem()
+    (tmp_path / name).write_bytes(part.bytes())
+    with pytest.raises(FormatError, match=r"model-00001-of-00002.gguf: missing"):
+        open_checkpoint(tmp_path / name)
+    assert main(["inspect", str(tmp_path / name)]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot run" in out and part.tensors[0][0].replace(".0.", ".*.") in out
+    assert "part 1 of 2, beside the others" in err
+
+
 def test_a_changed_source_needs_a_new_repacked_file(inspect, tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     with bitnet.load(folder):
@@ -254,7 +286,8 @@ class NoWeights:
     def ternary(self, name):
         n_rows, n_cols = self.shapes[name]
         codes = np.zeros((n_rows, n_cols // 4), np.uint8)
-        return SimpleNamespace(codes=codes, scales=np.ones((1, 1), "f4"), n_cols=n_cols, where=name)
+        scales = np.ones((1, 1), "f4")
+        return SimpleNamespace(codes=codes, scales=scales, n_cols=n_cols, path="", name=name)
 
     def vector(self, name):
         return np.ones(self.shapes[name], np.float32)

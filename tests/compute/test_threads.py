@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import bitnet
+from bitnet.compute import ops
 from bitnet.runtime import cpu
 
 PROMPT = [1] * 128  # a step of so many rows is worth waking a second thread for
@@ -69,7 +70,7 @@ def test_a_smaller_grant_is_noticed_and_a_larger_one_is_no_more_than_at_first(fr
         seen = []
         for n in (2, 1, 3, 8):
             grants(monkeypatch, n)
-            model._threads_checked = 0.0  # as after a second
+            model._granted._looked_at = 0.0  # as after a second
             model.session().close()
             seen.append(model.threads)
         assert seen == [2, 1, 3, 3]
@@ -80,7 +81,7 @@ def test_a_smaller_grant_is_noticed_and_a_larger_one_is_no_more_than_at_first(fr
 def test_a_number_that_was_asked_for_stays(free, monkeypatch):
     with bitnet.load(threads=2) as model:
         grants(monkeypatch, 1)
-        model._threads_checked = 0.0
+        model._granted._looked_at = 0.0
         model.generate(PROMPT, max_tokens=1)
         assert model.threads == 2
         model.threads = None
@@ -94,11 +95,11 @@ cpus = cpu.affinity()
 with bitnet.load() as model:
     at_load = model.threads
     os.sched_setaffinity(0, cpus[:1])
-    model._threads_checked = 0.0
+    model._granted._looked_at = 0.0
     model.generate([1], max_tokens=1)
     fewer = model.threads
     os.sched_setaffinity(0, cpus)
-    model._threads_checked = 0.0
+    model._granted._looked_at = 0.0
     model.generate([1], max_tokens=1)
     print(at_load, fewer, model.threads)
 """
@@ -113,28 +114,27 @@ def test_affinity_is_followed(free):
 LIMITED = """
 import os, sys, bitnet
 import threadpoolctl
-from bitnet.compute import ops
+from bitnet.compute.threads import allowed
 count = lambda: len(os.listdir("/proc/self/task"))
 with bitnet.load(threads=3) as model:
     before = count()
     openmp = [p["prefix"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "openmp"]
     with threadpoolctl.threadpool_limits(1):
         model.generate([1] * 128, max_tokens=1)
-        limited = count() - before
+        one = allowed(3)
+        assert count() == before
     with threadpoolctl.threadpool_limits(2):
-        model.generate([2] * 128, max_tokens=1)
-        two = count() - before
-    model.generate([3] * 128, max_tokens=1)
-    print(*openmp, limited, two, count() - before)
+        two = allowed(3)
+    print(*openmp, one, two, allowed(3))
 """
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("offered", "begun"), [("4", "0 1 2"), ("2", "0 2 2")])
-def test_threadpoolctl_sees_and_limits_us(offered, begun):
+@pytest.mark.parametrize(("offered", "used"), [("4", "1 2 3"), ("2", "1 3 3")])
+def test_threadpoolctl_sees_and_limits_us(offered, used):
     """A limit counts if it is less than what OpenMP offered at the import, whatever we use."""
     pytest.importorskip("threadpoolctl")
-    assert run(LIMITED, OMP_NUM_THREADS=offered).split(maxsplit=1)[1].strip() == begun
+    assert run(LIMITED, OMP_NUM_THREADS=offered).split(maxsplit=1)[1].strip() == used
 
 
 FORK = """
@@ -224,3 +224,38 @@ def test_threads_of_two_models_in_two_python_threads():
     for worker in workers:
         worker.join()
     assert texts[0] == texts[1] == texts[2]
+
+
+REFUSED = """
+import resource, threading, bitnet
+from bitnet.compute import ops
+assert ops.startable_threads(1) == 1
+resource.setrlimit(resource.RLIMIT_AS, (16 << 30, resource.RLIM_INFINITY))
+with bitnet.load(threads=2, prefix_cache=False) as model:
+    print(model.threads)
+    model.threads = 3
+    texts = []
+    def say():
+        texts.append(model.generate("and", max_tokens=20, seed=1).text)
+    say()
+    thread = threading.Thread(target=say)
+    thread.start()
+    thread.join()
+    print(texts[0] == texts[1])
+"""
+
+
+@pytest.mark.skipif(not ops.openmp or sys.platform != "linux", reason="without RLIMIT_AS or OpenMP")
+def test_threads_that_the_system_refuses_are_done_without():
+    """libgomp ends the process where one cannot be started."""
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"OMP_STACKSIZE": "32G"},
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "True"]), done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith("threads: 1 instead of 2, as the system starts no more (Resource ")
+    assert second.startswith("threads: 1 instead of 3, ")

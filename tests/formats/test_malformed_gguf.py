@@ -13,6 +13,9 @@ from support import small_files
 from support.refusals import ARCH, HUGE, key, refused, u32, u64
 from support.small_files import ARRAY, BOOL, STRING, U32, numbers, strings, text
 
+from bitnet.errors import FormatError
+from bitnet.formats.text_files import read_json
+
 # GGUF ---------------------------------------------------------------------------------------------
 
 
@@ -221,6 +224,8 @@ def test_more_keys_than_any_file_has(tmp_path):
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     refused(tmp_path / "pipe.gguf", "file type: p")
+    with pytest.raises(FormatError, match="file type: p"):
+        read_json(tmp_path / "pipe.gguf")
     refused(tmp_path, "config.json: missing")
     with pytest.raises(FileNotFoundError):
         open_and_run(tmp_path / "absent.gguf")

@@ -85,12 +85,32 @@ def test_an_index_that_lies(tmp_path):
             open_folder(tmp_path)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-    folder, outside = tmp_path / "model", save(tmp_path / "secret.safetensors", TWO)
+def test_weights_behind_a_link_of_the_user(tmp_path):
+    """One file, and a shard, on another disk; other files of the folder may not be links."""
+    folder = tmp_path / "model"
     folder.mkdir()
-    os.symlink(outside, folder / "model.safetensors")
-    with pytest.raises(FormatError, match="link"):
+    os.symlink(save(tmp_path / "other.safetensors", TWO), folder / "model.safetensors")
+    files, tensors = open_folder(folder)
+    assert tensors["a"].shape == (2, 3) and files[0].path.parent == folder
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "index").write_text(json.dumps(index))
+    os.symlink(tmp_path / "index", folder / "model.safetensors.index.json")
+    with pytest.raises(FormatError, match=r"link: .*only weights may lie elsewhere"):
         open_folder(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_folder(folder)[1]["a"].shape == (2, 3)
+
+
+def test_a_hub_cache_whose_blobs_are_on_another_disk(tmp_path):
+    snapshot, disk = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "disk"
+    snapshot.mkdir(parents=True)
+    disk.mkdir()
+    (disk / "0123").write_text("{}")
+    os.symlink(disk, tmp_path / "hub" / "blobs")
+    os.symlink("../../blobs/0123", snapshot / "config.json")
+    assert member(snapshot, "config.json").read_text() == "{}"
 
 
 def test_a_hub_cache_links_its_snapshot_to_blobs(tmp_path):

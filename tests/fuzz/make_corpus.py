@@ -9,14 +9,21 @@ import json
 import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
+sys.path.append(str(HERE.parents[1]))  # last, as in worker.py
 
+from fuzz import targets  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
 from support import small_models as models  # noqa: E402
+from support.caches import feed  # noqa: E402
 from support.small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
+
+from bitnet.generation import session_file  # noqa: E402
+from bitnet.runtime.pool import Pool  # noqa: E402
 
 # Rows of whole blocks of 128 columns, which are used in place; and of 256, which some types need.
 IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)
@@ -24,11 +31,18 @@ WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
 BLOCKS_OF_64 = models.Shape(hidden=64, heads=1, vocab=2)
 
 
+TEMPLATE = (  # what minijinja has not, and is rewritten
+    "{% generation %}{{ '<|user|>%s' % messages[0].content }}"
+    "{{ messages[0].content.rsplit('b')[0] | tojson }}{% endgeneration %}"
+)
+
+
 def gguf_models():
     """{name: small_files.GGUF}"""
     found = {arch: models.gguf_model(arch) for arch in ("bitnet-b1.58", "llama", "qwen3", "gemma3")}
     found["scales"] = with_scales(models.gguf_model("bitnet"))
     found["spm"] = with_spm()
+    found["odd-tokens"] = with_odd_tokens(models.gguf_model("llama"))
     found["in-place"] = models.gguf_model("bitnet-b1.58", IN_PLACE, norms="F16")
     for rows, head in (
         ("F32", "BF16"), ("Q8_0", "IQ4_NL"), ("Q4_0", "Q4_1"), ("Q5_0", "Q5_1"),
@@ -51,6 +65,16 @@ def with_scales(model):
     for name in models.LINEARS:
         scale = struct.pack("<f", 0.25)
         model.tensors.append([f"blk.0.{name}.scale", [1], models.TYPE_IDS["F32"], scale, None])
+    return model
+
+
+def with_odd_tokens(model):
+    """Two tokens of one text, an empty one, one a template writes, one that takes white space."""
+    tokens = [*models.TOKENS[:2], models.TOKENS[0], "", "<|user|>", *models.TOKENS[5:]]
+    model.set("tokenizer.ggml.tokens", ARRAY, strings(tokens))
+    model.set("tokenizer.ggml.token_type", ARRAY, numbers(5, "i", [1] * 4 + [4] + [3] * 3))
+    model.set("tokenizer.bitnet.rstrip", ARRAY, numbers(5, "i", [7]))
+    model.set("tokenizer.chat_template", STRING, text(TEMPLATE))
     return model
 
 
@@ -138,7 +162,7 @@ def hf_models():
     found["sharded"] = models.sharded(models.hf_files("llama", tensors=tensors), tensors)
     rope = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     found["masters"] = models.hf_files("bitnet", quantization_config=models.ONLINE, **rope)
-    found["masters"]["chat_template.jinja"] = b"{{ messages[0].content }}"
+    found["masters"]["chat_template.jinja"] = TEMPLATE.encode()
     found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
     found["1bitLLM"]["tokenizer.model"] = sentencepiece_models()["unigram.model"]
     found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)
@@ -201,6 +225,20 @@ def varint(value):
     return out + bytes([value])
 
 
+def saved_sessions():
+    """{name: bytes} of saved sessions: one in part of a page, one in more."""
+    found = {}
+    for n in (3, 130):
+        state = targets.empty_state(Pool(1 << 20))
+        feed(state.parts["kv"].cache, n)
+        state.length = n
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "session"
+            session_file.save(path, range(n), state, targets.SESSION["fingerprint"])
+            found[f"{n}-tokens.gguf"] = path.read_bytes()
+    return found
+
+
 def encoded(value):
     return json.dumps(value).encode()
 
@@ -209,6 +247,9 @@ def corpus_files():
     """{path in the corpus: bytes}"""
     found = {f"gguf/{name}.gguf": model.bytes() for name, model in gguf_models().items()}
     found |= {f"sentencepiece/{name}": raw for name, raw in sentencepiece_models().items()}
+    found |= {f"session/{name}": raw for name, raw in saved_sessions().items()}
+    for name, part in models.split(gguf_models()["in-place"], 2).items():
+        found[f"parts/split/{name}"] = part.bytes()
     for folder, files in hf_models().items():
         found |= {f"hf/{folder}/{name}": raw for name, raw in files.items()}
     return found

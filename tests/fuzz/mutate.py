@@ -19,7 +19,8 @@ FLOAT_CODES = ("<f", "<e", "<d")
 INFINITE = "@1e999@"  # JSON has no infinity, but this number is one once parsed
 TEXTS = (
     "", "a", "\0", "../x", "/etc/passwd", "é" * 300, "bitnet", "llama", "gpt2", "F32", "U8",
-    "(a+)+$", "{{ x", "{{ 'a' * 999999999 }}", "{{ messages | tojson }}",
+    "(a+)+$", "{{ x", "{{ 'a' * 999999999 }}", "{{ messages | tojson }}", "{% generation %}",
+    "{{ '%999999999s' % messages[0].content.rsplit() }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
 )  # fmt: skip
 JUNK = (

@@ -3,13 +3,16 @@
 import contextlib
 
 import numpy as np
+from support.caches import cache_of
 
 from bitnet.checkpoints import weights
 from bitnet.checkpoints.convert import convert
-from bitnet.errors import TemplateError
+from bitnet.errors import ContextFull, TemplateError
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
+from bitnet.generation import session_file
+from bitnet.models.sequence_state import KVCachePart, SequenceState
 from bitnet.models.transformer import Transformer
 from bitnet.runtime.pool import Pool
 from bitnet.text.tokenizer import Tokenizer
@@ -43,6 +46,22 @@ def sentencepiece(folder):
     Encoder(read(folder / "tokenizer.model"), {})(TEXT)
 
 
+SESSION = {"fingerprint": "the model", "capacity": 300, "dtype": "f16"}  # of the corpus
+
+
+def empty_state(pool):
+    """A state that the sessions of the corpus fit."""
+    part = KVCachePart(cache_of(pool, SESSION["capacity"], dtype=SESSION["dtype"]))
+    return SequenceState({"kv": part}, capacity=SESSION["capacity"], dtype=SESSION["dtype"])
+
+
+def session(folder):
+    """A saved session, restored."""
+    state = empty_state(Pool(POOL_BYTES))
+    with contextlib.suppress(ContextFull):
+        session_file.load(folder / GGUF_NAME, state, SESSION["fingerprint"])
+
+
 def open_and_run(path):
     """Open a model as `load` does, and run one forward pass, which looks at every weight."""
     pool = Pool(POOL_BYTES)  # never closed: logits are views of it
@@ -74,8 +93,10 @@ TARGETS = {
     "gguf": (gguf, "gguf"),
     "safetensors": (safetensors, "hf"),
     "sentencepiece": (sentencepiece, "sentencepiece"),
+    "session": (session, "session"),
     "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
     "hf model": (open_and_run, "hf"),
+    "gguf parts": (open_and_run, "parts"),
     "gguf tools": (
         lambda folder: check_and_convert(folder / GGUF_NAME, folder.parent / "out"), "gguf",
     ),

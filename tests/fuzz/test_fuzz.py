@@ -56,7 +56,7 @@ def test_a_short_run(tmp_path):
     ("target", "case"),
     [
         pytest.param(target, case, id=f"{target} {case.steps[0]}")
-        for target in ("gguf model", "hf model", "sentencepiece")
+        for target in ("gguf model", "hf model", "sentencepiece", "session")
         for case in cases.corpus(targets.TARGETS[target][1])
         if case.steps[0] not in NO_MODELS and not case.steps[0].startswith("found-")
     ],

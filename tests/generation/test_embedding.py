@@ -101,3 +101,18 @@ def test_command(name, capsys, monkeypatch):
     assert np.array(rows, np.float32).tobytes() == wanted.tobytes()
     assert main(["embed", str(path_of(name)), "x", "--prompt-name", "nothing"]) == 1
     assert "prompt_name" in capsys.readouterr().err
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(name):
+    with bitnet.load(path_of(name)) as model:
+        layers = model.scheduler.transformer.layers
+        last, layers[-1] = layers[-1], lambda s, batch: spoil(s.hidden)
+        with pytest.raises(bitnet.NotFinite, match="embedding of a text of 3 tokens is not finite"):
+            model.embed_tokens([[3, 4], [3, 4, 5]])
+        layers[-1] = last
+        assert np.isfinite(model.embed_tokens([[3, 4]])).all()
+        del layers, last  # they hold the pool's memory
+
+
+def spoil(hidden):
+    hidden.array()[2:] = np.nan

@@ -1,12 +1,20 @@
 """The prefix cache in files: the same text after a restart, bounded, and no file is needed."""
 
+import errno
 import os
 import stat
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 import bitnet
-from bitnet.generation.prefix_cache_disk import MIN_TOKENS_ON_DISK, PREFIX_SUFFIX
+from bitnet.generation.prefix_cache_disk import (
+    ABANDONED_AFTER,
+    MIN_TOKENS_ON_DISK,
+    PREFIX_SUFFIX,
+)
 from bitnet.generation.session_file import common
 
 PROMPT = [i % 100 + 1 for i in range(300)]
@@ -49,6 +57,83 @@ def test_after_a_restart_the_rest_only_is_read(tmp_path, kv_dtype):
 
 def test_files_are_the_owners_alone(folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files(folder)] == [0o600]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_a_folder_that_others_may_write_is_refused(folder, caplog):
+    folder.chmod(0o770)
+    with pytest.raises(PermissionError, match=rf"others may write it \(mode 770\).*{folder}"):
+        load(folder)
+    folder.chmod(0o755)
+    (path,) = files(folder)
+    path.chmod(0o666)  # one that was put there before
+    with load(folder) as model:
+        assert model.generate([*PROMPT, 7], max_tokens=1).cached_tokens == 0
+
+
+def test_what_a_killed_writer_leaves_counts_and_is_deleted_at_last(folder):
+    (path,) = files(folder)
+    size = path.stat().st_size
+    young, old = (folder / f".{name}{PREFIX_SUFFIX}.0123abcd.tmp" for name in "ab")
+    strangers = [folder / ".c.tmp", folder / "d.tmp"]
+    for other in (young, old, *strangers):
+        other.write_bytes(bytes(size))
+    long_ago = time.time() - ABANDONED_AFTER - 1
+    for other in (old, *strangers):
+        os.utime(other, (long_ago, long_ago))
+    with load(folder, prefix_folder_limit=2 * size):
+        assert not old.exists() and young.exists() and files(folder) == [path]
+    with load(folder, prefix_folder_limit=2 * size - 1):
+        assert young.exists() and files(folder) == []  # it may be being written
+    assert all(other.exists() for other in strangers)
+
+
+def read_only(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_folder_that_can_be_read_alone_is_used(folder, wanted, monkeypatch, caplog, damage):
+    (path,) = files(folder)
+    with load(folder) as model:
+        if damage:
+            path.write_bytes(path.read_bytes()[:-40])
+        monkeypatch.setattr(os, "utime", read_only)
+        monkeypatch.setattr(Path, "unlink", read_only)
+        monkeypatch.setattr("bitnet.generation.session_file.save", read_only)
+        for _ in range(2):
+            found = model.generate([*PROMPT, 7, 8], **OPTIONS)
+            assert found.token_ids == wanted
+        model.scheduler.prefix_cache.clear()
+    monkeypatch.undo()
+    assert files(folder) == [path]
+    assert caplog.text.count("a saved prefix is not used") == damage
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_a_moment_without_file_handles_costs_no_file(folder, wanted, caplog):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (path,) = files(folder)
+    with load(folder) as model, open(path) as last:
+        model.generate([5, 6], max_tokens=1)  # whatever opens files at first has them
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, hard))
+        try:
+            found = model.generate([*PROMPT, 7, 8], **OPTIONS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert found.cached_tokens == 0 and found.token_ids == wanted
+        assert "Too many open files" in caplog.text and files(folder) == [path]
+    with load(folder) as model:
+        assert model.generate([*PROMPT, 7, 8], **OPTIONS).cached_tokens >= len(PROMPT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+def test_a_fifo_in_the_folder_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / f"a{PREFIX_SUFFIX}")
+    with load(tmp_path) as model:
+        assert model.generate([5, 6], max_tokens=1).token_ids
 
 
 def test_a_longer_sequence_takes_the_place_of_its_beginning(folder):

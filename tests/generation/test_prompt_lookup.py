@@ -189,9 +189,9 @@ class Wrong:
 
     drafted = accepted = 0
 
-    def propose(self, tokens, most):
-        self.most = most
-        return [END] * most
+    def propose(self, tokens, n_max):
+        self.n_max = n_max
+        return [END] * n_max
 
     def record(self, n_drafted, n_accepted):
         assert n_accepted == 0
@@ -245,7 +245,7 @@ def test_what_is_wrong_is_forgotten():
     drafts = Wrong()
     (done,), _ = complete(request(drafts, max_tokens=20))
     assert done.token_ids == complete(request(max_tokens=20))[0][0].token_ids
-    assert drafts.most == 1  # of two tokens that are left one is drafted
+    assert drafts.n_max == 1  # of two tokens that are left one is drafted
 
 
 def test_an_end_token_inside_a_draft():
@@ -255,8 +255,8 @@ def test_an_end_token_inside_a_draft():
         return ending[(len(tokens) - 1) % 6]
 
     class Right(Wrong):
-        def propose(self, tokens, most):
-            return [script(tokens + [0] * i) for i in range(most)]
+        def propose(self, tokens, n_max):
+            return [script(tokens + [0] * i) for i in range(n_max)]
 
         def record(self, n_drafted, n_accepted):
             assert (n_drafted, n_accepted) == (8, 5)

@@ -37,8 +37,8 @@ class Guesses:
     def __init__(self, tokens, wrong_every):
         self.tokens, self.wrong_every = tokens, wrong_every
 
-    def propose(self, tokens, most):
-        after = self.tokens[len(tokens) : len(tokens) + min(most, 5)]
+    def propose(self, tokens, n_max):
+        after = self.tokens[len(tokens) : len(tokens) + min(n_max, 5)]
         return [
             EOT if (len(tokens) + i) % self.wrong_every == 0 else token
             for i, token in enumerate(after)

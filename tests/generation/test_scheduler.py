@@ -305,3 +305,15 @@ def test_a_script_of_many_replies():
     scheduler = plain(MockTransformer(script), slots=4)
     done = scheduler.complete([request([BOS, 1, 2, i]) for i in range(9)])
     assert [d.text for d in done] == ["done"] * 9
+
+
+def test_an_error_of_admission_is_what_is_raised():
+    class Transformer(MockTransformer):
+        def new_state(self, *arguments, **keywords):
+            raise PoolExhausted(1, "kv", 0, 0, 0, {})
+
+    scheduler = plain(Transformer())
+    with pytest.raises(PoolExhausted):
+        scheduler.complete([request("abc")])
+    with pytest.raises(PoolExhausted):
+        list(scheduler.stream(request("abc")))

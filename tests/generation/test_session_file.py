@@ -1,12 +1,16 @@
 """Sessions on disk: restored they go on as if nothing had happened; other files are refused."""
 
+import stat
+
 import numpy as np
 import pytest
 from support.paths import DATA
 
 import bitnet
+from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats.gguf import GGUFFile
+from bitnet.runtime.pool import Pool
 
 IDS = [(7 * i) % 2000 for i in range(300)]  # two full pages and a part of a third
 
@@ -47,6 +51,16 @@ def test_nothing_of_others_is_in_the_file(model, tmp_path):
         session.feed([1, 2, 3])
         session.save(tmp_path / "b.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_file_is_its_owners_alone(model, tmp_path):
+    path = tmp_path / "s.gguf"
+    path.write_bytes(b"another")
+    path.chmod(0o644)
+    with model.session() as session:
+        session.feed(IDS[:3])
+        session.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_an_empty_session_is_not_saved(model, tmp_path):
@@ -96,6 +110,66 @@ def test_files_of_others_are_refused(model, tmp_path):
     wrong_model = pytest.raises(FormatError, match=r"session\.model")
     with bitnet.load(data, kv_dtype=dtype) as wrong, wrong.session() as session, wrong_model:
         session.restore(path)
+
+
+def test_files_of_0_1_0_are_refused_in_one_sentence(model, tmp_path):
+    """Their fingerprint saw four rows of a tensor."""
+    path = tmp_path / "s.gguf"
+    with model.session() as session:
+        session.feed(IDS[:50])
+        session.save(path)
+        path.write_bytes(path.read_bytes().replace(b"session.version", b"session.xersion"))
+        with pytest.raises(FormatError) as error:
+            session.restore(path)
+    assert str(error.value) == f"{path}: session.version: missing (2: save it again)"
+
+
+def test_a_model_with_other_rows_but_four_of_each_tensor_is_another(tmp_path):
+    """All rows but those that the fingerprint of 0.1.0 looked at."""
+    raw = np.frombuffer(bitnet.api.load.BUNDLED_MODEL.read_bytes(), np.uint8).copy()
+    file = GGUFFile(bitnet.api.load.BUNDLED_MODEL)
+    n_changed = 0
+    for tensor in file.tensors.values():
+        if tensor.type == "I2_S":
+            at = tensor.data.ctypes.data - file.data.ctypes.data
+            rows = raw[at : at + len(tensor.data) - 32].reshape(tensor.shape[0], -1)
+            changed = np.delete(np.arange(len(rows)), slice(None, None, len(rows) // 4))
+            rows[changed] = 0xAA - rows[changed]  # 2 - code in each of four
+            n_changed += len(changed)
+    assert n_changed == 12_688
+    (tmp_path / "other.gguf").write_bytes(raw.tobytes())
+    with bitnet.load(threads=1) as model, model.session() as session:
+        session.feed(IDS[:50])
+        session.save(tmp_path / "s.gguf")
+    refused = pytest.raises(FormatError, match=r"session\.model: .*the model it was saved with")
+    other = bitnet.load(tmp_path / "other.gguf", threads=1)
+    with other, other.session() as session, refused:
+        session.restore(tmp_path / "s.gguf")
+
+
+def test_a_fingerprint_is_of_every_tensor_wherever_it_lies(tmp_path):
+    source = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
+    with weights.open(source) as files:
+        expected = files.fingerprint()
+    with weights.open(source) as files:
+        files.copy_into(Pool(1 << 30))
+        assert files.fingerprint() == expected
+    file, path = GGUFFile(source), tmp_path / "m.gguf"
+    for name, tensor in file.tensors.items():
+        raw = bytearray(source.read_bytes())
+        end = tensor.data.ctypes.data - file.data.ctypes.data + len(tensor.data)
+        raw[end - (33 if tensor.type == "I2_S" else 1)] ^= 0x40  # its last code or number
+        path.write_bytes(raw)
+        with weights.open(path) as files:
+            assert files.fingerprint() != expected, name
+
+
+@pytest.mark.parametrize("name", ["hf_bitnet_online", "hf_bitnet_offline"])
+def test_repacked_in_a_file_or_in_memory_a_model_has_one_fingerprint(tmp_path, name):
+    with weights.open(DATA / name, cache=False) as files:
+        expected = files.fingerprint()
+    with weights.open(DATA / name, cache=tmp_path / "cache") as files:
+        assert files.repacked is not None and files.fingerprint() == expected
 
 
 def test_a_model_is_known_by_its_weights(tmp_path):

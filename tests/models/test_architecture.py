@@ -14,8 +14,9 @@ from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import inspect
 from bitnet.models import llama, registry
-from bitnet.models.architecture import BLOCK_NORMS, LINEARS, Architecture
+from bitnet.models.architecture import BLOCK_ARRAYS, BLOCK_NORMS, LINEARS, Architecture
 from bitnet.models.sequence_state import attention_parts
+from bitnet.models.workspace import MAX_BATCH
 from bitnet.verify import verify
 
 SHAPE = small_models.Shape(hidden=128, ffn=256, heads=2, kv_heads=1, head_dim=64)
@@ -85,6 +86,24 @@ def test_its_models_are_converted_and_compared(folder, tmp_path):
     codes = {name: data for name, data in tensors_of(back).items() if name.endswith("_proj")}
     assert len(codes) == len(LINEARS)
     assert all(tensors_of(folder)[name] == data for name, data in codes.items())
+
+
+class Spacious(llama.Block):
+    """A block that works on an array of its own."""
+
+    def __call__(self, s, batch):
+        assert s.spare.array().shape == (MAX_BATCH, 128 + 64)
+        s.spare.array()[:] = 0
+        super().__call__(s, batch)
+
+
+def test_a_block_has_the_arrays_of_its_architecture(folder, monkeypatch):
+    arrays = BLOCK_ARRAYS | {"spare": ("q", "head")}
+    family = dataclasses.replace(OKAPI, block=Spacious, block_arrays=arrays)
+    monkeypatch.setitem(registry.ARCHITECTURES, OKAPI.name, family)
+    monkeypatch.setitem(registry.BY_MODEL_TYPE, OKAPI.model_types[0], family)
+    with bitnet.load(folder, threads=1) as model:
+        assert np.isfinite(model.logits([1, 2, 3])).all()
 
 
 class Remembering(llama.Block):

@@ -1,40 +1,14 @@
 """ModelConfig: what the published files say is understood, everything else is refused by name."""
 
-import copy
 import logging
 
+import numpy as np
 import pytest
+from support.configs import GGUF_2B, PATH, from_gguf, from_hf
 from support.small_files import HF_CONFIG
 
 from bitnet.errors import FormatError
 from bitnet.models.config import ModelConfig, hf_linears
-
-PATH = "somewhere/config.json"
-# what the official GGUF of bitnet-b1.58-2B-4T says, tokens aside
-GGUF_2B = {
-    "general.architecture": "bitnet-b1.58", "bitnet-b1.58.vocab_size": 128256,
-    "bitnet-b1.58.context_length": 4096, "bitnet-b1.58.embedding_length": 2560,
-    "bitnet-b1.58.block_count": 30, "bitnet-b1.58.feed_forward_length": 6912,
-    "bitnet-b1.58.rope.dimension_count": 128, "bitnet-b1.58.attention.head_count": 20,
-    "bitnet-b1.58.attention.head_count_kv": 5,
-    "bitnet-b1.58.attention.layer_norm_rms_epsilon": 1e-5, "bitnet-b1.58.rope.freq_base": 500000.0,
-    "tokenizer.ggml.bos_token_id": 128000, "tokenizer.ggml.eos_token_id": 128001,
-}  # fmt: skip
-
-
-def from_hf(generation=None, has_lm_head=False, **changes):
-    config = copy.deepcopy(HF_CONFIG) | changes
-    return ModelConfig.from_hf(config, generation or {}, PATH, has_lm_head)
-
-
-def from_gguf(arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, **changes):
-    metadata = {key.replace("bitnet-b1.58", arch): value for key, value in GGUF_2B.items()}
-    metadata["general.architecture"] = arch
-    for key, value in changes.items():
-        key = key.replace("__", ".")
-        whole = key.startswith(("tokenizer.", "general."))
-        metadata[key if whole else f"{arch}.{key}"] = value
-    return ModelConfig.from_gguf(metadata, "model.gguf", n_embeddings, has_lm_head)
 
 
 def test_the_official_gguf():
@@ -89,12 +63,34 @@ def test_activation_of_other_bitnet_shapes_is_silu_and_logged(caplog):
     assert "bitnet.hidden_activation" in caplog.text and "silu" in caplog.text
 
 
+@pytest.mark.parametrize("eps", [1e-12, 0.1])
+def test_a_bound_in_a_float_of_32_bits_is_the_bound(eps):
+    stored = float(np.float32(eps))
+    assert stored != eps
+    assert from_gguf(attention__layer_norm_rms_epsilon=stored).rms_norm_eps == stored
+    assert from_hf(rms_norm_eps=eps).rms_norm_eps == eps
+    beyond = float(np.nextafter(np.float32(eps), np.float32(0 if eps < 0.01 else 1)))
+    with pytest.raises(FormatError, match="epsilon"):
+        from_gguf(attention__layer_norm_rms_epsilon=beyond)
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"attention__head_count": 0}, "head_count"),
         ({"attention__head_count": 20.0}, "head_count"),
         ({"attention__head_count": True}, "head_count"),
+        ({"feed_forward_length": 262144}, "feed_forward_length"),
+        (
+            {
+                "attention__head_count": 1024,
+                "attention__head_count_kv": 1024,
+                "attention__key_length": 512,
+                "attention__value_length": 512,
+                "rope__dimension_count": 512,
+            },
+            r"o_proj: 524288 \(at most 131072",
+        ),
         ({"attention__head_count_kv": 3}, "num_key_value_heads"),
         ({"block_count": 10**9}, "block_count"),
         ({"context_length": 2**60}, "context_length"),
@@ -105,8 +101,9 @@ def test_activation_of_other_bitnet_shapes_is_silu_and_logged(caplog):
         ({"rope__dimension_count": 256}, "dimension_count"),
         ({"attention__value_length": 64}, "value_length"),
         ({"attention__key_length": 127, "attention__value_length": 127}, "dimension_count"),
-        ({"rope__scaling__type": "yarn"}, "rope.scaling.type"),
-        ({"rope__scaling__type": "linear", "rope__scaling__factor": 2.0}, "rope.scaling.type"),
+        ({"rope__scaling__type": "spiral"}, "rope.scaling.type"),
+        ({"rope__scaling__type": "yarn"}, "rope.scaling.factor"),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, "rope.scaling.factor"),
         ({"hidden_activation": "gelu"}, "hidden_activation"),
         ({"embedding_length": None}, "embedding_length"),
         ({"embedding_length": [2560]}, "embedding_length"),
@@ -174,7 +171,7 @@ def test_rope_theta_of_newer_files():
         ({"num_key_value_heads": None}, "num_key_value_heads"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"rope_theta": None}, "rope_theta"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2}}, "rope_type"),
         ({"rope_parameters": "yarn"}, "rope_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),

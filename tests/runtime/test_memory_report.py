@@ -156,6 +156,20 @@ def test_usage_from_smaps(tmp_path, monkeypatch):
     assert [r.name for r in found.ranges] == ["/usr/bin/sed", "", "/data/model.gguf"]
 
 
+def test_a_mapping_of_several_ranges_is_no_library(tmp_path, monkeypatch):
+    """Advice to use huge pages cuts the range of a file; what lies beside it is another's."""
+    monkeypatch.setattr(memory_report, "PROC", str(tmp_path))
+    head, _, model = SMAPS.partition("7ffe00000000-7ffe00400000")
+    model = model.replace("4096 kB", "1024 kB").replace("2048 kB", "512 kB")
+    parts = [0x7FFE00000000 + i * MIB for i in range(6)]
+    smaps = head + "".join(f"{at:x}-{at + MIB:x}{model}" for at in parts)
+    (tmp_path / "smaps").write_text(smaps)
+    ours = [("model.gguf", parts[3], 2 * MIB - 100), ("a", parts[1], MIB), ("b", parts[0], 5)]
+    found = memory_report.usage()
+    assert found.libraries() == (988 + 6 * 512) << 10
+    assert found.libraries(ours) == (988 + 2 * 512) << 10  # parts 2 and 5
+
+
 def test_usage_from_statm(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_report, "PROC", str(tmp_path))
     (tmp_path / "statm").write_text("765 407 378 5 0 123 0\n")
@@ -291,10 +305,11 @@ def test_resident_bytes_of_a_file(tmp_path):
 KNOWN_CONTENTS = """
 import sys
 import numpy as np
-from bitnet.runtime import memory_report
+from bitnet.runtime import memory_report, mmap
 from bitnet.runtime.pool import Pool
 path = sys.argv[1]
 data = np.memmap(path, mode="r")
+mmap.huge_pages([(data.ctypes.data + (16 << 20), 16 << 20)])  # three ranges in smaps
 data[:48 << 20].sum(dtype=np.int64)
 pool = Pool(200 << 20)
 kv = pool.array(64 << 20, "u1", "kv")

@@ -79,10 +79,10 @@ mine[39999]
 def test_ranges_are_numbered_again_once_free(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"abc")
-    before = len(mapped_file._guards)
+    before = len(mapped_file._maps)
     for _ in range(5000):  # more than there are ranges
         assert mapped_file.map_file(path)[0] == ord("a")
-    assert len(mapped_file._guards) == before
+    assert len(mapped_file._maps) == before
 
 
 @locks
@@ -168,3 +168,36 @@ def test_huge_pages_are_asked_for_in_whole_ranges(tmp_path):
     assert advised == [
         (5000 // page * page, 6 * mega + page), (20 * mega, 21 * mega)
     ]  # fmt: skip
+
+
+LATER = """
+import faulthandler, mmap, os, shutil, signal, sys
+import bitnet
+from bitnet.api.load import BUNDLED_MODEL
+shutil.copy(BUNDLED_MODEL, sys.argv[1])
+with bitnet.load(sys.argv[1]) as model:
+    model.logits([1, 2, 3])
+    faulthandler.enable()  # takes the signal
+    os.truncate(sys.argv[1], 1_000_000)
+    try:
+        model.logits([1, 2, 3])
+    except bitnet.FormatError as error:
+        print(error.value, flush=True)
+if sys.argv[2] == "kill":
+    os.kill(os.getpid(), signal.SIGBUS)
+elif sys.argv[2] == "bus error":
+    faulthandler.disable()
+    with open(sys.argv[1], "r+b") as file:
+        mine = mmap.mmap(file.fileno(), 0)
+        file.truncate(0)
+        mine[0]
+"""
+
+
+@pytest.mark.parametrize("end", ["leave", "kill", "bus error"])
+def test_who_takes_the_signal_later_is_put_behind(tmp_path, end):
+    arguments = [sys.executable, "-c", LATER, str(tmp_path / "m.gguf"), end]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "shrank while it was mapped\n"
+    assert done.returncode == (0 if end == "leave" else -signal.SIGBUS)
+    assert done.stderr.count("Bus error") == (end == "kill")

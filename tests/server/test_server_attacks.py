@@ -104,6 +104,12 @@ def test_a_prompt_of_ten_megabytes(server):
     assert server.rss() - before < 64 << 20
 
 
+def test_texts_that_make_expressions_go_back(server):
+    for text in ("<" + " " * 1_000_000, "</" * 500_000, "<|" * 500_000, "<|" + "|" * 1_000_000):
+        answer = server.chat(messages=[{"role": "user", "content": f"a{text}a"}])
+        assert answer.json["error"]["code"] == "context_length_exceeded"
+
+
 def test_many_messages(server):
     messages = [{"role": "user", "content": "x"}] * 5000
     assert server.chat(messages=messages).json["error"]["param"] == "messages"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.mock_model import MockTransformer
+from support.paths import DATA
 from support.requests import plain, request
 from support.server_load import soak
 from support.server_process import NO_END, USER, ServerProcess
@@ -202,6 +203,12 @@ def test_sigterm_drains():
             server.get("/ready")
         status, log = server.process.wait(30), server.log()
         assert status == 0 and "draining" in log and "ended" in log
+
+
+def test_the_log_tells_what_a_first_load_writes(tmp_path):
+    folder = DATA / "hf_bitnet_offline"
+    with ServerProcess(folder, environment={"BITNET_CACHE": str(tmp_path)}) as server:
+        assert re.search(r"INFO writing .* of repacked weights, once: .*\n.* serving", server.log())
 
 
 def test_draining_has_a_deadline():

@@ -6,7 +6,21 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-FIRST = "1" * 40  # a commit
+from support.paths import DATA
+
+FIRST, SECOND = "1" * 40, "2" * 40  # commits
+FOLDER = DATA / "hf_bitnet_offline"
+GGUF = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
+WANTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+          "model.safetensors")  # fmt: skip
+UNWANTED = ("README.md", "pytorch_model.bin", "modeling_bitnet.py", "original/model.safetensors",
+            "model.fp32.safetensors", "training_args.bin", "model-f16.gguf")  # fmt: skip
+
+
+def model_files():
+    """A whole repository: a small model, and what nobody needs."""
+    files = {name: (FOLDER / name).read_bytes() for name in WANTED}
+    return files | {name: f"the content of {name}".encode() for name in UNWANTED}
 
 
 class FakeHub(ThreadingHTTPServer):

@@ -115,9 +115,6 @@ class MockTransformer:
     def new_parts(self, capacity):
         return {"kv": TokensPart(self, capacity)}
 
-    def reserve_logits(self, n_rows):
-        assert n_rows >= 1
-
     def forward(self, token_ids, sequences, *, logits="last", queries=None):
         assert token_ids.dtype == np.int32
         assert sum(n for _, n in sequences) == len(token_ids) <= self.max_batch

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+U16, U32, I32, F32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 HIDDEN, FFN, KV, VOCAB = 128, 256, 64, 8
 PROJECTIONS = {
     "attn_q": (HIDDEN, HIDDEN), "attn_k": (KV, HIDDEN), "attn_v": (KV, HIDDEN),

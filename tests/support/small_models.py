@@ -11,7 +11,9 @@ from support.small_files import (
     BOOL,
     F32,
     GGUF,
+    I32,
     STRING,
+    U16,
     U32,
     numbers,
     safetensors,
@@ -187,6 +189,21 @@ def _metadata(model, arch, shape):
     model.set("tokenizer.ggml.eos_token_id", U32, struct.pack("<I", 6))
     model.set("tokenizer.ggml.add_bos_token", BOOL, b"\1")
     model.set("tokenizer.chat_template", STRING, text("{{ messages[0].content }}"))
+
+
+def split(model, n_parts, stem="model"):
+    """{file name: small_files.GGUF} of a model in parts, as llama.cpp's gguf-split writes them."""
+    parts, step = {}, -(-len(model.tensors) // n_parts)
+    for i in range(n_parts):
+        part = GGUF(list(model.keys) if i == 0 else [], model.tensors[i * step : (i + 1) * step])
+        for key, type_id, code, value in (
+            ("split.no", U16, "<H", i),
+            ("split.count", U16, "<H", n_parts),
+            ("split.tensors.count", I32, "<i", len(model.tensors)),
+        ):
+            part.set(key, type_id, struct.pack(code, value))
+        parts[f"{stem}-{i + 1:05}-of-{n_parts:05}.gguf"] = part
+    return parts
 
 
 # Hugging Face folders -----------------------------------------------------------------------------

@@ -152,7 +152,8 @@ def test_special_tokens_in_other_fields_are_text():
 
 def test_messages_are_not_changed():
     messages = [user("<|eot_id|>")]
-    with_template("{{ messages.append(1) }}{{ messages[0].update({'role': 2}) }}").chat(messages)
+    changes = "{{ messages.append(1) }}{{ messages[0].update({'role': 2}) }}"
+    with_template("{{ messages[0].content }}" + changes).chat(messages)
     assert messages == [user("<|eot_id|>")]
 
 
@@ -194,13 +195,14 @@ def test_what_templates_expect_of_transformers():
     assert (
         render(
             "{% set n = namespace(x=1) %}{% for m in messages %}{% set n.x = n.x + 1 %}"
-            "{% endfor %}{{ n.x }}",
+            "{{ m.content }}{% endfor %}{{ n.x }}",
             CONVERSATION,
         )
-        == "5"
+        == " In one sentence. Hello\nHi!Why?5"
     )
     assert render("{{ 'a,b'.split(',')[-1].upper() }}{{ ' x '.strip() }}") == "Bx"
-    assert render("{{ messages[0]['content'].startswith('In') }}", [user("In")]) == "True"
+    starts = "{{ messages[0]['content'].startswith('In') }}{{ messages[0].content }}"
+    assert render(starts, [user("In")]) == "TrueIn"
 
 
 def test_a_template_refuses():
@@ -215,11 +217,13 @@ def test_a_template_refuses():
         "{{ nothing() }}",
         "{{ messages[9].content }}",
         "{{ 1 / 0 }}",
-        "{% generation %}x{% endgeneration %}",
+        "{% generation %}x",
+        "{% nobody %}x{% endnobody %}",
         "{{ {'a': messages.__init__} | tojson }}{{ 1 // 0 }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{% extends 'x' %}",
+        "{{ messages[0].content }}" + " " * (1 << 18),
         "\ud800",
     ],
 )

@@ -346,7 +346,6 @@ def test_a_stream_that_goes_on_from_a_text_keeps_its_space(sentencepiece):
         ({"pre": "deepseek-llm"}, "tokenizer.ggml.pre"),
         ({"merges": None}, "tokenizer.ggml.merges"),
         ({"tokens": []}, "tokenizer.ggml.tokens"),
-        ({"tokens": [*TOKENS[:-1], TOKENS[0]]}, r"tokenizer.ggml.tokens\[0\]"),
         ({"merges": ["a b", "ab"]}, r"tokenizer.ggml.merges\[1\]"),
         ({"merges": ["a b c"]}, r"tokenizer.ggml.merges\[0\]"),
         ({"merges": ["a nowhere"]}, "tokenizer.ggml.merges"),

@@ -1,6 +1,7 @@
 """verify() of one file: sound models pass, every damage is named, layouts are found out."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from support import small_models
 from support.changed_models import FIXTURES, GGUF, damaged, floats, in_layout, rewritten, set_bytes
 
 from bitnet.api.load import BUNDLED_MODEL
+from bitnet.checkpoints import weights
 from bitnet.checkpoints.checkpoint import I2_S_LAYOUTS
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
@@ -38,6 +40,25 @@ def test_the_bundled_model_is_sound():
     assert lines[0] == str(BUNDLED_MODEL) and lines[-1].startswith("no failures, no warnings (")
     assert len(lines) == len(report.checks) + 2
     assert json.loads(json.dumps(report.as_dict()))["checks"][0]["name"] == "structure"
+
+
+def test_decay_of_a_repacked_file_is_found_and_repaired():
+    """Its time and size are as they were, so that a load reads no more than its header."""
+    report = verify(FIXTURES["hf_bitnet_offline"])
+    assert report["repacked file"].status == "ok"
+    with weights.open(FIXTURES["hf_bitnet_offline"]) as files:
+        path, codes = files.repacked, files.ternary(UP).codes
+        at = codes.ctypes.data - files.mappings()[-1][1]
+    good, info = path.read_bytes(), path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([good[at] ^ 1]))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    check = verify(FIXTURES["hf_bitnet_offline"])["repacked file"]
+    assert check.status == "warning" and f"{path}: {UP} CRC-32: " in check.detail
+    assert "made again" in check.detail and path.read_bytes() == good
+    assert verify(FIXTURES["hf_bitnet_offline"])["repacked file"].status == "ok"
+    assert "repacked file" not in [check.name for check in verify(GGUF).checks]
 
 
 EXPECTED = {  # what is odd about a fixture; none was trained on English
@@ -155,7 +176,13 @@ def template(text):
     [
         (template("{{ raise_exception('no') }}"), "chat template", "FAILED", "no"),
         (template("{{ nobody }}: hello"), "chat template", "FAILED", "not in"),
-        (template("{{ messages[0].content }}"), "chat template", "warning", "no special token"),
+        (template("{{ messages[0].content }}"), "chat template", "FAILED", "the assistant's"),
+        (template("{% for m in messages %}{{ m.content }}{% endfor %}"),
+         "chat template", "warning", "no special token"),
+        (template(""), "chat template", "ok", "none"),
+        (template("{{ raise_exception('no system') if messages[0].role == 'system' }}"
+                  "{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"),
+         "chat template", "ok", "without a system role"),
         (template("{% for m in messages %}{{ m.content }}<|begin_of_text|>{% endfor %}"),
          "chat template", "warning", "<|begin_of_text|>, which is not a stop token"),
         (template("{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"),

@@ -161,7 +161,7 @@ def test_other_tokens_are_found(tmp_path):
     assert other.status == "FAILED" and "plain text: [" in other.detail
     other = report_of(tokenizer__ggml__add_bos_token=False)
     assert other.status == "FAILED" and "a text begins" in other.detail
-    other = report_of(tokenizer__chat_template="{{ messages[0].content }}")
+    other = report_of(tokenizer__chat_template="{{ messages | map(attribute='content') | join }}")
     assert other.status == "warning" and other.detail.startswith("chat: ")
     other = report_of(tokenizer__chat_template=None)
     assert other.status == "warning" and "the file alone lacks" in other.detail

@@ -81,7 +81,7 @@ static inline vec vec_field(vec p, int field) {
     return _mm256_and_si256(_mm256_srli_epi16(p, 6 - 2 * field), _mm256_set1_epi8(3));
 }
 static inline vec vec_add(vec a, vec b) { return _mm256_add_epi32(a, b); }
-/* the sums of four, added side by side */
+/* out[i] = the sum of the lanes of the i-th of four vectors */
 static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     a = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(a),
@@ -114,7 +114,7 @@ static inline vec vec_dot(vec acc, vec code, vec x) {
 static inline vec vec_fold(vec sum, vec acc) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
 }
-/* One shift for two fields: 0 and 2 stay at bits 3:2 and count four times, at most 2 * 8 * 127 =
+/* One shift for two fields: 0 and 2 end up at bits 3:2 and count four times, at most 2 * 8 * 127 =
    2,032 each. They have one sum, 1 and 3 the other: again 32,512, after 8 steps. */
 static inline vec vec_field_in_place(vec p, int field) {
     return _mm256_and_si256(field < 2 ? _mm256_srli_epi16(p, 4) : p,
@@ -167,9 +167,11 @@ static inline int64_t screen_sum(const screen_vec *a) {
 #define HAS_LOOKUP 1
 #define LOOKUP_COLS 8           /* tables at once, 2,592 bytes each: they stay in the first cache */
 
-/* index[(group * n_rows + r) * 8 + i]: bytes 8 group + i of a block of row r, as numbers of base 3.
- * The next block of a row is prefetched: rows lie further apart than the hardware looks. A function
- * of its own, else gcc takes its pointers out of memory for every row: 1.03 times. */
+/* index[(group * n_rows + r) * 8 + i] = byte 8 group + i of a block of row r as an index of its
+ * table: the codes as digits in base 3.
+ * The next block of a row is prefetched: rows lie further apart than the hardware looks. It is a
+ * function of its own, else gcc reloads its pointers for every row, which takes 1.03 times as
+ * long. */
 static __attribute__((noinline)) void lookup_index(uint8_t *index, const uint8_t *w,
                                                    ptrdiff_t row_bytes, ptrdiff_t n_rows) {
     const __m256i low = _mm256_broadcastsi128_si256(
@@ -253,8 +255,9 @@ static inline void lookup_tables(int16_t *tables, const int8_t *columns) {
     }
 }
 
-/* halves[r * 16 + t] += the entries that row r names. Two rows side by side: 1.03 times the speed
- * of one, four 0.8. Eight numbers are one load: eight cost a fifth more. */
+/* halves[r * 16 + t] += the entries that the indices of row r name. Two rows side by side have 1.03
+ * times the speed of one, four 0.8. The eight indices of a row are one load: eight loads take a
+ * fifth longer. */
 #define LOOKUP_ROWS_AT_ONCE(R)                                                                    \
     do {                                                                                          \
         __m256i sum[R];                                                                           \

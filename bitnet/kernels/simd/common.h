@@ -13,7 +13,7 @@
 #define UNROLL
 #endif
 
-enum { LOOKUP_ENTRIES = 81 };   /* of a table of lookup.h: sums of four ternary products, 3^4 */
+enum { LOOKUP_ENTRIES = 81 };   /* entries of a table of lookup.h: 3^4 sums of four products */
 
 static inline float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
@@ -36,15 +36,16 @@ static inline uint16_t f16_of_f32(float f) {                        /* round hal
     return (uint16_t)(sign | ((a + 0xFFF + (a >> 13 & 1) - 0x38000000) >> 13));
 }
 
-/* Bytes. A file's pages are too small for the hardware to look far ahead, and a core has more
- * requests to its second-level cache than to the first. A plain read of a mapped file on one core
- * of a Xeon, GB/s: no prefetch 9, 2 KiB ahead 11, 8 KiB 12, 64 KiB 12; matrix times vector 8, 10,
- * 11, 11. */
+/* Bytes between what is read and what is prefetched. A file's pages are too small for the hardware
+ * to prefetch far, and a core has more requests underway to its second-level cache than to the
+ * first. A plain read of a mapped file on one core of a Xeon, GB/s: no prefetch 9, 2 KiB ahead 11,
+ * 8 KiB 12, 64 KiB 12; matrix times vector 8, 10, 11, 11. */
 enum { PREFETCH_DISTANCE = 8192 };
-/* Into the second-level cache; any address will do, also one that is not mapped. */
+/* Into the second-level cache; the address may be any one, mapped or not. */
 static inline void prefetch_t1(const void *p) { __builtin_prefetch(p, 0, 2); }
 /* Into the first-level cache, where nothing else needs it. */
 static inline void prefetch_t0(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* Past the second-level cache, for streaming: codes in decode on a Zen 5 at 1.06 times the speed of
- * prefetch_t0, which was 1.07 times that of prefetch_t1; 4 and 16 KiB ahead 0.8 and 0.9. */
+/* Past the second-level cache, for streaming. Reading codes in decode on a Zen 5 it has 1.06 times
+ * the speed of prefetch_t0, which has 1.07 times that of prefetch_t1; with 4 and 16 KiB ahead it is
+ * 0.8 and 0.9 of the speed with 8. */
 static inline void prefetch_nta(const void *p) { __builtin_prefetch(p, 0, 0); }

@@ -92,7 +92,7 @@ static inline vec vec_field(vec p, int field) {
                  : vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(p), 6));
 }
 static inline vec vec_add(vec a, vec b) { return vaddq_s32(a, b); }
-/* the sums of four, added side by side */
+/* out[i] = the sum of the lanes of the i-th of four vectors */
 static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
     vst1q_s32(out, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
 }

@@ -15,8 +15,8 @@ static inline float f32_sum_8(__m256 s) {
 
 /* ------------------------------------------------------------------------------------- screen.h */
 #if defined(DPBUSD_256)     /* the dot product of 32 bytes, whatever its name is: planes are read */
-/* dpbusd wants one operand unsigned: a code with its top bit turned is 128 more. Registers of 32
- * bytes on AVX-512 too: with 64, loads come in bursts, and 328 MB take 12.6 ms instead of 9.8. */
+/* dpbusd takes one operand unsigned: a code with its top bit flipped is 128 more. Registers are of
+ * 32 bytes on AVX-512 too: with 64, loads come in bursts, and 328 MB take 12.6 ms, not 9.8. */
 #define SCREEN_STEP 32
 #define SCREEN_OFFSET 128
 typedef struct { __m256i high, low; } screen_vec;

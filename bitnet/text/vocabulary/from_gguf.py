@@ -6,7 +6,7 @@ import numpy as np
 
 from ...errors import FormatError
 from . import byte_level
-from .from_hf import make_special, of_pieces
+from .from_hf import make_special, of_pieces, take_marks
 from .library import find_ids
 from .pieces import Encoder, Pieces
 from .vocabulary import (
@@ -17,7 +17,9 @@ from .vocabulary import (
     CONTROL,
     MAX_SHRINKING,
     NORMAL,
+    OUTPUT_ONLY,
     PIECES_MODEL,
+    TEMPLATE_KEY,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -26,10 +28,13 @@ from .vocabulary import (
     byte_of,
     checked_template,
     end_ids,
+    marks_among,
 )
 
-# A key of ours, as GGUF has none: the normalizer that a tokenizer.json had, "NFC" or missing.
+# Keys of ours, as GGUF has none: the normalizer that a tokenizer.json had, "NFC" or missing; ids of
+# the special tokens that take the white space before, or behind them.
 NORMALIZER_KEY = "tokenizer.bitnet.normalizer"
+STRIP_KEYS = ("tokenizer.bitnet.lstrip", "tokenizer.bitnet.rstrip")
 
 
 class Fields:
@@ -77,10 +82,6 @@ def from_metadata(path, metadata, config):
     tokens = fields.strings("tokens")
     if not tokens:
         raise fields.error("tokens", "missing", "required")
-    where = {text: i for i, text in enumerate(tokens)}
-    if len(where) < len(tokens):
-        twice = next(i for i, text in enumerate(tokens) if where[text] != i)
-        raise fields.error(f"tokens[{twice}]", tokens[twice], "once only")
     make = _byte_level if model == BYTE_LEVEL_MODEL else _pieces
     return make(fields, tokens, config)
 
@@ -103,7 +104,48 @@ def _ends(fields, tokens):
 
 
 def _template(fields):
-    return checked_template(fields.metadata.get("tokenizer.chat_template"), fields.path)
+    return checked_template(fields.metadata.get(TEMPLATE_KEY), fields.path)
+
+
+def repeated(tokens, types):
+    """Ids of the tokens whose text is another's, or none at all.
+
+    Published files have such pairs. The first of them is what a text becomes, or the first special
+    one, which no text does.
+    """
+    distinct = set(tokens)
+    if len(distinct) == len(tokens) and "" not in distinct:
+        return []
+    meant = {}
+    for i in (*np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN))).tolist(), *range(len(tokens))):
+        meant.setdefault(tokens[i], i)
+    return [i for i, text in enumerate(tokens) if meant[text] != i or not text]
+
+
+def _set_apart(tokens, types):
+    """Change types: a repeated token is for output alone, or nothing if it is special.
+
+    Gives their ids.
+    """
+    found = repeated(tokens, types)
+    for i in found:
+        types[i] = UNUSED if types[i] in (CONTROL, UNKNOWN) else OUTPUT_ONLY
+    return found
+
+
+def strips(fields, tokens):
+    """Vocabulary.strips."""
+    ids = []
+    for key in STRIP_KEYS:
+        values = np.asarray(fields.metadata.get(key, np.zeros(0, np.int32)))
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise FormatError(fields.path, key, type(fields.metadata[key]).__name__, "token ids")
+        if not ((values >= 0) & (values < len(tokens))).all():
+            outside = int(values[np.argmin((values >= 0) & (values < len(tokens)))])
+            raise FormatError(fields.path, key, outside, f"ids below {len(tokens)}")
+        ids.append(set(values.tolist()))
+    left, right = ids
+    return {tokens[i]: (i in left, i in right) for i in sorted(left | right)}
 
 
 # byte-level BPE -----------------------------------------------------------------------------------
@@ -115,16 +157,22 @@ def _byte_level(fields, tokens, config):
     if merges is None:
         raise fields.error("merges", "missing", "required")
     types = byte_level_types(fields, tokens, merges, config)
+    apart = _set_apart(tokens, types)
     special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN)))}
-    unused = {tokens[i]: int(i) for i in np.flatnonzero(types == UNUSED)}
-    unspelled = special | unused
+    added = {tokens[i]: int(i) for i in np.flatnonzero(types == USER_DEFINED)}
+    template = _template(fields)
+    marks = marks_among(added, template)
     # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
-    ids = {" " + text if text in unspelled else text: i for i, text in enumerate(tokens)}
+    unspelled = {*special.values(), *marks.values()}
+    unspelled.update(np.flatnonzero(np.isin(types, (UNUSED, OUTPUT_ONLY))).tolist())
+    ids = {f" {i} {text}" if i in unspelled else text: i for i, text in enumerate(tokens)}
+    if apart:  # what was in their place before may be missing, and merges still lead to it
+        merges = [m for m in merges if ids.keys() >= {m.replace(" ", ""), *m.split(" ")}]
     encoder = byte_level.encoder(fields.path, ids, merges, *split)
-    add_tokens(encoder, tokens, np.where(types == USER_DEFINED, types, NORMAL))
+    add_tokens(encoder, tokens, [i for text, i in added.items() if text not in marks], types, {})
     adds_bos = byte_level.PRE_TOKENIZERS[fields.get("pre", str)][2]
     prefix, suffix = affixes(fields, config, adds_bos)
-    texts = {i: text for text, i in special.items()} | dict.fromkeys(unused.values())
+    texts = {i: None if types[i] == UNUSED else tokens[i] for i in unspelled}
     longest = max(map(len, tokens)) * (1 if split[2] is None else MAX_SHRINKING)
     find = find_ids(fields.path, encoder)
     return Vocabulary(
@@ -138,7 +186,10 @@ def _byte_level(fields, tokens, config):
         drops_space=False,
         bos_id=config.bos_token_id,
         eos_ids=end_ids(special, config, _ends(fields, tokens)),
-        chat_template=_template(fields),
+        chat_template=template,
+        marks=marks,
+        verbatim=frozenset(added.values()),
+        strips=strips(fields, tokens),
     )
 
 
@@ -169,16 +220,18 @@ def byte_level_types(fields, tokens, merges, config):
     return types
 
 
-def add_tokens(encoder, tokens, types):
-    """Add the special and user-defined tokens to the encoder, which then finds them in any text."""
+def add_tokens(encoder, tokens, ids, types, strips):
+    """Add tokens to the encoder, which then finds them in any text. strips: see Vocabulary."""
     from tokenizers import AddedToken
 
-    encoder.add_tokens(
-        [
-            AddedToken(tokens[i], normalized=False, special=bool(types[i] != USER_DEFINED))
-            for i in np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
-        ]
-    )
+    made = []
+    for i in ids:
+        left, right = strips.get(tokens[i], (False, False))
+        is_special = bool(types[i] != USER_DEFINED)
+        made.append(
+            AddedToken(tokens[i], normalized=False, special=is_special, lstrip=left, rstrip=right)
+        )
+    encoder.add_tokens(made)
 
 
 # SentencePiece ------------------------------------------------------------------------------------
@@ -186,6 +239,8 @@ def add_tokens(encoder, tokens, types):
 
 def _pieces(fields, tokens, config):
     pieces = read_pieces(fields, tokens, config)
+    template = _template(fields)
+    marks = take_marks(pieces, template)
     encoder = Encoder(pieces, {})
     prefix, suffix = affixes(fields, config, True)
     return of_pieces(
@@ -196,7 +251,9 @@ def _pieces(fields, tokens, config):
         longest=encoder.longest,
         prefix=prefix,
         suffix=suffix,
-        chat_template=_template(fields),
+        chat_template=template,
+        marks=marks,
+        strips=strips(fields, tokens),
     )
 
 
@@ -216,4 +273,5 @@ def read_pieces(fields, tokens, config):
         merges = byte_level.split_merges(fields.path, merges)
     pieces = Pieces(fields.path, tokens, scores, types, adds_space=adds_space, merges=merges)
     make_special(pieces, config)
+    _set_apart(tokens, pieces.types)
     return pieces

@@ -22,6 +22,7 @@ from .vocabulary import (
     bos_eos_ids,
     checked_template,
     end_ids,
+    marks_among,
 )
 
 MAX_JSON_BYTES = 128 << 20  # bytes; Gemma's, of 262,144 tokens and 514,906 merges, has 33 MB
@@ -31,12 +32,20 @@ EXPECTED_JSON = "a tokenizer.json"  # what messages say a damaged file should be
 def from_json(path, config_json, config):
     """The Vocabulary of a tokenizer.json; config_json: the object in tokenizer_config.json."""
     encoder = load(path)
+    template = template_of(config_json, path.parent)
+    added = encoder.get_added_tokens_decoder()
     special = special_tokens(encoder, config)
+    ordinary = {
+        token.content: i
+        for i, token in added.items()
+        if token.content not in special and i < config.vocab_size
+    }
+    marks = marks_among(ordinary, template)
     prefix, suffix = affixes(encoder, config_json, config, path)
-    encoder = _guarded(encoder, special, path)
+    encoder = _guarded(encoder, special | marks, path)
     parts = steps_of(encoder.decoder)
     byte_level = is_byte_level(parts, path)
-    texts = {token_id: text for text, token_id in special.items()}
+    texts = {token_id: text for text, token_id in (special | marks).items()}
     return Vocabulary(
         encode=_encode(encoder, path),
         token=lambda token_id: texts.get(token_id) or encoder.id_to_token(token_id),
@@ -48,7 +57,10 @@ def from_json(path, config_json, config):
         drops_space=drops_space(parts),
         bos_id=config.bos_token_id,
         eos_ids=end_ids(special, config),
-        chat_template=template_of(config_json, path.parent),
+        chat_template=template,
+        marks=marks,
+        verbatim=frozenset(ordinary.values()),
+        strips={token.content: (token.lstrip, token.rstrip) for token in added.values()},
     )
 
 
@@ -59,7 +71,8 @@ def load(path):
     size = os.stat(path).st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(path, "file size", size, f"at most {MAX_JSON_BYTES} bytes")
-    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_file, str(path))
+    # not by its path, which need not be UTF-8
+    encoder = call(path, "tokenizer", EXPECTED_JSON, Tokenizer.from_buffer, path.read_bytes())
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
@@ -218,7 +231,9 @@ def template_of(config_json, path):
 def from_model(path, config_json, config):
     """The Vocabulary of a tokenizer.model and the tokens that tokenizer_config.json adds to it."""
     pieces, added = read_model(path, config_json, config)
-    encoder = Encoder(pieces, added)
+    template = template_of(config_json, path.parent)
+    marks = take_marks(pieces, template)
+    encoder = Encoder(pieces, {text: i for text, i in added.items() if text not in marks})
     everywhere = config_json.get("legacy") is not False
     prefix, suffix = stated_bos_eos(config_json, config, True)
     return of_pieces(
@@ -228,13 +243,24 @@ def from_model(path, config_json, config):
         longest=encoder.longest,
         prefix=prefix,
         suffix=suffix,
-        chat_template=template_of(config_json, path.parent),
+        chat_template=template,
+        marks=marks,
+        strips=stated_strips(config_json),
     )
 
 
-def of_pieces(pieces, config, ends=(), **rest):
+def take_marks(pieces, template):
+    """Vocabulary.marks; no text spells these pieces from then on."""
+    marks = marks_among(pieces.of(USER_DEFINED), template)
+    pieces.types[list(marks.values())] = CONTROL
+    return marks
+
+
+def of_pieces(pieces, config, ends=(), marks=None, **rest):
     """The Vocabulary of some Pieces; rest: its fields that they do not say. ends: see end_ids."""
-    special = pieces.of(CONTROL, UNKNOWN)
+    marks = marks or {}
+    controls = pieces.of(CONTROL, UNKNOWN)
+    special = {text: i for text, i in controls.items() if text not in marks}
     types, texts = pieces.types.tolist(), pieces.texts
     return Vocabulary(
         token=lambda i: texts[i] if i < len(texts) and types[i] != UNUSED else None,
@@ -243,6 +269,7 @@ def of_pieces(pieces, config, ends=(), **rest):
         drops_space=pieces.adds_space,
         bos_id=config.bos_token_id,
         eos_ids=end_ids(special, config, ends),
+        marks=marks,
         **rest,
     )
 
@@ -296,6 +323,16 @@ def _listed(config_json, path, config):
         elif not is_special:
             raise FormatError(path, field, text, f"an id below {config.vocab_size}")
     return tokens
+
+
+def stated_strips(config_json):
+    """Vocabulary.strips of added_tokens_decoder, which _listed has checked."""
+    listed = config_json.get("added_tokens_decoder", {})
+    entries = listed.values() if isinstance(listed, dict) else ()
+    return {
+        entry["content"]: (entry.get("lstrip") is True, entry.get("rstrip") is True)
+        for entry in entries
+    }
 
 
 def _extend(pieces, token_id):

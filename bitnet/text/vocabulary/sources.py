@@ -4,13 +4,13 @@ Whatever the source, special tokens in a text are text to the vocabulary: the to
 them itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ...models.config import ModelConfig
 from . import from_gguf, from_hf
-from .vocabulary import Vocabulary
+from .vocabulary import TEMPLATE_KEY, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class TokenizerSource:
     sentencepiece: Path | None = None
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] | None = None
+
+    def with_template(self, template: str | None) -> Self:
+        """The same with another chat template; None: its own."""
+        if template is None:
+            return self
+        if self.metadata is not None:
+            return replace(self, metadata=self.metadata | {TEMPLATE_KEY: template})
+        config = self.tokenizer_config | {"chat_template": template}
+        return replace(self, tokenizer_config=config)
 
 
 def from_source(source: TokenizerSource, config: ModelConfig) -> Vocabulary | None:

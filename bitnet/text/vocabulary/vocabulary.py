@@ -1,20 +1,23 @@
 """Vocabulary: what a tokenizer needs to know of a model's tokens, whatever file they come from."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...errors import FormatError
 from ...models.config import ModelConfig
+from ..chat_template import marks_of
 
 # tokenizer.ggml.model of the two kinds: byte-level BPE, and SentencePiece's pieces
 BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
+TEMPLATE_KEY = "tokenizer.chat_template"  # of a GGUF
 
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+OUTPUT_ONLY = 7  # a type of ours: a token that no text becomes, and that has a text nevertheless
 
 SPACE = "\u2581"  # the character by which SentencePiece writes a space
 
@@ -46,12 +49,16 @@ BYTE_OF = _bytes_alphabet()
 class Vocabulary:
     """The tokens of a model. special: {text: id}.
 
-    encode: (text, whether it begins the prompt) -> ids; special tokens in it are text.
+    encode: (text, whether it begins the prompt) -> ids; special tokens and marks in it are text.
     token: id -> text as stored, None if there is none.
     longest: () -> characters of text that one token stands for at most, may be infinite.
     prefix, suffix: ids in front of every prompt, and behind every text that is embedded.
     byte_level: GPT-2's alphabet stands for bytes; otherwise U+2581 is a space and <0x0A> a byte.
     drops_space: decoding takes away one space in front, which encoding has put there.
+    marks: {text: id} of the ordinary tokens that the chat template writes between messages; as
+    special ones, but for their text, which is shown.
+    verbatim: ids of the added tokens, whose text is in no alphabet of bytes.
+    strips: {text of a special token: (left, right)}, see SpecialTokens.
     """
 
     encode: Callable[[str, bool], list[int]]
@@ -65,6 +72,9 @@ class Vocabulary:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     chat_template: str | None
+    marks: dict[str, int] = field(default_factory=dict)
+    verbatim: Collection[int] = frozenset()
+    strips: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
     @cached_property
     def max_token_length(self) -> float:
@@ -84,9 +94,11 @@ class Vocabulary:
         if token is None or self.is_special(token_id):
             return b""
         if self.byte_level:
+            if token_id in self.verbatim:
+                return token.encode()
             try:
                 return bytes([BYTE_OF[character] for character in token])
-            except KeyError:  # a token added as it is
+            except KeyError:  # a word of a vocabulary that is not quite in the alphabet
                 return token.encode()
         byte = byte_of(token)
         return bytes([byte]) if byte is not None else token.replace(SPACE, " ").encode()
@@ -113,7 +125,13 @@ def bos_eos_ids(config: ModelConfig) -> set[int]:
 
 
 def checked_template(template: Any, path: Path) -> str | None:
-    """A chat template, or None; FormatError if it is not text."""
+    """A chat template, or None, also for a blank one; FormatError if it is not text."""
     if template is not None and not isinstance(template, str):
         raise FormatError(path, "chat_template", type(template).__name__, "a string")
-    return template
+    return template if template and template.strip() else None
+
+
+def marks_among(added: Mapping[str, int], template: str | None) -> dict[str, int]:
+    """Vocabulary.marks among the ordinary added tokens {text: id}."""
+    written = () if template is None else marks_of(template, added)
+    return {text: added[text] for text in written}
