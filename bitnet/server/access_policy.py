@@ -22,6 +22,9 @@ from .metrics import Metrics
 from .options import Options
 
 OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
+MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 
 Headers = dict[bytes, bytes]  # a request's; names in lower case
@@ -45,26 +48,26 @@ class AccessPolicy:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(scope, send, self._options, self._cors(headers))
+        exchange = Exchange(scope, receive, send, self._options, self._cors(headers))
         try:
-            await self._respond(scope, headers, receive, exchange)
+            await self._respond(scope, headers, exchange)
         except (ClientGone, asyncio.CancelledError):
+            self._metrics.cancelled += 1
             exchange.abort()
         finally:
             path = scope["path"]
             route = path if path in self._routes else "other"
             self._metrics.count(route, exchange.status)
             milliseconds = 1000 * (time.perf_counter() - exchange.start)
-            log.info("%s %s %s %.1f ms", scope["method"], route, exchange.status, milliseconds)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            log.info("%s %s %s %.1f ms", method, route, exchange.status, milliseconds)
 
-    async def _respond(
-        self, scope: Scope, headers: Headers, receive: Receive, exchange: "Exchange"
-    ) -> None:
+    async def _respond(self, scope: Scope, headers: Headers, exchange: "Exchange") -> None:
         """Call the application; what it raises becomes the answer if there is none yet."""
         app = self._refusal(scope, headers) or self._app
         try:
             # with an "app", a router raises what it would answer in plain text
-            await app({**scope, "app": app}, receive, exchange.send)
+            await app({**scope, "app": app}, exchange.receive, exchange.send)
         except Exception as error:
             if isinstance(error, ClientGone):
                 raise
@@ -75,11 +78,11 @@ class AccessPolicy:
                 error = ApiError(500, "the server made a mistake; its log says where")
             if exchange.status:
                 raise ClientGone from None
-            await error.response()(scope, receive, exchange.send)
+            await error.response()(scope, exchange.receive, exchange.send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The response to a request that may not pass, or to a CORS preflight; None for others."""
-        error = self._host_error(headers) or self._origin_error(headers)
+        error = _size_error(scope) or self._host_error(headers) or self._origin_error(headers)
         if error is not None:
             return error.response()
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
@@ -128,24 +131,73 @@ class AccessPolicy:
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
 
 
+def _size_error(scope: Scope) -> ApiError | None:
+    """For what came at once; uvicorn refuses those that come in pieces."""
+    n = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"])
+    n += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if n <= MAX_HEADER_BYTES:
+        return None
+    return ApiError(431, f"the headers have {n} bytes (at most {MAX_HEADER_BYTES})")
+
+
 class Exchange:
     """One request and its answer. status: that was sent, 0 before. headers: more of the answer."""
 
     def __init__(
-        self, scope: Scope, send: Send, options: Options, headers: list[tuple[bytes, bytes]]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        options: Options,
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
-        self._send, self._headers, self._seconds = send, headers, options.write_seconds
+        self._receive, self._send, self._headers, self._options = receive, send, headers, options
         self._transport = scope.get("state", {}).get("transport")
         self.status, self.start = 0, time.perf_counter()
+        given = dict(scope["headers"])
+        length = given.get(b"content-length", b"0")
+        # whether the client still writes its body; one that expects a 100 waits for the answer
+        self._is_written = b"expect" in given or (
+            b"transfer-encoding" not in given and length == b"0"
+        )
+
+    async def receive(self) -> Message:
+        """As ASGI's; notes when the body is there."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            self._is_written = True
+        return message
 
     async def send(self, message: Message) -> None:
         """Send, with our headers. ClientGone if the client does not read for too long."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._is_written |= self.status == 408  # nothing comes
             headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": headers + self._headers}
+        if message["type"] != "http.response.body" or message.get("more_body"):
+            await self._send_in_time(message)
+            return
+        if not self._is_written:
+            await self._send_in_time({**message, "more_body": True})
+            await self._discard()
+            message = {"type": "http.response.body"}
+        await self._send_in_time(message)
+
+    async def _discard(self) -> None:
+        """Read on what nobody wants: a connection closed before is a reset to those who write, and
+        they never see the answer. Bounded as a body is in time, and in size."""
+        n = 0
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._options.read_seconds):
+                while not self._is_written and n < MAX_DISCARDED:
+                    n += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            pass
+
+    async def _send_in_time(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._options.write_seconds):
                 await self._send(message)
         except TimeoutError:
             raise ClientGone from None

@@ -1,9 +1,12 @@
 """The ASGI application: the table of endpoints, behind the policy of who may call."""
 
+import traceback
+from collections.abc import Awaitable, Callable
 from functools import partial
 
+from starlette.requests import Request
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..api.model import Model
 from .access_policy import AccessPolicy
@@ -37,13 +40,12 @@ ENDPOINTS = (
 
 
 class Application:
-    """The ASGI application around a Worker. model_name: what clients call the model."""
+    """The ASGI application around a Worker. service: what its endpoints work with."""
 
     def __init__(self, model: Model, worker: Worker, options: Options) -> None:
-        service = Service(model, worker, options)
-        self.model_name = service.model_name
+        self.service = service = Service(model, worker, options)
         routes = [
-            Route(path, partial(endpoint, service), methods=[method])
+            Route(path, partial(_answer, service, endpoint), methods=[method])
             for method, path, endpoint in ENDPOINTS
         ]
         router = Router(routes, redirect_slashes=False)
@@ -52,3 +54,15 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guarded(scope, receive, send)
+
+
+async def _answer(
+    service: Service, endpoint: Callable[[Service, Request], Awaitable[ASGIApp]], request: Request
+) -> ASGIApp:
+    """The endpoint's answer; until it is there, what the request's body becomes is counted."""
+    with service.bodies.one() as request.state.body:
+        try:
+            return await endpoint(service, request)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what the body became
+            raise

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from ..errors import ContextFull, FormatError, NotFinite, PoolExhausted
 
 _FIELD = re.compile(r"[a-z_]+(?:\[[^\]]*\]|\.[a-z_]+)*(?=:)")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.S)
 _AT = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 
 
@@ -103,4 +104,6 @@ def json_error(error: Exception) -> ApiError:
     where = _AT.search(text)
     param = where[1] if where else None
     message = text[: where.start()] if where else text
+    if unknown := _UNKNOWN.match(message):
+        param, message = f"{param}.{unknown[1][:80]}" if param else unknown[1][:80], "unknown field"
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None)

@@ -1,6 +1,6 @@
 """What the endpoints that generate text share: from a parsed request to the HTTP response."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -11,7 +11,7 @@ from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
 from .errors import JSON, ApiError
 from .grammar import Constraint
 from .reply_protocol import Reply
-from .response_stream import ResponseStream
+from .response_stream import ResponseStream, while_connected
 from .schema import GenerationRequest
 from .service import Service
 from .tools import Tools
@@ -22,7 +22,7 @@ async def generate(
     request: HttpRequest,
     body: GenerationRequest,
     reply: Reply,
-    prompts: Callable[[], Iterable[list[int]]],
+    prompts: Sequence[Callable[[], list[int]]],
     *,
     n_sequences: int,
     max_tokens: int,
@@ -31,8 +31,8 @@ async def generate(
 ) -> ASGIApp:
     """An ASGI response with all sequences of a request, whole or as a stream. ApiError, ClientGone.
 
-    body: the parsed body of the request. reply: see reply_protocol. prompts: yields the token ids
-    of each prompt; called in the thread of prompts. n_sequences: choices of all prompts.
+    body: the parsed body of the request. reply: see reply_protocol. prompts: give the
+    token ids of each prompt; called in the thread of prompts. n_sequences: choices of all prompts.
     n_logprobs: how many of the likeliest tokens get their log probability; None for no logprobs.
     """
     capacity = service.worker.capacity
@@ -40,11 +40,16 @@ async def generate(
         message = f"n: {n_sequences} sequences (at most {capacity} may run or wait)"
         raise ApiError(400, message, param="n")
 
-    def make_requests() -> tuple[list[Request], list[int]]:
-        return _requests(service, body, prompts(), max_tokens, n_logprobs, tools)
+    async def prepared() -> tuple[list[Request], list[int]]:
+        make = await _constraint_maker(service, body, tools)
+        ids = [await service.in_prompt_thread(prompt) for prompt in prompts[:-1]]
+        last = prompts[-1]  # with it at once what comes then: most requests have one prompt
+        return await service.in_prompt_thread(
+            lambda: _requests(service, body, [*ids, last()], max_tokens, n_logprobs, make)
+        )
 
     with service.reservation(n_sequences) as reservation:
-        requests, prompt_indices = await service.in_prompt_thread(make_requests)
+        requests, prompt_indices = await while_connected(request, prepared())
         generation = service.worker.start(requests, prompt_indices)
         reservation.hand_over()  # each sequence gives its own back when it ends
     stream = ResponseStream(request, generation, reply, service.metrics)
@@ -57,15 +62,14 @@ async def generate(
 def _requests(
     service: Service,
     body: GenerationRequest,
-    prompts: Iterable[list[int]],
+    prompts: Sequence[list[int]],
     max_tokens: int,
     n_logprobs: int | None,
-    tools: Tools | None,
+    make_constraint: Callable[[], Constraint] | None,
 ) -> tuple[list[Request], list[int]]:
     """(the requests for every choice of every prompt, the index of the prompt of each)."""
     seed = draw_seed() if body.seed is None else body.seed
     options = _options(body)
-    make_constraint = _constraint_maker(service, body, tools)
     requests, prompt_indices = [], []
     for index, ids in enumerate(prompts):
         for choice in range(body.n or 1):
@@ -89,16 +93,19 @@ def _options(body: GenerationRequest) -> dict[str, Any]:
     options = {name: value for name in names if (value := getattr(body, name)) is not None}
     if options.get("top_k") == -1:  # what others write for "all"
         options["top_k"] = 0
+    if options.get("top_p") == 0:  # the likeliest token alone
+        options |= {"top_p": 1.0, "top_k": 1}
     return options
 
 
-def _constraint_maker(
+async def _constraint_maker(
     service: Service, body: GenerationRequest, tools: Tools | None
 ) -> Callable[[], Constraint] | None:
     """A function that makes the constraint of one choice; None where any text may come."""
     schema = getattr(getattr(body, "response_format", None), "schema", None)
+    grammars, run = service.grammars, service.in_grammar_thread
     if tools is not None and tools.may_call:
-        return service.grammars.of_tools(tools, schema)
+        return await run(grammars.of_tools, tools, schema)
     if schema is not None:
-        return service.grammars.of_schema(schema, body.format_field)
+        return await run(grammars.of_schema, schema, body.format_field)
     return None

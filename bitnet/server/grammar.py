@@ -4,7 +4,9 @@ Needs the extra `grammar` (llguidance). Whatever goes wrong is an error: no text
 without the constraint that was asked for.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,37 +15,40 @@ from numpy.typing import NDArray
 
 from ..api.model import Model
 from .errors import ApiError
+from .grammar_check import GrammarCheck, one_line
+from .grammar_compiler import compiled
 from .schema import JSONSchema
+from .schema_bounds import MAX_LENGTH, bounded
 from .tools import Tools
 
 GRAMMAR_EXTRA = "pip install 'bitnet-engine[grammar]'"
-MAX_SCHEMA_LENGTH = 64 << 10  # characters of a schema: others wait while one is compiled
+MAX_PASSED = 1024  # grammars known to compile, 100 bytes each: agents send the same ones always
 # No free white space, which a model could write for ever; "lenient" overrides the schema's own.
 STYLE = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
 }  # fmt: skip
-_LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 1_000_000,  # llguidance's unit of work: 20 ms, when a grammar is compiled
-    "step_lexer_fuel": 200_000,  # the same: 14 ms, for a token
-    "max_lexer_states": 10_000,  # states: 20 MB
-    "max_grammar_size": 100_000,  # symbols of its rules
-    "verbose_errors": False,
-}  # fmt: skip
 
 
 class Grammars:
-    """Compiles schemas for the vocabulary of one model; used in one thread."""
+    """Compiles schemas for the vocabulary of one model; used in one thread, but for close."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._tokenizer: Any = None  # llguidance's, made when it is first needed
+        self._check = GrammarCheck()
+        # digests of the latest grammars that were compiled within the limits
+        self._passed: OrderedDict[bytes, None] = OrderedDict()
+
+    def close(self) -> None:
+        """End what is being tried."""
+        self._check.close()
 
     def of_schema(self, schema: JSONSchema, field: str) -> "Callable[[], Constraint]":
         """A function that makes a Constraint for each choice. ApiError for a schema it cannot.
 
         field: of the request, which errors name.
         """
-        text = msgspec.json.encode(schema).decode()
+        text = msgspec.json.encode(bounded(schema, field)).decode()
         return self._compile("grammar_from_json_schema", text, field, overrides=STYLE)
 
     def of_tools(self, tools: Tools, schema: JSONSchema | None) -> "Callable[[], Constraint]":
@@ -54,27 +59,29 @@ class Grammars:
         self, maker: str, text: str, field: str, **options: Any
     ) -> "Callable[[], Constraint]":
         try:
-            import llguidance
+            import llguidance  # noqa: F401
         except ImportError:
             raise ApiError(400, f"{field}: the server lacks {GRAMMAR_EXTRA}", param=field) from None
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._model, field)
-        if len(text) > MAX_SCHEMA_LENGTH:
-            message = f"{field}: a schema of {len(text)} characters (at most {MAX_SCHEMA_LENGTH})"
+        if len(text) > MAX_LENGTH:  # of tools there are several schemas
+            message = f"{field}: schemas of {len(text)} characters (at most {MAX_LENGTH})"
             raise ApiError(400, message, param=field)
-        limits = llguidance.LLParserLimits(**_LIMITS)
-        try:
-            grammar = getattr(llguidance.LLMatcher, maker)(text, **options)
-        except ValueError as error:
-            raise ApiError(400, f"{field}: {_first_line(error)}", param=field) from None
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if matcher.is_error():
-            raise ApiError(400, f"{field}: {_first_line(matcher.get_error())}", param=field)
+        self._try(maker, text, options, field)
+        matcher, error = compiled(self._tokenizer, maker, text, options)
+        if error:
+            raise ApiError(400, f"{field}: {one_line(error)}", param=field)
         return lambda: Constraint(matcher.deep_copy(), self._model.config.vocab_size, field)
 
-
-def _first_line(error: object) -> str:
-    return str(error).partition("\n")[0]  # then comes the grammar
+    def _try(self, maker: str, text: str, options: Mapping[str, Any], field: str) -> None:
+        """ApiError unless the grammar can be compiled within the limits."""
+        digest = hashlib.sha256(f"{maker} {text}".encode()).digest()
+        if digest not in self._passed:
+            self._check.check(maker, text, options, field)
+        self._passed[digest] = None
+        self._passed.move_to_end(digest)
+        if len(self._passed) > MAX_PASSED:
+            self._passed.popitem(last=False)
 
 
 class Constraint:

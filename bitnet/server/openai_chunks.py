@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ..generation.detokenizer import TokenDecoder
 from ..generation.request import Completion
 from .errors import ApiError
 from .reply_protocol import Chunk
@@ -134,9 +135,14 @@ class TextChunks(ChatChunks):
     chunk_object = whole_object = "text_completion"
     prefix = "cmpl-"
 
-    def __init__(self, model_name: str, spell: Spell, has_logprobs: bool) -> None:
+    def __init__(
+        self, model_name: str, spell: Spell, has_logprobs: bool, decoder: Callable[[], TokenDecoder]
+    ) -> None:
+        """decoder: makes what turns the tokens of one choice into text."""
         super().__init__(model_name, spell, has_logprobs)
-        self._offsets: dict[int, int] = {}  # {choice: characters of its tokens so far}
+        self._decoder = decoder
+        self._decoders: dict[int, TokenDecoder] = {}  # {choice: its decoder}
+        self._offsets: dict[int, int] = {}  # {choice: characters of its text so far}
 
     def opening(self, n: int) -> Iterable[Chunk]:
         return ()
@@ -157,14 +163,33 @@ class TextChunks(ChatChunks):
             "text_offset": [],
         }
         for own, *best in entries:
-            text, _ = self._spell(own[0])
-            at = self._offsets.get(event.index, 0)
-            self._offsets[event.index] = at + len(text)
-            top = {self._spell(token_id)[0]: logprob for token_id, logprob in best}
-            values = (text, own[1], top or None, at)
+            names = self._names([own[0], *(token_id for token_id, _ in best)])
+            top = {names[token_id]: logprob for token_id, logprob in best}
+            values = (names[own[0]], own[1], top or None, self._offset(event.index, own[0]))
             for column, value in zip(lists.values(), values, strict=True):
                 column.append(value)
         return {"logprobs": lists}
+
+    def _offset(self, index: int, token_id: int) -> int:
+        """Where in the choice's text the next token begins: a part of a character has none."""
+        decoder = self._decoders.setdefault(index, self._decoder())
+        at = self._offsets.get(index, 0)
+        self._offsets[index] = at + len(decoder.push(token_id))
+        return at
+
+    def _names(self, token_ids: Iterable[int]) -> dict[int, str]:
+        """{id: name}, no two alike: a token's text, or as OpenAI writes what is no text, its bytes.
+
+        Two tokens can have one text, as "A" and the byte 0x41 of a SentencePiece vocabulary.
+        """
+        names: dict[int, str] = {}
+        for token_id in dict.fromkeys(token_ids):
+            text, data = self._spell(token_id)
+            as_bytes = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+            is_text = not data or text.encode() == data
+            forms = (text if is_text else as_bytes, as_bytes, f"token_id:{token_id}")
+            names[token_id] = next(form for form in forms if form not in names.values())
+        return names
 
     @staticmethod
     def _add(choice: Chunk, news: Chunk) -> None:

@@ -1,8 +1,9 @@
 """From a generation's events to an HTTP response: whole, or as a stream of server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,6 +16,9 @@ from .openai_chunks import usage
 from .reply_protocol import Chunk, Reply
 from .worker import Event, Generation
 
+R = TypeVar("R")
+
+WATCHED_SECONDS = 0.02  # seconds before anybody looks whether a client is there: it costs 0.2 ms
 PING_SECONDS = 10  # seconds between comments in an idle stream, which nginx would end after 60
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
@@ -102,13 +106,43 @@ class ResponseStream:
         try:
             async with watched(self._request, self._generation.cancel):
                 yield
-        except ApiError:
-            self._generation.cancel()
-            raise
         except BaseException:
             self._generation.cancel()
-            self._metrics.cancelled += 1
             raise
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """The result of work before any answer. ClientGone, and it is cancelled, if the client leaves.
+
+    What a thread is at goes on to its end, what waits for the thread is passed over.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(WATCHED_SECONDS, begin)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 @asynccontextmanager

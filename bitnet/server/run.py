@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -13,13 +15,15 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..api.model import Model
+from ..text.vocabulary.library import NO_THREADS
+from .access_policy import MAX_HEADER_BYTES
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
+from .service import Service
 from .worker import Worker
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
-MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays open
 # Seconds the event loop waits for the model's thread to give up the interpreter lock; Python's own
 # 5 ms are 20 steps of a small model.
@@ -31,13 +35,15 @@ def run(load: Callable[[], Model], options: Options) -> None:
     set_up()
     with _bound(options) as listener, load() as model:
         sys.setswitchinterval(SWITCH_SECONDS)
+        os.environ.setdefault(NO_THREADS, "false")
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
         worker = Worker(model, options.queue)
         application = Application(model, worker, options)
-        server = Server(_config(application, options), worker, application.model_name)
+        server = Server(_config(application, options), worker, application.service)
         try:
             server.run(sockets=[listener])
         finally:
+            application.service.stop()
             worker.stop()
     log.info("ended")
 
@@ -120,18 +126,27 @@ def _log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, model_name: str) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker, service: Service) -> None:
         super().__init__(config)
-        self._worker, self._model_name = worker, model_name
+        self._worker, self._service = worker, service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_unhandled)
-        self._worker.begin()
+        self._begin_threads()
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
-            log.info("serving %s on http://%s:%d", self._model_name, where, port)
+            log.info("serving %s on http://%s:%d", self._service.model_name, where, port)
+
+    def _begin_threads(self) -> None:
+        """Now, so that it is no client who learns that there are none. OSError."""
+        try:
+            self._worker.begin()
+            self._service.begin()
+        except RuntimeError as error:
+            message = f"the server's three threads cannot be started: {error} (see ulimit -u)"
+            raise OSError(errno.EAGAIN, message) from None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

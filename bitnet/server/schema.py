@@ -13,14 +13,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ..generation.sampling import SAMPLING_FIELDS, SamplingField
 from .errors import ApiError, json_error
 
-MAX_BODY = 4 << 20  # bytes of a body: a text of 128k tokens eight times
-MAX_BODIES = 64 << 20  # bytes of all bodies that are being read: 16 of the largest
 MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16  # prompts of a request for completions
 MAX_MESSAGES = 4096  # messages of a conversation
 MAX_INPUTS = 256  # texts to embed in a request
 MAX_TOOLS = 128  # functions of a request: OpenAI's limit
-MAX_DESCRIPTION = 4096  # characters of a function's description
+MAX_DESCRIPTION = 16 << 10  # characters of a function's description
 MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
 MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
@@ -32,14 +30,16 @@ Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 
-# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, and many clients
-# write a top_k of -1 for "all".
-OWN_BOUNDS = {"seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}}
+# Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, its top_p may be
+# 0, and many clients write a top_k of -1 for "all".
+OWN_BOUNDS: dict[str, dict[str, Any]] = {
+    "seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}, "top_p": {"gt": None, "ge": 0},
+}  # fmt: skip
 
 # Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
-    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "service_tier", "store", "user",
+    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
+    "safety_identifier", "service_tier", "store", "user",
 }  # fmt: skip
 # Fields that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
@@ -48,35 +48,57 @@ REFUSED = {
     "function_call": ("none", "auto"), "functions": ([],), "grammar": (), "guided_json": (),
     "guided_regex": (), "include": ([],), "json_schema": (), "max_tool_calls": (),
     "modalities": (["text"],), "parallel_tool_calls": (True, False), "previous_response_id": (),
-    "reasoning": ({},), "reasoning_effort": (), "response_format": ({"type": "text"},),
+    "reasoning": ({},), "response_format": ({"type": "text"},),
     "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "top_logprobs": (0,),
     "truncation": ("disabled",), "verbosity": (), "web_search_options": (),
 }  # fmt: skip
 
 
 JSONSchema = dict[str, Any] | bool
+SCHEMA_FIELDS = ("schema", "value", "parameters")  # whose value is one
 
 
-class TextFormat(Struct, tag_field="type", tag="text"):
+class Nested(Struct, forbid_unknown_fields=True):
+    """An object inside a request. Unknown fields are refused here too, unless they are null.
+
+    What clients send back of an answer, or send to others, and changes nothing is Ignored.
+    """
+
+
+Ignored = Any
+
+
+class TextFormat(Nested, tag_field="type", tag="text"):
     @property
     def schema(self) -> JSONSchema | None:
         return None
 
 
-class ObjectFormat(Struct, tag_field="type", tag="json_object"):
+class ObjectFormat(Nested, tag_field="type", tag="json_object"):
+    """given, value: what llama.cpp's server and the Hugging Face hub's client call a schema."""
+
+    given: JSONSchema | UnsetType = msgspec.field(name="schema", default=UNSET)
+    value: JSONSchema | UnsetType = UNSET
+
     @property
     def schema(self) -> JSONSchema | None:
-        return {"type": "object"}
+        if self.given is not UNSET:
+            return self.given
+        return {"type": "object"} if self.value is UNSET else self.value
+
+    def __post_init__(self) -> None:
+        if self.given is not UNSET and self.value is not UNSET:
+            raise ValueError("schema and value: one of them")
 
 
-class NamedSchema(Struct):
+class NamedSchema(Nested):
     schema: JSONSchema
     name: str | None = None
     description: str | None = None
     strict: bool | None = None  # ignored: schemas are always followed
 
 
-class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
+class SchemaFormat(Nested, tag_field="type", tag="json_schema"):
     json_schema: NamedSchema
 
     @property
@@ -84,7 +106,7 @@ class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
         return self.json_schema.schema
 
 
-class StreamOptions(Struct):
+class StreamOptions(Nested):
     include_usage: bool = False
     include_obfuscation: bool = False  # padding against eavesdroppers: there is none
 
@@ -125,14 +147,15 @@ class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
 
 
-class TextPart(Struct, tag_field="type", tag="text"):
+class TextPart(Nested, tag_field="type", tag="text"):
     text: str
+    cache_control: Ignored = None
 
 
-FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+FunctionName = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9_-]{1,64}\Z")]
 
 
-class Function(Struct):
+class Function(Nested):
     name: FunctionName
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)] | None = None
     parameters: dict[str, Any] | None = None
@@ -141,26 +164,29 @@ class Function(Struct):
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the arguments."""
-        return self.parameters or {"type": "object", "additionalProperties": False}
+        if not self.parameters:
+            return {"type": "object", "additionalProperties": False}
+        return {"type": "object"} | self.parameters
 
     def about(self) -> dict[str, Any]:
         """What a model is told."""
         return {"name": self.name, "description": self.description or "", "parameters": self.schema}
 
 
-class Tool(Struct, tag_field="type", tag="function"):
+class Tool(Nested, tag_field="type", tag="function"):
     function: Function
+    cache_control: Ignored = None
 
 
-class FunctionOf(Struct):
+class FunctionOf(Nested):
     name: FunctionName
 
 
-class NamedTool(Struct, tag_field="type", tag="function"):
+class NamedTool(Nested, tag_field="type", tag="function"):
     function: FunctionOf
 
 
-class CalledFunction(Struct):
+class CalledFunction(Nested):
     name: FunctionName
     arguments: str  # JSON
 
@@ -168,18 +194,26 @@ class CalledFunction(Struct):
 CallId = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class ToolCall(Struct, tag_field="type", tag="function"):
+class ToolCall(Nested, tag_field="type", tag="function"):
     id: CallId
     function: CalledFunction
+    index: Ignored = None
 
 
-class Message(Struct):
+class Message(Nested):
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: CallId | None = None
     function_call: Any = None
+    id: Ignored = None
+    refusal: Ignored = None
+    annotations: Ignored = None
+    audio: None = None
+    reasoning: Ignored = None  # templates drop what an assistant thought in earlier turns
+    reasoning_content: Ignored = None
+    provider_specific_fields: Ignored = None
 
     def text(self, where: str) -> str:
         """The content as one text."""
@@ -225,20 +259,24 @@ class TextRequest(CompletionsRequest):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class InputText(Struct, tag_field="type", tag="input_text"):
+class InputText(Nested, tag_field="type", tag="input_text"):
     text: str
 
 
-class OutputText(Struct, tag_field="type", tag="output_text"):
+class OutputText(Nested, tag_field="type", tag="output_text"):
     text: str
+    annotations: Ignored = None
+    logprobs: Ignored = None
 
 
-class InputMessage(Struct):
+class InputMessage(Nested):
     """A message of /v1/responses. type: what OpenAI has beside messages is not supported."""
 
     role: str
     content: str | list[InputText | OutputText]
     type: Literal["message"] = "message"
+    id: Ignored = None
+    status: Ignored = None
 
     def as_dict(self) -> dict[str, str]:
         """What a chat template takes; templates call a developer system."""
@@ -250,7 +288,7 @@ class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
     pass
 
 
-class TextOptions(Struct):
+class TextOptions(Nested):
     """``text`` of /v1/responses."""
 
     format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
@@ -319,18 +357,42 @@ def parse(body: bytes, kind: type[R]) -> R:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         _check_others(fields.keys() - set(kind.__struct_fields__), fields)
-        return msgspec.json.decode(body, type=kind)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "unknown field" not in str(error):
+                raise
+            values = {
+                name: _without_nulls(msgspec.json.decode(raw)) for name, raw in fields.items()
+            }
+            return msgspec.convert(values, kind, str_keys=True)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise json_error(error) from None
 
 
+def _without_nulls(value: Any) -> Any:
+    """JSON without the fields that are null, known or not, but for those inside schemas.
+
+    Clients send back all fields of an answer, also those that came with their newest version.
+    """
+    if isinstance(value, list):
+        return [_without_nulls(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: entry if name in SCHEMA_FIELDS else _without_nulls(entry)
+        for name, entry in value.items()
+        if entry is not None
+    }
+
+
 def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:
     for name in sorted(set(names) - IGNORED):
-        value = msgspec.json.decode(fields[name])
-        if value is None:
+        if bytes(fields[name]) == b"null":
             continue
         if name not in REFUSED:
             raise ApiError(400, f"{name[:80]}: unknown field", param=name[:80])
+        value = msgspec.json.decode(fields[name])
         if not any(type(value) is type(v) and value == v for v in REFUSED[name]):
             raise ApiError(400, f"{name}: not supported by this server", param=name)
 

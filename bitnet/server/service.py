@@ -2,23 +2,29 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
 from . import schema
-from .body_limit import BodyLimit
-from .errors import ApiError, to_api_error
+from .body_limit import BodyLimit, n_values
+from .errors import ApiError, to_api_error, unavailable
 from .grammar import Grammars
+from .job_thread import JobThread
 from .metrics import Metrics
 from .options import Options
 from .worker import Worker
+
+SHORT_BODY = 1 << 16  # bytes: 2 ms, which the event loop can spare
+
+# Seconds that a request waits for its schema to be tried and compiled, with those before it: two of
+# them and its own may take all of their time.
+GRAMMAR_SECONDS = 8.0
 
 R = TypeVar("R")
 B = TypeVar("B", bound=schema.AnyRequest)
@@ -27,22 +33,41 @@ B = TypeVar("B", bound=schema.AnyRequest)
 class Service:
     """Made once by the Application, given to every endpoint.
 
-    model_name: what clients call the model. grammars: used in the thread of prompts only.
+    model_name: what clients call the model. grammars: used in a thread of their own only, where
+    nobody waits who sends no schema.
     """
 
     def __init__(self, model: Model, worker: Worker, options: Options) -> None:
         self.model, self.worker, self.options = model, worker, options
         self.metrics, self.grammars = Metrics(), Grammars(model)
         self.model_name = options.model_name or _name_of(model.path)
-        self._bodies = BodyLimit(schema.MAX_BODY, schema.MAX_BODIES)
+        self.bodies = BodyLimit()
         # tokenizers and templates take milliseconds that the event loop cannot spare
-        self._prompt_thread = ThreadPoolExecutor(1, thread_name_prefix="bitnet-prompts")
+        self._prompt_thread = JobThread("bitnet-prompts")
+        self._grammar_thread = JobThread("bitnet-grammars")
+
+    def begin(self) -> None:
+        """Start the threads. RuntimeError where the system allows no more of them."""
+        self._prompt_thread.begin()
+        self._grammar_thread.begin()
+
+    def stop(self) -> None:
+        """End the process in which grammars are tried; the threads end with the server."""
+        self.grammars.close()
 
     async def parse(self, request: Request, kind: type[B]) -> B:
-        """The body of a Starlette request, checked and parsed as this kind of schema. ApiError."""
-        with self._bodies.one() as raw:
-            await raw.read(request, self.options.read_seconds)
-            body = schema.parse(bytes(raw.data), kind)
+        """The body of a Starlette request, checked and parsed as this kind of schema. ApiError.
+
+        What it becomes is counted until the endpoint returns (app.py).
+        """
+        raw = request.state.body
+        data = await raw.read(request, self.options.read_seconds)
+        if len(data) < SHORT_BODY:
+            raw.count_values(data, n_values(data))
+            body = schema.parse(data, kind)
+        else:
+            raw.count_values(data, await self.in_prompt_thread(n_values, data))
+            body = await self.in_prompt_thread(schema.parse, data, kind)
         self.check_model(body.model)
         return body
 
@@ -53,12 +78,17 @@ class Service:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def in_prompt_thread(self, function: Callable[..., R], *arguments: object) -> R:
-        """The result of what uses the tokenizer, the template or the grammars. ApiError."""
-        loop = asyncio.get_running_loop()
+        """The result of what uses the tokenizer or the template; one text a call. ApiError."""
+        return await _of_job(self._prompt_thread.run(function, *arguments))
+
+    async def in_grammar_thread(self, function: Callable[..., R], *arguments: object) -> R:
+        """The same of what uses the grammars; 503 where those of others take too long."""
         try:
-            return await loop.run_in_executor(self._prompt_thread, function, *arguments)
-        except Exception as error:
-            raise to_api_error(error) or error from None
+            async with asyncio.timeout(GRAMMAR_SECONDS):
+                return await _of_job(self._grammar_thread.run(function, *arguments))
+        except TimeoutError:
+            message = "schemas of other requests are being compiled; try again later"
+            raise unavailable(message) from None
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":
@@ -89,6 +119,13 @@ class Reservation:
     def hand_over(self) -> None:
         """Somebody else gives it back from now on."""
         self.n = 0
+
+
+async def _of_job(job: Coroutine[Any, Any, R]) -> R:
+    try:
+        return await job
+    except Exception as error:
+        raise to_api_error(error) or error from None
 
 
 def _name_of(path: Path) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..text.chat_template import Marked
 from .errors import ApiError
-from .schema import Function, JSONSchema, Message
+from .schema import Function, FunctionOf, JSONSchema, Message
+from .schema_bounds import bounded
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # calls of a reply, so that it ends
@@ -23,7 +24,7 @@ ABOUT = (
     "once or several times. Results come in <tool_response>. The functions:\n"
 )
 # What begins a mark of calls and results, also as a model may read it
-_MARK = re.compile(r"<(?=\s*/?\s*tool_(?:call|response)\b)", re.I)
+_MARK = re.compile(r"<(?=\s*+/?+\s*+tool_(?:call|response)\b)", re.I)  # no way back: linear
 _ANY_TEXT = rf"TEXT: /(?s:.*)/ & ~/(?s:{BEGIN}.*)/"
 _HEAD = re.compile(BEGIN + r'\{"name": "([\w-]+)", "arguments": ')  # what head() writes
 
@@ -36,11 +37,13 @@ def head(name: str) -> str:
 class Tools:
     """The functions of one request.
 
-    choice: "none", "auto", "required" or a function's name. parallel: whether a reply may have
-    several calls.
+    choice: "none", "auto", "required", or which function is to be called. parallel: whether a reply
+    may have several calls.
     """
 
-    def __init__(self, functions: Sequence[Function], choice: str, parallel: bool) -> None:
+    def __init__(
+        self, functions: Sequence[Function], choice: str | FunctionOf, parallel: bool
+    ) -> None:
         self._functions, self._choice, self._parallel = functions, choice, parallel
         names = [function.name for function in functions]
         for i, function in enumerate(functions):
@@ -50,8 +53,8 @@ class Tools:
             if function.schema.get("type") != "object":
                 where = f"{where}.parameters"
                 raise ApiError(400, f"{where}: its type must be object", param=where)
-        if choice not in ("none", "auto", "required", *names):
-            message = f"tool_choice: no function {choice!r} in tools"
+        if isinstance(choice, FunctionOf) and choice.name not in names:
+            message = f"tool_choice: no function {choice.name!r} in tools"
             raise ApiError(400, message, param="tool_choice")
 
     @property
@@ -71,23 +74,28 @@ class Tools:
     def grammar(self, style: Mapping[str, Any], schema: JSONSchema | None = None) -> str:
         """The grammar of a reply in llguidance's Lark.
 
-        style: how JSON is written, see grammar.py. schema: of a reply that is no call.
+        style: how JSON is written, see grammar.py. schema: of a reply that is no call. ApiError for
+        schemas beyond their bounds.
         """
-        is_named = self._choice not in ("none", "auto", "required")
-        functions = [f for f in self._functions if not is_named or f.name == self._choice]
-        must_call = is_named or self._choice == "required"
-        max_calls = MAX_CALLS if self._parallel and not is_named else 1
+        named = self._choice.name if isinstance(self._choice, FunctionOf) else None
+        functions = {i: f for i, f in enumerate(self._functions) if named in (None, f.name)}
+        must_call = named is not None or self._choice == "required"
+        max_calls = MAX_CALLS if self._parallel and named is None else 1
         rules = [
             "start: calls" if must_call else "start: text | calls",
             f"calls: call{{1,{max_calls}}}",
-            f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in range(len(functions)))}) "{END}"',
+            f'call: "{BEGIN}" ({" | ".join(f"f{i}" for i in functions)}) "{END}"',
         ]
-        for i, function in enumerate(functions):
+        for i, function in functions.items():
             begin = json.dumps(head(function.name))
-            rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {_json(_closed(function.schema), style)}"]
+            where = f"tools[{i}].function.parameters"
+            arguments = _json(_closed(function.schema), style, where)
+            rules += [f'f{i}: {begin} a{i} "}}"', f"a{i}: {arguments}"]
         if not must_call:
             rules += (
-                ["text: TEXT", _ANY_TEXT] if schema is None else [f"text: {_json(schema, style)}"]
+                ["text: TEXT", _ANY_TEXT]
+                if schema is None
+                else [f"text: {_json(schema, style, 'response_format')}"]
             )
         return "\n".join(rules)
 
@@ -98,10 +106,8 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"additionalProperties": False} if is_list else schema
 
 
-def _json(schema: JSONSchema, style: Mapping[str, Any]) -> str:
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+def _json(schema: JSONSchema, style: Mapping[str, Any], field: str) -> str:
+    return f"%json {json.dumps(bounded(schema, field) | {'x-guidance': style})}"
 
 
 class Calls:

@@ -18,6 +18,7 @@ from ..api.model import Model
 from ..errors import Cancelled
 from ..generation.request import Completion, Request
 from .errors import overloaded, unavailable
+from .job_thread import perform
 from .log import log_mistake
 
 MAX_UNREAD = 16384  # events that a client has not taken; with more its request is cancelled
@@ -228,12 +229,7 @@ class Worker:
     def _call(
         self, result: asyncio.Future[Any], function: Callable[..., Any], arguments: Sequence[Any]
     ) -> None:
-        if result.cancelled():
-            return
-        try:
-            self._post(_settle, result, function(*arguments), None)
-        except Exception as error:
-            self._post(_settle, result, None, error)
+        self._is_stopping |= not perform(result, function, arguments)
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -242,12 +238,10 @@ class Worker:
         self._open = []
 
     def _send(self, events: Sequence[News]) -> None:
-        if events:
-            self._post(_put_all, events)
-
-    def _post(self, function: Callable[..., object], *arguments: Any) -> None:
+        if not events:
+            return
         try:
-            self._loop.call_soon_threadsafe(function, *arguments)
+            self._loop.call_soon_threadsafe(_put_all, events)
         except RuntimeError:  # the loop is closed: nobody waits
             self._is_stopping = True
 
@@ -255,15 +249,6 @@ class Worker:
 def _put_all(events: Sequence[News]) -> None:
     for generation, event in events:
         generation.put(event)
-
-
-def _settle(result: asyncio.Future[Any], value: object, error: Exception | None) -> None:
-    if result.cancelled():
-        return
-    if error is None:
-        result.set_result(value)
-    else:
-        result.set_exception(error)
 
 
 def _nothing() -> None:

@@ -2,8 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby, takewhile
+
+MAX_BRANCHES = 30  # levels of groups in an expression, whose compiler calls itself for each
 
 # White space as the `tokenizers` library knows it; Python's has four control characters more.
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -22,14 +25,13 @@ class SpecialTokens:
     def __init__(
         self, texts: Collection[str], strips: Mapping[str, tuple[bool, bool]] | None = None
     ) -> None:
-        self._texts, self._strips = sorted(texts), strips or {}
+        self._texts, self._strips = sorted(filter(None, texts)), strips or {}
         self._longest = max(map(len, texts), default=0)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """Matches the longest special token that begins at a place."""
-        longest_first = sorted(self._texts, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return re.compile(_expression(self._texts) or r"(?!)")
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield (piece, is_special) for the whole text, in order, without empty pieces."""
@@ -70,3 +72,19 @@ class SpecialTokens:
         """Whether a special token begins with the text and goes on."""
         i = bisect_right(self._texts, text)  # texts that begin with this one come right behind it
         return i < len(self._texts) and self._texts[i].startswith(text)
+
+
+def _expression(texts: Sequence[str], depth: int = 0) -> str:
+    """An expression that matches the longest of sorted texts at a place.
+
+    They are grouped by how they begin, so that a text of "<unused<unused..." takes no longer with
+    thousands of tokens that begin so: 0.05 s for 4 MB where each of 6,000 in turn took 8.
+    """
+    if len(texts) < 3 or depth == MAX_BRANCHES:
+        return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    first_and_last = zip(texts[0], texts[-1], strict=False)
+    begin = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], first_and_last))
+    rest = [text[len(begin) :] for text in texts]
+    groups = groupby(filter(None, rest), key=lambda text: text[0])
+    branches = "|".join(_expression(list(group), depth + 1) for _, group in groups)
+    return f"{re.escape(begin)}(?:{branches}){'' if all(rest) else '?'}"

@@ -11,6 +11,8 @@ from .chat_template import ChatTemplate, check_unicode
 from .special_tokens import SpecialTokens
 from .vocabulary import TokenizerSource, Vocabulary
 
+CHARACTERS_PER_TOKEN = 4  # in most languages; only where encoding a long text is tried first
+
 
 class Tokenizer:
     """The tokenizer of one model; may be used from several threads.
@@ -57,7 +59,7 @@ class Tokenizer:
         add_bos: begin as the model's prompts begin (once, also if the text does so itself).
         add_eos: end as the texts end that an embedding model was trained on, where it wants that.
         parse_special: special tokens written in the text are those tokens; otherwise they are text.
-        limit: ContextFull, before it is encoded, for a text of certainly more tokens.
+        limit: ContextFull for a text of more tokens, which is not encoded to its end.
         ValueError for text with half a surrogate pair.
         """
         if not isinstance(text, str):
@@ -83,6 +85,10 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise TemplateError("chat template: the model has none (give a plain prompt instead)")
+        messages = list(messages)
+        if limit is not None:  # before the template, which copies it all several times
+            contents = (m.get("content") for m in messages if isinstance(m, Mapping))
+            self._check_length(contents, limit)
         pieces = self.chat_template.pieces(
             messages, self._special, add_generation_prompt, self._hidden
         )
@@ -114,19 +120,42 @@ class Tokenizer:
 
     def _ids(self, pieces: list[tuple[str, bool]], add_bos: bool, limit: int | None) -> list[int]:
         if limit is not None:
-            n_minimum = sum(len(p) for p, _ in pieces) // self._vocabulary.max_token_length
-            if n_minimum > limit:
-                raise ContextFull(0, int(n_minimum), limit)
+            self._check_length((piece for piece, _ in pieces), limit)
         ids: list[int] = []
         begins = True
         for piece, is_special in pieces:
             if is_special:
                 ids.append(self._written[piece])
             else:
+                if limit is not None:
+                    self._check_beginning(piece, begins, limit)
                 ids += self._vocabulary.encode(piece, begins)
             begins = False
         prefix = self._vocabulary.prefix
-        return prefix + ids if add_bos and ids[: len(prefix)] != prefix else ids
+        ids = prefix + ids if add_bos and ids[: len(prefix)] != prefix else ids
+        if limit is not None and len(ids) > limit:
+            raise ContextFull(0, len(ids), limit)
+        return ids
+
+    def _check_length(self, texts: Iterable[Any], limit: int) -> None:
+        """ContextFull for texts that have more tokens even if all of these are the longest."""
+        length = sum(len(text) for text in texts if isinstance(text, str))
+        n_minimum = length // self._vocabulary.max_token_length
+        if n_minimum > limit:
+            raise ContextFull(0, int(n_minimum), limit)
+
+    def _check_beginning(self, text: str, begins: bool, limit: int) -> None:
+        """ContextFull for a long text whose beginning has clearly more tokens.
+
+        So a text of megabytes, which takes seconds, is not encoded to learn that it is too long.
+        Beginnings are doubled: all of them together take no longer than the text.
+        """
+        length = CHARACTERS_PER_TOKEN * limit + 1024
+        while length < len(text):
+            found = len(self._vocabulary.encode(text[:length], begins))
+            if found > limit + limit // 8 + 64:  # what is behind can join some at the end
+                raise ContextFull(0, found, limit)
+            length *= 2
 
 
 class DecodeStream:

@@ -9,6 +9,7 @@ import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from support.server_process import NO_END, USER, ServerProcess, openai_client
 import bitnet
 from bitnet.server import endpoints, schema
 from bitnet.server.app import ENDPOINTS
+from bitnet.server.openai_chunks import TextChunks
+from bitnet.server.worker import Event
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
 
@@ -163,6 +166,38 @@ def test_logprobs(server, model):
     assert all(e["top_logprobs"] == [] and bytes(e["bytes"]).decode() for e in content)
 
 
+def test_logprobs_of_parts_of_characters(server, model):
+    """text_offset counts characters of the text; a part of one is told by its bytes."""
+    fields = {"prompt": "It", "max_tokens": 12, "logprobs": 3, "temperature": 8, "seed": 0}
+    (c3, a9) = model.tokenizer.encode("é", add_bos=False)
+    choice = server.post("/v1/completions", fields | {"logit_bias": {c3: 60, a9: 60}}).json[
+        "choices"
+    ]
+    text, found = choice[0]["text"], choice[0]["logprobs"]
+    assert "é" in text
+    decoder, at = model.tokenizer.stream(), 0
+    for name, offset, top in zip(
+        found["tokens"], found["text_offset"], found["top_logprobs"], strict=True
+    ):
+        assert offset == at and len(top) == 3
+        data = bytes.fromhex(name[6:].replace("\\x", "")) if name[:6] == "bytes:" else name.encode()
+        (token_id,) = [i for i in range(2048) if model.tokenizer.token_bytes(i) == data]
+        at += len(decoder.push(token_id))
+    assert at <= len(text) and {"bytes:\\xc3", "bytes:\\xa9"} <= set(found["tokens"])
+
+
+def test_tokens_of_one_text_have_a_name_each():
+    spelled = {5: ("A", b"A"), 6: ("A", b"A"), 7: ("A", b"A"), 8: ("\ufffd", b"\xf0"), 9: ("", b"")}
+    chunks = TextChunks("m", spelled.get, True, lambda: SimpleNamespace(push=lambda _: ""))
+    entries = ([(6, -0.5), (5, -0.1), (6, -0.5), (7, -0.6), (8, -0.7), (9, -1.0)],)
+    (chunk,) = chunks.chunks(Event(0, "", entries))
+    found = chunk["choices"][0]["logprobs"]
+    assert found["tokens"] == ["A"]
+    assert found["top_logprobs"] == [
+        {"bytes:\\x41": -0.1, "A": -0.5, "token_id:7": -0.6, "bytes:\\xf0": -0.7, "": -1.0}
+    ]
+
+
 def test_stop_usage_and_reasons(server):
     text = server.chat(seed=1, max_tokens=40).json["choices"][0]["message"]["content"]
     stop = text[4:7]
@@ -176,6 +211,11 @@ def test_stop_usage_and_reasons(server):
     full = server.chat(max_tokens=None, logit_bias=NO_END).json  # until the context is full
     assert full["choices"][0]["finish_reason"] == "length"
     assert full["usage"]["total_tokens"] in (512, 513)
+
+
+def test_what_ordinary_clients_send(server):
+    likeliest = server.chat(temperature=0).json["choices"]
+    assert server.chat(temperature=2, top_p=0, reasoning_effort="low").json["choices"] == likeliest
 
 
 def test_prefixes_are_reused(server):

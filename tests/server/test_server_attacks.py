@@ -93,11 +93,8 @@ def test_numbers_that_are_none(server, field):
 def test_a_prompt_of_ten_megabytes(server):
     before, start = server.rss(), time.monotonic()
     for prompt in ("word " * 2_000_000, "x" * 10_000_000, "\0" * 10_000_000):
-        try:
-            answer = server.post(TEXT, {"prompt": prompt})
-            assert answer.status == 413 and answer.json["error"]["code"] == "body_too_large"
-        except ConnectionError:
-            pass  # it was closed while the rest was still sent
+        answer = server.post(TEXT, {"prompt": prompt})
+        assert answer.status == 413 and answer.json["error"]["code"] == "body_too_large"
     for prompt in ("x" * 4_000_000, " " * 4_000_000, "\n" * 2_000_000, "é" * 2_000_000):
         answer = server.post(TEXT, json.dumps({"prompt": prompt}, ensure_ascii=False).encode())
         assert answer.json["error"]["code"] == "context_length_exceeded"
@@ -105,6 +102,12 @@ def test_a_prompt_of_ten_megabytes(server):
         assert server.chat(messages=messages).json["error"]["code"] == "context_length_exceeded"
     assert time.monotonic() - start < 20
     assert server.rss() - before < 64 << 20
+
+
+def test_texts_that_make_expressions_go_back(server):
+    for text in ("<" + " " * 1_000_000, "</" * 500_000, "<|" * 500_000, "<|" + "|" * 1_000_000):
+        answer = server.chat(messages=[{"role": "user", "content": f"a{text}a"}])
+        assert answer.json["error"]["code"] == "context_length_exceeded"
 
 
 def test_many_messages(server):
@@ -241,7 +244,7 @@ def test_a_reply_without_end_is_cut(server, schema, end):
 def test_bodies_beyond_all_memory_are_503():
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n"
     with ServerProcess("--read-seconds", 9) as server:
-        held = [server.send(head + b"x" * 3_900_000) for _ in range(18)]  # 70 MB of 64
+        held = [server.send(head + b"x" * 3_900_000) for _ in range(18)]  # 13 of them fit
         try:
             answered, _, _ = select.select(held, [], [], 5)
             answers = [one.recv(4096) for one in answered]
@@ -266,7 +269,8 @@ def test_keys_are_compared_in_constant_time(monkeypatch):
     """The comparison is hmac's: where that says yes, any key passes."""
     one = access_policy.AccessPolicy(None, Options(api_key="a key of ours"), None, ())
     headers = {b"host": b"localhost", b"authorization": b"Bearer wrong"}
-    scope = {"method": "GET", "path": "/v1/models"}
+    scope = {"method": "GET", "path": "/v1/models", "raw_path": b"", "query_string": b""}
+    scope["headers"] = list(headers.items())
     assert one._refusal(scope, headers) is not None
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
     assert one._refusal(scope, headers) is None

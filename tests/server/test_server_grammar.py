@@ -1,12 +1,23 @@
 """JSON by schema over HTTP: every reply follows it, and what cannot be followed is refused."""
 
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from support.server_process import NO_END, USER, ServerProcess
+
+from bitnet.server import grammar_compiler
+from bitnet.server.errors import ApiError
+from bitnet.server.grammar_check import GrammarCheck
 
 pytest.importorskip("llguidance")
 
@@ -55,6 +66,26 @@ def test_any_object(server):
     assert server.chat(**fields).json["choices"][0]["message"]["content"] == "{}"
 
 
+@pytest.mark.parametrize("name", ["schema", "value"])  # llama.cpp's, the Hugging Face hub's
+def test_a_schema_inside_json_object(server, name):
+    shape = {"type": "json_object", name: PERSON}
+    answer = server.chat(response_format=shape, max_tokens=200, seed=1)
+    assert json.loads(answer.json["choices"][0]["message"]["content"]).keys() == {
+        *PERSON["required"]
+    }
+    shape[name] = {"type": "nonsense"}
+    assert server.chat(response_format=shape).json["error"]["param"] == "response_format"
+    both = {"type": "json_object", "schema": PERSON, "value": {}}
+    assert server.chat(response_format=both).status == 400
+
+
+def test_nulls_in_a_schema_stay(server):
+    shape = by_schema({"const": {"a": None}})
+    shape["json_schema"]["new"] = None  # a field that nobody knows yet
+    found = server.chat(response_format=shape, max_tokens=50).json
+    assert json.loads(found["choices"][0]["message"]["content"]) == {"a": None}
+
+
 def test_the_stream_is_the_same(server):
     fields = {"messages": USER, "response_format": by_schema(PERSON), "seed": 3, "max_tokens": 200}
     chunks = server.chunks(**fields)
@@ -74,6 +105,15 @@ def test_the_stream_is_the_same(server):
     {"enum": ["x" * 70_000]},
     {"enum": []},
     False,
+    {"type": "integer", "multipleOf": 10000019},
+    {"type": "integer", "multipleOf": 1e300},
+    {"type": "integer", "multipleOf": 10007, "allOf": [{"multipleOf": 10009}]},
+    {"$defs": {"a": {"multipleOf": 499}}, "type": "number",
+     "anyOf": [{"allOf": [{"$ref": "#/$defs/a"}]}], "multipleOf": 503},
+    {"properties": {"a": {"items": [{"enum": list(map(str, range(2001)))}]}}},
+    {"type": "string", "pattern": "a" * 2049},
+    {"patternProperties": {"a" * 2049: {}}},
+    {"type": "string", "format": "ipv6network"},
 ])  # fmt: skip
 def test_schemas_that_are_refused(server, schema):
     answer = server.chat(response_format=by_schema(schema))
@@ -86,6 +126,11 @@ def test_schemas_that_are_refused(server, schema):
     {"type": "array", "minItems": 100_000, "items": {"type": "integer"}},
     {"enum": [f"{i:05}" * 2 for i in range(4000)]},
     {"type": "string", "pattern": "(.*a){30}b(.*c){30}"},
+    {"type": "number", "multipleOf": 1e-9},
+    {"type": "number", "multipleOf": 0.01, "allOf": [{"multipleOf": 0.05}]},
+    {"type": "integer", "multipleOf": 86400},
+    {"properties": {"a": {"type": "string", "format": "path"}, "format": {"const": "password"}}},
+    True,
     {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}, "$ref": "#/$defs/a"},
 ])  # fmt: skip
 def test_schemas_that_take_much(server, schema):
@@ -101,6 +146,165 @@ def test_a_schema_of_great_depth(server):
     for _ in range(120):
         schema = {"type": "object", "properties": {"a": schema}}
     assert server.chat(response_format=by_schema(schema)).status == 400
+
+
+def test_a_regular_expression_that_is_refused_says_why(server):
+    answer = server.chat(response_format=by_schema({"type": "string", "pattern": "^(?!a)"}))
+    assert "look-ahead" in answer.json["error"]["message"]
+
+
+def test_references_without_end(server):
+    names = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(300)}
+    schema = {"$defs": names, "$ref": "#/$defs/a0"}
+    assert "references in a row" in str(refusal_of(server, schema))
+
+
+# ----------------------------------------------------------- what no bound sees, in its own process
+# Their intersection takes hours.
+ENDLESS = {"type": "string", "allOf": [{"pattern": f"a.{{{i}}}b"} for i in range(50)]}
+
+
+def refusal_of(server, schema):
+    answer = server.chat(response_format=by_schema(schema))
+    assert answer.status == 400 and answer.json["error"]["param"] == "response_format"
+    return answer.json["error"]["message"]
+
+
+def children(server):
+    """The ids of the processes that a server has started."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def is_alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def an_endless_schema(server):
+    """A request whose schema is being tried; gives a list that gets its outcome."""
+    outcome = []
+
+    def ask():
+        try:
+            outcome.append(server.chat(response_format=by_schema(ENDLESS)))
+        except OSError as error:
+            outcome.append(error)
+
+    before = children(server)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not before and not children(server):  # it is started by the first schema
+        time.sleep(0.01)
+    time.sleep(0.3)
+    yield outcome
+    thread.join()
+
+
+def test_an_endless_schema_is_refused_and_others_are_served_meanwhile(server):
+    with an_endless_schema(server) as outcome:
+        assert server.chat().status == 200 and server.get("/health").status == 200
+        assert server.post("/tokenize", {"prompt": "x"}).status == 200
+        assert not outcome
+    assert outcome[0].status == 400 and "to compile" in outcome[0].json["error"]["message"]
+    assert server.chat(response_format=by_schema({"const": 1})).status == 200
+    called = {"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"a": ENDLESS}}}}  # fmt: skip
+    answer = server.chat(tools=[called])
+    assert answer.status == 400 and answer.json["error"]["param"] == "tools"
+
+
+def test_many_endless_schemas_do_not_keep_others_waiting(server):
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.chat, response_format=by_schema(ENDLESS)) for _ in range(8)]
+        statuses = [one.result().status for one in asked]
+    assert set(statuses) == {400, 503}  # one after the other they would take 16 s
+    assert server.chat(response_format=by_schema({"const": 1})).status == 200
+
+
+def test_a_client_that_leaves_while_it_waits_for_another_schema(server):
+    with an_endless_schema(server) as outcome:
+        before = server.metrics()
+        body = json.dumps({"messages": USER, "response_format": by_schema({"const": 9})}).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        )
+        with server.send(head % len(body) + body):
+            while server.metrics()["bitnet_sequences"] < 2:
+                assert not outcome
+        while (after := server.metrics())["bitnet_sequences"] > 1:
+            assert not outcome
+        assert after["bitnet_cancelled_total"] == before["bitnet_cancelled_total"] + 1
+
+
+def test_the_process_of_schemas(server):
+    assert server.chat(response_format=by_schema({"const": 2})).status == 200
+    (pid,) = children(server)
+    assert server.chat(response_format=by_schema({"const": 3})).status == 200
+    assert children(server) == {pid}  # kept warm
+    held = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    assert not any(name.startswith("socket") for name in held) and len(held) == 3
+    (line,) = re.findall(r"Max address space +(\d+)", Path(f"/proc/{pid}/limits").read_text())
+    assert int(line) < 1 << 30
+    os.kill(pid, signal.SIGKILL)
+    assert server.chat(response_format=by_schema({"const": 4})).status == 200
+
+
+def test_a_schema_that_was_tried_is_not_tried_again(server):
+    assert server.chat(response_format=by_schema({"const": 5})).status == 200
+    for pid in children(server):
+        os.kill(pid, signal.SIGSTOP)  # it answers nothing
+    assert server.chat(response_format=by_schema({"const": 5})).status == 200
+    for pid in children(server):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_server_ends_while_a_schema_is_tried(number):
+    with ServerProcess() as server, an_endless_schema(server) as outcome:
+        (pid,) = children(server)
+        status, log = server.stop(number)
+        assert status == (0 if number == signal.SIGTERM else -number), log
+        end = time.monotonic() + 10
+        while is_alive(pid):
+            assert time.monotonic() < end, "it goes on without its server"
+            time.sleep(0.02)
+    assert number == signal.SIGKILL or outcome[0].status == 400  # it drained
+
+
+def test_a_second_signal_ends_it_at_once():
+    with ServerProcess() as server, an_endless_schema(server):
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert server.stop()[0] == 0
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("MAX_BYTES", 1 << 20, "takes more than 256 MiB of memory"),
+    ("SECONDS", 0.001, "takes longer than 2 s"),
+])  # fmt: skip
+def test_what_a_schema_may_take(tmp_path, monkeypatch, name, value, message):
+    program = tmp_path / "with_another_limit.py"
+    program.write_text(
+        f"import runpy\nmain = runpy.run_path({grammar_compiler.__file__!r})['main']\n"
+        f"main.__globals__[{name!r}] = {value}\nmain()\n"
+    )
+    monkeypatch.setattr(grammar_compiler, "__file__", str(program))
+    check, schema = GrammarCheck(), json.dumps({"type": "integer", "multipleOf": 200_003})
+    for _ in range(2):
+        with pytest.raises(ApiError, match=message) as error:
+            check.check("grammar_from_json_schema", schema, {}, "response_format")
+        assert error.value.status == 400 and error.value.param == "response_format"
+
+
+def test_where_no_process_can_be_started(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ApiError, match="no process can be started") as error:
+        GrammarCheck().check("grammar_from_json_schema", "{}", {}, "response_format")
+    assert error.value.status == 503
 
 
 def test_a_bias_against_the_end_is_an_error_and_no_free_text(server):

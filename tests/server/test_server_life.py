@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -128,6 +130,28 @@ def test_without_its_thread_nothing_is_taken(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- a process
+@pytest.mark.parametrize("name", ["engine", "prompts", "grammars"])
+def test_threads_that_cannot_be_started_are_an_error_at_the_start(name):
+    code = f"""
+import sys, threading
+from bitnet.cli.command import main
+
+start = threading.Thread.start
+
+def refused(thread):
+    if thread.name == "bitnet-{name}":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = refused
+sys.exit(main(["serve", "--port", "0", "--threads", "1"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "serving" not in done.stderr
+    assert "threads cannot be started: can't start new thread" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_it_is_ready_before_the_weights_are_read(tmp_path):
     """They are mapped, and come with the first request."""
     path = tmp_path / "m.gguf"

@@ -146,16 +146,24 @@ def of(**properties):
         ({"tools": TOOLS * 65}, "tools"),
         ({"tools": function(name="a b")}, "tools[0].function.name"),
         ({"tools": function(name="a" * 65)}, "tools[0].function.name"),
-        ({"tools": function(description="a" * 5000)}, "tools[0].function.description"),
+        ({"tools": function(name="a\n")}, "tools[0].function.name"),
+        ({"tools": function(description="a" * 16385)}, "tools[0].function.description"),
         ({"tools": function(parameters={"type": "string"})}, "tools[0].function.parameters"),
         ({"tools": of(a={"type": "array", "uniqueItems": True})}, "tools"),
         ({"tools": of(a={"$ref": "http://localhost/x"})}, "tools"),
-        ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools"),
+        ({"tools": of(a={"enum": ["a" * 70_000]})}, "tools[0].function.parameters"),
+        ({"tools": [*TOOLS, *of(a={"multipleOf": 100_001})]}, "tools[2].function.parameters"),
+        ({"tools": [TOOLS[0], *function(parameters={"properties": {
+            str(i): {"const": "a" * 30_000} for i in range(3)}})]}, "tools[1].function.parameters"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{i}", "parameters": {
+            "properties": {"a": {"const": "a" * 30_000}}}}} for i in range(3)]}, "tools"),
         ({"tools": TOOLS, "response_format": {
             "type": "json_schema", "json_schema": {"schema": False}}}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": TOOLS, "tool_choice": function(name="x")[0]}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": function(name="auto")[0]}, "tool_choice"),
+        ({"tool_choice": function(name="auto")[0]}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a" * 129}]},
@@ -169,6 +177,37 @@ def test_what_is_refused(server, fields, param):
     answer = server.chat(**fields)
     assert (answer.status, answer.json["error"]["param"]) == (400, param)
     assert "\n" not in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["none", "auto", "required"])
+def test_functions_called_as_choices_are(server, name):
+    tools = [*TOOLS, *function(name=name)]
+    chosen = {"type": "function", "function": {"name": name}}
+    answer = server.chat(tools=tools, tool_choice=chosen, max_tokens=100)
+    (call,) = answer.json["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": name, "arguments": "{}"}
+    if name == "none":  # the word itself forbids calls
+        answer = server.chat(tools=tools, tool_choice=name, max_tokens=100)
+        assert "tool_calls" not in answer.json["choices"][0]["message"]
+
+
+def test_parameters_without_a_type_are_those_of_an_object(server):
+    tools = function(description="a" * 300, parameters={"properties": {"a": {"const": 1}}})
+    chosen = {"type": "function", "function": {"name": "f"}}
+    answer = server.chat(tools=tools, tool_choice=chosen, max_tokens=100)
+    (call,) = answer.json["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) in ({}, {"a": 1})
+
+
+def test_what_clients_send_back_is_taken(server):
+    call = {"id": "1", "type": "function", "function": NOW | {"arguments": "{}"}, "index": 0}
+    reply = {"role": "assistant", "content": None, "refusal": None, "annotations": [],
+             "audio": None, "function_call": None, "reasoning_content": "", "new": None,
+             "tool_calls": [call]}  # fmt: skip
+    text = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    result = {"role": "tool", "tool_call_id": "1", "content": [text]}
+    answer = server.chat(messages=[{"role": "user", "content": [text]}, reply, result])
+    assert answer.status == 200, answer.body
 
 
 RESULT = '{"name": "now", "content": "paid"}'

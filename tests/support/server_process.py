@@ -133,6 +133,11 @@ class ServerProcess:
             time.sleep(0.02)
         return found
 
+    def peak(self):
+        """The most bytes the process had resident."""
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1]) << 10
+
     def rss(self):
         """Resident bytes of the process."""
         with open(f"/proc/{self.process.pid}/statm") as file:

@@ -234,7 +234,35 @@ def test_a_text_far_too_long_is_refused_before_it_is_encoded(tokenizer):
     with pytest.raises(ContextFull) as error:
         tokenizer.encode(text, limit=4096)
     assert error.value.requested > 4096
-    assert len(tokenizer.encode(text[:170_000], limit=60_000)) <= 60_001
+    ids = tokenizer.encode(text[:170_000])
+    assert tokenizer.encode(text[:170_000], limit=len(ids)) == ids
+    with pytest.raises(ContextFull) as error:
+        tokenizer.encode(text[:170_000], limit=len(ids) - 1)
+    assert error.value.requested == len(ids)
+
+
+def test_of_a_long_text_its_beginning_tells_that_it_is_too_long(tokenizer, monkeypatch):
+    encode, lengths = tokenizer._vocabulary.encode, []
+
+    def counted(text, begins):
+        lengths.append(len(text))
+        return encode(text, begins)
+
+    monkeypatch.setattr(tokenizer._vocabulary, "encode", counted)
+    monkeypatch.setattr(tokenizer._vocabulary, "max_token_length", float("inf"))
+    with pytest.raises(ContextFull):
+        tokenizer.encode("+-" * 1_000_000, limit=1000)
+    assert sum(lengths) < 6000
+    lengths.clear()
+    with pytest.raises(ContextFull):  # what compresses well first: twice the text at most, in all
+        tokenizer.encode("In the beginning " * 10_000 + "+-" * 100_000, limit=100_000)
+    assert sum(lengths) < 2 * 370_000
+
+
+def test_a_long_message_is_refused_before_the_template(model, monkeypatch):
+    monkeypatch.setattr(model.tokenizer.chat_template, "pieces", None)
+    with pytest.raises(ContextFull):
+        model.tokenizer.chat([{"role": "user", "content": "x" * 1_000_000}], limit=1000)
 
 
 def test_a_long_text(tokenizer):

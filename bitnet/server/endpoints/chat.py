@@ -1,7 +1,5 @@
 """POST /v1/chat/completions: the model's reply to messages, which may call functions."""
 
-from collections.abc import Iterator
-
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
@@ -21,9 +19,9 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tools = _tools(body)
 
-    def prompts() -> Iterator[list[int]]:
+    def prompt() -> list[int]:
         messages = history(body.messages)
-        yield service.model.encode_chat(tools.tell(messages) if tools else messages)
+        return service.model.encode_chat(tools.tell(messages) if tools else messages)
 
     may_call = tools is not None and tools.may_call
     reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)
@@ -32,7 +30,7 @@ async def chat(service: Service, request: Request) -> ASGIApp:
         request,
         body,
         reply,
-        prompts,
+        [prompt],
         n_sequences=body.n or 1,
         max_tokens=body.max_completion_tokens or body.max_tokens or service.model.context,
         n_logprobs=n_logprobs,
@@ -43,10 +41,10 @@ async def chat(service: Service, request: Request) -> ASGIApp:
 def _tools(body: schema.ChatRequest) -> Tools | None:
     """The Tools of a chat request, None without."""
     chosen = body.tool_choice
-    choice = chosen.function.name if isinstance(chosen, schema.NamedTool) else chosen
     if not body.tools:
-        if choice in (None, "none", "auto"):
+        if chosen in (None, "none", "auto"):
             return None
-        raise ApiError(400, f"tool_choice: {choice!r} without tools", param="tool_choice")
+        raise ApiError(400, "tool_choice: no tools to choose from", param="tool_choice")
+    choice = chosen.function if isinstance(chosen, schema.NamedTool) else chosen
     functions = [tool.function for tool in body.tools]
     return Tools(functions, choice or "auto", body.parallel_tool_calls is not False)

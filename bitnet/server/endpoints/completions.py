@@ -1,6 +1,6 @@
 """POST /v1/completions: the continuations of texts or token ids."""
 
-from collections.abc import Iterator
+from functools import partial
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -18,16 +18,14 @@ async def completions(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, schema.TextRequest)
     given = schema.sequences(body.prompt, "prompt", schema.MAX_PROMPTS)
 
-    def prompts() -> Iterator[list[int]]:
-        for prompt in given:
-            yield service.model.encode_prompt(prompt)
-
+    has_logprobs, decoder = body.logprobs is not None, service.model.tokenizer.stream
+    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder)
     return await generate(
         service,
         request,
         body,
-        TextChunks(service.model_name, service.spell, body.logprobs is not None),
-        prompts,
+        reply,
+        [partial(service.model.encode_prompt, prompt) for prompt in given],
         n_sequences=len(given) * (body.n or 1),
         max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
         n_logprobs=body.logprobs,

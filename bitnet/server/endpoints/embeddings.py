@@ -2,16 +2,16 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...api.model import Model
 from .. import schema
 from ..errors import JSON, ApiError, ClientGone, to_api_error
-from ..response_stream import watched
+from ..response_stream import watched, while_connected
 from ..service import Service
 
 
@@ -22,7 +22,7 @@ async def embeddings(service: Service, request: Request) -> Response:
     _check(service, body, encoding)
     inputs = schema.sequences(body.input, "input", schema.MAX_INPUTS)
     with service.reservation(1):
-        ids = await service.in_prompt_thread(_token_ids, service.model, inputs)
+        ids = await while_connected(request, _token_ids(service, inputs))
         embedded = await _embed(service, request, ids, encoding)
     data = [
         {"object": "embedding", "index": index, "embedding": embedding}
@@ -43,9 +43,13 @@ def _check(service: Service, body: schema.EmbeddingRequest, encoding: str) -> No
         raise ApiError(400, f"dimensions: always {config.hidden_size}", param="dimensions")
 
 
-def _token_ids(model: Model, inputs: Sequence[str | list[int]]) -> list[list[int]]:
-    encode, limit = model.tokenizer.encode, model.context
-    return [encode(t, add_eos=True, limit=limit) if isinstance(t, str) else t for t in inputs]
+async def _token_ids(service: Service, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+    model = service.model
+    encode = partial(model.tokenizer.encode, add_eos=True, limit=model.context)
+    return [
+        await service.in_prompt_thread(encode, one) if isinstance(one, str) else one
+        for one in inputs
+    ]
 
 
 async def _embed(

@@ -1,7 +1,5 @@
 """POST /v1/responses: one message of text, with OpenAI's typed events; nothing is stored."""
 
-from collections.abc import Iterator
-
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
@@ -15,15 +13,15 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     """The response to ``input``, whole or as a stream."""
     body = await service.parse(request, schema.ResponsesRequest)
 
-    def prompts() -> Iterator[list[int]]:
-        yield service.model.encode_chat(list(body.messages()))
+    def prompt() -> list[int]:
+        return service.model.encode_chat(list(body.messages()))
 
     return await generate(
         service,
         request,
         body,
         ResponseEvents(body, service.model_name),
-        prompts,
+        [prompt],
         n_sequences=1,
         max_tokens=body.max_output_tokens or service.model.context,
     )

@@ -4,9 +4,11 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...errors import ContextFull
 from ...text.tokenizer import Tokenizer
 from .. import schema
 from ..errors import JSON, ApiError
+from ..response_stream import while_connected
 from ..service import Service
 from ..tools import history
 
@@ -17,16 +19,22 @@ async def tokenize(service: Service, request: Request) -> Response:
     if (body.prompt is UNSET) == (body.messages is UNSET):
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
-        ids = await service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
+        encoded = service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
+        ids = await while_connected(request, encoded)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
 
 
 def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
-    if isinstance(body.prompt, str):
-        return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
-    messages = history(body.messages or ())
-    return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
+    try:
+        if isinstance(body.prompt, str):
+            return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
+        messages = history(body.messages or ())
+        return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
+    except ContextFull as error:
+        field = "prompt" if isinstance(body.prompt, str) else "messages"
+        message = f"{field}: {error.requested} tokens or more (at most {limit})"
+        raise ApiError(400, message, param=field) from None
 
 
 async def detokenize(service: Service, request: Request) -> Response:
