@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from support import server_process  # noqa: F401  # skips without the server's extra
 
 from bitnet.server.errors import ApiError
 from bitnet.server.schema_bounds import IDLE_FORMATS, MAX_DEPTH, MAX_ENUM, MAX_PATTERN, bounded
