@@ -5,9 +5,8 @@ file and a limited number of steps, and special tokens written inside a message 
 bound loops and strings; a list that a template doubles 40 times and prints can still stall.)
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -42,10 +41,10 @@ MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
-# Cut by templates on purpose: switches of some models, and what an assistant thought before.
-_SWITCH = re.compile(r"/(?:no_?)?think\b")
-_THOUGHT = re.compile(r"(?s:.*)(?:</[^<>\s]+>|\[/\w+\]|<[^<>\s]*\|>)")
-_PROBE = "bitnetprobe"  # begins texts that are rendered to see which roles a template knows
+_PROBE = "bitnetprobe"  # begins words that are rendered to see what a template leaves out
+
+_Render = Callable[[list[Mapping[str, Any]]], str]
+_Arrange = Callable[[list[Mapping[str, Any]]], list[Mapping[str, Any]]]
 
 _MARKS = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # private use: no text needs them
 
@@ -86,8 +85,8 @@ class ChatTemplate:
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
         those that the assistant's text, and a Marked one, do not spell either; None for all.
-        A developer is a system to templates that do not know the one, and what a system says is in
-        front of the user's text in templates that do not know the other.
+        A developer is a system to templates that do not know the one. What a system says is in
+        front of the user's text in templates that do not know the other, or not at its place.
         ValueError for messages of another form, TemplateError for what goes wrong in the template,
         or where a message's text is not in what it makes.
         """
@@ -95,22 +94,37 @@ class ChatTemplate:
         mark = _unused_character([self.source, *_strings(messages)])
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
-        protected = []
-        for message in self._of_known_roles(messages):
-            is_own = message["role"] == "assistant" or isinstance(message.get("content"), Marked)
-            tokens = special if hidden is None or not is_own else hidden
-            protected.append({**_protected(message, tokens, mark), "role": message["role"]})
-        text = self._run(protected, add_generation_prompt)
-        _check_all_there(messages, text.replace(mark, ""))
+
+        def rendered(arranged: list[Mapping[str, Any]]) -> str:
+            protected = []
+            for message in arranged:
+                is_marked = isinstance(message.get("content"), Marked)
+                is_own = is_marked or message["role"] == "assistant"
+                tokens = special if hidden is None or not is_own else hidden
+                protected.append({**_protected(message, tokens, mark), "role": message["role"]})
+            return self._run(protected, add_generation_prompt)
+
+        text = self._with_all(messages, rendered, mark)
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
 
-    def _of_known_roles(self, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The messages with roles that the template knows, as far as that can be."""
+    def _with_all(self, messages: list[Mapping[str, Any]], render: _Render, mark: str) -> str:
+        """The text with what all messages say, which a system's move for if they must."""
         if not self._knows_developer:
             renamed = {"developer": "system"}
             messages = [{**m, "role": renamed.get(m["role"], m["role"])} for m in messages]
-        has_system = any(message["role"] == "system" for message in messages)
-        return _folded(messages) if has_system and self.lacks_system else messages
+        arrangements: list[_Arrange] = [list]
+        if any(message["role"] == "system" for message in messages):
+            arrangements = [_folded] if self.lacks_system else [list, _folded_behind_first, _folded]
+        reason = None
+        for arrange in arrangements:
+            try:
+                text = render(arrange(messages))
+                _check_all_there(messages, text.replace(mark, ""), arrange, render)
+                return text
+            except TemplateError as error:
+                reason = reason or error
+        assert reason is not None
+        raise reason
 
     @cached_property
     def _knows_developer(self) -> bool:
@@ -125,10 +139,10 @@ class ChatTemplate:
 
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         try:
-            _check_all_there(messages, self._run(messages, True))
+            text = self._run(messages, True)
         except TemplateError:
             return False
-        return True
+        return all(message["content"] in text for message in messages)
 
     @cached_property
     def _too_large(self) -> str | None:
@@ -267,46 +281,45 @@ def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return folded
 
 
-def _check_all_there(messages: Sequence[Mapping[str, Any]], text: str) -> None:
-    """TemplateError for a message whose text is not in the prompt, but for what templates change:
-    white space, upper and lower case, escapes, switches, and what an assistant thought or said
-    beside calls."""
-    bare, seen, seen_bare = None, 0, 0  # where in both the message before was seen
+def _folded_behind_first(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [*messages[:1], *_folded(messages[1:])]
+
+
+def _check_all_there(
+    messages: list[Mapping[str, Any]], text: str, arrange: _Arrange, render: _Render
+) -> None:
+    """TemplateError for a message whose text is not in the prompt.
+
+    Templates trim, escape, and cut switches and what an assistant thought. So where a text is not
+    found as it is, words around it are looked for in another rendering; of an assistant's text the
+    one behind it alone. What an assistant says beside calls may be dropped.
+    """
+    lost, seen = [], 0  # seen: where the message before was
     for i, message in enumerate(messages):
-        said, role = message.get("content"), message["role"]
-        if said is None or (role == "assistant" and "tool_calls" in message):
+        said = message.get("content")
+        if said is None or (message["role"] == "assistant" and "tool_calls" in message):
             continue
-        at = _find(text, said.strip(), seen)
-        if at >= 0:
-            seen = at
-            continue
-        bare = _bare(text) if bare is None else bare
-        places = (_find(bare, _bare(form), seen_bare) for form in _forms(said, role))
-        seen_bare = next((place for place in places if place >= 0), -1)
-        if seen_bare < 0:
-            lost = f"messages[{i}].content: the {role}'s message is not in the prompt"
-            raise TemplateError(f"chat template: {lost}")
-
-
-def _find(text: str, part: str, near: int) -> int:
-    """Where the part is, looked for from here on first; -1 if nowhere."""
-    at = text.find(part, near)
-    return at if at >= 0 else text.find(part)
-
-
-def _forms(said: str, role: str) -> Iterator[str]:
-    """What a template may make of a text, but for white space."""
-    yield said
-    yield json.dumps(said)[1:-1]
-    yield json.dumps(said, ensure_ascii=False)[1:-1]
-    yield repr(said)[1:-1]
-    thought = _THOUGHT.match(said) if role == "assistant" else None
-    if thought:
-        yield said[thought.end() :]
-
-
-def _bare(text: str) -> str:
-    return "".join(_SWITCH.sub("", text).split()).casefold()
+        said = said.strip()
+        at = text.find(said, seen)
+        at = at if at >= 0 else text.find(said)
+        seen = max(at, seen)
+        if at < 0:
+            lost.append(i)
+    if not lost:
+        return
+    probes = list(messages)
+    for i in lost:
+        said = messages[i]["content"]
+        framed = f"{_PROBE}{i}begin {said} {_PROBE}{i}end"
+        text_type = Marked if isinstance(said, Marked) else str
+        probes[i] = {**messages[i], "content": text_type(framed)}
+    shown = render(arrange(probes)).casefold()
+    for i in lost:
+        role = messages[i]["role"]
+        words = ("end",) if role == "assistant" else ("begin", "end")
+        if not all(f"{_PROBE}{i}{word}" in shown for word in words):
+            what = f"messages[{i}].content: the {role}'s message is not in the prompt"
+            raise TemplateError(f"chat template: {what}")
 
 
 def _protected(value: Any, special: SpecialTokens, mark: str) -> Any:

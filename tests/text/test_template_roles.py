@@ -29,6 +29,17 @@ QWEN3 = (  # cuts what was thought
     "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
     "{{ m.role }}: {{ c }}\n{% endfor %}"
 )
+MISTRAL = (  # what a system says goes to the last message, if that is a user's
+    "{% set rest = messages %}{% if messages[0].role == 'system' %}"
+    "{% set system, rest = messages[0].content, messages[1:] %}{% endif %}{% for m in rest %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% if loop.last and system and m.role == 'user' %}{{ system }} + {% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+FIRST_SYSTEM = (  # one behind the first is dropped
+    "{% if messages[0].role == 'system' %}S {{ messages[0].content }}\n{% endif %}"
+    "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
 
 
 def render(template, *messages):
@@ -59,6 +70,18 @@ def test_a_system_message_goes_to_the_user_where_there_is_no_such_role():
         render(GEMMA, ("system", "x"), ("user", "a"), ("user", "b"))
 
 
+def test_a_system_message_goes_to_the_user_where_its_place_is_not_one_for_it():
+    said = ("system", "x"), ("user", "a")
+    assert render(MISTRAL, *said) == "x + user: a\n"
+    assert render(MISTRAL, *said, ("assistant", "b")) == "user: x\n\na\nassistant: b\n"
+    more = ("assistant", "b"), ("developer", "y"), ("user", "c")
+    expected = "S x\nuser: a\nassistant: b\nuser: y\n\nc\n"
+    assert render(FIRST_SYSTEM, *said, *more) == expected
+    assert render(FIRST_SYSTEM, ("system", "x"), ("system", "y")) == "S x\nuser: y\n"
+    with pytest.raises(TemplateError, match="alternate"):
+        render(MISTRAL, *said, ("user", "b"))
+
+
 def test_a_template_that_refuses_everything_is_asked_once():
     template = ChatTemplate("{{ raise_exception('no') }}")
     with pytest.raises(TemplateError, match=r"no$"):
@@ -76,6 +99,7 @@ def test_a_template_that_refuses_everything_is_asked_once():
          r"messages\[0\].content: the user's"),
         (FALCON3, [("user", "a"), ("tool", "21 degrees")], r"messages\[1\].content: the tool's"),
         ("{{ messages[0].content[:9] }}", [("user", "a text that is cut")], "the user's"),
+        ("{{ messages[0].content[9:] }}", [("user", "a text that is cut")], "the user's"),
     ],
 )  # fmt: skip
 def test_a_message_that_is_not_in_the_prompt(template, messages, lost):
@@ -95,6 +119,11 @@ def test_a_message_that_is_not_in_the_prompt(template, messages, lost):
         ("{{ messages[0].content.replace('/no_think', '') }}", [("user", "why? /no_think")]),
         (QWEN3, [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c")]),
         (QWEN3, [("user", "a"), ("assistant", "<think>\nhm\n</think>"), ("user", "c")]),
+        ("{{ messages[0].content | e }}", [("user", "<b>'a' & \"c\"</b>")]),
+        ("{{ messages[0].content | trim | tojson }}", [("user", '\n"a"\n\n')]),
+        ("{{ messages[0].content.replace('/think', '') }}", [("system", "a/thinking/b")]),
+        ("{{ messages[0].content.replace('/system_override', '') }}",
+         [("system", "/system_override Be brief.")]),
         ("hello", [("user", ""), ("user", " \n")]),
         ("{% for m in messages | reverse %}{{ m.content }} {% endfor %}",
          [("user", "first"), ("assistant", "second")]),
