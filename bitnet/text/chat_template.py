@@ -42,6 +42,10 @@ _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
 _PROBE = "bitnetprobe"  # begins words that are rendered to see what a template leaves out
+_PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
+# Characters between a message's text and the one before, as a rule. It bounds the time of a look
+# for one that is not there: a conversation may be of many.
+_GAP = 4096
 
 _Render = Callable[[list[Mapping[str, Any]]], str]
 _Arrange = Callable[[list[Mapping[str, Any]]], list[Mapping[str, Any]]]
@@ -291,20 +295,20 @@ def _check_all_there(
     """TemplateError for a message whose text is not in the prompt.
 
     Templates trim, escape, and cut switches and what an assistant thought. So where a text is not
-    found as it is, words around it are looked for in another rendering; of an assistant's text the
-    one behind it alone. What an assistant says beside calls may be dropped.
+    found as it is, behind the one before, words around it are looked for in another rendering; of
+    an assistant's text the one behind it alone. What an assistant says beside calls may be dropped.
     """
-    lost, seen = [], 0  # seen: where the message before was
+    lost, seen = [], 0  # seen: where the message before ends
     for i, message in enumerate(messages):
         said = message.get("content")
         if said is None or (message["role"] == "assistant" and "tool_calls" in message):
             continue
         said = said.strip()
-        at = text.find(said, seen)
-        at = at if at >= 0 else text.find(said)
-        seen = max(at, seen)
+        at = text.find(said, seen, seen + _GAP + len(said))
         if at < 0:
             lost.append(i)
+        else:
+            seen = at + len(said)
     if not lost:
         return
     probes = list(messages)
@@ -313,11 +317,11 @@ def _check_all_there(
         framed = f"{_PROBE}{i}begin {said} {_PROBE}{i}end"
         text_type = Marked if isinstance(said, Marked) else str
         probes[i] = {**messages[i], "content": text_type(framed)}
-    shown = render(arrange(probes)).casefold()
+    shown = set(_PROBES.findall(render(arrange(probes)).casefold()))
     for i in lost:
         role = messages[i]["role"]
         words = ("end",) if role == "assistant" else ("begin", "end")
-        if not all(f"{_PROBE}{i}{word}" in shown for word in words):
+        if not all((str(i), word) in shown for word in words):
             what = f"messages[{i}].content: the {role}'s message is not in the prompt"
             raise TemplateError(f"chat template: {what}")
 

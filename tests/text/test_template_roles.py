@@ -159,6 +159,20 @@ def test_one_lost_message_of_a_long_conversation():
         render(each, *said)
 
 
+@pytest.mark.parametrize("change", ["upper", "tojson"])
+def test_a_long_conversation_of_which_no_text_is_as_it_was(change):
+    """Nothing is looked for in all of the prompt, message by message: that took minutes."""
+    said = [("user", f"a\n{i}") for i in range(20000)]
+    each = "{% for m in messages %}{{ m.content | CHANGE }}\n{% endfor %}".replace("CHANGE", change)
+    assert render(each, *said).count("\n") >= 20000
+
+
+def test_a_message_that_repeats_what_came_before_is_looked_for_behind_it():
+    said = ("user", "ok then"), ("assistant", "ok then"), ("user", "Ah")
+    with pytest.raises(TemplateError, match=r"messages\[1\]"):
+        render("{% for m in messages if m.role == 'user' %}{{ m.content }}\n{% endfor %}", *said)
+
+
 @pytest.mark.parametrize("template", ["", "  \n"])
 def test_a_blank_template_is_none(template):
     assert from_json(chat_template=template).chat_template is None
