@@ -9,6 +9,7 @@ from .. import schema
 from ..generate import generate
 from ..response_events import ResponseEvents
 from ..service import Service
+from ..tools import unmarked
 
 
 async def responses(service: Service, request: Request) -> ASGIApp:
@@ -16,7 +17,7 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, schema.ResponsesRequest)
 
     def prompts() -> Iterator[list[int]]:
-        yield service.model.encode_chat(list(body.messages()))
+        yield service.model.encode_chat([unmarked(message) for message in body.messages()])
 
     return await generate(
         service,
