@@ -197,28 +197,28 @@ class ChatTemplate:
             raise TemplateError(f"chat template: {error}") from None
 
 
-def marks_of(source: str, texts: Iterable[str]) -> list[str]:
-    """Of the texts of ordinary added tokens those that a template may write between messages.
-
-    They look like <|user|> or [INST]; words, signs and white space are nobody's marks. One with a
-    role's name in it may be put together: '<|' + message['role'] + '|>'.
-    """
-    source = ChatTemplate(source).source
-    return [text for text in texts if _looks_like_mark(text) and _may_be_written(text, source)]
-
-
-def _looks_like_mark(text: str) -> bool:
+def looks_like_mark(text: str) -> bool:
+    """Whether a token may be one of <|user|> or [INST]; words, signs and white space are not."""
     is_bracketed = not text[:1].isalnum() and not text[-1:].isalnum() and len(text) > 2
     return is_bracketed and any(map(str.isalpha, text))
 
 
-def _may_be_written(text: str, source: str) -> bool:
-    if text in source:
-        return True
+def marks_of(source: str, texts: Iterable[str]) -> list[str]:
+    """Of texts that look like marks those that a template may write between messages.
+
+    One with a role's name in it may be put together: '<|' + message['role'] + '|>'.
+    """
+    source = ChatTemplate(source).source
+    lower = source.lower()
+    return [text for text in texts if text in source or _is_put_together(text.lower(), lower)]
+
+
+def _is_put_together(text: str, source: str) -> bool:
+    """Whether what is around a role's name in the text is around an expression in the source."""
     for role in ROLES:
-        begin, name, end = map(re.escape, text.lower().partition(role))
-        joined = begin + r"(?:['\"]|\{\{)", r"(?:['\"]|\}\})" + end
-        if name and all(re.search(part, source, re.I) for part in joined):
+        begin, name, end = text.partition(role)
+        begins = bool(name) and any(begin + sign in source for sign in ("'", '"', "{{"))
+        if begins and any(sign + end in source for sign in ("'", '"', "}}")):
             return True
     return False
 
