@@ -26,6 +26,7 @@ BITNET_2B_4T = (
 # Roles are written into the text between special characters ('<|' + role + '|>'), so a free choice
 # of role could spell any special token.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_LEADING = {"system", "developer"}  # those that say how to answer
 
 # Steps (minijinja's fuel) that a template may take: so many, and more for each character of the
 # messages. A step is an instruction, or about 13 characters of a string that is made. The longest
@@ -117,8 +118,11 @@ class ChatTemplate:
             renamed = {"developer": "system"}
             messages = [{**m, "role": renamed.get(m["role"], m["role"])} for m in messages]
         arrangements: list[_Arrange] = [list]
-        if any(message["role"] == "system" for message in messages):
-            arrangements = [_folded] if self.lacks_system else [list, _folded_behind_first, _folded]
+        roles = {message["role"] for message in messages}
+        if "system" in roles and self.lacks_system:
+            arrangements = [_folded]
+        elif roles & _LEADING:
+            arrangements = [list, _folded_behind_first, _folded]
         reason = None
         for arrange in arrangements:
             try:
@@ -266,12 +270,12 @@ def _check(where: str, message: Any) -> None:
 
 
 def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages with what a system says in front of what the user says next."""
+    """The messages with what a system or developer says in front of what the user says next."""
     folded: list[Mapping[str, Any]] = []
     waiting: list[str] = []
     for message in messages:
         content = message.get("content") or ""
-        if message["role"] == "system":
+        if message["role"] in _LEADING:
             waiting.append(content)
         elif message["role"] == "user" and waiting:
             folded.append({**message, "content": "\n\n".join([*waiting, content])})

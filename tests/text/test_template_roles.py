@@ -78,6 +78,8 @@ def test_a_system_message_goes_to_the_user_where_its_place_is_not_one_for_it():
     expected = "S x\nuser: a\nassistant: b\nuser: y\n\nc\n"
     assert render(FIRST_SYSTEM, *said, *more) == expected
     assert render(FIRST_SYSTEM, ("system", "x"), ("system", "y")) == "S x\nuser: y\n"
+    knows = FIRST_SYSTEM.replace("'system'", "'developer'")
+    assert render(knows, ("developer", "x"), ("user", "a"), *more) == expected
     with pytest.raises(TemplateError, match="alternate"):
         render(MISTRAL, *said, ("user", "b"))
 
