@@ -414,7 +414,7 @@ def has_folder() -> bool:
         return True
     except OSError:
         return False
-    return folder is not None
+    return folder is not None and folder.is_dir()
 
 
 def cache_list(folder: str | os.PathLike[str] | None = None) -> list[tuple[Path, int, str]]:

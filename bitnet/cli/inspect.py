@@ -214,7 +214,7 @@ def _repacked(checkpoint):
     the screen of the head. Bytes, and whether it is there."""
     repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
     n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
-    place = repack_cache.cache_folder() and "sidecar"
+    place = "sidecar" if repack_cache.has_folder() else None
     rows, n_screen = checkpoint.rows("lm_head"), 0
     shape = rows.n_rows, rows.n_cols
     if place and lm_head_screen.is_worth_it(rows.type, shape):
@@ -342,7 +342,7 @@ def _weight_rows(facts):
         return
     when = "there already" if repacked["path"] else "made at the first load"
     if repacked["place"] == "memory":
-        when = "made in memory at each load, without a cache folder"
+        when = "made in memory at each load, without a cache folder of ours"
     parts = [f"{repacked['tensors']} repacked tensors"] * (repacked["tensors"] > 0)
     parts += ["the screen of the head"] * (repacked["screen_bytes"] > 0)
     yield "repacked file", f"{repacked['bytes']:,} bytes of {' and '.join(parts)}, {when}"

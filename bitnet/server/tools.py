@@ -191,9 +191,7 @@ def history(messages: Sequence[Message]) -> list[dict[str, str]]:
         where = f"messages[{i}]"
         if message.role != "tool":
             is_result = False
-            plain.append(message.as_dict(where))
-            if message.role == "user":
-                plain[-1]["content"] = _MARK.sub("&lt;", plain[-1]["content"])
+            plain.append(unmarked(message.as_dict(where)))
             for call in message.tool_calls or ():
                 names[call.id] = call.function.name
                 written = head(call.function.name) + _escaped(call.function.arguments) + "}"
@@ -211,6 +209,13 @@ def history(messages: Sequence[Message]) -> list[dict[str, str]]:
         plain.append({"role": "user", "content": Marked(text)})
         is_result = True
     return plain
+
+
+def unmarked(message: dict[str, str]) -> dict[str, str]:
+    """A plain message; a user's spells no mark of calls and results."""
+    if message["role"] != "user":
+        return message
+    return message | {"content": _MARK.sub("&lt;", message["content"])}
 
 
 def _escaped(text: str) -> str:

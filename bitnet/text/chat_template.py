@@ -5,9 +5,8 @@ file and a limited number of steps, and special tokens written inside a message 
 bound loops and strings; a list that a template doubles 40 times and prints can still stall.)
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -27,6 +26,7 @@ BITNET_2B_4T = (
 # Roles are written into the text between special characters ('<|' + role + '|>'), so a free choice
 # of role could spell any special token.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_LEADING = {"system", "developer"}  # those that say how to answer
 
 # Steps (minijinja's fuel) that a template may take: so many, and more for each character of the
 # messages. A step is an instruction, or about 13 characters of a string that is made. The longest
@@ -42,10 +42,14 @@ MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
-# Cut by templates on purpose: switches of some models, and what an assistant thought before.
-_SWITCH = re.compile(r"/(?:no_?)?think\b")
-_THOUGHT = re.compile(r"(?s:.*)(?:</[^<>\s]+>|\[/\w+\]|<[^<>\s]*\|>)")
-_PROBE = "bitnetprobe"  # begins texts that are rendered to see which roles a template knows
+_PROBE = "bitnetprobe"  # begins words that are rendered to see what a template leaves out
+_PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
+# Characters between a message's text and the one before, as a rule. It bounds the time of a look
+# for one that is not there: a conversation may be of many.
+_GAP = 4096
+
+_Render = Callable[[list[Mapping[str, Any]]], str]
+_Arrange = Callable[[list[Mapping[str, Any]]], list[Mapping[str, Any]]]
 
 _MARKS = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # private use: no text needs them
 
@@ -86,8 +90,8 @@ class ChatTemplate:
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
         those that the assistant's text, and a Marked one, do not spell either; None for all.
-        A developer is a system to templates that do not know the one, and what a system says is in
-        front of the user's text in templates that do not know the other.
+        A developer is a system to templates that do not know the one. What a system says is in
+        front of the user's text in templates that do not know the other, or not at its place.
         ValueError for messages of another form, TemplateError for what goes wrong in the template,
         or where a message's text is not in what it makes.
         """
@@ -95,22 +99,40 @@ class ChatTemplate:
         mark = _unused_character([self.source, *_strings(messages)])
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
-        protected = []
-        for message in self._of_known_roles(messages):
-            is_own = message["role"] == "assistant" or isinstance(message.get("content"), Marked)
-            tokens = special if hidden is None or not is_own else hidden
-            protected.append({**_protected(message, tokens, mark), "role": message["role"]})
-        text = self._run(protected, add_generation_prompt)
-        _check_all_there(messages, text.replace(mark, ""))
+
+        def rendered(arranged: list[Mapping[str, Any]]) -> str:
+            protected = []
+            for message in arranged:
+                is_marked = isinstance(message.get("content"), Marked)
+                is_own = is_marked or message["role"] == "assistant"
+                tokens = special if hidden is None or not is_own else hidden
+                protected.append({**_protected(message, tokens, mark), "role": message["role"]})
+            return self._run(protected, add_generation_prompt)
+
+        text = self._with_all(messages, rendered, mark)
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
 
-    def _of_known_roles(self, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The messages with roles that the template knows, as far as that can be."""
+    def _with_all(self, messages: list[Mapping[str, Any]], render: _Render, mark: str) -> str:
+        """The text with what all messages say, which a system's move for if they must."""
         if not self._knows_developer:
             renamed = {"developer": "system"}
             messages = [{**m, "role": renamed.get(m["role"], m["role"])} for m in messages]
-        has_system = any(message["role"] == "system" for message in messages)
-        return _folded(messages) if has_system and self.lacks_system else messages
+        arrangements: list[_Arrange] = [list]
+        roles = {message["role"] for message in messages}
+        if "system" in roles and self.lacks_system:
+            arrangements = [_folded]
+        elif roles & _LEADING:
+            arrangements = [list, _folded_behind_first, _folded]
+        reason = None
+        for arrange in arrangements:
+            try:
+                text = render(arrange(messages))
+                _check_all_there(messages, text.replace(mark, ""), arrange, render)
+                return text
+            except TemplateError as error:
+                reason = reason or error
+        assert reason is not None
+        raise reason
 
     @cached_property
     def _knows_developer(self) -> bool:
@@ -125,10 +147,10 @@ class ChatTemplate:
 
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         try:
-            _check_all_there(messages, self._run(messages, True))
+            text = self._run(messages, True)
         except TemplateError:
             return False
-        return True
+        return all(message["content"] in text for message in messages)
 
     @cached_property
     def _too_large(self) -> str | None:
@@ -179,28 +201,28 @@ class ChatTemplate:
             raise TemplateError(f"chat template: {error}") from None
 
 
-def marks_of(source: str, texts: Iterable[str]) -> list[str]:
-    """Of the texts of ordinary added tokens those that a template may write between messages.
-
-    They look like <|user|> or [INST]; words, signs and white space are nobody's marks. One with a
-    role's name in it may be put together: '<|' + message['role'] + '|>'.
-    """
-    source = ChatTemplate(source).source
-    return [text for text in texts if _looks_like_mark(text) and _may_be_written(text, source)]
-
-
-def _looks_like_mark(text: str) -> bool:
+def looks_like_mark(text: str) -> bool:
+    """Whether a token may be one of <|user|> or [INST]; words, signs and white space are not."""
     is_bracketed = not text[:1].isalnum() and not text[-1:].isalnum() and len(text) > 2
     return is_bracketed and any(map(str.isalpha, text))
 
 
-def _may_be_written(text: str, source: str) -> bool:
-    if text in source:
-        return True
+def marks_of(source: str, texts: Iterable[str]) -> list[str]:
+    """Of texts that look like marks those that a template may write between messages.
+
+    One with a role's name in it may be put together: '<|' + message['role'] + '|>'.
+    """
+    source = ChatTemplate(source).source
+    lower = source.lower()
+    return [text for text in texts if text in source or _is_put_together(text.lower(), lower)]
+
+
+def _is_put_together(text: str, source: str) -> bool:
+    """Whether what is around a role's name in the text is around an expression in the source."""
     for role in ROLES:
-        begin, name, end = map(re.escape, text.lower().partition(role))
-        joined = begin + r"(?:['\"]|\{\{)", r"(?:['\"]|\}\})" + end
-        if name and all(re.search(part, source, re.I) for part in joined):
+        begin, name, end = text.partition(role)
+        begins = bool(name) and any(begin + sign in source for sign in ("'", '"', "{{"))
+        if begins and any(sign + end in source for sign in ("'", '"', "}}")):
             return True
     return False
 
@@ -248,12 +270,12 @@ def _check(where: str, message: Any) -> None:
 
 
 def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages with what a system says in front of what the user says next."""
+    """The messages with what a system or developer says in front of what the user says next."""
     folded: list[Mapping[str, Any]] = []
     waiting: list[str] = []
     for message in messages:
         content = message.get("content") or ""
-        if message["role"] == "system":
+        if message["role"] in _LEADING:
             waiting.append(content)
         elif message["role"] == "user" and waiting:
             folded.append({**message, "content": "\n\n".join([*waiting, content])})
@@ -267,46 +289,45 @@ def _folded(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return folded
 
 
-def _check_all_there(messages: Sequence[Mapping[str, Any]], text: str) -> None:
-    """TemplateError for a message whose text is not in the prompt, but for what templates change:
-    white space, upper and lower case, escapes, switches, and what an assistant thought or said
-    beside calls."""
-    bare, seen, seen_bare = None, 0, 0  # where in both the message before was seen
+def _folded_behind_first(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [*messages[:1], *_folded(messages[1:])]
+
+
+def _check_all_there(
+    messages: list[Mapping[str, Any]], text: str, arrange: _Arrange, render: _Render
+) -> None:
+    """TemplateError for a message whose text is not in the prompt.
+
+    Templates trim, escape, and cut switches and what an assistant thought. So where a text is not
+    found as it is, behind the one before, words around it are looked for in another rendering; of
+    an assistant's text the one behind it alone. What an assistant says beside calls may be dropped.
+    """
+    lost, seen = [], 0  # seen: where the message before ends
     for i, message in enumerate(messages):
-        said, role = message.get("content"), message["role"]
-        if said is None or (role == "assistant" and "tool_calls" in message):
+        said = message.get("content")
+        if said is None or (message["role"] == "assistant" and "tool_calls" in message):
             continue
-        at = _find(text, said.strip(), seen)
-        if at >= 0:
-            seen = at
-            continue
-        bare = _bare(text) if bare is None else bare
-        places = (_find(bare, _bare(form), seen_bare) for form in _forms(said, role))
-        seen_bare = next((place for place in places if place >= 0), -1)
-        if seen_bare < 0:
-            lost = f"messages[{i}].content: the {role}'s message is not in the prompt"
-            raise TemplateError(f"chat template: {lost}")
-
-
-def _find(text: str, part: str, near: int) -> int:
-    """Where the part is, looked for from here on first; -1 if nowhere."""
-    at = text.find(part, near)
-    return at if at >= 0 else text.find(part)
-
-
-def _forms(said: str, role: str) -> Iterator[str]:
-    """What a template may make of a text, but for white space."""
-    yield said
-    yield json.dumps(said)[1:-1]
-    yield json.dumps(said, ensure_ascii=False)[1:-1]
-    yield repr(said)[1:-1]
-    thought = _THOUGHT.match(said) if role == "assistant" else None
-    if thought:
-        yield said[thought.end() :]
-
-
-def _bare(text: str) -> str:
-    return "".join(_SWITCH.sub("", text).split()).casefold()
+        said = said.strip()
+        at = text.find(said, seen, seen + _GAP + len(said))
+        if at < 0:
+            lost.append(i)
+        else:
+            seen = at + len(said)
+    if not lost:
+        return
+    probes = list(messages)
+    for i in lost:
+        said = messages[i]["content"]
+        framed = f"{_PROBE}{i}begin {said} {_PROBE}{i}end"
+        text_type = Marked if isinstance(said, Marked) else str
+        probes[i] = {**messages[i], "content": text_type(framed)}
+    shown = set(_PROBES.findall(render(arrange(probes)).casefold()))
+    for i in lost:
+        role = messages[i]["role"]
+        words = ("end",) if role == "assistant" else ("begin", "end")
+        if not all((str(i), word) in shown for word in words):
+            what = f"messages[{i}].content: the {role}'s message is not in the prompt"
+            raise TemplateError(f"chat template: {what}")
 
 
 def _protected(value: Any, special: SpecialTokens, mark: str) -> Any:

@@ -22,6 +22,8 @@ TAGS = {"generation": "with", "endgeneration": "endwith"}
 
 MAX_TEXT = 16384  # characters that an expression becomes at most: names may be repeated in it
 MAX_USES = 2000  # places that may have to be rewritten; published templates have less than 100
+MAX_INDENT = 64  # characters of tojson's for each level, and of its separators: 2 or 4 in use
+MAX_JSON = 1 << 25  # characters of tojson's; an indent makes many of a value
 CHARACTERS_PER_STEP = 13  # what minijinja counts as a step of a string
 
 _BEGIN = re.compile(r"\{[{%#]")
@@ -323,13 +325,20 @@ def _to_json(
     is_float: bool = False,
 ) -> str:
     """As transformers defines it: minijinja's own escapes for HTML."""
-    return json.dumps(
-        float(value) if is_float else value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    for name, text in (("indent", indent or ""), ("separators", "".join(separators or ()))):
+        n = text if isinstance(text, (int, float)) else len(text)
+        if n > MAX_INDENT:
+            raise TemplateError(f"chat template: tojson({name}): {n} (at most {MAX_INDENT})")
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    left, parts = MAX_JSON, []
+    for part in encoder.iterencode(float(value) if is_float else value):
+        left -= len(part)
+        if left < 0:
+            raise TemplateError(f"chat template: tojson of more than {MAX_JSON} characters")
+        parts.append(part)
+    return "".join(parts)
 
 
 def finalizer(value: Any) -> Any:

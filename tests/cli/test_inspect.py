@@ -146,6 +146,18 @@ def test_what_is_repacked(inspect, monkeypatch):
     assert memory["mapped_bytes"] + weights["nbytes"] == found["memory"]["mapped_bytes"]
 
 
+@pytest.mark.parametrize("place", ["of all", "file"])
+def test_a_cache_folder_that_a_load_does_not_use(inspect, tmp_path, monkeypatch, place):
+    cache = tmp_path / "shared"
+    cache.mkdir() if place == "of all" else cache.write_text("")
+    cache.chmod(0o777 if place == "of all" else 0o600)
+    monkeypatch.setenv("BITNET_CACHE", str(cache))
+    assert "made in memory at each load" in inspect(FOLDER)[1]
+    found = json.loads(inspect(FOLDER, "--json")[1])
+    assert found["derived"]["place"] == "memory"
+    assert found["memory"]["needs"][0]["purpose"] == "weights"
+
+
 @pytest.mark.parametrize("path", [GGUF, FOLDER], ids=["in place", "repacked"])
 def test_the_screen_of_the_head_is_made_at_the_first_load_too(inspect, monkeypatch, path):
     without = json.loads(inspect(path, "--json")[1])["derived"]

@@ -22,7 +22,7 @@ from support.vocabularies import (
     sentencepiece_model,
 )
 
-from bitnet import FormatError
+from bitnet import FormatError, TemplateError
 from bitnet.text import tokenizer_export
 from bitnet.text.chat_template import Marked
 from bitnet.text.tokenizer import Tokenizer
@@ -143,6 +143,22 @@ def test_words_and_signs_are_nobodys_marks(form, tmp_path):
     ids = tokenizer.chat([{"role": "user", "content": "user  café --- <other>..."}])
     found = [tokenizer.token(i) for i in ids if i >= len(TOKENS)]
     assert found[:6] == ["user", "  ", "café", "---", "<other>", "..."]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_marks_than_are_looked_for(form, tmp_path, monkeypatch):
+    """Each is looked for in all of the template: thousands in a long one took minutes."""
+    monkeypatch.setattr("bitnet.text.vocabulary.vocabulary.MAX_COMPARED", 4 * len(TEMPLATE))
+    form(tmp_path, [*ROLES, *WORDS], TEMPLATE)
+    with pytest.raises(FormatError, match=r"added tokens: [56] \(at most 4, with a chat template"):
+        form(tmp_path, [*ROLES, "<x>", "<y>"], TEMPLATE)
+
+
+def test_a_template_too_long_to_render_is_not_searched(tmp_path):
+    long = TEMPLATE + "<|user1|>" * (1 << 15)
+    tokenizer, _ = from_gguf(tmp_path, ROLES, long)
+    with pytest.raises(TemplateError, match="characters"):
+        tokenizer.chat([{"role": "user", "content": "x"}])
 
 
 # white space --------------------------------------------------------------------------------------

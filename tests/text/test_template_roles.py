@@ -29,6 +29,17 @@ QWEN3 = (  # cuts what was thought
     "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
     "{{ m.role }}: {{ c }}\n{% endfor %}"
 )
+MISTRAL = (  # what a system says goes to the last message, if that is a user's
+    "{% set rest = messages %}{% if messages[0].role == 'system' %}"
+    "{% set system, rest = messages[0].content, messages[1:] %}{% endif %}{% for m in rest %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% if loop.last and system and m.role == 'user' %}{{ system }} + {% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+FIRST_SYSTEM = (  # one behind the first is dropped
+    "{% if messages[0].role == 'system' %}S {{ messages[0].content }}\n{% endif %}"
+    "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
 
 
 def render(template, *messages):
@@ -59,6 +70,20 @@ def test_a_system_message_goes_to_the_user_where_there_is_no_such_role():
         render(GEMMA, ("system", "x"), ("user", "a"), ("user", "b"))
 
 
+def test_a_system_message_goes_to_the_user_where_its_place_is_not_one_for_it():
+    said = ("system", "x"), ("user", "a")
+    assert render(MISTRAL, *said) == "x + user: a\n"
+    assert render(MISTRAL, *said, ("assistant", "b")) == "user: x\n\na\nassistant: b\n"
+    more = ("assistant", "b"), ("developer", "y"), ("user", "c")
+    expected = "S x\nuser: a\nassistant: b\nuser: y\n\nc\n"
+    assert render(FIRST_SYSTEM, *said, *more) == expected
+    assert render(FIRST_SYSTEM, ("system", "x"), ("system", "y")) == "S x\nuser: y\n"
+    knows = FIRST_SYSTEM.replace("'system'", "'developer'")
+    assert render(knows, ("developer", "x"), ("user", "a"), *more) == expected
+    with pytest.raises(TemplateError, match="alternate"):
+        render(MISTRAL, *said, ("user", "b"))
+
+
 def test_a_template_that_refuses_everything_is_asked_once():
     template = ChatTemplate("{{ raise_exception('no') }}")
     with pytest.raises(TemplateError, match=r"no$"):
@@ -76,6 +101,7 @@ def test_a_template_that_refuses_everything_is_asked_once():
          r"messages\[0\].content: the user's"),
         (FALCON3, [("user", "a"), ("tool", "21 degrees")], r"messages\[1\].content: the tool's"),
         ("{{ messages[0].content[:9] }}", [("user", "a text that is cut")], "the user's"),
+        ("{{ messages[0].content[9:] }}", [("user", "a text that is cut")], "the user's"),
     ],
 )  # fmt: skip
 def test_a_message_that_is_not_in_the_prompt(template, messages, lost):
@@ -95,6 +121,11 @@ def test_a_message_that_is_not_in_the_prompt(template, messages, lost):
         ("{{ messages[0].content.replace('/no_think', '') }}", [("user", "why? /no_think")]),
         (QWEN3, [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c")]),
         (QWEN3, [("user", "a"), ("assistant", "<think>\nhm\n</think>"), ("user", "c")]),
+        ("{{ messages[0].content | e }}", [("user", "<b>'a' & \"c\"</b>")]),
+        ("{{ messages[0].content | trim | tojson }}", [("user", '\n"a"\n\n')]),
+        ("{{ messages[0].content.replace('/think', '') }}", [("system", "a/thinking/b")]),
+        ("{{ messages[0].content.replace('/system_override', '') }}",
+         [("system", "/system_override Be brief.")]),
         ("hello", [("user", ""), ("user", " \n")]),
         ("{% for m in messages | reverse %}{{ m.content }} {% endfor %}",
          [("user", "first"), ("assistant", "second")]),
@@ -128,6 +159,20 @@ def test_one_lost_message_of_a_long_conversation():
     each = "{% for m in messages %}{{ m.content | trim if loop.index0 != 2999 }}\n{% endfor %}"
     with pytest.raises(TemplateError, match=r"messages\[2999\]"):
         render(each, *said)
+
+
+@pytest.mark.parametrize("change", ["upper", "tojson"])
+def test_a_long_conversation_of_which_no_text_is_as_it_was(change):
+    """Nothing is looked for in all of the prompt, message by message: that took minutes."""
+    said = [("user", f"a\n{i}") for i in range(20000)]
+    each = "{% for m in messages %}{{ m.content | CHANGE }}\n{% endfor %}".replace("CHANGE", change)
+    assert render(each, *said).count("\n") >= 20000
+
+
+def test_a_message_that_repeats_what_came_before_is_looked_for_behind_it():
+    said = ("user", "ok then"), ("assistant", "ok then"), ("user", "Ah")
+    with pytest.raises(TemplateError, match=r"messages\[1\]"):
+        render("{% for m in messages if m.role == 'user' %}{{ m.content }}\n{% endfor %}", *said)
 
 
 @pytest.mark.parametrize("template", ["", "  \n"])

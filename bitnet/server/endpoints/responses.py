@@ -7,6 +7,7 @@ from .. import schema
 from ..generate import generate
 from ..response_events import ResponseEvents
 from ..service import Service
+from ..tools import unmarked
 
 
 async def responses(service: Service, request: Request) -> ASGIApp:
@@ -14,7 +15,7 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, schema.ResponsesRequest)
 
     def prompt() -> list[int]:
-        return service.model.encode_chat(list(body.messages()))
+        return service.model.encode_chat([unmarked(message) for message in body.messages()])
 
     return await generate(
         service,

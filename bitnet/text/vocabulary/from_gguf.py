@@ -161,7 +161,7 @@ def _byte_level(fields, tokens, config):
     special = {tokens[i]: int(i) for i in np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN)))}
     added = {tokens[i]: int(i) for i in np.flatnonzero(types == USER_DEFINED)}
     template = _template(fields)
-    marks = marks_among(added, template)
+    marks = marks_among(added, template, fields.path)
     # A space cannot occur in the alphabet of bytes, so no text spells these tokens' entries.
     unspelled = {*special.values(), *marks.values()}
     unspelled.update(np.flatnonzero(np.isin(types, (UNUSED, OUTPUT_ONLY))).tolist())

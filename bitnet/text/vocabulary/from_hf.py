@@ -40,7 +40,7 @@ def from_json(path, config_json, config):
         for i, token in added.items()
         if token.content not in special and i < config.vocab_size
     }
-    marks = marks_among(ordinary, template)
+    marks = marks_among(ordinary, template, path)
     prefix, suffix = affixes(encoder, config_json, config, path)
     encoder = _guarded(encoder, special | marks, path)
     parts = steps_of(encoder.decoder)
@@ -251,7 +251,7 @@ def from_model(path, config_json, config):
 
 def take_marks(pieces, template):
     """Vocabulary.marks; no text spells these pieces from then on."""
-    marks = marks_among(pieces.of(USER_DEFINED), template)
+    marks = marks_among(pieces.of(USER_DEFINED), template, pieces.path)
     pieces.types[list(marks.values())] = CONTROL
     return marks
 

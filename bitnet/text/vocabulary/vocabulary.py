@@ -9,11 +9,14 @@ from typing import Any
 
 from ...errors import FormatError
 from ...models.config import ModelConfig
-from ..chat_template import marks_of
+from ..chat_template import MAX_TEMPLATE, looks_like_mark, marks_of
 
 # tokenizer.ggml.model of the two kinds: byte-level BPE, and SentencePiece's pieces
 BYTE_LEVEL_MODEL, PIECES_MODEL = "gpt2", "llama"
 TEMPLATE_KEY = "tokenizer.chat_template"  # of a GGUF
+# Characters of a template times the tokens that are looked for in it, which takes three seconds at
+# most; Gemma's 6,000 tokens with the longest published template are a fifth of it.
+MAX_COMPARED = 1 << 30
 
 # tokenizer.ggml.token_type, and the types of pieces in tokenizer.model
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -131,7 +134,16 @@ def checked_template(template: Any, path: Path) -> str | None:
     return template if template and template.strip() else None
 
 
-def marks_among(added: Mapping[str, int], template: str | None) -> dict[str, int]:
-    """Vocabulary.marks among the ordinary added tokens {text: id}."""
-    written = () if template is None else marks_of(template, added)
-    return {text: added[text] for text in written}
+def marks_among(added: Mapping[str, int], template: str | None, path: Path) -> dict[str, int]:
+    """Vocabulary.marks among the ordinary added tokens {text: id}.
+
+    FormatError for more than a template of its length is searched for.
+    """
+    if not template or len(template) > MAX_TEMPLATE:  # no conversation is rendered
+        return {}
+    texts = [text for text in added if looks_like_mark(text)]
+    most = MAX_COMPARED // len(template)
+    if len(texts) > most:
+        limit = f"at most {most}, with a chat template of {len(template)} characters"
+        raise FormatError(path, "added tokens", len(texts), limit)
+    return {text: added[text] for text in marks_of(template, texts)}
