@@ -406,16 +406,18 @@ class Model:
     @threads.setter
     def threads(self, n: int | None) -> None:
         n, why = cpu.threads(n)
-        with self.scheduler.exclusive() as transformer:
-            transformer.n_threads = n
+        scheduler = self.scheduler
+        with scheduler.alone():
+            scheduler.transformer.n_threads = n
         self._granted = GrantedThreads(None if why in cpu.ASKED else n)
 
     def _follow_machine(self) -> None:
         """Use as many threads as the machine grants now, if the user did not choose the number."""
         n = None if self.scheduler.is_inside else self._granted.look()
         if n is not None and n != self.threads:
-            with self.scheduler.exclusive() as transformer:
-                transformer.n_threads = n
+            scheduler = self.scheduler
+            with scheduler.alone():
+                scheduler.transformer.n_threads = n
 
     def _after_fork(self) -> None:
         """In the child of a fork: threads that waited or worked for us are not there."""
@@ -454,10 +456,10 @@ class Model:
             return
         if scheduler is not None:
             scheduler.close()
-        if self._worker is not None:
-            self._worker.shutdown(wait=False)  # it may wait for a lock that the caller holds
         for session in list(self._sessions):
             session.close()
+        # The worker's thread ends with it. To shut it down takes a lock, which a thread that calls
+        # from a signal handler may hold.
         self._scheduler = self._worker = self._tokenizer = None
         self.weights.close()
         try:
