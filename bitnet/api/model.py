@@ -327,7 +327,7 @@ class Model:
         sequences = []
         for pair in pairs:
             ids, n_context = scoring.continuation_ids(
-                lambda text: self.tokenizer.encode(text, limit=limit), *pair
+                lambda text: self.tokenizer.encode(text, limit=limit), pair
             )
             sequences.append((self._token_ids(ids, limit), n_context))
         scores = scoring.loglikelihoods(self.scheduler, sequences)

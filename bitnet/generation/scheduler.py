@@ -317,6 +317,8 @@ class Scheduler:
             for request, n in batch:
                 # Drafts may need memory that the text does not.
                 self._run([(request, n - request.drop_draft())])
+            if not isinstance(error, MemoryError) and not any(r.error for r, _ in batch):
+                raise  # nobody's: a signal handler's, as that of a timer
             return
         first = 0
         for (request, _), n in zip(batch, counts, strict=True):

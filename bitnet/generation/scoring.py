@@ -76,13 +76,18 @@ def read(scheduler: Scheduler, state: SequenceState, ids: NDArray[np.int32]) -> 
 
 
 def continuation_ids(
-    encode: Callable[[str], list[int]], context: str | TokenIds, continuation: str | TokenIds
+    encode: Callable[[str], list[int]], pair: tuple[str | TokenIds, str | TokenIds]
 ) -> tuple[list[int], int]:
     """(token ids of both, how many are the context's): see Model.loglikelihood."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"loglikelihood: {str(pair)[:60]} (a context and a continuation)")
+    context, continuation = pair
     if isinstance(context, str) and isinstance(continuation, str):
         cut = len(context.rstrip())
         ids = encode(context + continuation)
         n_context = len(encode(context[:cut]))
+    elif isinstance(context, str) or isinstance(continuation, str) or continuation is None:
+        raise ValueError("loglikelihood: one text (two, or two lists of token ids)")
     else:
         ids, n_context = [*context, *continuation], len(context)
     if not 1 <= n_context < len(ids):
