@@ -106,6 +106,7 @@ class Model:
             self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
+        self._is_forked = False  # threads that were not forked may have views, and never drop them
         self._granted = GrantedThreads(settings.threads if follows_machine else None)
         _models.add(self)
 
@@ -421,7 +422,7 @@ class Model:
 
     def _after_fork(self) -> None:
         """In the child of a fork: threads that waited or worked for us are not there."""
-        self._worker = None
+        self._worker, self._is_forked = None, True
         if self._scheduler is not None:
             self._scheduler.after_fork()
 
@@ -448,7 +449,7 @@ class Model:
 
         Another thread's step is waited for. Called inside a step, as by a signal handler between
         two layers, it is carried out when the step has ended. BufferError while logits of a session
-        are alive, which lie in the model's memory.
+        are alive, or one is saved: they lie in the model's memory. Close it again then.
         """
         scheduler = self._scheduler
         if scheduler is not None and scheduler.is_inside:
@@ -458,15 +459,15 @@ class Model:
             scheduler.close()
         for session in list(self._sessions):
             session.close()
-        # The worker's thread ends with it. To shut it down takes a lock, which a thread that calls
-        # from a signal handler may hold.
+        # Its thread ends with the worker, whose shutdown may wait for what a handler interrupts.
         self._scheduler = self._worker = self._tokenizer = None
         self.weights.close()
         try:
             self._pool.close()
         except BufferError:
             gc.collect()  # tracebacks of errors that are over hold arrays in cycles
-            self._pool.close()
+            if not self._is_forked:
+                self._pool.close()
 
     def _close_later(self) -> None:
         """Close after a step. What it gave, as a session's logits, keeps the pool's memory."""
