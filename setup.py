@@ -88,6 +88,7 @@ setup(
         [
             extension("bitnet.runtime.cpu"),
             extension("bitnet.runtime.float_mode"),
+            extension("bitnet.runtime.step_lock"),
             extension("bitnet.runtime.mmap"),
             extension("bitnet.runtime.pool"),
             extension("bitnet.runtime.kv_cache"),

@@ -125,7 +125,8 @@ def test_threads(model, prompt, is_busy, timed, figures):
 def test_batch(model, prompt, n_sequences, timed, figures):
     """Tokens a second of all sequences together, each 128 tokens deep: the likeliest token of each,
     as decoding does; beside steps that give all logits."""
-    with fed(model, prompt[:128]) as session, model.scheduler.exclusive() as engine_model:
+    with fed(model, prompt[:128]) as session, model.scheduler.alone():
+        engine_model = model.scheduler.transformer
         states = [session._state.fork() for _ in range(n_sequences)]
         tokens = np.arange(n_sequences, dtype=np.int32)
 
@@ -152,7 +153,8 @@ def test_verification(model, prompt, n_rows, timed, figures):
     cost: how many plain steps it takes. A draft of n - 1 tokens pays where more than cost - 1 of
     them are right.
     """
-    with fed(model, prompt[:128]) as session, model.scheduler.exclusive() as engine_model:
+    with fed(model, prompt[:128]) as session, model.scheduler.alone():
+        engine_model = model.scheduler.transformer
         state, tokens = session._state, np.arange(n_rows, dtype=np.int32)
 
         def step(n):

@@ -5,7 +5,8 @@ from pathlib import Path
 try:
     import bitnet.compute.openmp  # before ops: it loads OpenMP's library
     import bitnet.compute.ops
-    import bitnet.runtime.mmap  # the one that ops does not import  # noqa: F401
+    import bitnet.runtime.mmap
+    import bitnet.runtime.step_lock  # these two are not imported by ops  # noqa: F401
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("bitnet."):
         raise  # NumPy, say

@@ -19,10 +19,12 @@ from ..generation.perplexity import (
     windows,
 )
 from ..generation.saved_logits import LogitsWriter, SavedLogits
+from ..runtime.float_mode import in_ieee_mode
 from ..text.tokenizer import Tokenizer
 from .model import Model, Prompt
 
 
+@in_ieee_mode
 def perplexity(
     model: Model,
     text: Prompt,
@@ -71,6 +73,7 @@ def perplexity(
     return total.result(context, stride, recipe)
 
 
+@in_ieee_mode
 def compare(
     a: Model | str | os.PathLike[str],
     b: Model | str | os.PathLike[str],

@@ -106,6 +106,7 @@ class Model:
             self.keep_prefixes(prefix_folder, prefix_folder_limit)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
+        self._is_forked = False  # threads that were not forked may have views, and never drop them
         self._granted = GrantedThreads(settings.threads if follows_machine else None)
         _models.add(self)
 
@@ -327,7 +328,7 @@ class Model:
         sequences = []
         for pair in pairs:
             ids, n_context = scoring.continuation_ids(
-                lambda text: self.tokenizer.encode(text, limit=limit), *pair
+                lambda text: self.tokenizer.encode(text, limit=limit), pair
             )
             sequences.append((self._token_ids(ids, limit), n_context))
         scores = scoring.loglikelihoods(self.scheduler, sequences)
@@ -406,20 +407,22 @@ class Model:
     @threads.setter
     def threads(self, n: int | None) -> None:
         n, why = cpu.threads(n)
-        with self.scheduler.exclusive() as transformer:
-            transformer.n_threads = n
+        scheduler = self.scheduler
+        with scheduler.alone():
+            scheduler.transformer.n_threads = n
         self._granted = GrantedThreads(None if why in cpu.ASKED else n)
 
     def _follow_machine(self) -> None:
         """Use as many threads as the machine grants now, if the user did not choose the number."""
         n = None if self.scheduler.is_inside else self._granted.look()
         if n is not None and n != self.threads:
-            with self.scheduler.exclusive() as transformer:
-                transformer.n_threads = n
+            scheduler = self.scheduler
+            with scheduler.alone():
+                scheduler.transformer.n_threads = n
 
     def _after_fork(self) -> None:
         """In the child of a fork: threads that waited or worked for us are not there."""
-        self._worker = None
+        self._worker, self._is_forked = None, True
         if self._scheduler is not None:
             self._scheduler.after_fork()
 
@@ -446,7 +449,7 @@ class Model:
 
         Another thread's step is waited for. Called inside a step, as by a signal handler between
         two layers, it is carried out when the step has ended. BufferError while logits of a session
-        are alive, which lie in the model's memory.
+        are alive, or one is saved: they lie in the model's memory. Close it again then.
         """
         scheduler = self._scheduler
         if scheduler is not None and scheduler.is_inside:
@@ -454,17 +457,17 @@ class Model:
             return
         if scheduler is not None:
             scheduler.close()
-        if self._worker is not None:
-            self._worker.shutdown(wait=False)  # it may wait for a lock that the caller holds
         for session in list(self._sessions):
             session.close()
+        # Its thread ends with the worker, whose shutdown may wait for what a handler interrupts.
         self._scheduler = self._worker = self._tokenizer = None
         self.weights.close()
         try:
             self._pool.close()
         except BufferError:
             gc.collect()  # tracebacks of errors that are over hold arrays in cycles
-            self._pool.close()
+            if not self._is_forked:
+                self._pool.close()
 
     def _close_later(self) -> None:
         """Close after a step. What it gave, as a session's logits, keeps the pool's memory."""

@@ -49,8 +49,13 @@ def check_trusted(path: Path) -> None:
 def atomic(path: Path, permissions: int = 0o666) -> Iterator[BinaryIO]:
     """A binary file, renamed to path once it is on disk if the block ends well, removed if not.
 
-    permissions: of the file, less the umask.
+    permissions: of the file, less the umask. OSError, before anything is written, where path is
+    there and not a file: root would replace /dev/null.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file, which could be replaced", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
     def opener(name: str, flags: int) -> int:

@@ -17,7 +17,8 @@ Vectors = NDArray[np.float32]
 
 def embed(scheduler: Scheduler, token_ids: Sequence[TokenIds]) -> Vectors:
     """The embedding of each list of token ids: float32 (n, hidden_size), each row of length 1."""
-    with scheduler.exclusive() as transformer:
+    with scheduler.alone():
+        transformer = scheduler.transformer
         out = np.empty((len(token_ids), transformer.config.hidden_size), np.float32)
         for first, group in _groups(token_ids, transformer):
             _embed_group(out[first : first + len(group)], scheduler, group)

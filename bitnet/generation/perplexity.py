@@ -21,6 +21,7 @@ from .scoring import logits_from
 
 RECIPES = ("llama.cpp", "huggingface")
 DEFAULT_CONTEXT, DEFAULT_STRIDE = 512, 512  # tokens, the defaults of the two tools
+MIN_CONTEXT = 4  # tokens: half of a window less its first one is at least a token
 
 LogProbabilities = NDArray[np.float64]  # (vocab,)
 
@@ -53,7 +54,7 @@ def windows(
     ValueError for a text that is too short (llama.cpp: less than two windows), or has no windows.
     """
     check_choice("recipe", recipe, RECIPES)
-    check_number("context", context, int, 4)
+    check_number("context", context, int, MIN_CONTEXT)
     if stride is not None:
         check_number("stride", stride, int, 1, context)
     if recipe == "huggingface":

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import FormatError
 from ..formats.atomic_write import atomic, check_free_space
-from .perplexity import LogProbabilities, Window, windows
+from ..formats.mapped_file import open_regular
+from .perplexity import MIN_CONTEXT, LogProbabilities, Window, windows
 
 MAGIC = b"_logits_"
 HEADER_BYTES = len(MAGIC) + 3 * 4
@@ -29,16 +30,16 @@ class SavedLogits:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        with open(self.path, "rb") as file:
+        with open(open_regular(self.path), "rb") as file:
             header = file.read(HEADER_BYTES)
         if header[: len(MAGIC)] != MAGIC or len(header) < HEADER_BYTES:
             raise FormatError(path, "magic", header[: len(MAGIC)], "_logits_, of saved logits")
         self.context, self.vocab_size, self.n_windows = np.frombuffer(
             header, np.int32, offset=len(MAGIC)
         ).tolist()
-        for name in ("context", "vocab_size", "n_windows"):
-            if not 1 <= getattr(self, name) <= 1 << 24:
-                raise FormatError(path, name, getattr(self, name), "1 to 16777216")
+        for name, lower in (("context", MIN_CONTEXT), ("vocab_size", 1), ("n_windows", 1)):
+            if not lower <= getattr(self, name) <= 1 << 24:
+                raise FormatError(path, name, getattr(self, name), f"{lower} to 16777216")
         n_tokens = self.n_windows * self.context
         self._n_scored = self.context - self.context // 2 - 1
         self._record = _record_length(self.vocab_size)
@@ -49,6 +50,10 @@ class SavedLogits:
             raise FormatError(path, "file size", size, f"{expected} bytes by its header")
         mapped = np.memmap(self.path, np.uint8, mode="r")
         self.token_ids: list[int] = mapped[HEADER_BYTES:ids_end].view(np.int32).tolist()
+        for token_id in min(self.token_ids), max(self.token_ids):
+            if not 0 <= token_id < self.vocab_size:
+                limit = f"0 to {self.vocab_size - 1}, the vocabulary"
+                raise FormatError(path, "token id", token_id, limit)
         self._records = mapped[ids_end:].view(np.uint16).reshape(-1, self._record)
 
     def windows(self) -> list[Window]:
@@ -62,6 +67,9 @@ class SavedLogits:
         """
         for record in self._records[index * self._n_scored :][: self._n_scored]:
             scale, minimum = record[:4].view(np.float32).astype(np.float64)
+            if not (0 <= scale < np.inf and np.isfinite(minimum)):
+                found = f"scale {scale}, minimum {minimum}"
+                raise FormatError(self.path, f"window {index}", found, "finite, scale at least 0")
             codes = record[4 : 4 + self.vocab_size]
             row = codes * scale + minimum
             if is_reference and scale * 65535 > RANGE - 0.001:

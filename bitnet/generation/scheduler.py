@@ -11,12 +11,9 @@ cancelling, which are carried out when the step has ended.
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +24,8 @@ from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
 from ..models.workspace import DRAFT_ROWS
-from ..runtime import float_mode
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
+from ..runtime.step_lock import StepLock
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
 from .request import Completion, Request
@@ -75,9 +72,7 @@ class Scheduler:
         self._budget = PrefillBudget()
         self._requests: list[Request] = []  # those not done, in order of arrival
         self._token_ids = np.empty(self._max_batch, np.int32)
-        self._lock = threading.RLock()
-        self._owner: int | None = None  # the thread inside exclusive or alone
-        self._deferred: deque[Callable[[], object]] = deque()  # until that one has left
+        self._lock = StepLock(REENTERED)
         self._why_closed = CLOSED
 
     def submit(self, request: Request) -> Request:
@@ -88,7 +83,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raise what submit would; RuntimeError inside a step."""
-        self._refuse_inside()
+        self._lock.check()
         transformer = self.transformer
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
@@ -147,43 +142,21 @@ class Scheduler:
     def cancel(self, request: Request) -> None:
         """End a request that is not done and free its memory: at once, or after a running step."""
         request.cancel()
-        self._catch_up()
+        if not request.is_done:
+            self._lock.defer(self._end_cancelled)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """No step runs meanwhile; also where the model is closed. RuntimeError inside a step.
-
-        An error's traceback does not keep the transformer's arrays alive, but for the variables of
-        the caller.
-        """
-        self._refuse_inside()
-        with self._lock:
-            self._owner, mode = threading.get_ident(), float_mode.swap(float_mode.IEEE)
-            try:
-                yield
-            except BaseException as error:
-                traceback.clear_frames(error.__traceback__)
-                raise
-            finally:
-                float_mode.swap(mode)
-                self._owner = None
-                self._run_deferred()
-        self._catch_up()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[Transformer]:
-        """The same, and the transformer, for forward passes outside of any request."""
-        with self.alone():
-            yield self.transformer
+    def alone(self) -> StepLock:
+        """A context in which no step runs; also where the model is closed. See StepLock."""
+        return self._lock
 
     @property
     def is_inside(self) -> bool:
         """Whether this thread is inside a step, or alone()."""
-        return self._owner == threading.get_ident()
+        return self._lock.is_inside
 
     def defer(self, action: Callable[[], object]) -> None:
-        """Run an action, which must not raise, once this thread is not inside a step any more."""
-        self._deferred.append(action)
+        """Run an action, which must not raise, once no thread is inside a step: see StepLock."""
+        self._lock.defer(action)
 
     def forward(
         self,
@@ -191,7 +164,7 @@ class Scheduler:
         sequences: list[tuple[SequenceState, int]],
         **options: Any,
     ) -> NDArray[np.float32]:
-        """The transformer's forward, within exclusive(). Where the pool has no room for it, kept
+        """The transformer's forward, within alone(). Where the pool has no room for it, kept
         prefixes are dropped, one after the other; PoolExhausted once there is none."""
         while True:
             try:
@@ -212,12 +185,8 @@ class Scheduler:
 
     def after_fork(self) -> None:
         """In the child of a fork: a step that another thread was running does not go on here."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
-        else:
-            self._lock, self._transformer, self._why_closed = threading.RLock(), None, FORKED
-            self._owner = None
-            self._deferred.clear()
+        if not self._lock.after_fork():
+            self._transformer, self._why_closed = None, FORKED
 
     @property
     def transformer(self) -> Transformer:
@@ -288,7 +257,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ one step
     def _step(self) -> bool:
-        """The step of step(), within exclusive()."""
+        """The step of step(), within alone()."""
         self._drop_cancelled()
         self._admit()
         batch, has_prompts = self._plan()
@@ -348,6 +317,8 @@ class Scheduler:
             for request, n in batch:
                 # Drafts may need memory that the text does not.
                 self._run([(request, n - request.drop_draft())])
+            if not isinstance(error, MemoryError) and not any(r.error for r, _ in batch):
+                raise  # nobody's: a signal handler's, as that of a timer
             return
         first = 0
         for (request, _), n in zip(batch, counts, strict=True):
@@ -408,21 +379,6 @@ class Scheduler:
                 self._end(request, Cancelled("the request was cancelled, or its model closed"))
         self._forget_done()
 
-    def _catch_up(self) -> None:
-        """What was asked for while the lock was held is done by its holder, after the release."""
-        while self._deferred or any(r.is_cancelled and not r.is_done for r in [*self._requests]):
-            if self.is_inside or not self._lock.acquire(blocking=False):
-                return
-            try:
-                with self.alone():
-                    self._drop_cancelled()
-            finally:
-                self._lock.release()
-
-    def _run_deferred(self) -> None:
-        while self._deferred:
-            self._deferred.popleft()()
-
-    def _refuse_inside(self) -> None:
-        if self._owner == threading.get_ident():
-            raise RuntimeError(REENTERED)
+    def _end_cancelled(self) -> None:
+        with self._lock:
+            self._drop_cancelled()

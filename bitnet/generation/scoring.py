@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..checks import TokenIds
 from ..errors import PoolExhausted
 from ..models.sequence_state import SequenceState
+from ..runtime.float_mode import in_ieee_mode
 from .logits_processors import Logits
 from .sampling import check_finite, log_mass
 from .scheduler import Scheduler
@@ -38,8 +39,8 @@ def logits_from(
 ) -> Iterator[tuple[int, Logits]]:
     """Yield (position, logits (n, vocab) of n positions from there on), from position first on.
 
-    Each view is valid until the next one, and the scheduler is held until then. state: None, or one
-    that has seen the first tokens, at most ``first``; it sees the others.
+    They are copies, so that nobody waits for what is done with them. state: None, or one that has
+    seen the first tokens, at most ``first``; it sees the others.
     """
     ids: NDArray[np.int32] = np.array(token_ids, np.int32)
     with ExitStack() as stack:
@@ -49,15 +50,16 @@ def logits_from(
         n_rows = min(LOGITS_ROWS, scheduler.transformer.max_batch)
         while (begin := state.length) < len(ids):
             part = ids[begin : begin + n_rows]
-            with scheduler.exclusive() as transformer:
+            with scheduler.alone():
                 try:
-                    logits = scheduler.forward(part, [(state, len(part))], logits="all")
+                    logits = scheduler.forward(part, [(state, len(part))], logits="all").copy()
                 except PoolExhausted:
-                    if n_rows <= transformer.logits.n_rows:
+                    n_planned = scheduler.transformer.logits.n_rows
+                    if n_rows <= n_planned:
                         raise
-                    n_rows = transformer.logits.n_rows  # which were planned for
+                    n_rows = n_planned
                     continue
-                yield begin, logits
+            yield begin, logits
 
 
 def new_state(scheduler: Scheduler, capacity: int) -> SequenceState:
@@ -68,19 +70,24 @@ def new_state(scheduler: Scheduler, capacity: int) -> SequenceState:
 def read(scheduler: Scheduler, state: SequenceState, ids: NDArray[np.int32]) -> None:
     """Let a state see these tokens; other threads' steps come between."""
     for begin in range(0, len(ids), scheduler.transformer.max_batch):
-        with scheduler.exclusive() as transformer:
-            part = ids[begin : begin + transformer.max_batch]
+        with scheduler.alone():
+            part = ids[begin : begin + scheduler.transformer.max_batch]
             scheduler.forward(part, [(state, len(part))], logits="none")
 
 
 def continuation_ids(
-    encode: Callable[[str], list[int]], context: str | TokenIds, continuation: str | TokenIds
+    encode: Callable[[str], list[int]], pair: tuple[str | TokenIds, str | TokenIds]
 ) -> tuple[list[int], int]:
     """(token ids of both, how many are the context's): see Model.loglikelihood."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"loglikelihood: {str(pair)[:60]} (a context and a continuation)")
+    context, continuation = pair
     if isinstance(context, str) and isinstance(continuation, str):
         cut = len(context.rstrip())
         ids = encode(context + continuation)
         n_context = len(encode(context[:cut]))
+    elif isinstance(context, str) or isinstance(continuation, str) or continuation is None:
+        raise ValueError("loglikelihood: one text (two, or two lists of token ids)")
     else:
         ids, n_context = [*context, *continuation], len(context)
     if not 1 <= n_context < len(ids):
@@ -89,6 +96,7 @@ def continuation_ids(
     return ids, n_context
 
 
+@in_ieee_mode
 def loglikelihoods(
     scheduler: Scheduler, sequences: Sequence[tuple[Sequence[int], int]]
 ) -> list[Score]:
@@ -183,7 +191,7 @@ class _Scoring:
             rests = [self._ids[i][state.length : -1] for i in batch]
             sequences = [(stack.enter_context(closing(state.fork())), len(rest)) for rest in rests]
             counts = [len(self._ids[i]) - self._n_contexts[i] for i in batch]
-            with self._scheduler.exclusive():
+            with self._scheduler.alone():
                 logits = self._scheduler.forward(np.concatenate(rests), sequences, logits=counts)
                 begin = 0
                 for i, n in zip(batch, counts, strict=True):

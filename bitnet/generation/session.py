@@ -27,9 +27,9 @@ class Session:
     """One sequence with its own state; made by Model.session, closed with its model.
 
     All token ids go in through feed and decode, which return logits: a read-only float32 view
-    (vocab,), valid until the model's next step (copy it to keep it; Model.close refuses with
-    BufferError while one is alive). With context_end="window" it may go on beyond its capacity:
-    see Model.generate. Calls of several threads wait for each other.
+    (vocab,), valid until the model's next step, whichever thread's it is (copy it to keep it;
+    Model.close refuses with BufferError while one is alive). With context_end="window" it may go on
+    beyond its capacity: see Model.generate. Calls of several threads wait for each other.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Session:
     ) -> None:
         self._scheduler, self._state, self._siblings = scheduler, state, siblings
         self._fingerprint = fingerprint
-        self._token_ids: list[int] = []
+        self._token_ids: list[int] = []  # the first ``length`` count
         siblings.add(self)  # those the model closes
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens of the sequence so far, a new list."""
-        return list(self._token_ids)
+        return self._token_ids[: self.length]
 
     @property
     def length(self) -> int:
@@ -70,34 +70,32 @@ class Session:
         ContextFull, PoolExhausted, or ValueError for a bad id: the sequence is as it was, or where
         the window has moved meanwhile, ends with those of the tokens that it has seen.
         """
-        return self._feed(token_ids, None)
+        with self._scheduler.alone():
+            return self._feed(token_ids, None)
 
     def best(self, token_ids: TokenIds) -> int:
         """Append at least one token id; the likeliest after the last: feed(token_ids).argmax().
 
         Faster than that where the head is large. Errors as of feed.
         """
-        logits = self._feed(token_ids, [LogitsQuery(1)])
-        token_id: int = ops.argmax(logits)
-        if not math.isfinite(logits[token_id]):
-            check_finite(logits, self.length)
-        return token_id
+        with self._scheduler.alone():  # others' steps write the logits anew
+            logits = self._feed(token_ids, [LogitsQuery(1)])
+            token_id: int = ops.argmax(logits)
+            if not math.isfinite(logits[token_id]):
+                check_finite(logits, self.length)
+            return token_id
 
     def _feed(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
-        with self._scheduler.alone():
-            ids = token_array(token_ids, self._scheduler.transformer.vocab_size)
-            state = self._state
-            length = state.length
-            checkpoint = state.checkpoint()
-            try:
-                logits = self._run(ids, queries)
-            except BaseException:
-                if not state.rollback(checkpoint):
-                    state.trim(state.length)  # of what is reserved
-                raise
-            finally:
-                self._token_ids[length:] = ids[: state.length - length].tolist()
-        return logits
+        ids = token_array(token_ids, self._scheduler.transformer.vocab_size)
+        state = self._state
+        checkpoint = state.checkpoint()
+        self._token_ids[state.length :] = ids.tolist()  # first: an interrupt loses none that count
+        try:
+            return self._run(ids, queries)
+        except BaseException:
+            if not state.rollback(checkpoint):
+                state.trim(state.length)  # of what is reserved
+            raise
 
     def _run(
         self, ids: NDArray[np.int32], queries: list[LogitsQuery] | None
@@ -128,7 +126,6 @@ class Session:
             if not state.trim(length):
                 where = f"0 or {state.length}, where this model can go back"
                 raise ValueError(f"trim: {length} ({where})")
-            del self._token_ids[length:]
 
     def fork(self) -> Session:
         """A second session with the same tokens; its state is shared until either writes."""
@@ -145,7 +142,7 @@ class Session:
         where a window has moved.
         """
         with self._scheduler.alone():
-            if not self._token_ids:
+            if not self.length:
                 raise ValueError("save: the sequence is empty")
             state, token_ids = self._state.fork(), self.token_ids
         with closing(state):  # others compute while the file is written

@@ -11,6 +11,8 @@ from support.talker import TALKER, kv_bytes
 
 import bitnet
 from bitnet import Cancelled
+from bitnet.api import evaluation
+from bitnet.compute import ops
 
 PROMPT = [5, 6, 7, 8]
 
@@ -264,3 +266,49 @@ def test_threads_that_close_fork_and_trim_what_others_feed(model, tmp_path):
     for thread in threads:
         thread.join()
     assert not errors
+
+
+def test_best_looks_at_its_own_logits(model, monkeypatch):
+    """Other threads' steps, which write logits into the same memory, come before or after."""
+    session, other = model.session(), model.session()
+    expected = {}
+    for token in (5, 9):
+        with model.session() as alone:
+            expected[token] = alone.best([token])
+    assert expected[5] != expected[9]
+    plain, threads = ops.argmax, []
+
+    def argmax(logits):
+        threads.append(threading.Thread(target=other.feed, args=([9],)))
+        threads[0].start()
+        threads[0].join(0.1)
+        return plain(logits)
+
+    monkeypatch.setattr(ops, "argmax", argmax)
+    assert session.best([5]) == expected[5]
+    threads[0].join()
+
+
+def test_a_stream_of_a_loop_whose_model_is_closed(model):
+    async def run():
+        deltas = model.astream(PROMPT, max_tokens=200)
+        await anext(deltas)
+        model.close()
+        async for _ in deltas:
+            pass
+
+    with pytest.raises(Cancelled, match="its model closed"):
+        asyncio.run(run())
+
+
+def test_a_comparison_holds_neither_model(model, monkeypatch):
+    """Two threads that compare two models, each the other way round, would wait for each other."""
+    plain = evaluation.compare_rows
+
+    def rows(*arguments):
+        assert not model.scheduler.is_inside and not other.scheduler.is_inside
+        return plain(*arguments)
+
+    monkeypatch.setattr(evaluation, "compare_rows", rows)
+    with bitnet.load(TALKER, threads=1, context=512) as other:
+        assert bitnet.compare(model, other, PROMPT * 8, context=16).kl == 0

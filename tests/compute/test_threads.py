@@ -184,7 +184,8 @@ import os, sys, threading, bitnet
 with bitnet.load(threads=2) as model, bitnet.load(threads=1) as other:
     is_inside, may_end = threading.Event(), threading.Event()
     def hold():
-        with model.scheduler.exclusive():
+        logits = model.session().feed([1])  # a view of the pool, which the child never drops
+        with model.scheduler.alone():
             is_inside.set()
             may_end.wait()
     thread = threading.Thread(target=hold)

@@ -1,5 +1,6 @@
 """The GGUF reader and writer, against files put together byte by byte and the PyPI reader."""
 
+import os
 import struct
 
 import numpy as np
@@ -296,6 +297,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(path, {}, [("t", (4,), "F32", chunks())])
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """Nor a device: root, as in containers, would replace /dev/null by what is written there."""
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to(fifo)
+    for path in (fifo, link, tmp_path):
+        with pytest.raises(OSError, match=r"regular file|directory"):
+            write(path, {}, [("t", (4,), "F32", bytes(16))])
+    assert set(tmp_path.iterdir()) == {fifo, link} and fifo.is_fifo() and link.is_symlink()
 
 
 @pytest.mark.parametrize("value", [np.complex128(1), 2**64, np.zeros((2, 2)), [1, "a"], object()])

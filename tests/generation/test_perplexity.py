@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -209,10 +210,35 @@ def test_saved_logits_of_something_else(model, text, tmp_path):
         (b"_logits_" + b"\xff" * 12 + raw[20:], "context: -1"),
         (b"GGUF" + raw[4:], "magic"),
         (raw[:10], "magic"),
+        (b"_logits_" + np.array([3, 2048, 1, 0, 0, 0], np.int32).tobytes(), "context: 3 "),
+        (raw[:20] + b"\xff\xff\xff\x7f" + raw[24:], "token id: 2147483647"),
+        (raw[:20] + b"\xff\xff\xff\xff" + raw[24:], "token id: -1"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(FormatError, match=message):
             SavedLogits(path)
+    begin = 20 + 4 * 2 * 128
+    for at, value in ((0, np.nan), (4, np.nan), (0, -1), (0, np.inf)):
+        damaged = bytearray(raw)
+        damaged[begin + at : begin + at + 4] = np.float32(value).tobytes()
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"window 0.*scale"):
+            bitnet.compare(path, model)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_saved_logits_from_and_to_what_is_no_file(model, text, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(FormatError, match="a regular file"):
+        bitnet.compare(fifo, model)  # nobody writes: it would wait for ever
+    read = []
+    for path in (fifo, tmp_path):
+        with pytest.raises(OSError, match=r"regular file|directory"):
+            bitnet.perplexity(
+                model, text, context=128, save_logits=path, progress=lambda *_: read.append(1)
+            )
+    assert not read and list(tmp_path.iterdir()) == [fifo] and fifo.is_fifo()
 
 
 def test_the_commands(tmp_path, capsys, text):

@@ -276,7 +276,7 @@ def test_a_draft_without_memory_is_given_up(fails_at):
     def on_forward(sequences):
         steps.append([n for _, n in sequences])
         if len(steps) >= fails_at and any(n > 1 for n in steps[-1]):
-            raise PoolExhausted("kv", 1, 1, {})
+            raise PoolExhausted(1, "kv", 0, 0, 0, {})
 
     expected = [done.token_ids for done in complete(request(), request(seed=2))[0]]
     for requests in ([request(NgramDrafts())], [request(NgramDrafts()), request(seed=2)]):

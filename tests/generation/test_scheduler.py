@@ -204,6 +204,25 @@ def test_a_cache_that_cannot_be_made_ends_its_request_only():
     assert good.completion and isinstance(bad.error, MemoryError)
 
 
+def test_an_error_that_is_no_sequences_goes_to_who_runs_the_step():
+    """What the handler of a timer raises, say: once, whichever sequences are read."""
+
+    def timer(sequences):
+        timer.n += 1
+        if timer.n == 3:
+            raise TimeoutError("of a signal handler")
+
+    timer.n = 0
+    scheduler = plain(MockTransformer(on_forward=timer), slots=2)
+    other = scheduler.submit(request("of another caller"))
+    with pytest.raises(TimeoutError):
+        scheduler.complete([request("timed")])
+    while scheduler.step():
+        pass
+    assert other.completion.token_ids == alone(prompt="of another caller").token_ids
+    assert not scheduler.transformer.open_parts
+
+
 @pytest.mark.parametrize("at", range(1, 12))
 def test_an_interrupt_leaves_the_engine_consistent(at):
     """Ctrl-C in a step ends the call it hits; sequences of other callers go on as before."""

@@ -89,3 +89,11 @@ def test_scores_are_those_of_float64():
             wide[token] - np.log(np.exp(wide - wide.max()).sum()) - wide.max()
         )
         assert is_likeliest == (token == logits.argmax())
+
+
+@pytest.mark.parametrize(
+    "pair", [("a", [5]), ([5], "a"), ("a", None), ("a", "b", "c"), "ab", 5, {"a": "b"}]
+)
+def test_what_is_no_pair(model, pair):
+    with pytest.raises(ValueError, match=r"loglikelihood: .*(continuation|one text)"):
+        model.loglikelihood([pair])
