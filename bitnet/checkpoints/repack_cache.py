@@ -240,6 +240,7 @@ class _Repacking:
             data += _screen_data(self.rows, self.n_threads)
         sums = np.zeros(len(data), "<u4")
         data = [(*entry, _summed(part, sums, i)) for i, (*entry, part) in enumerate(data)]
+        _remove_odd(path)
         gguf.write(path, metadata, [*data, (*table[-1], sums)], READABLE)
 
 
@@ -281,10 +282,17 @@ def _is_noted(file: gguf.GGUFFile) -> bool:
 
 def _note(file: gguf.GGUFFile) -> None:
     try:
+        _remove_odd(_note_of(file.path))
         with atomic(_note_of(file.path), READABLE) as note:
             note.write(json.dumps(facts_of(file.data)._asdict()).encode())
     except OSError as error:
         log.debug("the checksums are compared at the next load again: %s", error)
+
+
+def _remove_odd(path: Path) -> None:
+    """Remove what is there and no file from our folder: atomic() replaces nothing but files."""
+    if path.exists() and not path.is_file():
+        path.unlink()
 
 
 def _note_of(path: Path) -> Path:
