@@ -41,9 +41,6 @@ log = logging.getLogger("bitnet")
 CONTENT_VERSION = 4  # what a repacked file holds; one of another number is stale and made again
 ROW_SCALES = ".row_scales"  # behind a tensor's name: its scales, where rows may differ
 CHECKSUMS = "checksums"  # the last tensor of the file: a little-endian uint32 for each before it
-# bytes: kernels load so many at once, and a load across two cache lines takes two (decode of a 2B
-# model 1.02 to 1.03 times as long where the head's screen lay so)
-ALIGNMENT = 64
 REPACKED_SUFFIX, NOTE_SUFFIX = ".sidecar.gguf", ".checked"
 # Names of repacked files, of their notes and locks, and of temporary files that a killed loader
 # left
@@ -234,7 +231,6 @@ class _Repacking:
         log.info("writing %s of repacked weights, once: %s", format_bytes(n_bytes), path)
         metadata = {
             "general.architecture": "bitnet-sidecar",
-            "general.alignment": ALIGNMENT,
             "general.description": f"rows padded to {I2_S_CODES} columns with code 1, weight 0",
             "sidecar.source": os.fsencode(_identity(self.checkpoint.path)).decode(errors="replace"),
             "sidecar.key": self.key,

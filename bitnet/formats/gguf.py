@@ -164,15 +164,14 @@ def write(
 
     metadata: {key: str, bool, int, float, NumPy scalar, list of one of these, or 1-D array}.
         Python ints are stored as the first of u32, i32, i64, u64 that holds them, floats as f32;
-        NumPy values keep their type. general.alignment, one of ALIGNMENTS: of every tensor.
+        NumPy values keep their type.
     tensors: sequence of (name, shape, type name, data), shape (rows, columns) or (n,). data is an
         array or bytes, or an iterable of such chunks; a generator runs as its tensor is written.
     permissions: of the file, less the umask.
     Raises ValueError if the bytes do not match shape and type, OSError from the disk; then nothing
     is left behind.
     """
-    path, tensors = Path(path), list(tensors)
-    alignment = metadata.get("general.alignment", 32)
+    path, tensors, alignment = Path(path), list(tensors), 32
     head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         head += encode_string(key) + encode_value(value)

@@ -430,11 +430,6 @@ def test_a_fifo_in_the_folder_stops_nothing(folder, caplog, suffix):
     assert used == [suffix != ".lock"]  # others are replaced
 
 
-def test_every_tensor_begins_on_a_cache_line(folder):
-    file = gguf.GGUFFile(repacked_file(folder))
-    assert {tensor.data.ctypes.data % 64 for tensor in file.tensors.values()} == {0}
-
-
 @posix
 def test_files_are_readable_and_nobody_elses_to_write_whatever_the_umask(folder, cache):
     before = os.umask(0)
