@@ -407,18 +407,14 @@ class Model:
     @threads.setter
     def threads(self, n: int | None) -> None:
         n, why = cpu.threads(n)
-        scheduler = self.scheduler
-        with scheduler.alone():
-            scheduler.transformer.n_threads = n
+        self.scheduler.use_threads(n)
         self._granted = GrantedThreads(None if why in cpu.ASKED else n)
 
     def _follow_machine(self) -> None:
         """Use as many threads as the machine grants now, if the user did not choose the number."""
         n = None if self.scheduler.is_inside else self._granted.look()
         if n is not None and n != self.threads:
-            scheduler = self.scheduler
-            with scheduler.alone():
-                scheduler.transformer.n_threads = n
+            self.scheduler.use_threads(n)
 
     def _after_fork(self) -> None:
         """In the child of a fork: threads that waited or worked for us are not there."""

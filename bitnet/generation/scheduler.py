@@ -149,6 +149,11 @@ class Scheduler:
         """A context in which no step runs; also where the model is closed. See StepLock."""
         return self._lock
 
+    def use_threads(self, n: int) -> None:
+        """Let the transformer compute on n threads, from the next step on."""
+        with self.alone():
+            self.transformer.n_threads = n
+
     @property
     def is_inside(self) -> bool:
         """Whether this thread is inside a step, or alone()."""

@@ -1,6 +1,7 @@
-"""A hub on this machine, and none."""
+"""A hub on this machine, and none; a small model, and an empty cache folder for it."""
 
 import pytest
+from support import small_files
 from support.fake_hub import FakeHub, model_files
 
 from bitnet.checkpoints import hub
@@ -35,3 +36,16 @@ def no_network(monkeypatch):
         monkeypatch.setattr(hub, "library_api", asked)
 
     return forbid
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, which is the one in use."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("BITNET_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return small_files.hf_folder(tmp_path / "model")

@@ -21,20 +21,8 @@ from bitnet.errors import FormatError
 from bitnet.formats import file_lock, gguf, pieces
 
 DOWN = "layers.0.mlp.down_proj"
+pytestmark = pytest.mark.usefixtures("cache")  # every test has an empty cache folder of its own
 LINEARS = [f"layers.0.{name}" for name in small_files.HF_PROJECTIONS]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Every test has an empty cache folder of its own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("BITNET_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return small_files.hf_folder(tmp_path / "model")
 
 
 def repacked_file(folder, **options):

@@ -16,19 +16,7 @@ from bitnet.formats.ternary_layouts import unpack_i2_s
 
 GGUF_PATH = DATA / "gguf_i2_s_bitnet158" / "ggml-model-i2_s.gguf"
 DOWN = "layers.0.mlp.down_proj"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Every test has an empty cache folder of its own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("BITNET_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return small_files.hf_folder(tmp_path / "model")
+pytestmark = pytest.mark.usefixtures("cache")  # every test has an empty cache folder of its own
 
 
 def test_gguf_is_used_in_place():
