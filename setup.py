@@ -77,10 +77,15 @@ def extension(name, flags=(), link=(), depends=("bitnet/kernels/kv_page.h",), ma
     )
 
 
+# Where a loop of a few lines of the instruction cache begins would else be chance: with the same
+# instructions at 32 bytes past a line, decode of a 2B model on a Zen 3 had 0.93 times the speed.
+ALIGNED = ["-falign-functions=64"]
+
+
 def kernels(isa, header, flags):
     """The kernels compiled for an instruction set; simd.h includes its header."""
     macros = [("BITNET_SIMD", f'"{header}"')]
-    return extension(f"bitnet.kernels.{isa}", flags, (), KERNEL_SOURCES, macros)
+    return extension(f"bitnet.kernels.{isa}", [*flags, *ALIGNED], (), KERNEL_SOURCES, macros)
 
 
 setup(
