@@ -12,8 +12,8 @@ A scale of 0, or -0, makes every weight of its group 0, whatever the codes are; 
 count. Code 3 is illegal, and so is a scale that is negative, infinite or NaN, whatever its codes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,12 @@ class GroupedMatrix:
     def arrays(self) -> list[np.ndarray]:
         """Its arrays: data, then scales and biases where they are apart."""
         return [array for array in (self.data, self.scales, self.biases) if array is not None]
+
+    def with_arrays(self, change: Callable[[np.ndarray], np.ndarray]) -> "GroupedMatrix":
+        """The same matrix with each of its arrays changed, to as many rows."""
+        data, *apart = map(change, self.arrays())
+        scales, biases = (*apart, None, None)[:2]
+        return replace(self, data=data, n_rows=len(data), scales=scales, biases=biases)
 
     def dequantize(self, ids: np.ndarray) -> np.ndarray:
         """The rows of these ids as float32 (len(ids), n_cols), unchecked."""
@@ -143,14 +149,14 @@ def _floats(data: np.ndarray) -> np.ndarray:
 # the same weights, whatever their layout ----------------------------------------------------------
 
 
-def canonical(matrix: GroupedMatrix, rows: np.ndarray) -> bytes:
-    """Bytes that are equal for equal weights in these rows: scales of groups of 64, then codes.
+def canonical(matrix: GroupedMatrix) -> bytes:
+    """Bytes that are equal for equal weights: scales of groups of 64, then codes.
 
     A group without weights has scale 0 there, whatever was stored, and one of scale 0 code 1.
     """
-    scales, bytes_ = _rows_of(matrix, rows)
+    scales, bytes_ = _rows_of(matrix, slice(None))
     scales = np.repeat(scales, matrix.group // 64, axis=1)
-    codes = codes_in_sequence(bytes_).reshape(len(rows), -1, 64)
+    codes = codes_in_sequence(bytes_).reshape(matrix.n_rows, -1, 64)
     scales[(codes == 1).all(axis=2)] = 0
     codes[scales == 0] = 1
     scales[scales == 0] = 0  # -0 too
@@ -204,41 +210,45 @@ def regroup(scales: np.ndarray, codes: np.ndarray, group: int) -> np.ndarray:
     return largest
 
 
-def to_float16(scales: np.ndarray) -> np.ndarray:
-    """Scales as float16; ValueError for one that float16 does not hold exactly."""
+def to_float16(scales: np.ndarray, first_row: int = 0) -> np.ndarray:
+    """Scales as float16; ValueError for one that float16 does not hold exactly.
+
+    first_row: the number of the first row, for the message.
+    """
     with np.errstate(over="ignore"):
         stored = scales.astype("<f2")
     is_changed = stored.astype(np.float32) != scales
     if is_changed.any():
         row, group = np.argwhere(is_changed)[0]
         value = f"scale {scales[row, group]:.9g} of group {group}"
-        raise ValueError(f"row {row}: {value}, limit: one that float16 holds exactly")
+        limit = "one that float16 holds exactly"
+        raise ValueError(f"row {first_row + row}: {value}, limit: {limit}")
     return stored
 
 
 # floats that are ternary by group -----------------------------------------------------------------
 
 
-def group_of(sample: np.ndarray) -> int | None:
-    """The largest of GROUPS by which float32 (n_rows, n_cols) are -d, 0 or d exactly; else None."""
-    for group in GROUPS:
-        if sample.shape[1] % group == 0 and _odd_rows(_by_group(sample, group)) is None:
-            return group
-    return None
+def group_of(sample: np.ndarray) -> tuple[int, int] | None:
+    """(columns of a group, rows that are not so) by which most rows of float32 (n_rows, n_cols) are
+    -d, 0 or d exactly; None where fewer than half are."""
+    groups = [group for group in GROUPS if sample.shape[1] % group == 0]
+    n_odd = {group: int(_are_odd(_by_group(sample, group)).sum()) for group in groups}
+    group = min(groups, key=lambda group: n_odd[group], default=None)  # of equals the larger
+    return (group, n_odd[group]) if group and 2 * n_odd[group] < len(sample) else None
 
 
-def split_floats(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+def split_floats(rows: np.ndarray, group: int, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """float32 (n_rows, n_cols) of -d, 0 and d -> (scales (n_rows, n_groups), codes (n_rows,
-    n_cols)). ValueError that names the first row with another weight."""
+    n_cols)). ValueError that names the first row with another weight; first_row: its number."""
     groups = _by_group(rows, group)
-    row = _odd_rows(groups)
-    if row is not None:
+    for row in np.flatnonzero(_are_odd(groups))[:1]:
         sizes = np.abs(groups[row])
         peaks = sizes.max(axis=1, keepdims=True)
-        at, column = np.argwhere((sizes != 0) & (sizes != peaks) | ~np.isfinite(peaks))[0]
-        shown = f"weight {groups[row, at, column]:.9g}"
+        at, column = np.argwhere(~((sizes == 0) | (sizes == peaks)) | ~np.isfinite(peaks))[0]
+        shown = f"column {at * group + column}: weight {groups[row, at, column]:.9g}"
         limit = f"0 or +-{peaks[at, 0]:.9g}, as others of its group of {group}"
-        raise ValueError(f"row {row}, column {at * group + column}: {shown}, limit: {limit}")
+        raise ValueError(f"row {first_row + row}, {shown}, limit: {limit}")
     codes = np.uint8(1) + (rows > 0) - (rows < 0)
     return np.abs(groups).max(axis=2), codes.astype(np.uint8)
 
@@ -247,9 +257,8 @@ def _by_group(rows: np.ndarray, group: int) -> np.ndarray:
     return rows.reshape(len(rows), -1, group)
 
 
-def _odd_rows(groups: np.ndarray) -> int | None:
-    """The first row of float32 (n_rows, n_groups, group) with a group that is not ternary."""
+def _are_odd(groups: np.ndarray) -> np.ndarray:
+    """Whether each row of float32 (n_rows, n_groups, group) has a group that is not ternary."""
     sizes = np.abs(groups)
     peaks = sizes.max(axis=2, keepdims=True)
-    is_odd = ((sizes != 0) & (sizes != peaks) | ~np.isfinite(peaks)).any(axis=(1, 2))
-    return int(is_odd.argmax()) if is_odd.any() else None
+    return (~((sizes == 0) | (sizes == peaks)) | ~np.isfinite(peaks)).any(axis=(1, 2))
