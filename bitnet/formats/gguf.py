@@ -162,6 +162,8 @@ def _grouped(table: Table, n_data: int, alignment: int, error: partial[FormatErr
         if q2_0[last][2] <= rooms[last] or of_128[last] > rooms[last]:
             return table
     elif not may_be_128:
+        if any(q2_0[name][3] + of_128.get(name, q2_0[name][2]) > n_data for name in too_large):
+            return table  # it is cut, which is told from the ends
         raise _neither(q2_0, rooms, of_128, exact, too_large, error)
     return table | {
         name: ("Q2_0_G128", shape, of_128[name], offset)
