@@ -5,6 +5,7 @@ whatever the container: that of HF checkpoints without "model." and ".weight" (e
 layers.0.self_attn.q_proj).
 """
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from ..models import lm_head_screen
 from ..models.architecture import Architecture
 from ..models.config import ModelConfig, rounds_by_group
 from ..text.vocabulary import TokenizerSource
+
+log = logging.getLogger("bitnet")
 
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
@@ -213,6 +216,10 @@ class Checkpoint:
             self.groups = any(t.scales_differ() for t in tensors)
         return self.groups
 
+    def is_undecided(self) -> bool:
+        """Whether weights have to be read, or a repacked file, to say what it is."""
+        return self.groups is None or bool(self.float_tables())
+
     def is_in_place(self, tensor: TernaryTensor) -> bool:
         """Whether kernels read one of its ternary tensors as it lies in the file."""
         return (tensor.grouped if self.has_group_scales else tensor.in_place) is not None
@@ -233,6 +240,25 @@ class Checkpoint:
     def table(self, name: str) -> str:
         """The tensor that is embed_tokens or lm_head: the embedding where they are tied."""
         return "embed_tokens" if self.config.tie_word_embeddings else name
+
+    def float_tables(self) -> list[str]:
+        """Embedding and head that are floats in the file, of which a sample was ternary."""
+        tables = (name for name in ("embed_tokens", "lm_head") if name in self.ternary)
+        return [name for name in tables if self.ternary[name].tensor.type in FLOAT_TYPES]
+
+    def settle_tables(self) -> None:
+        """Read float_tables() whole: one with any other weight stays floats."""
+        for name in self.float_tables():
+            try:
+                for _ in self.ternary[name].read_groups():
+                    pass
+            except FormatError as error:
+                log.info("used as floats: %s", error)
+                self.keep_floats(name)
+
+    def keep_floats(self, name: str) -> None:
+        """Take one of float_tables() as floats."""
+        self.floats[name] = self.ternary.pop(name).tensor
 
     def screened_head(self) -> "EmbeddingRows | None":
         """The head, where it is worth a screen; else None."""

@@ -68,7 +68,7 @@ class Planner:
         metadata = checkpoint.tokenizer_source.metadata
         tokens = () if metadata is None else metadata.get("tokenizer.ggml.tokens", ())
         self.n_tokens = self.config.vocab_size if metadata is None else len(tokens)
-        if checkpoint.groups is None:
+        if checkpoint.is_undecided():
             repack_cache.find(checkpoint)
         count = _grouped_bytes if checkpoint.has_group_scales else _codes_bytes
         ternary = [(checkpoint.is_in_place(t), count(t)) for t in checkpoint.ternary.values()]

@@ -1,5 +1,6 @@
 """The Checkpoint of a GGUF file, or of the parts of one."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _VOCABULARY_ARRAYS = {
     "tokenizer.ggml.scores": "floats",
     "tokenizer.ggml.token_type": "whole numbers",
 }
+log = logging.getLogger("bitnet")
+
 # types whose groups of columns have scales of their own: of linear layers, embeddings and heads
 _GROUP_TYPES = tuple(
     name for name in TERNARY_TYPES if ternary_layouts.quantization_of(name).weight_group
@@ -73,6 +76,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
         else:
             floats[name] = tensor
     check_all_used(tensors, used, path)
+    _warn_of_loss(config, ternary, path)
     changed_by = [file.path for file in files]
     return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)
 
@@ -83,6 +87,16 @@ def _refuse_rotated(file: GGUFFile) -> None:
         if key.startswith("prism.hadamard."):
             limit = "rotated weights (Bonsai 2) are not supported: use PrismML's llama.cpp"
             raise FormatError(file.path, key, file.metadata[key], limit)
+
+
+def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: Path) -> None:
+    """TQ1_0 and TQ2_0 have a scale for 256 columns, and the models of these families for 128."""
+    wide = {t.tensor.type for t in ternary.values() if t.quantization.weight_group == 256}
+    if wide and rounds_by_group(config.arch):
+        types = " and ".join(sorted(wide))
+        text = "%s: %s has one scale for 256 columns; a Bonsai model, which has one for 128, was "
+        text += "converted with loss: take the repository's PQ2_0 or Q2_0 file"
+        log.warning(text, path, types)
 
 
 def _refuse_scale_last(file: GGUFFile) -> None:

@@ -114,7 +114,8 @@ def _screen(file: gguf.GGUFFile, rows: EmbeddingRows) -> Screen:
 def find(checkpoint: Checkpoint, folder: str | os.PathLike[str] | None = None) -> Path | None:
     """The path of a checkpoint's repacked file in a cache folder; None if missing or stale.
 
-    If there is one it also tells whether the checkpoint has group scales, without reading them.
+    If there is one it also tells, without reading weights, whether the checkpoint has group scales
+    and which embeddings of floats are ternary.
     """
     place = cache_folder() if folder is None else Path(folder)
     if place is None:
@@ -122,12 +123,15 @@ def find(checkpoint: Checkpoint, folder: str | os.PathLike[str] | None = None) -
     path = _path(checkpoint, place)
     try:
         check_trusted(place)
-        key, facts = gguf.GGUFFile(path).metadata.get("sidecar.key"), _facts(checkpoint)
+        file, facts = gguf.GGUFFile(path), _facts(checkpoint)
     except (FormatError, OSError):
         return None
     for groups in (True, False) if checkpoint.groups is None else (checkpoint.groups,):
-        if key == _key(facts, groups):
-            checkpoint.groups = groups  # which spares reading scales
+        if file.metadata.get("sidecar.key") == _key(facts, groups):
+            checkpoint.groups = groups
+            for name in checkpoint.float_tables():
+                if name not in file.tensors:
+                    checkpoint.keep_floats(name)
             return path
     return None
 

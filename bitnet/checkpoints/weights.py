@@ -129,13 +129,14 @@ class Weights:
         """The error for a row of one of its matrices whose codes, scales or biases are illegal."""
         try:
             group_scales.check(matrix, slice(row, row + 1))
-            found = f"row {row}: illegal when a kernel read it"  # the file was written meanwhile
+            found, limit = f"row {row}: illegal when a kernel read it", "a file nobody writes to"
         except ValueError as error:
-            found = str(error)
-        limit = "a ternary matrix; a Bonsai repository's PQ2_0 file is one"
+            found, _, limit = str(error).partition(", limit: ")
+        if matrix.type == "Q2_0_G64":
+            limit += "; the PQ2_0 file of a Bonsai repository has no others"
         if matrix.path == self.repacked:
             repack_cache.distrust(matrix.path)
-            limit = "a repacked file, which the next load makes again"
+            limit += "; a repacked file, which the next load makes again"
         return FormatError(matrix.path, matrix.name, found, limit)
 
     def check_maps(self) -> None:
@@ -218,8 +219,10 @@ def of_checkpoint(
     NumPy's. n_threads: to make the screen of a head with. check_cache: read all of a repacked file
     and compare its checksums, also where it has not changed since that was done.
     """
-    if checkpoint.groups is None and cache is not False:  # a repacked file tells without reading
-        repack_cache.find(checkpoint, cache)
+    if checkpoint.is_undecided():
+        found = None if cache is False else repack_cache.find(checkpoint, cache)
+        if found is None:
+            checkpoint.settle_tables()
     ternary: dict[str, Ternary | GroupedMatrix] = {}
     to_repack = {}
     for name, t in checkpoint.ternary.items():

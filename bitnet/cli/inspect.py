@@ -76,7 +76,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     that cannot be used, ValueError for a context beyond the model's, OSError.
     """
     checkpoint = open_checkpoint(path, layout=layout)
-    if checkpoint.groups is None:
+    if checkpoint.is_undecided():
         repack_cache.find(checkpoint)
     config = checkpoint.config
     context = context_of(config, context)
