@@ -91,6 +91,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
         "files": [_file(file) for file in checkpoint.files],
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
+        "group_scales": checkpoint.has_group_scales,
         "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
         "file_bits": 8 * sum(len(file.data) for file in checkpoint.files) / n_all,
         "kv_bytes_per_token": {dtype: state_bytes(config, PAGE, dtype) // PAGE for dtype in DTYPES},
@@ -159,19 +160,21 @@ def _tensors(checkpoint):
     entries, known = [], {}
     for t in checkpoint.ternary.values():
         use = "in place" if checkpoint.is_in_place(t) else "repacked once"
-        known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True
+        group = t.quantization.weight_group if checkpoint.has_group_scales else None
+        known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True, group
     for t in checkpoint.floats.values():
         use = "in place" if len(t.shape) == 2 else "copied"
         known[t.name] = t.type, use, math.prod(t.shape), False
     for file in checkpoint.files:
         for t in sorted(file.tensors.values(), key=lambda t: t.data.ctypes.data):
-            is_scale = t.name.endswith(("_scale", ".scale"))
+            is_scale = t.name.endswith(("_scale", ".scale", ".scales", ".biases"))
             use = "scale" if is_scale else "not used"
             entries.append(_entry(t, [file], *known.get(t.name, (t.type, use, 0, False))))
     return entries
 
 
-def _entry(tensor, files, stored_as, use, n_weights, is_ternary):
+def _entry(tensor, files, stored_as, use, n_weights, is_ternary, group=None):
+    """group: columns that have one scale, None: not of groups, or the whole row."""
     file = next(file for file in files if file.path == tensor.path)
     return {
         "name": tensor.name,
@@ -180,6 +183,7 @@ def _entry(tensor, files, stored_as, use, n_weights, is_ternary):
         "shape": list(tensor.shape),
         "weights": n_weights,
         "ternary": is_ternary,
+        "group": group,
         "use": use,
         "file": str(tensor.path),
         "bytes": tensor.data.nbytes,
@@ -339,6 +343,10 @@ def _weight_rows(facts):
             "the whole file"
         ),
     )
+    if facts["group_scales"]:
+        groups = sorted({t["group"] for t in facts["tensors"] if t["group"]})
+        shown = " or ".join(str(group) for group in groups) or "all"
+        yield "weights", f"one scale for {shown} columns of a row"
     repacked = facts["derived"]
     if not repacked["bytes"]:
         yield "repacked file", "not needed: every ternary tensor is used in place"
