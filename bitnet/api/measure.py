@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints.weights import Weights
 from ..compute import ops
+from ..formats.group_scales import GroupedMatrix
 from ..generation.session import Session
 from ..runtime import dispatch
 from .model import Model
@@ -102,7 +103,17 @@ def weight_runs(weights: Weights) -> list[Bytes]:
 
 
 def _arrays(weights: Weights) -> Iterator[Bytes]:
-    yield weights.screen[0].view(np.uint8) if weights.screen else weights.rows("lm_head").data
+    head = weights.rows("lm_head")
+    if weights.screen:
+        yield weights.screen[0].view(np.uint8)
+    elif isinstance(head, GroupedMatrix):
+        yield from head.arrays()[:2]
+    else:
+        yield head.data
     for name in weights.config.tensor_shapes():
         if weights.config.arch.is_linear(name):
-            yield weights.ternary(name).codes
+            ternary = weights.ternary(name)
+            if isinstance(ternary, GroupedMatrix):
+                yield from ternary.arrays()[:2]  # biases are not read
+            else:
+                yield ternary.codes

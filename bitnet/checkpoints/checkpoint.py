@@ -5,6 +5,7 @@ whatever the container: that of HF checkpoints without "model." and ".weight" (e
 layers.0.self_attn.q_proj).
 """
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..formats import ternary_layouts
 from ..formats.float_blocks import dequantize
 from ..formats.ggml_types import FLOAT_TYPES
 from ..formats.gguf import GGUFFile
+from ..formats.group_scales import GROUPS, GroupedMatrix, Steps, steps, to_float16
 from ..formats.safetensors import SafetensorsFile
 from ..formats.tensor import Tensor
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
-from ..models.config import ModelConfig
+from ..models import lm_head_screen
+from ..models.architecture import Architecture
+from ..models.config import ModelConfig, rounds_by_group
 from ..text.vocabulary import TokenizerSource
+
+log = logging.getLogger("bitnet")
 
 # How a tensor of type I2_S may lie, which its file does not say: see docs/models.md.
 I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
@@ -32,7 +39,7 @@ Codes = Iterator[np.ndarray]  # uint8 (some rows, n_cols) of 0, 1, 2 in row orde
 
 @dataclass(frozen=True)
 class TernaryTensor:
-    """A linear layer as a file holds it.
+    """A linear layer as a file holds it, or an embedding or head that is ternary too.
 
     stored_as: its type ("I2_S", "TQ2_0", "HF packed", "BF16 masters", ...).
     scales_may_differ: whether the type could hold a scale for each row.
@@ -41,6 +48,8 @@ class TernaryTensor:
     unpack: () -> (scales, codes), as read() gives them but unchecked; ValueError.
     quantization: the groups of weights and of activations that have a scale of their own in the
         file. Groups of a row whose scales are equal are read as one.
+    grouped: the matrix where kernels for scales of groups can read it as it lies, else None.
+    unpack_groups: () -> what read_groups() yields, but unchecked; None: rows have one scale.
     """
 
     name: str
@@ -52,6 +61,55 @@ class TernaryTensor:
     in_place: np.ndarray | None
     unpack: Callable[[], tuple[np.ndarray, Codes]]
     quantization: Quantization = WHOLE_ROWS
+    grouped: GroupedMatrix | None = None
+    unpack_groups: Callable[[], Steps] | None = None
+
+    @property
+    def grouped_type(self) -> str:
+        """The layout in which kernels for scales of groups read it, a type of GroupedMatrix.
+
+        FormatError for rows that are no whole number of groups.
+        """
+        if self.grouped is not None:
+            return self.grouped.type
+        large, small = GROUPS
+        if self.n_cols % small:
+            limit = f"a multiple of {small}, in a model whose groups of columns have scales"
+            raise FormatError(self.tensor.path, f"{self.tensor.name} columns", self.n_cols, limit)
+        group = self.quantization.weight_group or self.n_cols
+        return "Q2_0_G64" if group % large else "PQ2_0"
+
+    def read_groups(self) -> Steps:
+        """Yield (scales, codes) of some rows, in the order of rows, of a model with group scales.
+
+        scales: float32 (some, n_groups), each of which float16 holds; 0 makes its weights 0. codes:
+        uint8 (some, n_cols). FormatError as of read().
+        """
+        row = 0
+        try:
+            for scales, codes in self._steps():
+                to_float16(scales, row)
+                yield scales, codes
+                row += len(codes)
+        except ValueError as error:
+            raise self._error(error) from None
+
+    def _steps(self) -> Steps:
+        if self.grouped is not None:
+            yield from steps(self.grouped)
+        elif self.unpack_groups is not None:
+            yield from self.unpack_groups()
+        else:
+            scales, chunks = self.unpack()
+            scales, row = np.broadcast_to(scales, (self.n_rows, scales.shape[1])), 0
+            for codes in chunks:
+                yield scales[row : row + len(codes)], codes
+                row += len(codes)
+
+    def scales_differ(self) -> bool:
+        """Whether groups of a row have different scales, of a type that may be used either way."""
+        type_name = self.tensor.type
+        return ternary_layouts.groups_differ(type_name, self.tensor.data, self.n_rows, self.n_cols)
 
     @property
     def are_masters(self) -> bool:
@@ -89,7 +147,7 @@ class TernaryTensor:
 
 
 def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:
-    """ValueError for scales of groups: the kernels sum whole rows and scale the sums.
+    """ValueError for scales of groups in a model without: its activations have one scale a token.
 
     The one place that refuses them. scales: float32 (n_rows, n_groups).
     """
@@ -123,10 +181,12 @@ class EmbeddingRows:
 class Checkpoint:
     """The tensors of one model where they lie.
 
-    ternary: {name: TernaryTensor}. floats: {name: Tensor} of norms, embedding and head.
+    ternary: {name: TernaryTensor} of linear layers, and of embedding and head where these are
+        ternary. floats: {name: Tensor} of norms, and of embedding and head where they are not.
     files: the mapped files, each with path and data. changed_by: paths whose change changes it.
     layout: of its I2_S tensors, a key of I2_S_LAYOUTS.
     prompts: {name: text} an embedding model puts in front of texts, {"query": "Instruct: ..."}.
+    groups: what has_group_scales gives; None until the scales were read that decide it.
     """
 
     path: Path
@@ -138,12 +198,79 @@ class Checkpoint:
     changed_by: list[Path]
     layout: str = DEFAULT_LAYOUT
     prompts: dict[str, str] = field(default_factory=dict)
+    groups: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is None:
+            self.groups = _have_groups(self.config.arch, self.ternary)
+
+    @property
+    def has_group_scales(self) -> bool:
+        """Whether groups of columns of its ternary tensors have scales of their own.
+
+        One answer for the whole model, since its activations are rounded in one way. The first time
+        it may read scales, of TQ1_0 and TQ2_0; FormatError for what is wrong there.
+        """
+        if self.groups is None:
+            tensors = (t for t in self.ternary.values() if t.quantization.weight_group)
+            self.groups = any(t.scales_differ() for t in tensors)
+        return self.groups
+
+    def is_undecided(self) -> bool:
+        """Whether weights have to be read, or a repacked file, to say what it is."""
+        return self.groups is None or bool(self.float_tables())
+
+    def is_in_place(self, tensor: TernaryTensor) -> bool:
+        """Whether kernels read one of its ternary tensors as it lies in the file."""
+        return (tensor.grouped if self.has_group_scales else tensor.in_place) is not None
+
+    def steps(self, name: str) -> Steps:
+        """Yield (scales, codes) of some rows of a ternary tensor: scales float32 (some, n_groups),
+        codes uint8 (some, n_cols). FormatError as of TernaryTensor.read()."""
+        t = self.ternary[name]
+        if self.has_group_scales:
+            yield from t.read_groups()
+            return
+        scales, chunks = t.read()
+        scales, row = np.broadcast_to(scales, (t.n_rows, 1)), 0
+        for codes in chunks:
+            yield scales[row : row + len(codes)], codes
+            row += len(codes)
+
+    def table(self, name: str) -> str:
+        """The tensor that is embed_tokens or lm_head: the embedding where they are tied."""
+        return "embed_tokens" if self.config.tie_word_embeddings else name
+
+    def float_tables(self) -> list[str]:
+        """Embedding and head that are floats in the file, of which a sample was ternary."""
+        tables = (name for name in ("embed_tokens", "lm_head") if name in self.ternary)
+        return [name for name in tables if self.ternary[name].tensor.type in FLOAT_TYPES]
+
+    def settle_tables(self) -> None:
+        """Read float_tables() whole: one with any other weight stays floats."""
+        for name in self.float_tables():
+            try:
+                for _ in self.ternary[name].read_groups():
+                    pass
+            except FormatError as error:
+                log.info("used as floats: %s", error)
+                self.keep_floats(name)
+
+    def keep_floats(self, name: str) -> None:
+        """Take one of float_tables() as floats."""
+        self.floats[name] = self.ternary.pop(name).tensor
+
+    def screened_head(self) -> "EmbeddingRows | None":
+        """The head, where it is worth a screen; else None."""
+        if self.table("lm_head") in self.ternary:
+            return None
+        rows = self.rows("lm_head")
+        is_worth_it = lm_head_screen.is_worth_it(rows.type, (rows.n_rows, rows.n_cols))
+        return rows if is_worth_it else None
 
     def rows(self, name: str) -> EmbeddingRows:
-        """embed_tokens or lm_head, which is the embedding where they are tied."""
-        if name == "lm_head" and self.config.tie_word_embeddings:
-            name = "embed_tokens"
-        tensor = self.floats[name]
+        """embed_tokens or lm_head, one that is not ternary."""
+        tensor = self.floats[self.table(name)]
         n_rows, n_cols = tensor.shape
         return EmbeddingRows(tensor.type, tensor.rows(), n_rows, n_cols, tensor.where)
 
@@ -155,6 +282,19 @@ class Checkpoint:
             raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
         values = self.config.arch.applied_norm(name, stored, self.config.norms_are_offsets)
         return np.require(values, requirements=["C", "A"])  # safetensors aligns nothing
+
+
+def _have_groups(arch: Architecture, ternary: Mapping[str, TernaryTensor]) -> bool | None:
+    """has_group_scales by the headers alone; None where scales have to be read."""
+    if rounds_by_group(arch):
+        return True
+    if not arch.may_have_group_scales:
+        return False
+    if any(t.quantization.weight_group in GROUPS for t in ternary.values()):
+        return True
+    if not all(map(arch.is_linear, ternary)):
+        return True  # of an embedding, which has no other kernels
+    return None if any(t.quantization.weight_group for t in ternary.values()) else False
 
 
 # for the readers of containers --------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..checks import format_bytes
 from ..errors import MemoryLimitExceeded
+from ..formats.ternary_layouts import n_bytes as n_bytes_of_layout
 from ..formats.ternary_layouts import padded
-from ..models import lm_head_screen
 from ..models.config import ModelConfig
 from ..models.sequence_state import SequenceState
 from ..models.workspace import MAX_BATCH, work_arrays
@@ -68,19 +68,22 @@ class Planner:
         metadata = checkpoint.tokenizer_source.metadata
         tokens = () if metadata is None else metadata.get("tokenizer.ggml.tokens", ())
         self.n_tokens = self.config.vocab_size if metadata is None else len(tokens)
-        ternary = checkpoint.ternary.values()
+        if checkpoint.is_undecided():
+            repack_cache.find(checkpoint)
+        count = _grouped_bytes if checkpoint.has_group_scales else _codes_bytes
+        ternary = [(checkpoint.is_in_place(t), count(t)) for t in checkpoint.ternary.values()]
         tables = [len(t.data) for t in checkpoint.floats.values() if len(t.shape) == 2]
-        self._in_place = sum(_codes_bytes(t) for t in ternary if t.in_place is not None)
+        self._in_place = sum(n_bytes for is_in_place, n_bytes in ternary if is_in_place)
         self._in_place += sum(_array_bytes(n_bytes, item=1) for n_bytes in tables)
-        self._repacked = sum(_codes_bytes(t) for t in ternary if t.in_place is None)
+        self._repacked = sum(n_bytes for is_in_place, n_bytes in ternary if not is_in_place)
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.has_folder()
-        rows = checkpoint.rows("lm_head")
-        shape = rows.n_rows, rows.n_cols
-        self._is_screened = self._has_cache and lm_head_screen.is_worth_it(rows.type, shape)
-        if self._is_screened:
-            self._repacked += _array_bytes(*shape, item=1) + _array_bytes(shape[0], 3)
+        head = checkpoint.screened_head() if self._has_cache else None
+        self._is_screened = head is not None
+        if head:
+            self._repacked += _array_bytes(head.n_rows, head.n_cols, item=1)
+            self._repacked += _array_bytes(head.n_rows, 3)
 
     def needs(self, settings: Settings) -> list[Need]:
         """[Need] with every slot full."""
@@ -240,6 +243,14 @@ def _thread_bytes() -> int:
 def _codes_bytes(ternary: TernaryTensor) -> int:
     """Bytes of a linear layer's codes in the layout that kernels read."""
     return _array_bytes(ternary.n_rows, padded(ternary.n_cols) // 4, item=1)
+
+
+def _grouped_bytes(ternary: TernaryTensor) -> int:
+    """Bytes of a tensor with scales of groups in the layout that kernels read."""
+    if ternary.grouped is not None:
+        return sum(_array_bytes(array.nbytes, item=1) for array in ternary.grouped.arrays())
+    shape = ternary.n_rows, ternary.n_cols
+    return _array_bytes(n_bytes_of_layout(ternary.grouped_type, *shape), item=1)
 
 
 def _aligned(n_bytes: int) -> int:

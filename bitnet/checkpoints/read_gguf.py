@@ -1,5 +1,6 @@
 """The Checkpoint of a GGUF file, or of the parts of one."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 from ..errors import FormatError
 from ..formats import ternary_layouts
 from ..formats.ggml_types import FLOAT_TYPES, ROW_TYPES, TERNARY_TYPES
-from ..formats.gguf import GGUFFile
+from ..formats.gguf import OTHER_Q2_0, GGUFFile
 from ..formats.gguf_metadata import StringArray
 from ..formats.gguf_parts import open_gguf
+from ..formats.group_scales import IN_PLACE, GroupedMatrix, Steps
 from ..formats.tensor import Tensor
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, rounds_by_group
 from ..text.vocabulary import TokenizerSource
 from ..text.vocabulary.vocabulary import BYTE_LEVEL_MODEL
 from .checkpoint import (
@@ -32,6 +34,14 @@ _VOCABULARY_ARRAYS = {
     "tokenizer.ggml.scores": "floats",
     "tokenizer.ggml.token_type": "whole numbers",
 }
+log = logging.getLogger("bitnet")
+
+# types whose groups of columns have scales of their own: of linear layers, embeddings and heads
+_GROUP_TYPES = tuple(
+    name for name in TERNARY_TYPES if ternary_layouts.quantization_of(name).weight_group
+)
+# keys that hold a text in files whose type 42 has the scale behind the codes
+_SCALE_LAST = ("oxibonsai.quant_format", "general.quantization_version")
 
 
 def read_gguf(path: Path, layout: str) -> Checkpoint:
@@ -39,12 +49,15 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     files, tensors = open_gguf(path)
     file, path = files[0], files[0].path
     _refuse_rotated(file)
+    _refuse_scale_last(file)
     tokenizer = _tokenizer_source(file)
     embedding = tensors.get("token_embd.weight")
     n_embeddings = 0 if embedding is None else embedding.shape[0]
     config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, "output.weight" in tensors)
     _check_n_tokens(tokenizer, config)
     ternary, floats, used = {}, {}, set()
+    may_have_groups = config.arch.may_have_group_scales or rounds_by_group(config.arch)
+    table_types = ROW_TYPES + (_GROUP_TYPES if may_have_groups else ())
     for name, shape in config.tensor_shapes().items():
         stem = config.arch.gguf_name(name)
         used.add(f"{stem}.weight")
@@ -55,10 +68,15 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
             if f"{stem}.scale" in tensors:  # one number, which multiplies the tensor's own scales
                 factor = stored_scale(tensors, f"{stem}.scale", (1,), path)
             ternary[name] = _ternary(name, weight, factor, layout)
+            continue
+        types = table_types if len(shape) == 2 else FLOAT_TYPES
+        tensor = check_tensor(tensors, f"{stem}.weight", shape, types, path)
+        if tensor.type in _GROUP_TYPES:
+            ternary[name] = _ternary(name, tensor, np.float32(1), layout)
         else:
-            types = ROW_TYPES if len(shape) == 2 else FLOAT_TYPES
-            floats[name] = check_tensor(tensors, f"{stem}.weight", shape, types, path)
+            floats[name] = tensor
     check_all_used(tensors, used, path)
+    _warn_of_loss(config, ternary, path)
     changed_by = [file.path for file in files]
     return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)
 
@@ -69,6 +87,26 @@ def _refuse_rotated(file: GGUFFile) -> None:
         if key.startswith("prism.hadamard."):
             limit = "rotated weights (Bonsai 2) are not supported: use PrismML's llama.cpp"
             raise FormatError(file.path, key, file.metadata[key], limit)
+
+
+def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: Path) -> None:
+    """TQ1_0 and TQ2_0 have a scale for 256 columns, and the models of these families for 128."""
+    wide = {t.tensor.type for t in ternary.values() if t.quantization.weight_group == 256}
+    if wide and rounds_by_group(config.arch):
+        types = " and ".join(sorted(wide))
+        text = "%s: %s has one scale for 256 columns; a Bonsai model, which has one for 128, was "
+        text += "converted with loss: take the repository's PQ2_0 or Q2_0 file"
+        log.warning(text, path, types)
+
+
+def _refuse_scale_last(file: GGUFFile) -> None:
+    """FormatError for another engine's type 42, whose blocks are as large as those of groups of
+    128, and have their scale behind the codes."""
+    for key in _SCALE_LAST:
+        value = file.metadata.get(key)
+        if isinstance(value, str):  # llama.cpp's version is a number
+            limit = f"oxibonsai's type 42 is not supported; {OTHER_Q2_0}"
+            raise FormatError(file.path, key, value, limit)
 
 
 def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> TernaryTensor:
@@ -86,11 +124,20 @@ def _ternary(name: str, tensor: Tensor, factor: np.float32, layout: str) -> Tern
         scales, chunks = ternary_layouts.unpack(stored_as, tensor.data, n_rows, n_cols)
         return scales * factor, chunks
 
+    def unpack_groups() -> Steps:
+        steps = ternary_layouts.unpack_groups(stored_as, tensor.data, n_rows, n_cols)
+        return ((scales * factor, codes) for scales, codes in steps)
+
+    grouped = None
+    if tensor.type in IN_PLACE and factor == 1:
+        where = tensor.path, tensor.name
+        grouped = GroupedMatrix(IN_PLACE[tensor.type], tensor.rows(), n_rows, n_cols, *where)
     may_differ = tensor.type != "I2_S"
     groups = ternary_layouts.quantization_of(stored_as)
     return TernaryTensor(
-        name, tensor, n_rows, n_cols, stored_as, may_differ, in_place, unpack, groups
-    )
+        name, tensor, n_rows, n_cols, stored_as, may_differ, in_place, unpack, groups, grouped,
+        unpack_groups if groups.weight_group else None,
+    )  # fmt: skip
 
 
 # the tokenizer ------------------------------------------------------------------------------------

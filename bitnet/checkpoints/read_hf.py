@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
-from ..formats import master_weights, ternary_layouts
-from ..formats.float_blocks import dequantize
+from ..formats import group_scales, master_weights, ternary_layouts
+from ..formats.float_blocks import dequantize, dequantize_steps
 from ..formats.ggml_types import FLOAT_TYPES
+from ..formats.group_scales import PLANES, GroupedMatrix, Steps
 from ..formats.safetensors import member, open_folder
 from ..formats.tensor import Tensor
+from ..formats.ternary_layouts import Quantization
 from ..formats.text_files import read_json, read_text
-from ..models.config import END_OF_TURN, ModelConfig, hf_linears
+from ..models.architecture import Architecture
+from ..models.config import (
+    END_OF_TURN,
+    ModelConfig,
+    hf_linears,
+    mlx_group_size,
+    rounds_by_group,
+)
 from ..text.vocabulary import TokenizerSource
 from .checkpoint import (
     Checkpoint,
@@ -49,7 +58,14 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
     for name, shape in config.tensor_shapes().items():
         stem = name if name == "lm_head" else prefix + config.arch.hf_name(name)
         used.add(f"{stem}.weight")
-        if not config.arch.is_linear(name):
+        is_linear = config.arch.is_linear(name)
+        if f"{stem}.scales" in tensors or (linears == "mlx" and is_linear):
+            used |= {f"{stem}.scales", f"{stem}.biases"}
+            if linears != "mlx":
+                limit = "an object {group_size, bits}, as there are scales of MLX"
+                raise FormatError(config_path, "quantization", "missing", limit)
+            ternary[name] = _mlx(name, stem, shape, mlx_group_size(raw, config_path), tensors)
+        elif not is_linear:
             floats[name] = check_tensor(tensors, f"{stem}.weight", shape, FLOAT_TYPES, folder)
         elif linears in ("multiply", "divide"):
             used.add(f"{stem}.weight_scale")
@@ -59,9 +75,14 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
             ternary[name] = _packed(name, weight, shape, scale)
         else:
             weight = check_tensor(tensors, f"{stem}.weight", shape, FLOAT_TYPES, folder)
-            ternary[name] = _float_linear(name, weight, masters or linears == "masters")
+            ternary[name] = _float_linear(
+                name, weight, masters or linears == "masters", config.arch
+            )
+    if linears == "floats":
+        _take_ternary_tables(config, ternary, floats)
     if config.tie_word_embeddings:
-        used.add("lm_head.weight")  # some writers store it; transformers does not read it either
+        # some writers store it; transformers does not read it either
+        used |= {f"lm_head.{part}" for part in ("weight", "scales", "biases")}
     check_all_used(tensors, used, folder)
     changed_by = [config_path, *(file.path for file in files)]
     prompts = _prompts(folder) if config.pooling else {}
@@ -95,20 +116,93 @@ def _packed(name: str, tensor: Tensor, shape: tuple[int, int], scale: np.float32
     return TernaryTensor(name, tensor, *shape, "HF packed", False, None, unpack)
 
 
-def _float_linear(name: str, tensor: Tensor, are_masters: bool) -> TernaryTensor:
+def _mlx(
+    name: str, stem: str, shape: tuple[int, int], group: int, tensors: Mapping[str, Tensor]
+) -> TernaryTensor:
+    """Codes of two bits in whole numbers of 32, which are PQ2_0's bytes, and a scale and a bias for
+    each group: scale * code + bias."""
+    folder = next(iter(tensors.values())).path.parent
+    n_rows, n_cols = shape
+    if n_cols % group:
+        raise FormatError(folder, f"{stem} columns", n_cols, f"a multiple of group_size {group}")
+    weight = check_tensor(tensors, f"{stem}.weight", (n_rows, n_cols // 16), ("U32",), folder)
+    scales, biases = (
+        check_tensor(tensors, f"{stem}.{part}", (n_rows, n_cols // group), ("F16",), folder)
+        for part in ("scales", "biases")
+    )
+    planes = (tensor.data.reshape(n_rows, -1) for tensor in (scales, biases))
+    grouped = GroupedMatrix(PLANES, weight.rows(), *shape, weight.path, weight.name, *planes)
+    return TernaryTensor(
+        name, weight, *shape, f"MLX of {group}", True, None, _no_rows, Quantization(group), grouped
+    )
+
+
+def _no_rows() -> tuple[np.ndarray, Codes]:
+    raise ValueError("group scales, limit: one scale for a row")
+
+
+def _float_linear(
+    name: str, tensor: Tensor, are_masters: bool, arch: Architecture
+) -> TernaryTensor:
     """Master weights, to be quantised; or weights that are ternary times a scale already, whose
-    mean of |w| would give a scale 0.69 times too small."""
+    mean of |w| would give a scale 0.69 times too small: times one scale, or times one a group."""
     n_rows, n_cols = tensor.shape
-    if master_weights.look_ternary(dequantize(tensor.type, tensor.rows()[:SAMPLE_ROWS], n_cols)):
+    is_ternary = not rounds_by_group(arch) and master_weights.look_ternary(
+        dequantize(tensor.type, tensor.rows()[:SAMPLE_ROWS], n_cols)
+    )
+    by_group = None
+    if rounds_by_group(arch) or (arch.may_have_group_scales and not are_masters):
+        by_group = _float_groups(name, tensor)
+    if is_ternary:
         unpack, stored_as = _codes_of_ternary, f"{tensor.type} ternary"
+    elif by_group:
+        return by_group[0]
     elif are_masters:
         unpack, stored_as = _codes_of_masters, f"{tensor.type} masters"
     else:
         limit = "ternary weights, or masters by a quantization_config or `bitnet convert --masters`"
         raise FormatError(tensor.path, tensor.name, "floats that are not ternary", limit)
     return TernaryTensor(
-        name, tensor, n_rows, n_cols, stored_as, False, None, lambda: unpack(tensor)
+        name, tensor, n_rows, n_cols, stored_as, False, None, lambda: unpack(tensor),
+        unpack_groups=by_group[0].unpack_groups if by_group else None,
+    )  # fmt: skip
+
+
+def _float_groups(name: str, tensor: Tensor) -> tuple[TernaryTensor, int] | None:
+    """(the tensor as one whose groups of columns are each 0 or +-d exactly, rows of a sample that
+    are not so); None where most rows are not. Every row is looked at when it is read."""
+    rows, (n_rows, n_cols) = tensor.rows(), tensor.shape
+    sample = rows[np.linspace(0, len(rows) - 1, min(SAMPLE_ROWS, len(rows))).astype(int)]
+    found = group_scales.group_of(dequantize(tensor.type, sample, n_cols))
+    if found is None:
+        return None
+    group, n_odd = found
+
+    def steps() -> Steps:
+        row = 0
+        for values in dequantize_steps(tensor.type, rows, n_cols):
+            yield group_scales.split_floats(values, group, row)
+            row += len(values)
+
+    stored_as, groups = f"{tensor.type} groups of {group}", Quantization(group)
+    ternary = TernaryTensor(
+        name, tensor, n_rows, n_cols, stored_as, True, None, _no_rows, groups, unpack_groups=steps
     )
+    return ternary, n_odd
+
+
+def _take_ternary_tables(
+    config: ModelConfig, ternary: dict[str, TernaryTensor], floats: dict[str, Tensor]
+) -> None:
+    """Move embedding and head to the ternary tensors where they are such, in a model whose groups
+    of columns have scales."""
+    if not any(t.quantization.weight_group for t in ternary.values()):
+        return
+    for name in ("embed_tokens", "lm_head"):
+        found = name in floats and _float_groups(name, floats[name])
+        if found and not found[1]:
+            ternary[name] = found[0]
+            del floats[name]
 
 
 def _codes_of_ternary(tensor: Tensor) -> tuple[np.ndarray, Codes]:

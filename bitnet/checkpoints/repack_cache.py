@@ -1,7 +1,8 @@
 """Weights the kernels cannot read in place: repacked once into a file of the cache folder.
 
 The repacked file is a GGUF. It holds only what is made from the checkpoint: ternary tensors in I2_S
-with padded rows, and the screen of a large head. It is mapped from then on; embeddings, heads and
+with padded rows, or in PQ2_0 or Q2_0 of 64 where groups of columns have scales of their own, and
+the screen of a large head. It is mapped from then on; embeddings, heads and
 norms stay mapped from the checkpoint. Its name and its own keys say "sidecar".
 
 It is used for the files it was made of alone: their sizes, times and inodes, and pieces of every
@@ -30,16 +31,16 @@ from ..formats import file_lock, gguf
 from ..formats.atomic_write import PRIVATE, READABLE, Bytes, atomic, check_free_space, check_trusted
 from ..formats.mapped_file import FileFacts, facts_of, open_regular
 from ..formats.pieces import PieceReader
-from ..formats.ternary_layouts import I2_S_CODES, I2_S_TAIL, pack_i2_s, padded
+from ..formats.ternary_layouts import I2_S_CODES
 from ..formats.text_files import read_json
 from ..models import lm_head_screen
 from ..runtime.pool import Pool
 from .checkpoint import Checkpoint, EmbeddingRows, TernaryTensor
+from .repacked_tensors import Repacked, from_file, in_memory, table, tensor_data
 
 log = logging.getLogger("bitnet")
 
 CONTENT_VERSION = 4  # what a repacked file holds; one of another number is stale and made again
-ROW_SCALES = ".row_scales"  # behind a tensor's name: its scales, where rows may differ
 CHECKSUMS = "checksums"  # the last tensor of the file: a little-endian uint32 for each before it
 REPACKED_SUFFIX, NOTE_SUFFIX = ".sidecar.gguf", ".checked"
 # Names of repacked files, of their notes and locks, and of temporary files that a killed loader
@@ -48,14 +49,14 @@ _OURS = re.compile(
     r"\.?[\w.-]*-[0-9a-f]{16}\.sidecar\.gguf(\.lock|(\.checked)?(\.[0-9a-f]{8}\.tmp)?)\Z"
 )
 
-Repacked = tuple[np.ndarray, np.ndarray]  # codes uint8 (n_rows, padded // 4), scales as of read()
 Screen = tuple[np.ndarray, np.ndarray]  # codes int8 (n_rows, n_cols), bounds float32 (n_rows, 3)
 
 
 class Loaded(NamedTuple):
     """What load_or_repack gives back.
 
-    tensors: {name: (codes uint8 (n_rows, padded // 4), scales float32 (n_rows or 1, 1))}.
+    tensors: {name: (codes uint8 (n_rows, padded // 4), scales float32 (n_rows or 1, 1))}, or
+    {name: GroupedMatrix} of a model with group scales.
     file: the mapped file, None where they are in memory. screen: (codes, bounds), or None: it is
     not made in memory, as results are the same. damage: of a file that was there and is not used.
     """
@@ -86,29 +87,19 @@ def load_or_repack(
     pool.
     """
     folder, damage = cache_folder() if cache is None else cache, None
+    has_groups = checkpoint.has_group_scales
     check = check or os.environ.get("BITNET_CHECK_CACHE", "0") not in ("", "0")
     if folder:
         work = _Repacking(tensors, checkpoint, Path(folder), rows, n_threads)
         try:
             file = work.open_or_build(check)
-            repacked = {name: _repacked(file, name, t) for name, t in tensors.items()}
+            repacked = {name: from_file(file, name, t, has_groups) for name, t in tensors.items()}
             return Loaded(repacked, file, _screen(file, rows) if rows else None, work.damage)
         except OSError as error:
             log.warning("no repacked file, repacked weights go to memory: %s", error)
             damage = work.damage
-    return Loaded({name: _in_memory(t, pool) for name, t in tensors.items()}, None, None, damage)
-
-
-def _repacked(file: gguf.GGUFFile, name: str, tensor: TernaryTensor) -> Repacked:
-    """A tensor of the file, where scales are float32 (1,) or (n_rows,)."""
-    data = file.tensors[name].data
-    n = len(data) - I2_S_TAIL
-    codes, scales = data[:n].reshape(tensor.n_rows, -1), data[n : n + 4].view("<f4")
-    if tensor.scales_may_differ:
-        scales = file.tensors[name + ROW_SCALES].data.view("<f4")
-        if (scales == scales[0]).all():
-            scales = scales[:1]
-    return codes, scales.reshape(-1, 1)
+    made = {name: in_memory(t, pool, has_groups) for name, t in tensors.items()}
+    return Loaded(made, None, None, damage)
 
 
 def _screen(file: gguf.GGUFFile, rows: EmbeddingRows) -> Screen:
@@ -117,32 +108,32 @@ def _screen(file: gguf.GGUFFile, rows: EmbeddingRows) -> Screen:
     return codes.view(np.int8).reshape(shape), bounds.view("<f4").reshape(-1, 3)
 
 
-def _in_memory(tensor: TernaryTensor, pool: Pool | None) -> Repacked:
-    shape = tensor.n_rows, padded(tensor.n_cols) // 4
-    codes = np.empty(shape, np.uint8) if pool is None else pool.array(shape, np.uint8, "weights")
-    scales, chunks = tensor.read()
-    at = 0
-    for chunk in chunks:
-        codes[at : at + len(chunk)] = pack_i2_s(chunk)
-        at += len(chunk)
-    return codes, scales
-
-
 # the file -----------------------------------------------------------------------------------------
 
 
 def find(checkpoint: Checkpoint, folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """The path of a checkpoint's repacked file in a cache folder; None if missing or stale."""
+    """The path of a checkpoint's repacked file in a cache folder; None if missing or stale.
+
+    If there is one it also tells, without reading weights, whether the checkpoint has group scales
+    and which embeddings of floats are ternary.
+    """
     place = cache_folder() if folder is None else Path(folder)
     if place is None:
         return None
     path = _path(checkpoint, place)
     try:
         check_trusted(place)
-        is_its = gguf.GGUFFile(path).metadata.get("sidecar.key") == _fingerprint(checkpoint)
+        file, facts = gguf.GGUFFile(path), _facts(checkpoint)
     except (FormatError, OSError):
         return None
-    return path if is_its else None
+    for groups in (True, False) if checkpoint.groups is None else (checkpoint.groups,):
+        if file.metadata.get("sidecar.key") == _key(facts, groups):
+            checkpoint.groups = groups
+            for name in checkpoint.float_tables():
+                if name not in file.tensors:
+                    checkpoint.keep_floats(name)
+            return path
+    return None
 
 
 class _Repacking:
@@ -168,7 +159,7 @@ class _Repacking:
         """The file, mapped; built first if missing, stale or damaged. OSError if it cannot be."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_trusted(self.folder)
-        self.key = _fingerprint(self.checkpoint)
+        self.key = _key(_facts(self.checkpoint), self.checkpoint.has_group_scales)
         if file := self._opened(check):
             return file
         with locked(self.path) as is_held:
@@ -221,12 +212,14 @@ class _Repacking:
 
     def _table(self) -> list[tuple[str, tuple[int, ...], str]]:
         """(name, shape, type) of every tensor of the file."""
-        table = list(_table(self.tensors, self.rows))
-        return [*table, (CHECKSUMS, (4 * len(table),), "I8")]
+        entries = list(table(self.tensors, self.checkpoint.has_group_scales))
+        if self.rows:
+            entries += lm_head_screen.table((self.rows.n_rows, self.rows.n_cols))
+        return [*entries, (CHECKSUMS, (4 * len(entries),), "I8")]
 
     def _build(self) -> None:
-        table, path = self._table(), self.path
-        n_bytes = sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name in table)
+        entries, path = self._table(), self.path
+        n_bytes = sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name in entries)
         check_free_space(path.parent, n_bytes)
         log.info("writing %s of repacked weights, once: %s", format_bytes(n_bytes), path)
         metadata = {
@@ -235,13 +228,13 @@ class _Repacking:
             "sidecar.source": os.fsencode(_identity(self.checkpoint.path)).decode(errors="replace"),
             "sidecar.key": self.key,
         }
-        data = _tensor_data(self.tensors)
+        data = tensor_data(self.tensors, self.checkpoint.has_group_scales)
         if self.rows:
             data += _screen_data(self.rows, self.n_threads)
         sums = np.zeros(len(data), "<u4")
         data = [(*entry, _summed(part, sums, i)) for i, (*entry, part) in enumerate(data)]
         _remove_odd(path)
-        gguf.write(path, metadata, [*data, (*table[-1], sums)], READABLE)
+        gguf.write(path, metadata, [*data, (*entries[-1], sums)], READABLE)
 
 
 def _path(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -256,7 +249,7 @@ def _identity(path: Path) -> Path:
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
-def _fingerprint(checkpoint: Checkpoint) -> str:
+def _facts(checkpoint: Checkpoint) -> list[Any]:
     """Changes with size, time, inode or content of any file, the layout, and CONTENT_VERSION.
 
     Of tensors the content are name, type, shape and pieces, of other files all of it.
@@ -269,7 +262,13 @@ def _fingerprint(checkpoint: Checkpoint) -> str:
     for path in set(checkpoint.changed_by) - {file.path for file in checkpoint.files}:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         facts.append((path.name, FileFacts.of(os.stat(path)), content))
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return facts
+
+
+def _key(facts: list[Any], has_group_scales: bool) -> str:
+    """Of the repacked file of a checkpoint with these facts."""
+    kind = ["group scales"] if has_group_scales else []
+    return hashlib.sha256(json.dumps(facts + kind).encode()).hexdigest()
 
 
 def _is_noted(file: gguf.GGUFFile) -> bool:
@@ -323,54 +322,11 @@ def _summed(data: Bytes | Iterable[Bytes], sums: np.ndarray, index: int) -> Iter
     sums[index] = crc
 
 
-def _table(
-    tensors: Mapping[str, TernaryTensor], rows: EmbeddingRows | None
-) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """(name, shape, type) of every tensor of the file: rows are padded to whole blocks."""
-    for name, t in tensors.items():
-        yield name, (t.n_rows, padded(t.n_cols)), "I2_S"
-        if t.scales_may_differ:
-            yield name + ROW_SCALES, (t.n_rows,), "F32"
-    if rows:
-        yield from lm_head_screen.table((rows.n_rows, rows.n_cols))
-
-
-def repacked_bytes(tensor: TernaryTensor) -> int:
-    """Bytes of a tensor in the file, its scales included."""
-    table = _table({tensor.name: tensor}, None)
-    return sum(gguf.n_bytes_of(type_name, shape) for _, shape, type_name in table)
-
-
-def _tensor_data(tensors: Mapping[str, TernaryTensor]) -> list[tuple[Any, ...]]:
-    """What gguf.write takes: of a tensor whose scales may differ by row they follow it."""
-    entries: list[tuple[Any, ...]] = []
-    for name, t in tensors.items():
-        scales = np.ones(t.n_rows, np.float32) if t.scales_may_differ else None
-        entries.append((name, (t.n_rows, padded(t.n_cols)), "I2_S", i2_s_chunks(t, scales)))
-        if scales is not None:
-            entries.append((name + ROW_SCALES, (t.n_rows,), "F32", scales))
-    return entries
-
-
 def _screen_data(rows: EmbeddingRows, n_threads: int) -> list[tuple[Any, ...]]:
     bounds = np.empty((rows.n_rows, 3), np.float32)
     data = lm_head_screen.derive(rows, bounds, n_threads), bounds
     shape = rows.n_rows, rows.n_cols
     return [(*entry, part) for entry, part in zip(lm_head_screen.table(shape), data, strict=True)]
-
-
-def i2_s_chunks(
-    tensor: TernaryTensor, row_scales: np.ndarray | None = None
-) -> Iterator[np.ndarray | bytes]:
-    """The bytes of one I2_S tensor for gguf.write: its rows, then the scale and 28 unused bytes.
-
-    row_scales: float32 (n_rows,), filled in, if the scales may differ; the tensor's is 1 then.
-    """
-    scales, chunks = tensor.read()
-    yield from map(pack_i2_s, chunks)
-    if row_scales is not None:
-        row_scales[:] = scales[:, 0]
-    yield (scales if row_scales is None else np.float32(1)).tobytes() + bytes(I2_S_TAIL - 4)
 
 
 @contextlib.contextmanager

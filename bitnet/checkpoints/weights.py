@@ -12,16 +12,19 @@ from typing import Literal, Self
 import numpy as np
 
 from ..errors import FormatError
+from ..formats import group_scales
+from ..formats.group_scales import GroupedMatrix
 from ..formats.mapped_file import check_map, release_pages
 from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
-from ..models import lm_head_screen
 from ..runtime import mmap
 from ..runtime.pool import Pool
 from ..text.vocabulary import TokenizerSource
 from . import repack_cache
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint, EmbeddingRows, TernaryTensor
 from .open_checkpoint import open_checkpoint
+
+SAMPLE_ROWS = 64  # rows of a matrix in a fingerprint, as of pieces.py
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Ternary:
 class Weights:
     """The tensors of one model, mapped. Made by open().
 
+    A ternary tensor is a Ternary or, in a model whose groups of columns have scales of their own
+    (has_group_scales), a GroupedMatrix, which rows() may give too.
+
     path: of the file or folder. config: ModelConfig. checkpoint: what it comes from.
     screen: of the head, see lm_head_screen.py: (codes int8 (n_rows, n_cols), float32 bounds), or
         None. repacked: the path of the repacked file, or None. damage: of one that was there and
@@ -55,7 +61,7 @@ class Weights:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        ternary: dict[str, Ternary],
+        ternary: dict[str, Ternary | GroupedMatrix],
         loaded: repack_cache.Loaded | None = None,
     ) -> None:
         self.path, self.config, self.checkpoint = checkpoint.path, checkpoint.config, checkpoint
@@ -69,13 +75,19 @@ class Weights:
     def tokenizer_source(self) -> TokenizerSource:
         return self.checkpoint.tokenizer_source
 
-    def ternary(self, name: str) -> Ternary:
+    @property
+    def has_group_scales(self) -> bool:
+        """Whether every linear layer is a GroupedMatrix, else every one a Ternary."""
+        return self.checkpoint.has_group_scales
+
+    def ternary(self, name: str) -> Ternary | GroupedMatrix:
         """The linear layer of this name. Its arrays keep their file mapped, also after close()."""
         return self._ternary[name]
 
-    def rows(self, name: str) -> EmbeddingRows:
+    def rows(self, name: str) -> EmbeddingRows | GroupedMatrix:
         """embed_tokens or lm_head, which is the embedding where they are tied."""
-        return self.checkpoint.rows(name)
+        table = self._ternary.get(self.checkpoint.table(name))
+        return table if isinstance(table, GroupedMatrix) else self.checkpoint.rows(name)
 
     def vector(self, name: str) -> np.ndarray:
         """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
@@ -87,12 +99,16 @@ class Weights:
 
     def fingerprint(self) -> str:
         """A hash of the configuration and of pieces of every tensor: the same for the same model,
-        however its files are called and whatever layout its linear layers have."""
+        however its files are called and whatever layout its ternary tensors have."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
             with PieceReader(self._files) as pieces:
                 for name, t in sorted(self._ternary.items()):
                     shape = t.n_rows, t.n_cols
+                    if isinstance(t, GroupedMatrix):
+                        digest.update(f"{name} {shape} groups".encode())
+                        digest.update(group_scales.canonical(_sample(t, pieces)))
+                        continue
                     digest.update(f"{name} {shape} {pieces.crc(t.codes)}".encode())
                     digest.update(t.scales.tobytes())
                 for name, tensor in sorted(self.checkpoint.floats.items()):
@@ -108,6 +124,20 @@ class Weights:
             repack_cache.distrust(path)
             limit += "; a repacked file, which the next load makes again"
         return FormatError(path, f"{name} row {row}", "code 3", limit)
+
+    def illegal_row(self, matrix: GroupedMatrix, row: int) -> FormatError:
+        """The error for a row of one of its matrices whose codes, scales or biases are illegal."""
+        try:
+            group_scales.check(matrix, slice(row, row + 1))
+            found, limit = f"row {row}: illegal when a kernel read it", "a file nobody writes to"
+        except ValueError as error:
+            found, _, limit = str(error).partition(", limit: ")
+        if matrix.type == "Q2_0_G64":
+            limit += "; the PQ2_0 file of a Bonsai repository has no others"
+        if matrix.path == self.repacked:
+            repack_cache.distrust(matrix.path)
+            limit += "; a repacked file, which the next load makes again"
+        return FormatError(matrix.path, matrix.name, found, limit)
 
     def check_maps(self) -> None:
         """FormatError if one of the files has shrunk: then zeros were read of it."""
@@ -126,7 +156,10 @@ class Weights:
             return copy
 
         for name, t in self._ternary.items():
-            self._ternary[name] = replace(t, codes=copied(t.codes))
+            if isinstance(t, GroupedMatrix):
+                self._ternary[name] = t.with_arrays(copied)
+            else:
+                self._ternary[name] = replace(t, codes=copied(t.codes))
         if self.screen:
             codes, bounds = (copied(part.view(np.uint8)) for part in self.screen)
             self.screen = codes.view(np.int8), bounds.view(np.float32)
@@ -186,23 +219,39 @@ def of_checkpoint(
     NumPy's. n_threads: to make the screen of a head with. check_cache: read all of a repacked file
     and compare its checksums, also where it has not changed since that was done.
     """
-    ternary, to_repack = {}, {}
+    if checkpoint.is_undecided():
+        found = None if cache is False else repack_cache.find(checkpoint, cache)
+        if found is None:
+            checkpoint.settle_tables()
+    ternary: dict[str, Ternary | GroupedMatrix] = {}
+    to_repack = {}
     for name, t in checkpoint.ternary.items():
-        if t.in_place is None:
+        if checkpoint.has_group_scales:
+            in_place: Ternary | GroupedMatrix | None = t.grouped
+        else:
+            in_place = None if t.in_place is None else _bound(t, t.in_place, t.scales())
+        if in_place is None:
             to_repack[name] = t
         else:
-            ternary[name] = _bound(t, t.in_place, t.scales())
-    rows, loaded = checkpoint.rows("lm_head"), None
-    is_screened = lm_head_screen.is_worth_it(rows.type, (rows.n_rows, rows.n_cols))
-    if to_repack or is_screened:
-        head = rows if is_screened else None
+            ternary[name] = in_place
+    head, loaded = checkpoint.screened_head(), None
+    if to_repack or head:
         loaded = repack_cache.load_or_repack(
             to_repack, checkpoint, cache, pool, head, n_threads, check_cache
         )
-        for name, (codes, scales) in loaded.tensors.items():
+        for name, made in loaded.tensors.items():
             path = loaded.file.path if loaded.file else None
-            ternary[name] = _bound(to_repack[name], codes, scales, path)
+            if isinstance(made, GroupedMatrix):
+                ternary[name] = made
+            else:
+                ternary[name] = _bound(to_repack[name], *made, path)
     return Weights(checkpoint, ternary, loaded)
+
+
+def _sample(matrix: GroupedMatrix, pieces: PieceReader) -> GroupedMatrix:
+    """Some rows of a matrix, read without reading ahead."""
+    rows = np.unique(np.linspace(0, matrix.n_rows - 1, SAMPLE_ROWS).astype(int))
+    return matrix.with_arrays(lambda data: pieces.rows(data, rows))
 
 
 def _bound(

@@ -12,6 +12,7 @@ from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.memory_plan import Need, Planner, Settings, state_bytes, table
 from ..checkpoints.model_files import model_at
 from ..checkpoints.open_checkpoint import open_checkpoint
+from ..checkpoints.repacked_tensors import repacked_bytes
 from ..errors import FormatError
 from ..formats.gguf import GGUFFile, n_bytes_of
 from ..formats.gguf_parts import open_gguf
@@ -75,6 +76,8 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     that cannot be used, ValueError for a context beyond the model's, OSError.
     """
     checkpoint = open_checkpoint(path, layout=layout)
+    if checkpoint.is_undecided():
+        repack_cache.find(checkpoint)
     config = checkpoint.config
     context = context_of(config, context)
     tensors, repacked = _tensors(checkpoint), _repacked(checkpoint)
@@ -88,6 +91,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
         "files": [_file(file) for file in checkpoint.files],
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
+        "group_scales": checkpoint.has_group_scales,
         "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
         "file_bits": 8 * sum(len(file.data) for file in checkpoint.files) / n_all,
         "kv_bytes_per_token": {dtype: state_bytes(config, PAGE, dtype) // PAGE for dtype in DTYPES},
@@ -155,20 +159,22 @@ def _tensors(checkpoint):
     """Every tensor of the files in their order there, those of no use included."""
     entries, known = [], {}
     for t in checkpoint.ternary.values():
-        use = "in place" if t.in_place is not None else "repacked once"
-        known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True
+        use = "in place" if checkpoint.is_in_place(t) else "repacked once"
+        group = t.quantization.weight_group if checkpoint.has_group_scales else None
+        known[t.tensor.name] = t.stored_as, use, t.n_rows * t.n_cols, True, group
     for t in checkpoint.floats.values():
         use = "in place" if len(t.shape) == 2 else "copied"
         known[t.name] = t.type, use, math.prod(t.shape), False
     for file in checkpoint.files:
         for t in sorted(file.tensors.values(), key=lambda t: t.data.ctypes.data):
-            is_scale = t.name.endswith(("_scale", ".scale"))
+            is_scale = t.name.endswith(("_scale", ".scale", ".scales", ".biases"))
             use = "scale" if is_scale else "not used"
             entries.append(_entry(t, [file], *known.get(t.name, (t.type, use, 0, False))))
     return entries
 
 
-def _entry(tensor, files, stored_as, use, n_weights, is_ternary):
+def _entry(tensor, files, stored_as, use, n_weights, is_ternary, group=None):
+    """group: columns that have one scale, None: not of groups, or the whole row."""
     file = next(file for file in files if file.path == tensor.path)
     return {
         "name": tensor.name,
@@ -177,6 +183,7 @@ def _entry(tensor, files, stored_as, use, n_weights, is_ternary):
         "shape": list(tensor.shape),
         "weights": n_weights,
         "ternary": is_ternary,
+        "group": group,
         "use": use,
         "file": str(tensor.path),
         "bytes": tensor.data.nbytes,
@@ -212,13 +219,13 @@ def _has_text(template):
 def _repacked(checkpoint):
     """What a load makes of the files: tensors that the kernels cannot read in place, and in a file
     the screen of the head. Bytes, and whether it is there."""
-    repacked = {name: t for name, t in checkpoint.ternary.items() if t.in_place is None}
-    n_bytes = sum(map(repack_cache.repacked_bytes, repacked.values()))
+    repacked = [t for t in checkpoint.ternary.values() if not checkpoint.is_in_place(t)]
+    has_groups = checkpoint.has_group_scales
+    n_bytes = sum(repacked_bytes(t, has_groups) for t in repacked)
     place = "sidecar" if repack_cache.has_folder() else None
-    rows, n_screen = checkpoint.rows("lm_head"), 0
-    shape = rows.n_rows, rows.n_cols
-    if place and lm_head_screen.is_worth_it(rows.type, shape):
-        table = lm_head_screen.table(shape)
+    head, n_screen = checkpoint.screened_head(), 0
+    if place and head:
+        table = lm_head_screen.table((head.n_rows, head.n_cols))
         n_screen = sum(n_bytes_of(type_name, shape) for _, shape, type_name in table)
     path = repack_cache.find(checkpoint) if (repacked or n_screen) and place else None
     return {
@@ -336,6 +343,10 @@ def _weight_rows(facts):
             "the whole file"
         ),
     )
+    if facts["group_scales"]:
+        groups = sorted({t["group"] for t in facts["tensors"] if t["group"]})
+        shown = " or ".join(str(group) for group in groups) or "all"
+        yield "weights", f"one scale for {shown} columns of a row"
     repacked = facts["derived"]
     if not repacked["bytes"]:
         yield "repacked file", "not needed: every ternary tensor is used in place"

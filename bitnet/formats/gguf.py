@@ -29,6 +29,7 @@ MAX_KEYS = 4096  # keys of metadata; files in the wild have 20 to 60
 MAX_TENSORS = 1 << 16
 # what to do with a file that has a type which is not read
 INSTEAD = "convert the original Hugging Face folder with `bitnet convert`"
+OTHER_Q2_0 = "take the repository's PQ2_0 or Q2_0_g64 file, which says what it is"
 MAX_DIMS = 4  # as ggml has it
 ALIGNMENTS = tuple(1 << bit for bit in range(3, 17))  # bytes that general.alignment may be
 
@@ -115,7 +116,8 @@ class GGUFFile:
             raise self._error("general.alignment", alignment, "a power of two from 8 to 65536")
         start, size = _round_up(table_end, alignment), len(self.data)
         tensors, spans = {}, []
-        for name, (type_name, shape, length, offset) in _grouped(table, size - start).items():
+        grouped = _grouped(table, size - start, alignment, self._error)
+        for name, (type_name, shape, length, offset) in grouped.items():
             begin, end = start + offset, start + offset + length
             if offset % alignment:
                 raise self._error(f"{name} offset", offset, f"a multiple of {alignment}")
@@ -130,24 +132,66 @@ class GGUFFile:
         return tensors
 
 
-def _grouped(table: Table, n_data: int) -> Table:
-    """The table, with groups of 128 in every tensor of type 42 if groups of 64 do not fit.
+def _grouped(table: Table, n_data: int, alignment: int, error: partial[FormatError]) -> Table:
+    """The table, with groups of 128 in every tensor of type 42 if its offsets say so.
 
     llama.cpp has groups of 64; the fork that Q2_0 came from wrote groups of 128 under the same
-    number. Those take 6 % less room, so where both fit, in a file with gaps, it is llama.cpp's.
+    number. Those take 6 % less room: groups of 64 are meant where all fit, of 128 where the offsets
+    are exactly those of a writer of these. FormatError where neither is so.
     """
     q2_0 = {name: entry for name, entry in table.items() if entry[0] == "Q2_0_G64"}
     if not q2_0:
         return table
-    offsets = sorted(offset for *_, offset in table.values())
+    offsets = sorted({offset for *_, offset in table.values()})
     end_of = dict(zip(offsets, [*offsets[1:], n_data], strict=True))
-    fits = all(offset + length <= end_of[offset] for _, _, length, offset in q2_0.values())
-    if fits or any(shape[-1] % 128 for _, shape, _, _ in q2_0.values()):
-        return table
+    rooms = {name: end_of[offset] - offset for name, (*_, offset) in q2_0.items()}
+    of_128 = {
+        name: n_bytes_of("Q2_0_G128", shape)
+        for name, (_, shape, _, _) in q2_0.items()
+        if shape[-1] % 128 == 0
+    }
+    # Nothing but the file's end says where its last tensor ends, and it may be cut there.
+    last = next((name for name in q2_0 if q2_0[name][3] == offsets[-1]), None)
+    told = [name for name in q2_0 if name != last]
+    exact = {name for name, n in of_128.items() if _round_up(n, alignment) == rooms[name]}
+    too_large = [name for name in told if q2_0[name][2] > rooms[name]]
+    may_be_128 = len(of_128) == len(q2_0) and exact.issuperset(told)
+    if not too_large:
+        if not may_be_128 or last is None:
+            return table
+        if q2_0[last][2] <= rooms[last] or of_128[last] > rooms[last]:
+            return table
+    elif not may_be_128:
+        if any(q2_0[name][3] + of_128.get(name, q2_0[name][2]) > n_data for name in too_large):
+            return table  # it is cut, which is told from the ends
+        raise _neither(q2_0, rooms, of_128, exact, too_large, error)
     return table | {
-        name: ("Q2_0_G128", shape, n_bytes_of("Q2_0_G128", shape), offset)
+        name: ("Q2_0_G128", shape, of_128[name], offset)
         for name, (_, shape, _, offset) in q2_0.items()
     }
+
+
+def _neither(
+    q2_0: Table,
+    rooms: dict[str, int],
+    of_128: dict[str, int],
+    exact: set[str],
+    too_large: list[str],
+    error: partial[FormatError],
+) -> FormatError:
+    """The error for tensors of type 42 that are not all of one kind.
+
+    too_large: those whose groups cannot be of 64, exact: that have the room of groups of 128.
+    """
+    odd = next((name for name in too_large if name not in exact), None)
+    if odd is None:
+        other = next(name for name in q2_0 if name not in exact)
+        found = f"groups of 64, and {too_large[0]} groups of 128"
+        return error(f"{other} type 42", found, f"one kind in a file; {OTHER_Q2_0}")
+    limit = f"{q2_0[odd][2]} for groups of 64"
+    if odd in of_128:
+        limit += f", exactly {of_128[odd]} for groups of 128; {OTHER_Q2_0}"
+    return error(f"{odd} room", f"{rooms[odd]} bytes", limit)
 
 
 def _round_up(n: int, alignment: int) -> int:

@@ -7,7 +7,7 @@ Two that differ in a few rows alone may be taken for one.
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -54,17 +54,28 @@ class PieceReader:
     def crc(self, data: np.ndarray) -> int:
         """Of the pieces of a C-contiguous array, of all of it if it is no larger than they are."""
         raw = data.reshape(-1).view(np.uint8)
+        crc = 0
+        for part in self._read(raw, _places(len(raw))):
+            crc = zlib.crc32(part, crc)
+        return crc
+
+    def rows(self, data: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """A copy of the rows of these numbers of a C-contiguous uint8 (n_rows, n_bytes)."""
+        n_bytes = data.shape[1]
+        places = [(int(row) * n_bytes, n_bytes) for row in numbers]
+        read = b"".join(map(bytes, self._read(data.reshape(-1), places)))
+        if len(read) < len(places) * n_bytes:  # of a file that has shrunk: as its map has it
+            read = read.ljust(len(places) * n_bytes, b"\0")
+        return np.frombuffer(read, np.uint8).reshape(-1, n_bytes)
+
+    def _read(self, raw: np.ndarray, places: list[tuple[int, int]]) -> Iterator[bytes | np.ndarray]:
+        """Yield what is at each (offset, bytes) of an array."""
         for file, number in self._files:
             offset = raw.ctypes.data - file.ctypes.data
             if number is not None and 0 <= offset < len(file):
-                parts = (os.pread(number, n, offset + at) for at, n in _places(len(raw)))
-                break
-        else:
-            parts = (raw[at : at + n] for at, n in _places(len(raw)))
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
-        return crc
+                yield from (os.pread(number, n, offset + at) for at, n in places)
+                return
+        yield from (raw[at : at + n] for at, n in places)
 
     def __enter__(self) -> Self:
         return self

@@ -133,7 +133,8 @@ def _i2_s_4row(data: np.ndarray) -> np.ndarray:
     return _fields(data, data.shape[-1], _HIGH_FIRST)
 
 
-def _q2_0(data: np.ndarray) -> np.ndarray:
+def codes_in_sequence(data: np.ndarray) -> np.ndarray:
+    """Bytes of four neighbouring codes, the first in the lowest bits -> uint8 (*shape, 4)."""
     return np.take(_IN_SEQUENCE, data, axis=0)
 
 
@@ -221,9 +222,9 @@ LAYOUTS = {
     "I2_S_4ROW": Layout(4, 1, _i2_s_4row, "<f4", "stream", rows=4),
     "TQ1_0": _of_type("TQ1_0", partial(_base_3, n_codes=256, parts=_TQ1_0), "<f2", "last"),
     "TQ2_0": _of_type("TQ2_0", _LOW_32, "<f2", "last"),
-    "Q2_0_G64": _of_type("Q2_0_G64", _q2_0, "<f2", "first"),
-    "Q2_0_G128": _of_type("Q2_0_G128", _q2_0, "<f2", "first"),
-    "PQ2_0": _of_type("PQ2_0", _q2_0, "<f2", "first"),
+    "Q2_0_G64": _of_type("Q2_0_G64", codes_in_sequence, "<f2", "first"),
+    "Q2_0_G128": _of_type("Q2_0_G128", codes_in_sequence, "<f2", "first"),
+    "PQ2_0": _of_type("PQ2_0", codes_in_sequence, "<f2", "first"),
     "PTQ1_0": _of_type("PTQ1_0", partial(_base_3, n_codes=128, parts=_PTQ1_0), "<f2", "last"),
     "IQ1_BN": _of_type("IQ1_BN", _iq1_bn, "<f2", "row"),
     "IQ2_BN": _of_type("IQ2_BN", _LOW_16, "<f4", "row"),
@@ -274,6 +275,50 @@ def unpack(
             yield _legal(layout.decode(packed[at : at + step]).reshape(-1, n_cols))
 
     return _merge_equal(scales, chunks), chunks()
+
+
+def unpack_groups(
+    type_name: str, data: np.ndarray, n_rows: int, n_cols: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same of a model whose scales are of groups: yields (scales float32 (some, n_groups),
+    codes uint8 (some, n_cols)) of some rows, each with the scale that is stored.
+
+    A scale of 0 is legal, and makes its weights 0. ValueError for one that is negative, infinite or
+    NaN, and for illegal codes.
+    """
+    layout = LAYOUTS[type_name]
+    scales, packed = _split(layout, data, n_rows, n_cols)
+    is_bad = ~((scales >= 0) & (scales < np.inf))  # NaN is neither
+    if is_bad.any():
+        row, group = np.argwhere(is_bad)[0]
+        shown = f"scale {scales[row, group]} of group {group} in row {row}"
+        raise ValueError(f"{shown}, limit: finite, and at least 0")
+    per_step = max(1, STEP_WEIGHTS * len(packed) // (n_rows * n_cols))
+    together = n_rows // len(packed)
+    for at in range(0, len(packed), per_step):
+        codes = layout.decode(packed[at : at + per_step]).reshape(-1, n_cols)
+        if codes.max() > 2:
+            row = at * together + int((codes > 2).any(axis=1).argmax())
+            raise ValueError(f"row {row}: code 3, or a byte that no encoder writes")
+        yield scales[at * together :][: len(codes)], codes
+
+
+def groups_differ(type_name: str, data: np.ndarray, n_rows: int, n_cols: int) -> bool:
+    """Whether groups of one row that have weights other than 0 have different scales."""
+    layout = LAYOUTS[type_name]
+    if layout.where not in ("first", "last"):
+        return False
+    scales, packed = _split(layout, data, n_rows, n_cols)
+    rows = np.flatnonzero((scales != scales[:, :1]).any(axis=1))
+    step = max(1, STEP_WEIGHTS // n_cols)
+    for at in range(0, len(rows), step):
+        some = rows[at : at + step]
+        in_use = _any_weight(layout.decode(packed[some]).reshape(-1, n_cols), scales.shape[1])
+        low = scales[some].min(axis=1, where=in_use, initial=np.inf)
+        high = scales[some].max(axis=1, where=in_use, initial=-np.inf)
+        if (low < high).any():
+            return True
+    return False
 
 
 def _split(

@@ -88,6 +88,8 @@ class Architecture:
     interleaved_in_gguf: q and k rows are permuted for RoPE over pairs (2j, 2j + 1).
     from_gguf: as from_hf.
 
+    may_have_group_scales: whether there are models of it whose groups of columns have scales of
+        their own, and whose activations were not rounded in training.
     exported_as: the Architecture of a converted model, None: the same.
     state_parts: what its layers remember of a sequence, see sequence_state.attention_parts.
     """
@@ -113,6 +115,7 @@ class Architecture:
     ambiguous: tuple[str, ...] = ()
     interleaved_in_gguf: bool = False
     from_gguf: Callable[[Any], dict[str, Any]] = _no_fields
+    may_have_group_scales: bool = False
     exported_as: "Architecture | None" = None
     state_parts: Callable[..., Any] = attention_parts
 

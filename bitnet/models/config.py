@@ -374,9 +374,12 @@ def hf_architecture(config, path):
 
 def hf_linears(config, path):
     """How an HF folder of a known family stores its linear layers: packed, with a scale that is to
-    "multiply" or "divide"; or as "masters", floats to quantise, or as "floats", which must prove to
-    be ternary."""
+    "multiply" or "divide"; as "mlx"; or as "masters", floats to quantise, or as "floats", which
+    must prove to be ternary."""
     model, arch = _Fields(config, path), hf_architecture(config, path)
+    if config.get("quantization") is not None:
+        mlx_group_size(config, path)
+        return "mlx"
     values = config.get("quantization_config")
     if values is None and arch.float_linears:
         return arch.float_linears
@@ -396,3 +399,28 @@ def hf_linears(config, path):
         fields.choice("linear_class", ("autobitlinear",))
         return "masters"
     return "multiply" if linear_class == "autobitlinear" else "divide"
+
+
+def mlx_group_size(config, path):
+    """The columns of a group in a folder that MLX wrote, its "quantization" checked."""
+    model, values = _Fields(config, path), config["quantization"]
+    if not isinstance(values, dict):
+        raise model.error("quantization", values, "an object {group_size, bits}")
+    arch = hf_architecture(config, path)
+    if not (arch.may_have_group_scales or rounds_by_group(arch)):
+        raise model.error("quantization", values, f"none: {arch.name} has one scale for a tensor")
+    fields = _Fields(values, path, "quantization.")
+    for name, options in (("bits", (2,)), ("group_size", (64, 128)), ("mode", ("affine",))):
+        value = values.get(name, "affine" if name == "mode" else None)
+        if type(value) is not type(options[0]) or value not in options:
+            raise fields.error(name, value, f"one of {', '.join(map(str, options))}")
+    others = values.keys() - {"bits", "group_size", "mode"}
+    if others:
+        limit = "nothing but group_size, bits and mode: one kind for all layers"
+        raise fields.error(sorted(others)[0], values[sorted(others)[0]], limit)
+    return values["group_size"]
+
+
+def rounds_by_group(arch):
+    """Whether every model of an Architecture has group scales, whatever its files hold."""
+    return getattr(arch, "rounds_by_group", False)

@@ -96,6 +96,7 @@ LLAMA = Architecture(
     linear_class="bitlinear",
     gguf_architectures=("llama",),
     interleaved_in_gguf=True,
+    may_have_group_scales=True,
 )
 
 # The shape of bitnet-b1.58-2B-4T, by which a file of arch "bitnet" that names no activation is

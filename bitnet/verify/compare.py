@@ -10,7 +10,7 @@ from ..models.rope import row_order
 from ..models.rope_scaling import RopeScaling
 from .result import FAILED, OK, WARNING, Check, reason, some
 from .running import Run
-from .tensors import row_steps
+from .tensors import row_steps, tensor_of, weights_of
 from .text import MESSAGE, REPLY, SAMPLES
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -83,8 +83,9 @@ def _windows(config):
 def check_ternary(a, b, progress):
     """Checks "= codes" and "= scales" of two Checkpoints of one shape."""
     n_different, different, ratios, nonzero, bad = 0, [], {}, {}, []
-    for i, name in enumerate(a.ternary, 1):
-        progress(f"comparing {name} ({i} of {len(a.ternary)})")
+    names = [name for name in a.ternary if name in b.ternary]  # a table may be floats in one
+    for i, name in enumerate(names, 1):
+        progress(f"comparing {name} ({i} of {len(names)})")
         try:
             n, nonzero[name], ratios[name] = _compare(a, b, name)
         except FormatError as error:
@@ -103,26 +104,44 @@ def check_ternary(a, b, progress):
 
 def _compare(a, b, name):
     """(weights that differ, share of a's that are not 0, the ratio of the scales that is worst)."""
-    scales, codes = zip(*(_read(checkpoint, name) for checkpoint in (a, b)), strict=True)
+    (ours_scales, ours_codes), (theirs_scales, theirs_codes) = (_read(c, name) for c in (a, b))
     n_different = n_zeros = 0
-    for ours, theirs in in_step(*codes):
+    for ours, theirs in in_step(ours_codes, theirs_codes):
         n_different += np.count_nonzero(ours != theirs)
         n_zeros += np.count_nonzero(ours == 1)
-    ratio = scales[0].astype(np.float64) / scales[1]
     t = a.ternary[name]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = ours_scales.astype(np.float64) / theirs_scales
+    ratio[(ours_scales == 0) | (theirs_scales == 0)] = 1  # their codes tell them apart
     worst = ratio.flat[np.abs(np.log(ratio)).argmax()]
     return int(n_different), 1 - n_zeros / (t.n_rows * t.n_cols), float(worst)
 
 
 def _read(checkpoint, name):
-    """(scales, chunks of codes) with rows in the order of Hugging Face files."""
-    t = checkpoint.ternary[name]
-    scales, chunks = t.read()
+    """(scales, chunks of codes) with rows in the order of Hugging Face files.
+
+    scales: float32 (n_rows, n_groups), complete when the last chunk was taken: of groups of 64
+    columns, 0 for one without weights; or (n_rows, 1) where rows have one.
+    """
+    t, by_group = checkpoint.ternary[name], checkpoint.has_group_scales
+    scales = np.zeros((t.n_rows, t.n_cols // 64 if by_group else 1), np.float32)
+
+    def chunks():
+        row = 0
+        for stored, codes in checkpoint.steps(name):
+            codes = weights_of(stored, codes)
+            rows = scales[row : row + len(codes)]
+            rows[:] = np.repeat(stored, scales.shape[1] // stored.shape[1], axis=1)
+            if by_group:
+                rows[(codes == 1).reshape(*rows.shape, 64).all(axis=2)] = 0
+            row += len(codes)
+            yield codes
+
     order = _hf_order(checkpoint.config, name, t.n_rows)
     if order is None:
-        return scales, chunks
-    codes = join_codes(chunks, t.n_rows, t.n_cols)[order]
-    return scales[order] if len(scales) > 1 else scales, [codes]
+        return scales, chunks()
+    codes = join_codes(chunks(), t.n_rows, t.n_cols)[order]
+    return scales[order], [codes]
 
 
 def _read_codes(checkpoint, name):
@@ -153,7 +172,8 @@ def in_step(first, second):
 def _check_codes(a, b, different, n_different):
     figures = {"different": n_different, "tensors": len(different)}
     if not different:
-        return Check("= codes", OK, f"{len(a.ternary)} tensors, equal weight for weight", figures)
+        n = sum(name in b.ternary for name in a.ternary)
+        return Check("= codes", OK, f"{n} tensors, equal weight for weight", figures)
     different.sort(reverse=True)
     share, name, _ = different[0]
     detail = f"{n_different:,} weights of {len(different)} tensors differ: "
@@ -208,6 +228,8 @@ def _check_scales(ratios, nonzero, a, b):
 
 
 def _why(ratio, nonzero, name, a, b):
+    if a.has_group_scales or b.has_group_scales:
+        return ""
     theirs = float(b.ternary[name].scales()[0, 0])
     for value, which in ((ratio, "the file's"), (1 / ratio, "SRC's")):
         if abs(value / nonzero - 1) < REQUANTIZED:
@@ -239,9 +261,7 @@ def check_floats(a, b, progress):
     tied = a.config.tie_word_embeddings and b.config.tie_word_embeddings
     for name, label in (("embed_tokens", "= embedding"), ("lm_head", "= head"))[: 1 if tied else 2]:
         progress(f"comparing {name}")
-        yield _check_matrices(
-            label, *(c.floats.get(name) or c.floats["embed_tokens"] for c in (a, b))
-        )
+        yield _check_matrices(label, (a, a.table(name)), (b, b.table(name)))
 
 
 def _norm(checkpoint, name):
@@ -251,9 +271,18 @@ def _norm(checkpoint, name):
 
 
 def _check_matrices(label, a, b):
-    """Rows that both have, dequantised."""
-    squares, largest, total, n_rows = 0.0, 0.0, 0.0, min(a.shape[0], b.shape[0])
-    for ours, theirs in in_step(*(_up_to(n_rows, row_steps(tensor)) for tensor in (a, b))):
+    """Rows that both have, dequantised, of two (Checkpoint, tensor's name)."""
+    try:
+        return _compare_matrices(label, a, b)
+    except FormatError as error:
+        return Check(label, FAILED, reason(error, a[0].path))
+
+
+def _compare_matrices(label, *tables):
+    a, b = (tensor_of(*table) for table in tables)
+    n_rows = min(checkpoint.config.vocab_size for checkpoint, _ in tables)
+    squares, largest, total = 0.0, 0.0, 0.0
+    for ours, theirs in in_step(*(_up_to(n_rows, row_steps(*table)) for table in tables)):
         difference = np.abs(ours - theirs)
         largest = max(largest, float(difference.max()))
         squares += float(np.square(difference, dtype=np.float64).sum())
@@ -261,8 +290,9 @@ def _check_matrices(label, a, b):
     error = np.sqrt(squares / total) if total else np.sqrt(squares)
     limit = ROUNDING + TYPE_ROUNDING.get(a.type, 0) + TYPE_ROUNDING.get(b.type, 0)
     detail = f"{a.type} against {b.type}: {_error(error, largest)}"
-    if a.shape[0] != b.shape[0]:
-        detail += f"; {a.shape[0]:,} rows against {b.shape[0]:,}"
+    all_rows = [checkpoint.config.vocab_size for checkpoint, _ in tables]
+    if all_rows[0] != all_rows[1]:
+        detail += f"; {all_rows[0]:,} rows against {all_rows[1]:,}"
     return Check(label, OK if error <= limit else FAILED, detail, {"relative_rms": float(error)})
 
 

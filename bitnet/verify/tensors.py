@@ -7,6 +7,9 @@ from ..formats.float_blocks import dequantize_steps
 from .result import FAILED, OK, WARNING, Check, reason, some
 
 MIN_ZEROS, MAX_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
+# share of zeros of a whole model with scales of groups: training leaves 0.33, rounding of floats that
+# were never trained so about 0.8, as the largest weight of a group is far out
+MAX_TRAINED_ZEROS = 0.65
 MAX_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
 MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # scale of a tensor: no model is trained to others
 MAX_NORM = 1e4  # |weight| of a norm that is not reported as unusual
@@ -15,13 +18,13 @@ MIN_BELOW_1 = 1e-3  # share of Gemma's norm weights: its post norms are small
 
 
 def check_ternary(checkpoint, progress):
-    """Checks "codes", "shares", "rows" and "scales" of every linear layer."""
+    """Checks "codes", "shares", "rows" and "scales" of every ternary tensor."""
     counts, bad, odd, dead, scales, odd_scales = np.zeros(3, np.int64), [], [], [], [], []
     n_dead = n_rows = 0
     for i, (name, t) in enumerate(checkpoint.ternary.items(), 1):
         progress(f"weights: {name} ({i} of {len(checkpoint.ternary)})")
         try:
-            of_tensor, zero_rows, tensor_scales = _counts(t)
+            of_tensor, zero_rows, low, high = _counts(checkpoint, name)
         except FormatError as error:
             bad.append(reason(error, checkpoint.path))
             continue
@@ -32,9 +35,9 @@ def check_ternary(checkpoint, progress):
             odd.append(f"{name} {_percentages(shares)}")
         if zero_rows > MAX_ZERO_ROWS * t.n_rows:
             dead.append(f"{name} {zero_rows} of {t.n_rows}")
-        low, high = float(tensor_scales.min()), float(tensor_scales.max())
         scales += [low, high]
-        if low < MIN_SCALE or high > MAX_SCALE:
+        is_odd_low = low < MIN_SCALE and not checkpoint.has_group_scales  # of a group, it may be
+        if is_odd_low or high > MAX_SCALE:
             odd_scales.append(f"{name} {low:g} to {high:g}" if low < high else f"{name} {low:g}")
     if bad:
         yield Check("codes", FAILED, some(bad))
@@ -47,6 +50,8 @@ def check_ternary(checkpoint, progress):
     figures = dict(zip(("-1", "0", "+1"), shares.tolist(), strict=True))
     whole = _percentages(shares)
     odd = f"unusual: {some(odd)}; all together {whole}" if odd else ""
+    if checkpoint.has_group_scales and shares[1] > MAX_TRAINED_ZEROS:
+        odd = f"{whole}: so many zeros that it was never trained ternary, but rounded afterwards"
     yield Check("shares", WARNING if odd else OK, odd or whole, figures)
     detail = f"{n_dead:,} of {n_rows:,} rows are all 0"
     dead = f"; many in {some(dead)}" if dead else ""
@@ -56,17 +61,26 @@ def check_ternary(checkpoint, progress):
     yield Check("scales", WARNING if odd else OK, detail + odd)
 
 
-def _counts(t):
-    """(weights that are -1, 0, +1: int64 (3,), rows that are all 0, scales) of a linear layer."""
-    scales, chunks = t.read()
-    n_zeros = n_ones = n_zero_rows = 0
-    for codes in chunks:
-        zeros = codes == 1
-        n_zeros += np.count_nonzero(zeros)
-        n_ones += np.count_nonzero(codes == 2)
-        n_zero_rows += np.count_nonzero(zeros.all(axis=1))
-    n = t.n_rows * t.n_cols
-    return np.array([n - n_zeros - n_ones, n_zeros, n_ones]), n_zero_rows, scales
+def _counts(checkpoint, name):
+    """(weights that are -1, 0, +1: int64 (3,), rows that are all 0, the smallest and the largest
+    scale above 0) of a ternary tensor."""
+    counts, n_zero_rows, low, high = np.zeros(3, np.int64), 0, np.inf, 0.0
+    for scales, codes in checkpoint.steps(name):
+        above = scales[scales > 0]
+        low, high = min(low, above.min(initial=np.inf)), max(high, above.max(initial=0))
+        codes = weights_of(scales, codes)
+        n_zero_rows += np.count_nonzero((codes == 1).all(axis=1))
+        n_ones, n_zeros = (np.count_nonzero(codes == code) for code in (2, 1))
+        counts += np.array([codes.size - n_zeros - n_ones, n_zeros, n_ones])
+    return counts, n_zero_rows, float(min(low, high)), float(high)
+
+
+def weights_of(scales, codes):
+    """The codes, with those of weight 0 where a group's scale is 0."""
+    if scales.all():
+        return codes
+    by_group = codes.reshape(*scales.shape, -1)
+    return np.where(scales[:, :, None] == 0, np.uint8(1), by_group).reshape(codes.shape)
 
 
 def _percentages(shares):
@@ -122,15 +136,23 @@ def check_rows(checkpoint, is_text, progress):
 
     is_text: a function of a token id, None without a tokenizer.
     """
-    for name, tensor in checkpoint.floats.items():
-        if len(tensor.shape) == 2:
-            progress(f"weights: {name}")
-            label = "embedding" if name == "embed_tokens" else "head"
-            yield _check_matrix(label, tensor, is_text)
+    for name in tables(checkpoint):
+        progress(f"weights: {name}")
+        label = "embedding" if name == "embed_tokens" else "head"
+        yield _check_matrix(label, checkpoint, name, is_text)
 
 
-def _check_matrix(label, tensor, is_text):
-    peaks = np.concatenate([np.abs(rows).max(axis=1) for rows in row_steps(tensor)])
+def _check_matrix(label, checkpoint, name, is_text):
+    tensor = tensor_of(checkpoint, name)
+    try:
+        return _check_values(label, checkpoint, name, is_text)
+    except FormatError as error:
+        return Check(label, FAILED, f"{tensor.name}: {reason(error, checkpoint.path)}")
+
+
+def _check_values(label, checkpoint, name, is_text):
+    tensor = tensor_of(checkpoint, name)
+    peaks = np.concatenate([np.abs(rows).max(axis=1) for rows in row_steps(checkpoint, name)])
     bad = np.flatnonzero(~np.isfinite(peaks))  # NaN stays in a maximum
     if len(bad):
         rows = f"{len(bad)} of {len(peaks):,} rows are NaN or infinite, the first is {bad[0]}"
@@ -145,6 +167,23 @@ def _check_matrix(label, tensor, is_text):
     return Check(label, WARNING if of_text else OK, detail)
 
 
-def row_steps(tensor):
+def tables(checkpoint):
+    """The embedding and the head, which may be the same."""
+    return list(dict.fromkeys(checkpoint.table(name) for name in ("embed_tokens", "lm_head")))
+
+
+def tensor_of(checkpoint, name):
+    """The Tensor of an embedding or head."""
+    ternary = checkpoint.ternary.get(name)
+    return checkpoint.floats[name] if ternary is None else ternary.tensor
+
+
+def row_steps(checkpoint, name):
     """The rows of an embedding or head, float32 (some, n_cols) at a time."""
-    return dequantize_steps(tensor.type, tensor.rows(), tensor.shape[1])
+    if name not in checkpoint.ternary:
+        tensor = checkpoint.floats[name]
+        yield from dequantize_steps(tensor.type, tensor.rows(), tensor.shape[1])
+        return
+    for scales, codes in checkpoint.steps(name):
+        weights = codes.reshape(*scales.shape, -1).astype(np.float32) - 1
+        yield (scales[:, :, None] * weights).reshape(codes.shape)

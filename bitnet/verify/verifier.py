@@ -94,6 +94,7 @@ class _Verifier:
         self.show(f"reading {path}")
         try:
             checkpoint = open_checkpoint(path, layout=layout, masters=self.masters)
+            checkpoint.settle_tables()
         except FormatError as error:
             self.checks.append(Check(name, FAILED, reason(error, self.report.path)))
             return None

@@ -16,7 +16,7 @@ from support import small_files
 from support.paths import DATA
 
 import bitnet
-from bitnet.checkpoints import repack_cache, weights
+from bitnet.checkpoints import repack_cache, repacked_tensors, weights
 from bitnet.errors import FormatError
 from bitnet.formats import file_lock, gguf, pieces
 
@@ -283,7 +283,7 @@ def test_a_crash_midway_leaves_nothing(folder, cache, monkeypatch):
         yield bytes(16)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(repack_cache, "i2_s_chunks", chunks)
+    monkeypatch.setattr(repacked_tensors, "i2_s_chunks", chunks)
     with pytest.raises(KeyboardInterrupt):
         weights.open(folder)
     assert [p.suffix for p in cache.iterdir()] == [".lock"]
