@@ -74,10 +74,7 @@ class Block:
         ops.linear(s.hidden, linear, s.codes, batch, add=True)
 
 
-NORMS = (
-    qwen3.NORMS
-    | {f"{linear}.norm": inputs for linear, (_, inputs) in LINEARS.items()}
-)
+NORMS = qwen3.NORMS | {f"{linear}.norm": inputs for linear, (_, inputs) in LINEARS.items()}
 ARRAYS = BLOCK_ARRAYS | {"projected": ("hidden",)}  # the input of a projection, normed by its own
 NORMS_IN_GGUF = qwen3.NORMS_IN_GGUF | {
     f"{linear}.norm": f"{GGUF_NAMES[linear]}_norm_in" for linear in LINEARS

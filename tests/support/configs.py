@@ -25,9 +25,7 @@ def from_hf(generation=None, has_lm_head=False, tensors=(), **changes):
     return ModelConfig.from_hf(config, generation or {}, PATH, tensors)
 
 
-def from_gguf(
-    arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, tensors=(), **changes
-):
+def from_gguf(arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, tensors=(), **changes):
     metadata = {key.replace("bitnet-b1.58", arch): value for key, value in GGUF_2B.items()}
     metadata["general.architecture"] = arch
     for key, value in changes.items():
