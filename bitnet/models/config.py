@@ -372,7 +372,7 @@ def _gguf_eos_token_ids(fields):
     return tuple(dict.fromkeys(ids))
 
 
-def hf_architecture(config, path, tensors):
+def hf_architecture(config, path, tensors=()):
     """The Architecture of a folder: by architectures of its config.json, for 1bitLLM's, or by the
     model_type there and the names of its tensors."""
     listed = config.get("architectures")
