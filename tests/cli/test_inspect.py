@@ -278,7 +278,7 @@ def shape_2b():
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
         "hidden_act": "relu2", "model_type": "bitnet", "tie_word_embeddings": True,
     }  # fmt: skip
-    return ModelConfig.from_hf(fields, {}, "config.json", False)
+    return ModelConfig.from_hf(fields, {}, "config.json", ())
 
 
 class NoWeights:
