@@ -208,8 +208,8 @@ cdef void grouped_chunk(Matrix out, GroupedLinear weights, GroupedActivations x,
 def scan_groups(GroupedLinear weights not None, int n_threads=1):
     """Look once at every code and scale of the matrices, and find their units.
 
-    (matrix of the stack, row, what is wrong) of the first row with a code 3, which stands for no
-    weight, or a scale that is negative, infinite or NaN; None where all are legal.
+    (matrix of the stack, row) of the first row with a code 3, which stands for no weight, or a
+    scale that is negative, infinite or NaN; None where all are legal.
     """
     cdef Py_ssize_t c, row
     cdef Array owner = open_array(np.zeros(weights.n_chunks, np.int32), c"i", 4, 1, True)
@@ -227,9 +227,7 @@ def scan_groups(GroupedLinear weights not None, int n_threads=1):
             row = (c - matrix.first_chunk) * CHUNK
             while not kernels.group_scan(&matrix.rows, row) & (GROUP_CODE_3 | GROUP_BAD_SCALE):
                 row += 1
-            what = ("code 3" if kernels.group_scan(&matrix.rows, row) & GROUP_CODE_3
-                    else "a scale that is negative, infinite or NaN")
-            return matrix - &weights.matrices[0], row, what
+            return matrix - &weights.matrices[0], row
         matrix.unit = 64 if found & GROUP_HALVES_DIFFER else 128
     return None
 

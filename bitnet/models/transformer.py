@@ -26,7 +26,7 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
-from ..formats.group_scales import GroupedMatrix
+from ..formats.group_scales import GroupedMatrix, row_of_wrong_bias
 from ..runtime import mmap
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from ..runtime.pool import Pool
@@ -330,10 +330,12 @@ class Transformer:
             find = ops.scan_groups if is_grouped else ops.find_code_3
             place = find(linear, self.n_threads)
             if place:
-                part, row, *what = place
-                raise self._unchecked.illegal(stack[part], row, *what)
-            if is_grouped:
-                self._unchecked.check_biases(stack)
+                part, row = place
+                raise self._unchecked.illegal_row(stack[part], row)
+            for matrix in stack if is_grouped else ():
+                row = row_of_wrong_bias(matrix)
+                if row is not None:
+                    raise self._unchecked.illegal_row(matrix, row)
 
 
 def grouped_linear(stack: Sequence[GroupedMatrix]) -> GroupedLinear:

@@ -208,12 +208,12 @@ def test_what_is_illegal_is_found(isa, kind):
         return ops.scan_groups(weights, 2)
 
     assert found(good) is None
-    assert found(good, [149, 70]) == (0, 70, "code 3")
+    assert found(good, [149, 70]) == (0, 70)
     q[80, :128] = 0
     for bad in (np.nan, np.inf, -np.inf, -1.0):
         scales = good.copy()
         scales[80, 0] = bad  # also where all codes are zero
-        assert found(scales) == (0, 80, "a scale that is negative, infinite or NaN")
+        assert found(scales) == (0, 80)
     scales = good.copy()
     scales[5, 2] = -0.0
     assert found(scales) is None
