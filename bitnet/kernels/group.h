@@ -10,10 +10,26 @@
 #include "group_rows.h"
 #include "simd/simd.h"
 
-static inline uint16_t group_half_at(const uint8_t *p) {
-    uint16_t h;
+static inline int16_t group_half_at(const uint8_t *p) {
+    int16_t h;
     memcpy(&h, p, 2);
     return h;
+}
+/* Four scales, put together in a register of integers, which has room where those of vectors have
+ * not: decode of blocks of 64 has 1.3 times the speed on a Zen 3, of 128 1.04. */
+static inline uint64_t group_halves_at(const uint8_t *s, ptrdiff_t step) {
+    return (uint16_t)group_half_at(s) | (uint64_t)(uint16_t)group_half_at(s + step) << 16
+        | (uint64_t)(uint16_t)group_half_at(s + 2 * step) << 32
+        | (uint64_t)(uint16_t)group_half_at(s + 3 * step) << 48;
+}
+/* The larger one of each two scales, which are not negative but for -0: as integers. */
+static inline uint64_t group_larger_at(const uint8_t *s, ptrdiff_t step, ptrdiff_t other) {
+    uint64_t halves = 0;
+    UNROLL for (int i = 3; i >= 0; i--) {
+        const int16_t a = group_half_at(s + i * step), b = group_half_at(s + i * step + other);
+        halves = halves << 16 | (uint16_t)(a > b ? a : b);
+    }
+    return halves;
 }
 
 #if defined(GROUP_PARTS)
@@ -70,11 +86,6 @@ static inline const int8_t *group_input(const int8_t *x, int part, int bits) {
     return x + part * 4 / GROUP_PARTS / 2 * 32 * bits + part * 4 / GROUP_PARTS % 2 * 32;
 }
 
-static inline f32x4 group_scales(const uint8_t *s, ptrdiff_t step) {
-    return f32x4_of_f16(group_half_at(s), group_half_at(s + step), group_half_at(s + 2 * step),
-                        group_half_at(s + 3 * step));
-}
-
 /* One quad of a row times T tokens. HALVES: whether the halves of 128 columns have scales of their
  * own. All but T's tokens, rows and addresses are constants, so that one loop remains. */
 static inline __attribute__((always_inline)) void group_quad(
@@ -91,9 +102,13 @@ static inline __attribute__((always_inline)) void group_quad(
                 ? group_dot_8(c, group_input(x + t * x_stride, i, 8))
                 : group_dot_16(c, group_input(x + t * x_stride, i, 16));
     }
-    f32x4 d = group_scales(scales, block_scales), d2 = d;
-    if (HALVES) d2 = group_scales(scales + half_scales, block_scales);
-    if (HALVES && UNIT == 128) d = f32x4_max(d, d2);    /* equal, or one is of zeros alone */
+    f32x4 d, d2;                /* of 128 columns; of their first 64 and of the others */
+    if (HALVES && UNIT == 128)  /* equal, or one is of zeros alone */
+        d = f32x4_of_f16(group_larger_at(scales, block_scales, half_scales));
+    else
+        d = f32x4_of_f16(group_halves_at(scales, block_scales));
+    d2 = HALVES && UNIT != 128 ? f32x4_of_f16(group_halves_at(scales + half_scales, block_scales))
+                               : d;
     UNROLL for (int t = 0; t < T; t++) {
         const float *a = x_scales + t * scales_stride;
         const int32_t *s = x_sums + t * sums_stride;

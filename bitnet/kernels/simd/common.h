@@ -42,10 +42,6 @@ typedef int32_t i32x4 __attribute__((vector_size(16)));
 static inline f32x4 f32x4_load(const float *p) { f32x4 a; memcpy(&a, p, sizeof a); return a; }
 static inline i32x4 i32x4_load(const int32_t *p) { i32x4 a; memcpy(&a, p, sizeof a); return a; }
 static inline f32x4 f32x4_of_i32(i32x4 a) { return __builtin_convertvector(a, f32x4); }
-static inline f32x4 f32x4_max(f32x4 a, f32x4 b) {
-    const i32x4 above = a > b;
-    return (f32x4)((above & (i32x4)a) | (~above & (i32x4)b));
-}
 
 /* Bytes between what is read and what is prefetched. A file's pages are too small for the hardware
  * to prefetch far, and a core has more requests underway to its second-level cache than to the

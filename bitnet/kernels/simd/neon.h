@@ -4,9 +4,9 @@
 #include <arm_neon.h>
 
 static inline float f32_of_f16(uint16_t h) { return f32_of_f16_by_bits(h); }
-static inline f32x4 f32x4_of_f16(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
-    const uint16_t halves[4] = {a, b, c, d};
-    return (f32x4)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
+/* of four side by side, the first lowest */
+static inline f32x4 f32x4_of_f16(uint64_t halves) {
+    return (f32x4)vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(halves)));
 }
 
 typedef struct { float32x4_t v[4]; } f32x16;

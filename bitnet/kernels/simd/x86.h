@@ -6,8 +6,9 @@
 /* Rows of Q4_0 and Q4_1 at 1.4 times the speed of f32_of_f16_by_bits. */
 static inline float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
 
-static inline f32x4 f32x4_of_f16(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
-    return (f32x4)_mm_cvtph_ps(_mm_setr_epi16((short)a, (short)b, (short)c, (short)d, 0, 0, 0, 0));
+/* of four side by side, the first lowest */
+static inline f32x4 f32x4_of_f16(uint64_t halves) {
+    return (f32x4)_mm_cvtph_ps(_mm_cvtsi64_si128((int64_t)halves));
 }
 
 /* Eight partial sums added in the order of f32_sum. */
