@@ -91,10 +91,11 @@ def load(
     activations: ActivationsMode | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
-    one GGUF, or None for the model in the package.
+    one GGUF or one model in several types of it, or None for the model in the package.
 
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
-        from the hub's cache, or pulled into it (see hub.find).
+        from the hub's cache, or pulled into it (see hub.find). Of one model in several GGUFs the
+        best type is taken (see choose_file.py), with a warning that says which and why.
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
     memory_limit: growth of the process at most, mapped files apart, bytes or "1.5GiB"; None for
         BITNET_MEMORY_LIMIT, or what the cgroup leaves, or as much as the machine has. One slot must
