@@ -319,5 +319,5 @@ def test_mlx_of_bitnet_is_refused(tmp_path):
     path = small_models.write(
         tmp_path / "m", small_models.hf_files("bitnet", WIDE, quantization=quantization)
     )
-    with pytest.raises(FormatError, match="quantization: .*bitnet has one scale for a tensor"):
+    with pytest.raises(FormatError, match=r"quantization: .*bitnet has one scale for a tensor"):
         weights.open(path, cache=False)
