@@ -7,8 +7,8 @@ from ..formats.float_blocks import dequantize_steps
 from .result import FAILED, OK, WARNING, Check, reason, some
 
 MIN_ZEROS, MAX_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
-# share of zeros of a whole model with scales of groups: training leaves 0.33, rounding of floats that
-# were never trained so about 0.8, as the largest weight of a group is far out
+# share of zeros of a whole model with scales of groups: training leaves 0.33, rounding of floats
+# that were never trained so about 0.8, as the largest weight of a group is far out
 MAX_TRAINED_ZEROS = 0.65
 MAX_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
 MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # scale of a tensor: no model is trained to others

@@ -50,9 +50,11 @@ def gguf_models():
         found[f"rows-{rows}-{head}"] = models.gguf_model("llama", rows=rows, head=head)
     mixed = {"attn_q": "IQ1_BN", "attn_k": "IQ2_BN", "attn_v": "IQ2_BN_R4", "ffn_gate": "Q2_0_G64",
              "ffn_up": "IQ2_BN_R4"}  # fmt: skip
-    found["IQ_BN-Q2_0_G64"] = models.gguf_model("llama", BLOCKS_OF_64, mixed, norms="F16")
+    found["IQ_BN-Q2_0_G64"] = models.gguf_model("bitnet", BLOCKS_OF_64, mixed, norms="F16")
     q2_0 = dict.fromkeys(("attn_q", "attn_k", "ffn_gate"), "Q2_0_G128")
-    found["Q2_0_G128"] = models.gguf_model("llama", IN_PLACE, q2_0, norms="F16")
+    found["Q2_0_G128"] = models.gguf_model("bitnet", IN_PLACE, q2_0, norms="F16")
+    fork = {"attn_q": "PQ2_0", "ffn_gate": "PTQ1_0"}
+    found["PQ2_0-PTQ1_0"] = models.gguf_model("bitnet", IN_PLACE, fork, norms="F16")
     wide = {"attn_q": "TQ1_0", "attn_k": "TQ2_0", "ffn_gate": "TQ1_0", "ffn_up": "TQ2_0"}
     found["TQ-Q6_K-Q4_K"] = models.gguf_model("llama", WIDE, wide, "Q6_K", "Q4_K", "F16")
     found["Q5_K"] = models.gguf_model("llama", WIDE, wide, "Q5_K", norms="F16")

@@ -25,6 +25,7 @@ NUMBERS = {
 }  # fmt: skip
 GROUPS = {"TQ1_0": 256, "TQ2_0": 256, "Q2_0_G64": 64}  # others: 128
 HEAD, VOCAB = 64, 12  # columns of a head, rows of the embedding
+EPS = 2.0**-20  # of norms: a number that the float32 of a GGUF holds too
 LINEARS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -172,9 +173,10 @@ def gguf(model, type_name="Q2_0_G64", types=None, rows=None):
     file.set("general.architecture", STRING, text("qwen3"))
     for key, value in {
         "block_count": 1, "context_length": 512, "embedding_length": width,
-        "feed_forward_length": width, "attention.head_count": model.n_heads, "attention.head_count_kv": 1,
+        "feed_forward_length": width, "attention.head_count": model.n_heads,
+        "attention.head_count_kv": 1,
         "attention.key_length": HEAD, "attention.value_length": HEAD, "rope.freq_base": 1e6,
-        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.layer_norm_rms_epsilon": EPS,
     }.items():  # fmt: skip
         file.number(key, value)
     for name, codes in model.codes.items():
@@ -212,7 +214,7 @@ def f16(value):
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_hidden_layers": 1,
     "num_key_value_heads": 1, "head_dim": HEAD, "hidden_act": "silu",
-    "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "max_position_embeddings": 512, "rms_norm_eps": EPS, "rope_theta": 1e6,
     "tie_word_embeddings": True, "vocab_size": VOCAB, "attention_bias": False, "eos_token_id": 3,
 }  # fmt: skip
 
