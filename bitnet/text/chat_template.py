@@ -1,18 +1,19 @@
 """Chat templates: a list of messages to the text a model was trained on. Knows no token ids.
 
 A template comes out of a model file, so it is not trusted: minijinja gives it no Python object, no
-file and a limited number of steps, and special tokens written inside a message stay text. (Steps
-bound loops and strings; a list that a template doubles 40 times and prints can still stall.)
+file and a limited number of steps, in a process of its own with limits of time and memory, and
+special tokens written inside a message stay text.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import TemplateError
-from . import template_dialect
+from . import template_dialect, template_process
 from .special_tokens import SpecialTokens
+from .template_process import TooMuch
 
 # The template of microsoft/bitnet-b1.58-2B-4T. The official GGUF embeds another one, which writes
 # "BITNETAssistant: " and never ends its turns.
@@ -34,9 +35,9 @@ _LEADING = {"system", "developer"}  # those that say how to answer
 STEPS = 1_000_000
 STEPS_PER_CHARACTER = 2
 
-# minijinja calls itself for every operator of an expression and every elif of a condition, and the
-# end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
-# templates have tags of some 300 characters, and less than 40 branches.
+# minijinja calls itself for every operator of an expression and every elif of a condition, up to
+# the end of the stack: 18,000 operators and 7,500 branches on Linux. To rewrite a long tag takes
+# time. Published templates have tags of some 300 characters, and less than 40 branches.
 MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
 MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30,000
 _TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
@@ -129,6 +130,8 @@ class ChatTemplate:
                 text = render(arrange(messages))
                 _check_all_there(messages, text.replace(mark, ""), arrange, render)
                 return text
+            except TooMuch:
+                raise
             except TemplateError as error:
                 reason = reason or error
         assert reason is not None
@@ -148,6 +151,8 @@ class ChatTemplate:
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         try:
             text = self._run(messages, True)
+        except TooMuch:
+            raise
         except TemplateError:
             return False
         return all(message["content"] in text for message in messages)
@@ -170,35 +175,11 @@ class ChatTemplate:
         return template_dialect.rewritten(self.source)
 
     def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        import minijinja  # 5 ms, and only chats need it
-
         if self._too_large:
             raise TemplateError(f"chat template: {self._too_large}")
         steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
-        environment = minijinja.Environment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            fuel=steps,
-            debug=False,
-            filters=template_dialect.filters(steps),
-            finalizer=template_dialect.finalizer,
-            globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
-        )
-        try:
-            return environment.render_str(
-                self._rewritten,
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self._texts,
-            )
-        except minijinja.TemplateError as error:
-            line = "" if error.line is None else f", line {error.line}"
-            reason = error.detail or error.message
-            raise TemplateError(f"chat template{line}: {error.kind}: {reason}") from None
-        except TemplateError:
-            raise
-        except Exception as error:  # of a filter, or of text that is not Unicode
-            raise TemplateError(f"chat template: {error}") from None
+        context = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        return template_process.rendered(self._rewritten, context | self._texts, steps)
 
 
 def looks_like_mark(text: str) -> bool:
@@ -244,16 +225,6 @@ def check_unicode(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X} at character {error.start}"
         raise ValueError(f"{where}: {half} (half a surrogate pair, not valid Unicode)") from None
-
-
-def _raise_exception(message: Any) -> NoReturn:
-    raise TemplateError(f"chat template: {message}")
-
-
-def _strftime_now(layout: Any) -> str:
-    from datetime import datetime  # 5 ms, and few templates ask for the date
-
-    return datetime.now().strftime(str(layout)[:100])
 
 
 def _check(where: str, message: Any) -> None:
