@@ -147,6 +147,15 @@ class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
 
 
+class MessagesRequest(Struct, kw_only=True):
+    """What all requests have in common whose messages a template renders.
+
+    chat_template_kwargs: ChatTemplate.check_values says what they may be.
+    """
+
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class TextPart(Nested, tag_field="type", tag="text"):
     text: str
     cache_control: Ignored = None
@@ -236,7 +245,7 @@ class Message(Nested):
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class ChatRequest(CompletionsRequest):
+class ChatRequest(CompletionsRequest, MessagesRequest):
     messages: Messages
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_completion_tokens: Count | None = None
@@ -245,6 +254,7 @@ class ChatRequest(CompletionsRequest):
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # text.reasoning.FORMATS
 
     format_field: ClassVar[str] = "response_format"
 
@@ -299,7 +309,7 @@ class TextOptions(Nested):
         return msgspec.to_builtins(self.format or TextFormat())
 
 
-class ResponsesRequest(GenerationRequest):
+class ResponsesRequest(GenerationRequest, MessagesRequest):
     input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
@@ -333,7 +343,7 @@ class EmbeddingRequest(AnyRequest):
     dimensions: Count | None = None
 
 
-class TokenizeRequest(AnyRequest):
+class TokenizeRequest(AnyRequest, MessagesRequest):
     prompt: str | UnsetType = UNSET
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True

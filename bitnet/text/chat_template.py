@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import TemplateError
-from . import template_dialect, template_process
+from . import reasoning, template_dialect, template_process
 from .special_tokens import SpecialTokens
 from .template_process import TooMuch
 
@@ -27,6 +27,12 @@ BITNET_2B_4T = (
 # Roles are written into the text between special characters ('<|' + role + '|>'), so a free choice
 # of role could spell any special token.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+# Names that chat_template_kwargs may not set: what is rendered, and how, is not a client's choice.
+RESERVED = {
+    "add_generation_prompt", "bos_token", "chat_template", "eos_token", "messages",
+    "raise_exception", "strftime_now", "tokenize", "tools",
+}  # fmt: skip
+MAX_VALUES, MAX_VALUE = 16, 256  # of chat_template_kwargs: names, and characters of a string
 _LEADING = {"system", "developer"}  # those that say how to answer
 
 # Steps (minijinja's fuel) that a template may take: so many, and more for each character of the
@@ -49,6 +55,7 @@ _PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
 # for one that is not there: a conversation may be of many.
 _GAP = 4096
 
+TemplateValues = Mapping[str, bool | int | float | str]  # of chat_template_kwargs
 _Render = Callable[[list[Mapping[str, Any]]], str]
 _Arrange = Callable[[list[Mapping[str, Any]]], list[Mapping[str, Any]]]
 
@@ -74,10 +81,15 @@ class ChatTemplate:
         self._texts = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(
-        self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        values: TemplateValues | None = None,
     ) -> str:
         """The text of a conversation, for reading; see pieces."""
-        pieces = self.pieces(messages, SpecialTokens(()), add_generation_prompt)
+        special = SpecialTokens(())
+        pieces = self.pieces(messages, special, add_generation_prompt, values=values)
         return "".join(piece for piece, _ in pieces)
 
     def pieces(
@@ -86,18 +98,23 @@ class ChatTemplate:
         special: SpecialTokens,
         add_generation_prompt: bool = True,
         hidden: SpecialTokens | None = None,
+        values: TemplateValues | None = None,
     ) -> list[tuple[str, bool]]:
         """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
         those that the assistant's text, and a Marked one, do not spell either; None for all.
+        values: for names that the template reads, see check_values; special tokens in one are text.
         A developer is a system to templates that do not know the one. What a system says is in
         front of the user's text in templates that do not know the other, or not at its place.
         ValueError for messages of another form, TemplateError for what goes wrong in the template,
         or where a message's text is not in what it makes.
         """
         messages = list(messages)
-        mark = _unused_character([self.source, *_strings(messages)])
+        values = dict(values or {})
+        self.check_values(values)
+        mark = _unused_character([self.source, *_strings(messages), *_strings(values)])
+        values = _protected(values, special, mark)
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
 
@@ -108,7 +125,7 @@ class ChatTemplate:
                 is_own = is_marked or message["role"] == "assistant"
                 tokens = special if hidden is None or not is_own else hidden
                 protected.append({**_protected(message, tokens, mark), "role": message["role"]})
-            return self._run(protected, add_generation_prompt)
+            return self._run(protected, add_generation_prompt, values)
 
         text = self._with_all(messages, rendered, mark)
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
@@ -137,6 +154,41 @@ class ChatTemplate:
         assert reason is not None
         raise reason
 
+    def check_values(self, values: TemplateValues) -> None:
+        """ValueError for chat_template_kwargs that may not be set, or that no template reads."""
+        field = "chat_template_kwargs"
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{field}: {type(values).__name__} (a dict of names and values)")
+        if len(values) > MAX_VALUES:
+            raise ValueError(f"{field}: {len(values)} names (at most {MAX_VALUES})")
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_VALUE:
+                raise ValueError(f"{field}: {str(name)[:80]!r} (the name of a variable)")
+            where = f"{field}.{name[:80]}"
+            if name in RESERVED:
+                raise ValueError(f"{where}: it is set by what renders the template")
+            if name not in self.names:
+                raise ValueError(f"{where}: the chat template does not read it")
+            if isinstance(value, str):
+                check_unicode(value, where)
+                if len(value) > MAX_VALUE:
+                    raise ValueError(f"{where}: {len(value)} characters (at most {MAX_VALUE})")
+            elif not isinstance(value, bool | int | float):
+                kind = type(value).__name__
+                raise ValueError(f"{where}: {kind} (true, false, a number or a string)")
+            elif not abs(value) < 1 << 63:  # also of NaN
+                raise ValueError(f"{where}: out of range (less than 2**63)")
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names that the template reads and does not set. TemplateError if it is damaged."""
+        return template_process.names(self._source())
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is one whose replies may begin with `<think>`."""
+        return reasoning.BEGIN in self.source or "enable_thinking" in self.source
+
     @cached_property
     def _knows_developer(self) -> bool:
         return re.search(r"(['\"])developer\1", self.source) is not None
@@ -150,7 +202,7 @@ class ChatTemplate:
 
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         try:
-            text = self._run(messages, True)
+            text = self._run(messages, True, {})
         except TooMuch:
             raise
         except TemplateError:
@@ -174,12 +226,19 @@ class ChatTemplate:
     def _rewritten(self) -> str:
         return template_dialect.rewritten(self.source)
 
-    def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _source(self) -> str:
+        """What minijinja is given."""
         if self._too_large:
             raise TemplateError(f"chat template: {self._too_large}")
+        return self._rewritten
+
+    def _run(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, values: TemplateValues
+    ) -> str:
         steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
         context = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return template_process.rendered(self._rewritten, context | self._texts, steps)
+        context = {**values, **self._texts, **context}
+        return template_process.rendered(self._source(), context, steps)
 
 
 def looks_like_mark(text: str) -> bool:

@@ -25,12 +25,23 @@ def rendered(source: str, context: Mapping[str, Any], steps: int) -> str:
 
     steps: the fuel that it may take. Several threads may render at a time, each in its process.
     """
+    text: str = _call("render", source, context, steps)
+    return text
+
+
+def names(source: str) -> frozenset[str]:
+    """The names that a template reads and neither it nor minijinja sets. TemplateError."""
+    return frozenset(_call("names", source))
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    """What a function of template_renderer gives for the arguments."""
     try:
         process = _idle.pop()
     except IndexError:
         process = LimitedProcess(template_renderer.__file__, SECONDS, MAX_BYTES)
     try:
-        text, error = process.call(source, context, steps)
+        result, error = process.call(function, *arguments)
     except LimitExceeded as limit:
         raise TooMuch(f"chat template: takes {limit} to render") from None
     except OSError as error:
@@ -44,9 +55,9 @@ def rendered(source: str, context: Mapping[str, Any], steps: int) -> str:
             _idle.append(process)
         else:
             process.end()
-    if text is None:
+    if result is None:
         raise TemplateError(f"chat template{error}")
-    return str(text)
+    return result
 
 
 @atexit.register

@@ -30,10 +30,11 @@ class _Refused(Exception):
 
 
 def begin() -> Callable[..., Any]:
-    """For a LimitedProcess: the function that renders."""
+    """For a LimitedProcess: a function that calls the one of a name, `render` or `names`."""
     import minijinja  # noqa: F401  # loaded before a rendering is timed
 
-    return render
+    functions: dict[str, Callable[..., Any]] = {"render": render, "names": names}
+    return lambda name, *arguments: functions[name](*arguments)
 
 
 def render(source: str, context: dict[str, Any], steps: int) -> tuple[str | None, str]:
@@ -59,6 +60,18 @@ def render(source: str, context: dict[str, Any], steps: int) -> tuple[str | None
         return None, f"{line}: {error.kind}: {error.detail or error.message}"
     except Exception as error:  # of a filter, or of text that is not Unicode
         return None, f": {error}"
+
+
+def names(source: str) -> tuple[list[str] | None, str]:
+    """(the names that a template reads and neither it nor minijinja sets, "") or (None, why)."""
+    import minijinja
+
+    environment = minijinja.Environment()
+    try:
+        read = environment.undeclared_variables_in_str(source)
+    except minijinja.TemplateError as error:
+        return None, f": {error.kind}: {error.detail or error.message}"
+    return sorted(read - environment.globals.keys()), ""
 
 
 def _raise_exception(message: Any) -> NoReturn:
