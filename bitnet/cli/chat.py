@@ -12,7 +12,7 @@ import bitnet
 from ..generation.sampling import draw_seed
 from ..text.reasoning import ReasoningSplitter
 from . import options
-from .terminal import Said, Status
+from .terminal import Said, Status, write
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
@@ -70,6 +70,7 @@ def talk(conversation: "Conversation", lines: Iterable[str], status: Status) -> 
             status.clear()
             print(f"bitnet: {error}; /reset begins anew", file=sys.stderr)
             continue
+        write("\n")
         status.say(conversation.summary())
 
 

@@ -10,7 +10,7 @@ import bitnet
 
 from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
-from .terminal import Said, Status
+from .terminal import Said, Status, write
 
 USAGE = "[MODEL] PROMPT"
 N_ARGS = (1, 2)
@@ -78,9 +78,13 @@ def main(args: argparse.Namespace) -> int:
             stream = model.stream(ids, **keywords)
         else:
             stream = model.stream(prompt, **keywords)
-        with stream, said:
-            for delta in stream:
-                said.push(delta)
+        try:
+            with stream, said:
+                for delta in stream:
+                    said.push(delta)
+        finally:  # interrupted too: what is there stays, the line is ended
+            if not args.json and said.text and not said.text.endswith("\n"):
+                write("\n")
         completion: Any = stream.completion
     if args.json:
         about = dataclasses.asdict(completion)

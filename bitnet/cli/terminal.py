@@ -71,7 +71,7 @@ class Status:
 
 class Said:
     """A reply as it comes: the answer to stdout, what is thought before it, in grey, to stderr if
-    that is a terminal. A context manager, at whose end the line is ended, interrupted or not.
+    that is a terminal. A context manager, which writes at its end what was held back.
 
     splitter: None where all is answer. shown: whether anything is written at all. text, reasoning:
     what has come of both.
@@ -92,12 +92,13 @@ class Said:
             sys.stderr.write(f"\x1b[90m{printable(reasoning)}\x1b[39m")
             sys.stderr.flush()
         self.reasoning += reasoning
+        is_first = not self.text
+        self.text += delta
         if delta and self._shown:
-            if self.reasoning and not self.text and self._status.on:
+            if is_first and self.reasoning and self._status.on:
                 sys.stderr.write("\n\n")
                 sys.stderr.flush()
             write(delta)
-        self.text += delta
 
     def __enter__(self) -> Self:
         return self
@@ -105,10 +106,6 @@ class Said:
     def __exit__(self, *error: object) -> None:
         self._status.clear()
         self.push("", is_last=True)
-        if self._shown and self.text and not self.text.endswith("\n"):
-            write("\n")
-        elif self._shown and self.reasoning and not self.text and self._status.on:
-            sys.stderr.write("\n")
 
 
 class _LogLine(logging.Handler):

@@ -111,7 +111,7 @@ class ChatTemplate:
         or where a message's text is not in what it makes.
         """
         messages = list(messages)
-        values = dict(values or {})
+        values = {} if values is None else values
         self.check_values(values)
         mark = _unused_character([self.source, *_strings(messages), *_strings(values)])
         values = _protected(values, special, mark)
