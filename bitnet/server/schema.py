@@ -28,6 +28,7 @@ TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LIS
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+TemplateValues = dict[str, Any]  # ChatTemplate.check_values says what they may be
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 
 # Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, its top_p may be
@@ -147,15 +148,6 @@ class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
 
 
-class MessagesRequest(Struct, kw_only=True):
-    """What all requests have in common whose messages a template renders.
-
-    chat_template_kwargs: ChatTemplate.check_values says what they may be.
-    """
-
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
 class TextPart(Nested, tag_field="type", tag="text"):
     text: str
     cache_control: Ignored = None
@@ -245,7 +237,7 @@ class Message(Nested):
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class ChatRequest(CompletionsRequest, MessagesRequest):
+class ChatRequest(CompletionsRequest):
     messages: Messages
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_completion_tokens: Count | None = None
@@ -254,6 +246,7 @@ class ChatRequest(CompletionsRequest, MessagesRequest):
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: TemplateValues | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # text.reasoning.FORMATS
 
     format_field: ClassVar[str] = "response_format"
@@ -309,11 +302,12 @@ class TextOptions(Nested):
         return msgspec.to_builtins(self.format or TextFormat())
 
 
-class ResponsesRequest(GenerationRequest, MessagesRequest):
+class ResponsesRequest(GenerationRequest):
     input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextOptions | None = None
+    chat_template_kwargs: TemplateValues | None = None
 
     n: ClassVar[int] = 1
     format_field: ClassVar[str] = "text.format"
@@ -343,11 +337,12 @@ class EmbeddingRequest(AnyRequest):
     dimensions: Count | None = None
 
 
-class TokenizeRequest(AnyRequest, MessagesRequest):
+class TokenizeRequest(AnyRequest):
     prompt: str | UnsetType = UNSET
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    chat_template_kwargs: TemplateValues | None = None
 
 
 class DetokenizeRequest(AnyRequest):
