@@ -71,11 +71,13 @@ class LimitedProcess:
         self._end(1)
         if self._is_closed:
             raise OSError("it is closed")
-        # -P: no module of this folder is taken for one of the library's. It needs no key.
+        # -P: no module of this folder is taken for one of the library's; what this process imports
+        # from comes last. It needs no key.
         limits = (repr(self._seconds), str(self._max_bytes))
+        folders = [os.path.abspath(folder) for folder in sys.path if folder]
         try:
             self._process = subprocess.Popen(
-                [sys.executable or "python3", "-P", __file__, self._worker, *limits],
+                [sys.executable or "python3", "-P", __file__, self._worker, *limits, *folders],
                 env={k: v for k, v in os.environ.items() if not k.startswith("BITNET_")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -122,7 +124,7 @@ def _answer(process: "subprocess.Popen[bytes]") -> Any:
     return json.loads(process.stdout.readline())  # ValueError of nothing at all
 
 
-def main(worker: str, seconds: str, max_bytes: str) -> None:
+def main(worker: str, seconds: str, max_bytes: str, *folders: str) -> None:
     """For each line of stdin, JSON of a call's arguments, write what it returns, as JSON.
 
     A call that takes longer or more memory than it may ends the process: by SIGALRM, or as a
@@ -134,6 +136,7 @@ def main(worker: str, seconds: str, max_bytes: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    sys.path += folders
     spec = importlib.util.spec_from_file_location("worker", worker)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
