@@ -41,13 +41,7 @@ _LEADING = {"system", "developer"}  # those that say how to answer
 STEPS = 1_000_000
 STEPS_PER_CHARACTER = 2
 
-# minijinja calls itself for every operator of an expression and every elif of a condition, up to
-# the end of the stack: 18,000 operators and 7,500 branches on Linux. To rewrite a long tag takes
-# time. Published templates have tags of some 300 characters, and less than 40 branches.
-MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
 MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30,000
-_TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
-_STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
 _PROBE = "bitnetprobe"  # begins words that are rendered to see what a template leaves out
 _PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
@@ -182,7 +176,7 @@ class ChatTemplate:
     @cached_property
     def names(self) -> frozenset[str]:
         """The names that the template reads and does not set. TemplateError if it is damaged."""
-        return template_process.names(self._source())
+        return template_process.names(self._rewritten)
 
     @property
     def thinks(self) -> bool:
@@ -210,27 +204,12 @@ class ChatTemplate:
         return all(message["content"] in text for message in messages)
 
     @cached_property
-    def _too_large(self) -> str | None:
-        """What could exhaust the library's stack, or takes seconds to read; None as a rule."""
-        if len(self.source) > MAX_TEMPLATE:
-            return f"{len(self.source)} characters (at most {MAX_TEMPLATE})"
-        tags = [_STRING.sub("''", tag) for tag in _TAG.findall(self.source)]
-        longest = max(map(len, tags), default=0)
-        if longest > MAX_TAG:
-            return f"a tag of {longest} characters (at most {MAX_TAG})"
-        n_branches = sum(tag.lstrip("- +").startswith("elif") for tag in tags)
-        too_many = n_branches > MAX_BRANCHES
-        return f"{n_branches} times elif (at most {MAX_BRANCHES})" if too_many else None
-
-    @cached_property
     def _rewritten(self) -> str:
-        return template_dialect.rewritten(self.source)
-
-    def _source(self) -> str:
         """What minijinja is given."""
-        if self._too_large:
-            raise TemplateError(f"chat template: {self._too_large}")
-        return self._rewritten
+        if len(self.source) > MAX_TEMPLATE:
+            limit = f"at most {MAX_TEMPLATE}"
+            raise TemplateError(f"chat template: {len(self.source)} characters ({limit})")
+        return template_dialect.rewritten(self.source)
 
     def _run(
         self, messages: list[dict[str, Any]], add_generation_prompt: bool, values: TemplateValues
@@ -238,7 +217,7 @@ class ChatTemplate:
         steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
         context = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         context = {**values, **self._texts, **context}
-        return template_process.rendered(self._source(), context, steps)
+        return template_process.rendered(self._rewritten, context, steps)
 
 
 def looks_like_mark(text: str) -> bool:

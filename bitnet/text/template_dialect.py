@@ -15,12 +15,15 @@ from .template_renderer import METHODS
 TAGS = {"generation": "with", "endgeneration": "endwith"}
 
 MAX_TEXT = 16384  # characters that an expression becomes at most: names may be repeated in it
+MAX_TOKENS = 2048  # words, signs and strings of a tag, which are gone through for each use in it
 MAX_USES = 2000  # places that may have to be rewritten; published templates have less than 100
 
 _BEGIN = re.compile(r"\{[{%#]")
 _END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
+# A string without an end goes to the end of all: to look for one at each of its quotes took hours.
+_STRING = r"'(?:[^'\\]|\\(?:.|\Z))*+(?:'|\Z)|\"(?:[^\"\\]|\\(?:.|\Z))*+(?:\"|\Z)"
 _TOKEN = re.compile(
-    r"(?P<space>\s*)(?:(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+    rf"(?P<space>\s*)(?:(?P<string>{_STRING})"
     r"|(?P<number>0[xXbBoO]\w+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)"
     r"|(?P<end>[-+]?[%}]\})|(?P<operator>//|\*\*|[=!<>]=|\S))",
     re.S,
@@ -49,7 +52,7 @@ class _Token(NamedTuple):
 def rewritten(source: str) -> str:
     """The source for minijinja; unchanged if it is damaged, which minijinja says better.
 
-    TemplateError for an expression that is nested too deep, or too many of them.
+    TemplateError for an expression that is nested too deep or too long, or too many of them.
     """
     n_uses = len(_USE.findall(source))
     if n_uses > MAX_USES:
@@ -92,6 +95,8 @@ def _tag(source: str, begin: re.Match[str]) -> tuple[str, int]:
         at = match.end("space") + len(text)
         depth += (text in "([{") - (text in ")]}")
         tokens.append(_Token(kind, text, space))
+        if len(tokens) > MAX_TOKENS:
+            raise TemplateError(f"chat template: a tag of more than {MAX_TOKENS} words and signs")
     else:
         raise _Damaged
     name = tokens[0].text if tokens and begin.group() == "{%" else ""

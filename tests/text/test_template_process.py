@@ -53,6 +53,15 @@ TOO_LARGE = {
     "what a list's own method grows": "{% for i in range(40) %}{% set x = messages.extend("
     "messages) %}{% endfor %}",
 }  # fmt: skip
+SLOW_TO_REWRITE = {
+    "a string without an end": "{{ " + "\\'" * 100_000,
+    "operands in operands": "{{ '}}' ~ "
+    + "2*(" * 1900
+    + "a," * 60_000
+    + "b"
+    + ")%3" * 1900
+    + " }}",
+}
 
 
 @pytest.mark.parametrize("template", [*TOO_DEEP.values(), *TOO_LARGE.values()],
@@ -74,6 +83,21 @@ def test_what_would_end_the_process(template):
     assert done.returncode == 0, done.stderr
     assert first.startswith("chat template") and second.startswith("chat template")
     assert good == "Hello!" and int(megabytes) < 200
+
+
+@pytest.mark.parametrize("template", SLOW_TO_REWRITE.values(), ids=SLOW_TO_REWRITE)
+def test_what_would_take_for_ever_before_it_is_rendered(template):
+    code = (
+        "import sys\n"
+        "from bitnet import TemplateError\n"
+        "from bitnet.text.chat_template import ChatTemplate\n"
+        f"try: ChatTemplate(sys.stdin.read()).render([{USER}])\n"
+        "except TemplateError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=template, capture_output=True, text=True, timeout=20
+    )
+    assert done.stdout.startswith("chat template")
 
 
 @pytest.mark.parametrize("template", TOO_LONG.values(), ids=TOO_LONG)
