@@ -22,6 +22,8 @@ from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..runtime.cpu import MAX_THREADS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
+from ..text.reasoning import FORMATS, ReasoningSplitter
+from ..text.tokenizer import Tokenizer
 from .terminal import Status
 
 
@@ -134,6 +136,47 @@ def add_chat_template(parser: Any) -> None:
 def chat_template(args: argparse.Namespace) -> str | None:
     """The text of ``--chat-template``, None where it is not given."""
     return None if args.chat_template is None else read_text(Path(args.chat_template))
+
+
+def add_thinking(parser: Any) -> None:
+    """``--no-thinking`` and ``--reasoning-format``, for `template_values` and `splitter`."""
+    parser.add_argument(
+        "--no-thinking",
+        action="store_true",
+        help="have the chat template ask for an answer at once (enable_thinking=false)",
+    )
+    add_reasoning_format(parser, "what a model thinks stays in its text", "shows it apart")
+
+
+def add_reasoning_format(parser: Any, none: str, auto: str) -> None:
+    """``--reasoning-format``; what its values do."""
+    parser.add_argument(
+        "--reasoning-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help=f"none: {none}, as <think>...</think>; auto, or deepseek: {auto} "
+        f"(default: {FORMATS[0]})",
+    )
+
+
+def template_values(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, bool]:
+    """The chat_template_kwargs for ``--no-thinking``; ValueError where no template reads them."""
+    if not args.no_thinking:
+        return {}
+    template = tokenizer.chat_template
+    if template is None or "enable_thinking" not in template.names:
+        raise ValueError("--no-thinking: the chat template does not read enable_thinking")
+    return {"enable_thinking": False}
+
+
+def splitter(
+    args: argparse.Namespace, tokenizer: Tokenizer, prompt: Sequence[int]
+) -> ReasoningSplitter | None:
+    """What takes reasoning out of the reply to a chat's prompt; None if it stays, or none comes."""
+    template = tokenizer.chat_template
+    if template is None or not template.thinks or args.reasoning_format == "none":
+        return None
+    return ReasoningSplitter(tokenizer.opens_reasoning(prompt))
 
 
 def add_threads(parser: Any) -> None:
