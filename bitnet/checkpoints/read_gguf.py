@@ -102,7 +102,8 @@ def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: 
 def _refuse_scale_last(file: GGUFFile) -> None:
     """FormatError for another engine's type 42, whose blocks are as large as those of groups of
     128, and have their scale behind the codes."""
-    for key in _SCALE_LAST:
+    has_q2_0 = any(tensor.type.startswith("Q2_0") for tensor in file.tensors.values())
+    for key in _SCALE_LAST if has_q2_0 else ():
         value = file.metadata.get(key)
         if isinstance(value, str):  # llama.cpp's version is a number
             limit = f"oxibonsai's type 42 is not supported; {OTHER_Q2_0}"
