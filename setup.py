@@ -103,7 +103,7 @@ setup(
             extension("bitnet.compute.gumbel"),
             *(
                 extension(f"bitnet.compute.{name}", OPENMP, OPENMP_LINK)
-                for name in ("threads", "elementwise", "linear", "attention")
+                for name in ("threads", "grouped", "elementwise", "linear", "attention")
             ),
             extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
             extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),

@@ -1,13 +1,15 @@
-"""Write a GGUF of the exact shape of bitnet-b1.58-2B-4T, with random weights.
+"""Write a GGUF of the exact shape of a published model, with random weights.
 
-`python bench/support/synthetic.py OUT.gguf` takes seconds. Everything that costs time or memory is
-as in the published file: tensor names, shapes and types, metadata, a byte-level BPE vocabulary of
-128,256 tokens with a quarter of a million merges. Only what it says is noise.
+`python bench/support/synthetic.py OUT.gguf` takes seconds: bitnet-b1.58-2B-4T, or with
+`--model bonsai-4b` Ternary Bonsai of that size (types PQ2_0, Q2_0 of 64, TQ2_0). Everything that
+costs time or memory is as in the published file: tensor names, shapes and types, metadata, a
+byte-level BPE vocabulary of as many tokens with twice as many merges. Only what it says is noise.
 """
 
 import argparse
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -32,18 +34,33 @@ class Shape:
     context: int = 4096
 
 
-def write(path, shape=Shape(), seed=0, architecture=ARCHITECTURE, type_name="I2_S"):
+# FORMATS: what the sizes of the published files say of 1.7B, 4B and 8B
+SHAPES = {
+    "2b-4t": Shape(),
+    "bonsai-1.7b": Shape(2048, 6144, 28, 16, 8, 128, 151669, 32768),
+    "bonsai-4b": Shape(2560, 9728, 36, 32, 8, 128, 151669, 32768),
+    "bonsai-8b": Shape(4096, 12288, 36, 32, 8, 128, 151669, 65536),
+}
+UNTIED = {"bonsai-8b"}  # with a head of its own
+
+
+def write(path, shape=Shape(), seed=0, architecture=ARCHITECTURE, type_name="I2_S", tied=True):
     """Write the model, 1.2 GB for the default shape. The arguments determine every byte.
 
-    type_name: of the ternary weights, I2_S or TQ2_0.
+    architecture: "qwen3" for the graph of Bonsai, whose embedding is ternary too, and its head
+    where it is not tied. type_name: of the ternary weights, a key of TERNARY.
     """
     rng = np.random.Generator(np.random.SFC64(seed))
-    gguf.write(path, metadata(shape, architecture), list(tensors(shape, rng, type_name)))
+    given = tensors(shape, rng, type_name)
+    if architecture == "qwen3":
+        given = qwen3_tensors(shape, rng, type_name, tied)
+    gguf.write(path, metadata(shape, architecture), list(given))
 
 
 def metadata(shape, architecture=ARCHITECTURE):
     """The keys of the official file, a working vocabulary included; no chat template."""
-    tokens, merges = vocabulary(shape.vocab)
+    is_qwen = architecture == "qwen3"
+    tokens, merges = vocabulary(shape.vocab, QWEN_SPECIAL if is_qwen else LLAMA_SPECIAL)
     bos = shape.vocab - N_SPECIAL
     values = {
         "vocab_size": shape.vocab,
@@ -57,8 +74,10 @@ def metadata(shape, architecture=ARCHITECTURE):
         "attention.key_length": shape.head_dim,
         "attention.value_length": shape.head_dim,
         "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": 500000.0,
+        "rope.freq_base": 1e6 if is_qwen else 500000.0,
     }
+    if is_qwen:
+        del values["vocab_size"], values["rope.dimension_count"]
     return {
         "general.architecture": architecture,
         "general.name": "synthetic",
@@ -66,7 +85,7 @@ def metadata(shape, architecture=ARCHITECTURE):
         "general.quantization_version": 2,
         **{f"{architecture}.{name}": value for name, value in values.items()},
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.pre": "qwen2" if is_qwen else "llama-bpe",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.scores": np.zeros(shape.vocab, np.float32),
@@ -74,15 +93,19 @@ def metadata(shape, architecture=ARCHITECTURE):
         "tokenizer.ggml.bos_token_id": bos,
         "tokenizer.ggml.eos_token_id": bos + 1,
         "tokenizer.ggml.padding_token_id": bos + 1,
-        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_bos_token": not is_qwen,
     }
 
 
-def vocabulary(size):
+LLAMA_SPECIAL = {0: "<|begin_of_text|>", 1: "<|end_of_text|>", 9: "<|eot_id|>"}
+QWEN_SPECIAL = {0: "<|endoftext|>", 1: "<|im_end|>", 2: "<|im_start|>"}
+
+
+def vocabulary(size, named=LLAMA_SPECIAL):
     """(tokens, merges), with two merges for each piece of more than two characters.
 
     The tokens: the bytes, every piece of one to three letters with and without a space before it,
-    as many pieces of four letters as fit, then 256 special tokens.
+    as many pieces of four letters as fit, then 256 special tokens, of which some are named.
     """
     alphabet = byte_alphabet()
     space = alphabet[ord(" ")]
@@ -95,7 +118,8 @@ def vocabulary(size):
     pieces = list(itertools.islice(itertools.chain(pieces, four), n_pieces))
     merges = [f"{p[:cut]} {p[cut:]}" for p in pieces for cut in range(1, min(len(p), 3))]
     special = [f"<|reserved_{i}|>" for i in range(N_SPECIAL)]
-    special[0], special[1], special[9] = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
+    for i, name in named.items():
+        special[i] = name
     return alphabet + pieces + special, merges
 
 
@@ -136,6 +160,35 @@ def tensors(shape, rng, type_name="I2_S"):
             yield f"blk.{layer}.{name}.weight", size, type_name, TERNARY[type_name](rng, *size)
 
 
+def qwen3_tensors(shape, rng, type_name, tied):
+    """The same of Qwen3: every matrix is ternary, queries and keys have a norm for each head."""
+
+    def matrix(name, *size):
+        return f"{name}.weight", size, type_name, TERNARY[type_name](rng, *size)
+
+    def norm(name, n):
+        return f"{name}.weight", (n,), "F32", np.ones(n, np.float32)
+
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if not tied:
+        yield matrix("output", shape.vocab, shape.hidden)
+    yield matrix("token_embd", shape.vocab, shape.hidden)
+    yield norm("output_norm", shape.hidden)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}."
+        yield norm(block + "attn_norm", shape.hidden)
+        yield norm(block + "attn_q_norm", shape.head_dim)
+        yield norm(block + "attn_k_norm", shape.head_dim)
+        yield norm(block + "ffn_norm", shape.hidden)
+        yield matrix(block + "attn_q", q, shape.hidden)
+        yield matrix(block + "attn_k", kv, shape.hidden)
+        yield matrix(block + "attn_v", kv, shape.hidden)
+        yield matrix(block + "attn_output", shape.hidden, q)
+        yield matrix(block + "ffn_gate", shape.ffn, shape.hidden)
+        yield matrix(block + "ffn_up", shape.ffn, shape.hidden)
+        yield matrix(block + "ffn_down", shape.hidden, shape.ffn)
+
+
 def normal(rng, n_rows, n_cols):
     """Embedding rows, float16: the logits of a normalised state get a spread of about 1."""
     step = max(1, CHUNK // 4 // n_cols)
@@ -157,17 +210,20 @@ def ternary(rng, n_rows, n_cols):
     yield np.float32((n_cols * 2 / 3) ** -0.5).tobytes() + bytes(I2_S_TAIL - 4)
 
 
-def tq2_0(rng, n_rows, n_cols):
-    """TQ2_0: the same in blocks of 256 weights, 64 bytes and a scale in float16."""
-    if n_cols % 256:
-        raise ValueError(f"{n_cols} columns are not a multiple of 256")
-    scale = np.frombuffer(np.float16((n_cols * 2 / 3) ** -0.5).tobytes(), np.uint8)
-    step = CHUNK // n_cols
+def blocks(rng, n_rows, n_cols, n_values, scale_first):
+    """Blocks of n_values codes with a scale in float16, which differs by group and keeps the spread
+    of the input."""
+    if n_cols % n_values:
+        raise ValueError(f"{n_cols} columns are not a multiple of {n_values}")
+    step = max(1, CHUNK // n_cols)
     for start in range(0, n_rows, step):
-        n_blocks = min(step, n_rows - start) * n_cols // 256
-        blocks = np.empty((n_blocks, 66), np.uint8)
-        blocks[:, :64], blocks[:, 64:] = codes(rng, n_blocks * 64).reshape(-1, 64), scale
-        yield blocks
+        n_blocks = min(step, n_rows - start) * n_cols // n_values
+        scales = rng.lognormal(0, 0.3, (n_blocks, 1)) * (n_cols * 2 / 3) ** -0.5
+        if n_values == 64:  # published files hold the scale of a group of 128 twice
+            scales[1::2] = scales[: n_blocks // 2 * 2 : 2]
+        parts = [scales.astype("<f2").view(np.uint8), codes(rng, n_blocks * n_values // 4)]
+        parts[1] = parts[1].reshape(n_blocks, -1)
+        yield np.hstack(parts if scale_first else parts[::-1])
 
 
 def codes(rng, n):
@@ -177,19 +233,34 @@ def codes(rng, n):
     return valid[np.arange(256) % 81][np.frombuffer(rng.bytes(n), np.uint8)]
 
 
-TERNARY = {"I2_S": ternary, "TQ2_0": tq2_0}
+TERNARY = {
+    "I2_S": ternary,
+    "TQ2_0": partial(blocks, n_values=256, scale_first=False),
+    "PQ2_0": partial(blocks, n_values=128, scale_first=True),
+    "Q2_0_G64": partial(blocks, n_values=64, scale_first=True),
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("path", metavar="OUT.gguf")
-    for field in Shape.__dataclass_fields__.values():
-        option = "--" + field.name.replace("_", "-")
-        parser.add_argument(option, type=int, default=field.default, metavar="N")
+    parser.add_argument("--model", choices=SHAPES, default="2b-4t")
+    parser.add_argument("--type", choices=TERNARY, help="default: I2_S, of Bonsai PQ2_0")
+    for name in Shape.__dataclass_fields__:
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     given = vars(parser.parse_args())
-    path, seed = given.pop("path"), given.pop("seed")
-    write(path, Shape(**given), seed)
+    changes = {name: given[name] for name in Shape.__dataclass_fields__ if given[name] is not None}
+    is_bonsai = given["model"] != "2b-4t"
+    write(
+        given["path"],
+        replace(SHAPES[given["model"]], **changes),
+        given["seed"],
+        "qwen3" if is_bonsai else ARCHITECTURE,
+        given["type"] or ("PQ2_0" if is_bonsai else "I2_S"),
+        given["model"] not in UNTIED,
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
 # For editors and checkers; tests hold them against kv_cache.DTYPES and checkpoint.I2_S_LAYOUTS.
 KVDtype = Literal["f16", "f32", "int8"]
 Layout = Literal["128x32", "64x16", "4row"]
+ActivationsMode = Literal["int16", "int8"]
 MappingMode = Literal["map", "prefetch", "lock", "copy"]
 CGROUP_LIMIT = "cgroup memory left"  # who has set a limit, where nobody asked for one
 KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
@@ -57,11 +58,14 @@ class LoadSettings:
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_limit: int | str = "4GiB"
     chat_template: str | None = None
+    activations: ActivationsMode | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
         check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         check_choice("mapping", self.mapping, MAPPINGS)
+        if self.activations is not None:
+            check_choice("activations", self.activations, get_args(ActivationsMode))
         check_whole("slots", self.slots, MAX_SLOTS)
         parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
         if self.chat_template is not None:
@@ -84,12 +88,14 @@ def load(
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_limit: int | str = "4GiB",
     chat_template: str | None = None,
+    activations: ActivationsMode | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
-    one GGUF, or None for the model in the package.
+    one GGUF or one model in several types of it, or None for the model in the package.
 
     path: also ORG/NAME[@REVISION][:FILE.gguf] of the Hugging Face hub, where there is no such path:
-        from the hub's cache, or pulled into it (see hub.find).
+        from the hub's cache, or pulled into it (see hub.find). Of one model in several GGUFs the
+        best type is taken (see choose_file.py), with a warning that says which and why.
     threads: None for BITNET_NUM_THREADS, OMP_NUM_THREADS, or the physical cores that are ours.
     memory_limit: growth of the process at most, mapped files apart, bytes or "1.5GiB"; None for
         BITNET_MEMORY_LIMIT, or what the cgroup leaves, or as much as the machine has. One slot must
@@ -103,6 +109,10 @@ def load(
     prefix_folder: a folder for those that memory has no room for, and for the next process with
         this model; prefix_folder_limit: bytes of its files, those used longest ago are deleted.
     chat_template: the text of a Jinja template, in place of the model's own.
+    activations: how the inputs of linear layers are rounded in a model whose weights have scales of
+        groups of columns: "int16", with a scale for each 128 columns, as good as float; "int8",
+        with one for each 32, faster. None for "int16". Other models have 8 bits with one scale a
+        token, as they were trained: ValueError for them.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
@@ -123,6 +133,7 @@ def load(
         prefix_folder=prefix_folder,
         prefix_folder_limit=prefix_folder_limit,
         chat_template=chat_template,
+        activations=activations,
     )
     return load_model(path, settings)
 
@@ -152,7 +163,14 @@ def _load(
     before = memory_report.usage().anonymous
     checkpoint = open_checkpoint(file, layout=settings.layout)
     context = context_of(checkpoint.config, settings.context)
-    plan = Settings(context, settings.kv_dtype, settings.slots, n_threads, settings.mapping)
+    plan = Settings(
+        context,
+        settings.kv_dtype,
+        settings.slots,
+        n_threads,
+        settings.mapping,
+        settings.activations,
+    )
     planner = Planner(checkpoint)
     pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
     try:
@@ -161,7 +179,9 @@ def _load(
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before
-        files = weights.of_checkpoint(checkpoint, pool=pool, n_threads=n_threads)
+        files = weights.of_checkpoint(
+            checkpoint, pool=pool, n_threads=n_threads, activations=settings.activations
+        )
         if settings.mapping == "lock":
             files.lock()
         elif settings.mapping == "copy":

@@ -34,6 +34,10 @@ log = logging.getLogger("bitnet")
 I2_S_LAYOUTS = {"128x32": "I2_S", "64x16": "I2_S_64", "4row": "I2_S_4ROW"}
 DEFAULT_LAYOUT = "128x32"  # the layout of microsoft/BitNet and of nearly every published file
 
+# How activations are rounded by groups of columns where weights have scales of groups: bits.
+ACTIVATIONS = {"int16": 16, "int8": 8}
+DEFAULT_ACTIVATIONS = "int16"  # as good as float: docs/models.md
+
 Codes = Iterator[np.ndarray]  # uint8 (some rows, n_cols) of 0, 1, 2 in row order
 
 
@@ -215,6 +219,20 @@ class Checkpoint:
             tensors = (t for t in self.ternary.values() if t.quantization.weight_group)
             self.groups = any(t.scales_differ() for t in tensors)
         return self.groups
+
+    def activation_bits(self, activations: str | None = None) -> int | None:
+        """Bits to which activations are rounded by groups of columns; None: 8 with one scale a
+        token, where linear layers have one scale a row.
+
+        activations: a key of ACTIVATIONS, None for the default. ValueError where one is given and
+        there is no choice.
+        """
+        if self.has_group_scales:
+            return ACTIVATIONS[activations or DEFAULT_ACTIVATIONS]
+        if activations is not None:
+            limit = "None: this model has one scale a row, and was trained with one a token"
+            raise ValueError(f"activations: {activations!r} ({limit})")
+        return None
 
     def is_undecided(self) -> bool:
         """Whether weights have to be read, or a repacked file, to say what it is."""

@@ -22,7 +22,8 @@ from ..errors import FormatError
 from ..formats.atomic_write import READABLE, atomic, check_free_space, check_trusted
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
-from .model_files import ggufs, has_safetensors, joined, preferred
+from .choose_file import choose, ggufs, instead
+from .model_files import has_safetensors, joined
 from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
@@ -148,10 +149,12 @@ def fetch(
         info = api.model_info(
             repo, revision=reference.revision, files_metadata=True, timeout=TIMEOUT
         )
-    snapshot = _chosen(info, reference)
+    snapshot, remark = _chosen(info, reference)
     log.info("%s: %s is commit %s", repo, reference.revision, snapshot.commit)
     _check_room(snapshot)
     progress("")
+    if remark:
+        log.warning("%s: %s", repo, remark)
     for file in snapshot.files:
         with _hub_errors(reference):
             api.hf_hub_download(repo, file, revision=snapshot.commit, cache_dir=str(hub_cache()))
@@ -228,8 +231,9 @@ def _check_name(name: Any, repo: str) -> None:
 # the choice of files ------------------------------------------------------------------------------
 
 
-def _chosen(info: Any, reference: HubReference) -> Snapshot:
-    """The Snapshot to be, of the library's ModelInfo: its commit and the files of one model."""
+def _chosen(info: Any, reference: HubReference) -> tuple[Snapshot, str]:
+    """The Snapshot to be, of the library's ModelInfo: its commit and the files of one model; and
+    what is to be said of the choice, or ""."""
     repo, revision, file = reference
     commit = info.sha
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
@@ -239,34 +243,40 @@ def _chosen(info: Any, reference: HubReference) -> Snapshot:
     for entry in info.siblings or ():
         _check_name(entry.rfilename, repo)
     listed = {entry.rfilename: entry for entry in info.siblings or ()}
-    names = _choose(repo, sorted(listed), file)
-    return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names})
+    names, remark = _choose(repo, sorted(listed), file)
+    return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names}), remark
 
 
-def _choose(repo: str, names: Sequence[str], file: str | None) -> list[str]:
-    """The names of one model: of safetensors with what belongs to them, or of a .gguf alone."""
-    models = ggufs(names)
+def _choose(repo: str, names: Sequence[str], file: str | None) -> tuple[list[str], str]:
+    """The names of one model, of safetensors with what belongs to them, or of a .gguf alone; and
+    what is to be said of the choice, or ""."""
+    models, remark = ggufs(names), ""
     first_names = joined([model[0] for model in models])
     if file is not None:
         if file not in names:
             there = f"it has {first_names}"
             raise FileNotFoundError(errno.ENOENT, f"no {file} on the hub; {there}", repo)
         model = next(model for model in models if file in model)
+        if better := instead(file, names):
+            remark = f"{file} is not as trained or cannot be used; {repo}:{better} can"
     elif has_safetensors(names):
         weights = [SINGLE] if SINGLE in names else [n for n in names if _SHARD.fullmatch(n)]
-        return [n for n in FILES if n in names] + weights + [INDEX] * (SINGLE not in names)
+        folder = [n for n in FILES if n in names] + weights + [INDEX] * (SINGLE not in names)
+        return folder, remark
     elif not models:
         limit = f"config.json with {SINGLE}, or a .gguf; no other weights are fetched"
         raise FormatError(repo, "files", joined(names), limit)
-    elif (chosen := preferred(models)) is None:
+    elif (chosen := choose(models)) is None:
         example = f"{repo}:{models[0][0]}"
         raise ValueError(f"{repo}: which of {first_names}? (name one, such as {example})")
     else:
-        model = chosen
+        model = chosen.parts
+        if chosen.why:
+            remark = f"{model[0]} of {len(models)} models: {chosen.why}"
     for part in model:
         if part not in names:
             raise FormatError(repo, part, "missing", f"a part of {model[0]}")
-    return model
+    return model, remark
 
 
 def _facts(repo: str, entry: Any) -> Facts:
@@ -460,8 +470,8 @@ def _foreign_model(reference: HubReference) -> Path | None:
         models = [model for model in models if reference.file in model]
     elif has_safetensors(names):
         return folder
-    model = preferred(models)
-    return folder / model[0] if model and names.issuperset(model) else None
+    chosen = choose(models)
+    return folder / chosen.parts[0] if chosen and names.issuperset(chosen.parts) else None
 
 
 def _line(error: object) -> str:

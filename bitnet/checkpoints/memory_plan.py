@@ -58,6 +58,7 @@ class Settings:
     slots: int = 1
     threads: int = 1
     mapping: str = "map"
+    activations: str | None = None
 
 
 class Planner:
@@ -79,6 +80,7 @@ class Planner:
         self._headers = sum(len(file.data) for file in checkpoint.files)
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.has_folder()
+        self._activation_bits = checkpoint.activation_bits
         head = checkpoint.screened_head() if self._has_cache else None
         self._is_screened = head is not None
         if head:
@@ -92,6 +94,7 @@ class Planner:
         needs = plan(
             self.config, context=s.context, kv_dtype=s.kv_dtype, slots=s.slots, threads=s.threads,
             n_tokens=self.n_tokens, weights=weights, is_screened=self._is_screened,
+            activation_bits=self._activation_bits(s.activations),
         )  # fmt: skip
         return [
             *needs,
@@ -181,6 +184,7 @@ def plan(
     n_tokens: int | None = None,
     weights: int = 0,
     is_screened: bool = False,
+    activation_bits: int | None = None,
 ) -> list[Need]:
     """[Need] of a model that is loaded and in use, every slot full, without its mapped files.
 
@@ -188,11 +192,16 @@ def plan(
     values. slots: sequences at once. threads: of every operation. n_tokens: entries of the
     tokenizer, None for vocab_size. weights: bytes of tensors kept in the pool, where there is no
     cache folder or they are copied. is_screened: whether the head is, see lm_head_screen.py.
+    activation_bits: as of weights.Weights.
     """
     n_tokens = config.vocab_size if n_tokens is None else n_tokens
     state = _new_state(config, context, kv_dtype)
     work: Counter[str] = Counter()
-    for array in work_arrays(config, n_sequences=slots, n_threads=threads, has_screen=is_screened):
+    arrays = work_arrays(
+        config, n_sequences=slots, n_threads=threads, has_screen=is_screened,
+        activation_bits=activation_bits,
+    )  # fmt: skip
+    for array in arrays:
         work[array.purpose] += _aligned(array.nbytes)
     needs = [
         *(Need(purpose, slots * part.nbytes_at(context), part.describe(slots))

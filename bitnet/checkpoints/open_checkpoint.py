@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from ..checks import check_choice
+from ..errors import FormatError
 from .checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS, Checkpoint
+from .choose_file import advice
 from .model_files import model_at
 from .read_gguf import read_gguf
 from .read_hf import read_hf
@@ -22,4 +24,12 @@ def open_checkpoint(
     """
     check_choice("layout", layout, I2_S_LAYOUTS)
     path = model_at(Path(path))
-    return read_hf(path, masters) if path.is_dir() else read_gguf(path, layout)
+    if path.is_dir():
+        return read_hf(path, masters)
+    try:
+        return read_gguf(path, layout)
+    except FormatError as error:
+        if not (instead := advice(path)):
+            raise
+        limit = f"{error.limit}; {instead}"
+        raise FormatError(error.path, error.field, error.value, limit) from None

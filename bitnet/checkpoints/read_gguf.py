@@ -53,7 +53,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     tokenizer = _tokenizer_source(file)
     embedding = tensors.get("token_embd.weight")
     n_embeddings = 0 if embedding is None else embedding.shape[0]
-    config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, "output.weight" in tensors)
+    config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, tensors)
     _check_n_tokens(tokenizer, config)
     ternary, floats, used = {}, {}, set()
     may_have_groups = config.arch.may_have_group_scales or rounds_by_group(config.arch)

@@ -44,13 +44,12 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
     if config_path is None:
         raise FormatError(folder, "config.json", "missing", "an HF model folder, or a .gguf file")
     raw = read_json(config_path)
-    linears = hf_linears(raw, config_path)
     files, tensors = open_folder(folder)
+    linears = hf_linears(raw, config_path, tensors)
     tokenizer = _tokenizer_source(folder)
     generation = _optional_json(folder, "generation_config.json")
     end_ids = _end_of_turn_ids(tokenizer.tokenizer_config)
-    has_head = "lm_head.weight" in tensors
-    config = ModelConfig.from_hf(raw, generation, config_path, has_head, end_ids)
+    config = ModelConfig.from_hf(raw, generation, config_path, tensors, end_ids)
     if config.pooling is not None:
         config = replace(config, pooling=_pooling(folder))
     prefix = "model." if "model.embed_tokens.weight" in tensors else ""

@@ -53,6 +53,8 @@ class Weights:
     (has_group_scales), a GroupedMatrix, which rows() may give too.
 
     path: of the file or folder. config: ModelConfig. checkpoint: what it comes from.
+    activation_bits: to which activations are rounded by groups of columns, see compute/grouped.pyx;
+        None: 8 bits with one scale a token, where linear layers have one scale a row.
     screen: of the head, see lm_head_screen.py: (codes int8 (n_rows, n_cols), float32 bounds), or
         None. repacked: the path of the repacked file, or None. damage: of one that was there and
         is not used.
@@ -63,11 +65,13 @@ class Weights:
         checkpoint: Checkpoint,
         ternary: dict[str, Ternary | GroupedMatrix],
         loaded: repack_cache.Loaded | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         self.path, self.config, self.checkpoint = checkpoint.path, checkpoint.config, checkpoint
         file, self.screen, self.damage = loaded[1:] if loaded else (None, None, None)
         self.repacked = file.path if file else None
         self._ternary, self._files = ternary, [*checkpoint.files, *([file] if file else [])]
+        self.activation_bits = activation_bits
         self._fingerprint: str | None = None
         self._is_copied = False  # nothing is read from the maps any more
 
@@ -98,10 +102,13 @@ class Weights:
         return [(file.path, file.data.ctypes.data, file.data.nbytes) for file in self._files]
 
     def fingerprint(self) -> str:
-        """A hash of the configuration and of pieces of every tensor: the same for the same model,
-        however its files are called and whatever layout its ternary tensors have."""
+        """A hash of the configuration, of the rounding of activations and of pieces of every tensor:
+        the same for the same model, however its files are called and whatever layout its ternary
+        tensors have."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
+            if self.activation_bits:
+                digest.update(f"activations of {self.activation_bits} bits".encode())
             with PieceReader(self._files) as pieces:
                 for name, t in sorted(self._ternary.items()):
                     shape = t.n_rows, t.n_cols
@@ -117,23 +124,17 @@ class Weights:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def code_3(self, path: Path, name: str, row: int) -> FormatError:
-        """The error for a row of a linear layer, with its path and name, that has a code 3."""
-        limit = "codes are 0, 1, 2 for -1, 0, 1"
-        if path == self.repacked:
-            repack_cache.distrust(path)
-            limit += "; a repacked file, which the next load makes again"
-        return FormatError(path, f"{name} row {row}", "code 3", limit)
-
-    def illegal_row(self, matrix: GroupedMatrix, row: int) -> FormatError:
-        """The error for a row of one of its matrices whose codes, scales or biases are illegal."""
-        try:
-            group_scales.check(matrix, slice(row, row + 1))
-            found, limit = f"row {row}: illegal when a kernel read it", "a file nobody writes to"
-        except ValueError as error:
-            found, _, limit = str(error).partition(", limit: ")
-        if matrix.type == "Q2_0_G64":
-            limit += "; the PQ2_0 file of a Bonsai repository has no others"
+    def illegal_row(self, matrix: Ternary | GroupedMatrix, row: int) -> FormatError:
+        """The error for a row of one of its matrices: a code 3, or an illegal scale or bias."""
+        found, limit = f"row {row}: code 3", "codes are 0, 1, 2 for -1, 0, 1"
+        if isinstance(matrix, GroupedMatrix):
+            try:
+                group_scales.check(matrix, slice(row, row + 1))
+                found, limit = f"row {row}: illegal when it was read", "a file nobody writes to"
+            except ValueError as error:
+                found, _, limit = str(error).partition(", limit: ")
+            if matrix.type == "Q2_0_G64":
+                limit += "; the PQ2_0 file of a Bonsai repository has no others"
         if matrix.path == self.repacked:
             repack_cache.distrust(matrix.path)
             limit += "; a repacked file, which the next load makes again"
@@ -211,13 +212,15 @@ def of_checkpoint(
     pool: Pool | None = None,
     n_threads: int = 1,
     check_cache: bool = False,
+    activations: str | None = None,
 ) -> Weights:
     """The Weights of a Checkpoint, which they take over.
 
     cache: the folder for repacked weights, None for the default (see repack_cache.cache_folder),
     False to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in
     NumPy's. n_threads: to make the screen of a head with. check_cache: read all of a repacked file
-    and compare its checksums, also where it has not changed since that was done.
+    and compare its checksums, also where it has not changed since that was done. activations: see
+    Checkpoint.activation_bits.
     """
     if checkpoint.is_undecided():
         found = None if cache is False else repack_cache.find(checkpoint, cache)
@@ -245,7 +248,7 @@ def of_checkpoint(
                 ternary[name] = made
             else:
                 ternary[name] = _bound(to_repack[name], *made, path)
-    return Weights(checkpoint, ternary, loaded)
+    return Weights(checkpoint, ternary, loaded, checkpoint.activation_bits(activations))
 
 
 def _sample(matrix: GroupedMatrix, pieces: PieceReader) -> GroupedMatrix:

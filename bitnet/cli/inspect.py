@@ -20,7 +20,8 @@ from ..formats.safetensors import open_folder
 from ..models import lm_head_screen
 from ..runtime import cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
-from . import options
+from ..verify.file_report import file_report
+from . import inspect_report, options
 from .terminal import printable
 
 USAGE = "[MODEL]"
@@ -34,6 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "be used is\nshown as far as it can be read, with the reason and exit code 1."
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="what headers say and what a sample of the weights shows, without weights and paths, "
+        "to paste into a report; also of a file that cannot be used",
+    )
     parser.add_argument(
         "--tensors",
         action="store_true",
@@ -52,6 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
+    if args.report:
+        report = file_report(path)
+        rows = inspect_report.rows(report)
+        print(json.dumps(report) if args.json else printable("\n".join(_aligned(rows))))
+        return 0
     refused = None
     try:
         facts = describe(path, context=args.context, kv_dtype=args.kv_dtype, layout=args.layout)

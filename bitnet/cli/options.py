@@ -13,7 +13,8 @@ import bitnet
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
 from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
-from ..checkpoints.model_files import CONFIG, ggufs
+from ..checkpoints.choose_file import ggufs
+from ..checkpoints.model_files import CONFIG
 from ..checks import check_number, parse_bytes
 from ..formats.text_files import read_text
 from ..generation import prompt_lookup

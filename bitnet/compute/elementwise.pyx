@@ -13,6 +13,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memmove
 
+from .grouped cimport GroupedActivations, GroupedLinear, grouped_row, quantize_groups
 from .operands cimport (
     Array, Batch, Matrix, Norm, QuantizedActivations, QuantizedRows, Rope, Sequence, check_rows,
     is_streamed, open_array,
@@ -29,26 +30,34 @@ cdef enum:
 ctypedef void (*Gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 
 
-def embed(Matrix out not None, QuantizedRows rows not None, token_ids, Batch batch not None,
-          float scale=1.0):
+def embed(Matrix out not None, rows not None, token_ids, Batch batch not None, float scale=1.0):
     """out[i] = scale times row token_ids[i], as float32.
 
-    out: (n_tokens or more, n_cols of rows). token_ids: int32 (n_tokens,), each below n_rows.
+    rows: QuantizedRows, or a GroupedLinear of one matrix. out: (n_tokens or more, n_cols of rows).
+    token_ids: int32 (n_tokens,), each below n_rows.
     """
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, n_rows, n_cols
     cdef float* row
+    cdef bint is_grouped = type(rows) is GroupedLinear
+    cdef QuantizedRows plain = None if is_grouped else rows
+    cdef GroupedLinear grouped = rows if is_grouped else None
+    n_rows = grouped.n_rows if is_grouped else plain.n_rows
+    n_cols = grouped.n_cols if is_grouped else plain.n_cols
     cdef Array array = open_array(token_ids, c"i", 4, 1)
     cdef const int32_t* ids = <const int32_t*>array.data
-    check_rows(batch, out.n_rows, out.n_cols, rows.n_cols, "out")
+    check_rows(batch, out.n_rows, out.n_cols, n_cols, "out")
     if array.view.shape[0] != batch.n_tokens:
         raise ValueError(f"{array.view.shape[0]} token ids for {batch.n_tokens} rows")
     for i in range(batch.n_tokens):
-        if not 0 <= ids[i] < rows.n_rows:
-            raise ValueError(f"token id {ids[i]} is not in 0..{rows.n_rows - 1}")
+        if not 0 <= ids[i] < n_rows:
+            raise ValueError(f"token id {ids[i]} is not in 0..{n_rows - 1}")
     for i in range(batch.n_tokens):
         row = out.data + i * out.n_cols
-        kernels.dequantize_row(row, rows.data + ids[i] * rows.row_bytes, rows.type, rows.n_cols)
-        for j in range(rows.n_cols if scale != 1.0 else 0):
+        if is_grouped:
+            grouped_row(row, grouped, ids[i])
+        else:
+            kernels.dequantize_row(row, plain.data + ids[i] * plain.row_bytes, plain.type, n_cols)
+        for j in range(n_cols if scale != 1.0 else 0):
             row[j] *= scale
 
 
@@ -111,11 +120,20 @@ cdef void norm_heads(float* x, Norm norm, Py_ssize_t n_heads) noexcept nogil:
         kernels.rms_norm(x + h * norm.n, norm.weight, x + h * norm.n, norm.eps, norm.n)
 
 
-def quantize(QuantizedActivations out not None, Matrix x not None, Batch batch not None):
-    """int8 codes of each row of x, padded with zeros to a multiple of 128.
+def quantize(out not None, Matrix x not None, Batch batch not None):
+    """Codes of each row of x, padded with zeros: QuantizedActivations with one scale a row, or
+    GroupedActivations with scales of groups.
 
     out: (n_tokens or more, at least the padded columns). x: (n_tokens or more, n).
     """
+    if type(out) is GroupedActivations:
+        quantize_groups(out, x, batch)
+    else:
+        quantize_rows(out, x, batch)
+
+
+cdef int quantize_rows(QuantizedActivations out, Matrix x, Batch batch) except -1:
+    """int8 codes with one scale a row, up to a multiple of 128."""
     cdef Py_ssize_t r, n = x.n_cols
     cdef Py_ssize_t padded = (n + BLOCK - 1) // BLOCK * BLOCK
     cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
@@ -127,10 +145,11 @@ def quantize(QuantizedActivations out not None, Matrix x not None, Batch batch n
         for r in range(batch.n_tokens):
             kernels.quantize(out.codes + r * out.stride, out.inv_scale + r, out.sums + r,
                              x.data + r * n, n, padded)
-        return
+        return 0
     for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
         kernels.quantize(out.codes + r * out.stride, out.inv_scale + r, out.sums + r,
                          x.data + r * n, n, padded)
+    return 0
 
 
 # -------------------------------------------------------------------------------------- rotation

@@ -1,12 +1,13 @@
 """A ternary matrix times quantised activations."""
 
+from .grouped import GroupedActivations, GroupedLinear
 from .operands import Batch, Linear, Matrix, QuantizedActivations
 
 def workspace_bytes(n_rows: int) -> int: ...
 def linear(
     out: Matrix,
-    weights: Linear,
-    x: QuantizedActivations,
+    weights: Linear | GroupedLinear,
+    x: QuantizedActivations | GroupedActivations,
     batch: Batch,
     add: bool = False,
     column: int = 0,

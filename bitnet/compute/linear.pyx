@@ -2,6 +2,7 @@
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t, uint8_t
 
+from .grouped cimport GroupedLinear, grouped_linear
 from .operands cimport (
     CHUNK, Batch, Linear, Matrix, QuantizedActivations, StackedMatrix, is_streamed,
 )
@@ -39,14 +40,24 @@ def workspace_bytes(Py_ssize_t n_rows):
     return WORK_BYTES if kernels.ternary_lookup and n_rows >= LOOKUP_MIN_ROWS else 0
 
 
-def linear(Matrix out not None, Linear weights not None, QuantizedActivations x not None,
-           Batch batch not None, bint add=False, Py_ssize_t column=0):
+def linear(Matrix out not None, weights not None, x not None, Batch batch not None,
+           bint add=False, Py_ssize_t column=0):
     """out = x W^T with the scales of both multiplied in, or out += where ``add``.
 
+    weights: a Linear, with QuantizedActivations x, or a GroupedLinear with GroupedActivations.
     x: (n_tokens or more, n_cols of weights), as ops.quantize has left it. out: (n_tokens or more,
     at least column + n_rows of weights). It takes the columns of out from ``column`` on, one for
     each row of W; others stay as they are.
     """
+    if type(weights) is GroupedLinear:
+        grouped_linear(out, weights, x, batch, add, column)
+    else:
+        row_scaled_linear(out, weights, x, batch, add, column)
+
+
+cdef int row_scaled_linear(Matrix out, Linear weights, QuantizedActivations x, Batch batch,
+                           bint add, Py_ssize_t column) except -1:
+    """linear where each row of a matrix, or all of it, has one scale."""
     cdef Py_ssize_t c
     cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
     cdef int team = threads_for(batch.n_threads, n_products // 64)
@@ -64,7 +75,7 @@ def linear(Matrix out not None, Linear weights not None, QuantizedActivations x 
             lookup_item(out, weights, x, batch, add, column, &plan, c, 0)
         for c in range(weights.n_chunks if n_done < batch.n_tokens else 0):
             linear_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
-        return
+        return 0
     if n_done:
         begin_operation(&times, team)
         for c in prange(plan.n_items, nogil=True, schedule="dynamic", num_threads=team):
@@ -77,6 +88,7 @@ def linear(Matrix out not None, Linear weights not None, QuantizedActivations x 
             linear_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
             end_item(&times, threadid())
         end_operation(&times, team)
+    return 0
 
 
 cdef const StackedMatrix* matrix_of(Linear weights, Py_ssize_t chunk) noexcept nogil:

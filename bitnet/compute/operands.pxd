@@ -20,6 +20,9 @@ cdef class Array:
 # number of dimensions, or read-only memory that is to be written; TypeError for what is no buffer.
 cdef Array open_array(source, char kind, Py_ssize_t itemsize, int n_dims, bint is_written=*)
 
+# The NumPy array that was opened, or one of the same memory.
+cdef asarray(Array array)
+
 cdef struct StackedMatrix:              # one matrix of a Linear
     const uint8_t* codes                # (n_rows, n_blocks * BLOCK_BYTES) packed I2_S
     const float* scales                 # (n_rows,) or (1,)

@@ -18,6 +18,7 @@ from .elementwise import (
     rope,
     rope_table,
 )
+from .grouped import scan_groups
 from .gumbel import sample
 from .linear import find_code_3, linear, workspace_bytes
 from .lm_head import head, screen, screened
@@ -44,6 +45,7 @@ __all__ = [
     "rope",
     "rope_table",
     "sample",
+    "scan_groups",
     "screen",
     "screened",
     "startable_threads",

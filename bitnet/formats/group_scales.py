@@ -98,6 +98,17 @@ def steps(matrix: GroupedMatrix) -> Steps:
         yield scales.astype(np.float32), codes_in_sequence(bytes_).reshape(-1, matrix.n_cols)
 
 
+def row_of_wrong_bias(matrix: GroupedMatrix) -> int | None:
+    """The first row whose biases are not -scales, None where all are, or there are none."""
+    if matrix.scales is None or matrix.biases is None:
+        return None
+    differ = (matrix.biases.view("<u2") ^ 0x8000) != matrix.scales.view("<u2")
+    for row in np.flatnonzero(differ.any(axis=1)):  # 0 and -0 are equal
+        if (_floats(matrix.biases[row]) != -_floats(matrix.scales[row])).any():
+            return int(row)
+    return None
+
+
 def check(matrix: GroupedMatrix, rows: slice) -> None:
     """ValueError that names the first row among these whose codes, scales or biases are illegal."""
     for some in _row_slices(matrix, rows):

@@ -6,6 +6,9 @@ from libc.stdint cimport (
 )
 from libc.string cimport memcpy, memset
 
+from .group_rows cimport (
+    QUAD, QUAD_SCALES, QUAD_SCALES_INT8, QUAD_SUMS, QUAD_SUMS_INT8, GroupInputs, GroupRows,
+)
 from .kv_page cimport (
     KV_F16, KV_F32, KV_INT8, LANES, PAGE, SPLIT, SPLIT_PAGES, kv_item_bytes, kv_key_item,
     kv_n_splits, kv_scale_offset, kv_slot_of, kv_value_item,
@@ -17,8 +20,9 @@ from .simd cimport (
     prefetch_nta, prefetch_t0, prefetch_t1,
 )
 from .table cimport (
-    BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32,
-    ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
+    BLOCK, BLOCK_BYTES, GROUP_BAD_SCALE, GROUP_CODE_3, GROUP_HALVES_DIFFER, LOOKUP_TABLE_BYTES,
+    MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K,
+    ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
     ROWS_Q8_0, CoarseInputs, Kernels, View,
 )
 
@@ -163,6 +167,7 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
 
 include "ternary.pxi"
 include "lookup.pxi"
+include "group.pxi"
 include "attention.pxi"
 include "rows.pxi"
 include "screen.pxi"
@@ -190,7 +195,8 @@ cdef Kernels table = Kernels(
     dequantize_row=dequantize_row, exp=exp, read=read, cos_sin=cos_sin,
     attention_split=attention_split, attention_merge=attention_merge, screen_dot=screen_dot,
     ternary_lookup=ternary_lookup, apply_scales=apply_scales, screen_coarse=screen_coarse,
-    tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
+    group_matmul=group_matmul, group_quantize=group_quantize, group_scan=group_scan,
+    group_dequantize_row=group_dequantize_row, tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
 if not HAS_LOOKUP:
     table.ternary_lookup = NULL
 if not HAS_COARSE:

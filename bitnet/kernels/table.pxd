@@ -7,6 +7,8 @@ memory, and so many others are read before them again that no cache need keep th
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
+from .group_rows cimport GroupInputs, GroupRows
+
 cdef enum:
     BLOCK = 128                         # columns of a ternary block, which I2_S interleaves
     BLOCK_BYTES = 32                    # bytes of a block's codes, four a byte
@@ -27,6 +29,11 @@ cdef enum:                              # types of the rows of an embedding or a
     ROWS_Q5_K
     ROWS_Q6_K
     ROWS_IQ4_NL
+
+cdef enum:                              # what group_scan finds, bits
+    GROUP_CODE_3 = 1                    # the illegal code 3
+    GROUP_BAD_SCALE = 2                 # a scale that is negative, infinite or NaN
+    GROUP_HALVES_DIFFER = 4             # 128 columns whose halves need two scales
 
 cdef struct View:                       # what a query sees of its sequence: sinks and first..last
     char** pages                        # (n_pages) of one layer: kv_page.h has what lies where
@@ -124,5 +131,17 @@ cdef struct Kernels:
                          Py_ssize_t sums_stride, const float* scales, Py_ssize_t scale_step,
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
                          Py_ssize_t n_tokens, bint add) noexcept nogil
+    # rows with scales of groups (group_rows.h): out[t * out_stride + r] = or += row first_row + r
+    # times input t. unit: columns with one scale on both sides: 32 where inputs have 8 bits, 64, or
+    # 128 where group_scan finds no row whose halves differ
+    void (*group_matmul)(float* out, Py_ssize_t out_stride, const GroupRows* w,
+                         Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t n_rows,
+                         Py_ssize_t n_tokens, int unit, bint add, bint streaming) noexcept nogil
+    # n floats of one token as group_rows.h has it, filled up to whole quads; bits: 16 or 8
+    void (*group_quantize)(int8_t* out, float* scales, int32_t* sums, const float* x, Py_ssize_t n,
+                           int bits) noexcept nogil
+    # GROUP_CODE_3, ... of one row, 0 where all is well
+    int (*group_scan)(const GroupRows* w, Py_ssize_t row) noexcept nogil
+    void (*group_dequantize_row)(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil
     Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
     Py_ssize_t plane_bits               # bits of an input's low plane: 7 or 8

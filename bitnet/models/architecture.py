@@ -66,6 +66,10 @@ class Architecture:
     block_arrays: {attribute of s, an array that block works on: the widths that lie side by side in
         a row of it}. Besides them s.codes takes the quantised input of any of the linears.
     activations: what hidden_act may be; the first is that of a GGUF that does not say.
+    rounds_by_group: activations were never quantised in training: they are rounded by groups of
+        columns, never by one scale a token.
+    distinct_tensors: of a family whose names in files are another's as well: how the names of
+        tensors end, in either container, by which its files are known.
 
     In HF folders:
     model_types: its names in config.json. hf_architectures: names in "architectures" there, for
@@ -100,6 +104,8 @@ class Architecture:
     linears: dict[str, tuple[str, str]] = field(default_factory=LINEARS.copy)
     block_arrays: dict[str, tuple[str, ...]] = field(default_factory=BLOCK_ARRAYS.copy)
     activations: tuple[str, ...] = ("silu",)
+    rounds_by_group: bool = False
+    distinct_tensors: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     hf_architectures: tuple[str, ...] = ()
     hf_names: dict[str, str] = field(default_factory=dict)

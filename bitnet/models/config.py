@@ -13,7 +13,13 @@ from ..compute.operands import MAX_LINEAR_COLS
 from ..errors import FormatError
 from . import rope_scaling
 from .architecture import Architecture
-from .registry import ARCHITECTURES, BY_GGUF_ARCHITECTURE, BY_HF_ARCHITECTURE, BY_MODEL_TYPE
+from .registry import (
+    ARCHITECTURES,
+    BY_GGUF_ARCHITECTURE,
+    BY_HF_ARCHITECTURE,
+    BY_MODEL_TYPE,
+    by_tensors,
+)
 from .rope_scaling import RopeScaling
 
 log = logging.getLogger("bitnet")
@@ -111,14 +117,15 @@ class ModelConfig:
     top_p: float = 1.0
 
     @classmethod
-    def from_hf(cls, config, generation, path, has_lm_head, eos_token_ids=()):
+    def from_hf(cls, config, generation, path, tensors, eos_token_ids=()):
         """From the objects of config.json and generation_config.json; path is named in errors.
 
-        has_lm_head: whether the tensors hold a head. It decides tie_word_embeddings where the file
-            does not: the default of transformers (False) is wrong for the published models.
+        tensors: names of the tensors. Whether a head is among them decides tie_word_embeddings
+            where the file does not: the default of transformers (False) is wrong for the published
+            models.
         eos_token_ids: end tokens known from elsewhere, added to those of the two files.
         """
-        arch = hf_architecture(config, path)
+        arch = hf_architecture(config, path, tensors)
         fields, extra = _Fields(_flat_rope(config), path), _Fields(generation, path)
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
@@ -136,7 +143,9 @@ class ModelConfig:
                 "num_key_value_heads": fields.number("num_key_value_heads"),
                 "vocab_size": fields.number("vocab_size"),
                 **_hf_rope(fields, shape["max_position_embeddings"]),
-                "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_lm_head),
+                "tie_word_embeddings": fields.flag(
+                    "tie_word_embeddings", "lm_head.weight" not in tensors
+                ),
                 "rope_interleaved": False,
                 "norms_are_offsets": arch.norms_are_offsets,
             }
@@ -149,14 +158,14 @@ class ModelConfig:
         )._checked(path)
 
     @classmethod
-    def from_gguf(cls, metadata, path, n_embeddings, has_lm_head):
+    def from_gguf(cls, metadata, path, n_embeddings, tensors):
         """From GGUF metadata; path is named in errors.
 
         n_embeddings: rows of token_embd, the vocabulary where the file does not say.
-        has_lm_head: whether there is an output tensor; without one the head is tied.
+        tensors: names of the tensors. Without one called output the head is tied.
         """
         name = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
-        arch = BY_GGUF_ARCHITECTURE[name]
+        arch = by_tensors(BY_GGUF_ARCHITECTURE[name], tensors)
         fields = _Fields(metadata, path, f"{name}.", GGUF_KEYS)
         general = _Fields(metadata, path, "tokenizer.ggml.")
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
@@ -183,7 +192,7 @@ class ModelConfig:
                     fields, theta, shape["max_position_embeddings"]
                 ),
                 "hidden_act": arch.activations[0],
-                "tie_word_embeddings": not has_lm_head,
+                "tie_word_embeddings": "output.weight" not in tensors,
                 "rope_interleaved": arch.interleaved_in_gguf,
             }
             | family_fields,
@@ -363,20 +372,22 @@ def _gguf_eos_token_ids(fields):
     return tuple(dict.fromkeys(ids))
 
 
-def hf_architecture(config, path):
-    """The Architecture of a config.json: by its architectures, for 1bitLLM's, or its model_type."""
+def hf_architecture(config, path, tensors=()):
+    """The Architecture of a folder: by architectures of its config.json, for 1bitLLM's, or by the
+    model_type there and the names of its tensors."""
     listed = config.get("architectures")
     for name in listed if isinstance(listed, list) else ():
         if isinstance(name, str) and name in BY_HF_ARCHITECTURE:
             return BY_HF_ARCHITECTURE[name]
-    return BY_MODEL_TYPE[_Fields(config, path).choice("model_type", BY_MODEL_TYPE)]
+    name = _Fields(config, path).choice("model_type", BY_MODEL_TYPE)
+    return by_tensors(BY_MODEL_TYPE[name], tensors)
 
 
-def hf_linears(config, path):
+def hf_linears(config, path, tensors):
     """How an HF folder of a known family stores its linear layers: packed, with a scale that is to
     "multiply" or "divide"; as "mlx"; or as "masters", floats to quantise, or as "floats", which
     must prove to be ternary."""
-    model, arch = _Fields(config, path), hf_architecture(config, path)
+    model, arch = _Fields(config, path), hf_architecture(config, path, tensors)
     if config.get("quantization") is not None:
         mlx_group_size(config, path)
         return "mlx"

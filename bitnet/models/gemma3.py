@@ -1,7 +1,7 @@
 """Gemma 3 with a norm in front of every ternary projection: microsoft/bitnet-embedding-270m.
 
-An embedding model, as qwen3.py. Some layers see a sliding window only, with a RoPE base of their
-own. Checkpoints store their native norms less 1; a GGUF stores them as they are applied.
+An embedding model, as qwen3_embedding.py. Some layers see a sliding window only, with a RoPE base
+of their own. Checkpoints store their native norms less 1; a GGUF stores them as they are applied.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..compute import ops
-from . import qwen3
+from . import qwen3_embedding
 from .architecture import Architecture
 
 # Where a file does not say, as in llama.cpp: the RoPE base of sliding layers, and after how many
@@ -19,8 +19,8 @@ FULL_EVERY = 6
 FULL, SLIDING = "full_attention", "sliding_attention"  # as layer_types of config.json has them
 
 
-class Block(qwen3.Block):
-    """As qwen3.Block, with norms behind o_proj and down_proj as well."""
+class Block(qwen3_embedding.Block):
+    """As qwen3_embedding.Block, with norms behind o_proj and down_proj as well."""
 
     PRE_MLP_NORM = "pre_feedforward_layernorm"
 
@@ -97,7 +97,7 @@ def _from_gguf(fields):
         raise fields.error("sliding_layers", len(pattern), f"a flag for each of {n_layers} layers")
     return {
         "hidden_act": "gelu",
-        **qwen3.gguf_pooling(fields),
+        **qwen3_embedding.gguf_pooling(fields),
         "embedding_scale": float(np.sqrt(np.float32(fields.number("hidden_size")))),
         "sliding_window": fields.number("sliding_window", 0) if any(pattern) else 0,
         "sliding_layers": tuple(map(bool, pattern)),
@@ -108,13 +108,13 @@ def _from_gguf(fields):
 GEMMA3 = Architecture(
     name="gemma3",
     block=Block,
-    norms=qwen3.NORMS
+    norms=qwen3_embedding.NORMS
     | {"pre_feedforward_layernorm": "hidden", "post_feedforward_layernorm": "hidden"},
-    block_arrays=qwen3.ARRAYS,
+    block_arrays=qwen3_embedding.ARRAYS,
     activations=("gelu",),
     model_types=("gemma3_text",),
     gguf_architectures=("gemma3",),
-    gguf_names=qwen3.NORMS_IN_GGUF
+    gguf_names=qwen3_embedding.NORMS_IN_GGUF
     | {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",

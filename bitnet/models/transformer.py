@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compute import ops
+from ..compute.grouped import GroupedActivations, GroupedLinear
 from ..compute.operands import (
     Batch,
     Linear,
@@ -25,6 +26,7 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
+from ..formats.group_scales import GroupedMatrix, row_of_wrong_bias
 from ..runtime import mmap
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from ..runtime.pool import Pool
@@ -99,7 +101,7 @@ class Transformer:
         self.vocab_size = config.vocab_size
         arrays = work_arrays(
             config, n_rows=max_batch, n_sequences=max_sequences, n_threads=n_threads,
-            has_screen=weights.screen is not None,
+            has_screen=weights.screen is not None, activation_bits=weights.activation_bits,
         )  # fmt: skip
         self._arrays = {array.name: array.take(pool) for array in arrays}  # until they are bound
         self.batch = Batch(
@@ -107,8 +109,10 @@ class Transformer:
             partials=self._arrays["attention.partials"], workspace=self._arrays.get("threads"),
         )  # fmt: skip
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
+        self._tables = []  # of embedding and head, those that are a GroupedLinear
         self.embed_tokens = self._rows(weights, "embed_tokens")
-        self.lm_head = self._rows(weights, "lm_head")
+        is_tied = config.tie_word_embeddings
+        self.lm_head = self.embed_tokens if is_tied else self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
         self.screen, self._backoff = self._screen(weights), Backoff()
@@ -118,13 +122,18 @@ class Transformer:
         self._prefetches = prefetch
         self._check_maps = weights.check_maps
         self._unchecked = weights  # until the first pass has seen every code
-        self.activations = self._activations()
+        self.activations = self._activations(weights.activation_bits)
         self.logits = Matrix(self._arrays.pop("logits"))
         self._arrays = None
 
     # ------------------------------------------------------------------------------------ binding
     def _rows(self, weights, name):
+        """An embedding or head: rows of floats, or a ternary matrix with scales of groups."""
         rows = weights.rows(name)
+        if isinstance(rows, GroupedMatrix):
+            table = grouped_linear([rows])
+            self._tables.append((table, [rows]))
+            return table
         return QuantizedRows(rows.data, rows.type, rows.n_cols)
 
     def _screen(self, weights):
@@ -144,9 +153,13 @@ class Transformer:
 
     def bind_linear(self, weights, layer, names):
         stack = [weights.ternary(name) for name in names]
-        linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
-        self._linears[layer].append((linear, [(t.path, t.name) for t in stack]))
-        self._mapped[layer] += [t.codes for t in stack]
+        if isinstance(stack[0], GroupedMatrix):
+            linear = grouped_linear(stack)
+            self._mapped[layer] += [array for t in stack for array in t.arrays()]
+        else:
+            linear = Linear([(t.codes, t.scales) for t in stack], stack[0].n_cols)
+            self._mapped[layer] += [t.codes for t in stack]
+        self._linears[layer].append((linear, stack))
         return linear
 
     def bind_rope(self, is_local):
@@ -166,13 +179,15 @@ class Transformer:
             )
         return self._ropes[is_local]
 
-    def _activations(self):
+    def _activations(self, bits):
         """What a block's graph works on: a Matrix for each of activation_arrays, and codes."""
         arrays = self._arrays
         names = [array.name for array in activation_arrays(self.config, self.max_batch)]
-        codes = [arrays[array.name] for array in quantized_arrays(self.config, self.max_batch)]
+        wanted = quantized_arrays(self.config, self.max_batch, bits)
+        codes = [arrays[array.name] for array in wanted]
         matrices = {name: Matrix(arrays[name]) for name in names}
-        return SimpleNamespace(**matrices, codes=QuantizedActivations(*codes))
+        quantized = GroupedActivations(*codes, bits) if bits else QuantizedActivations(*codes)
+        return SimpleNamespace(**matrices, codes=quantized)
 
     # ------------------------------------------------------------------------------------- public
     @property
@@ -237,16 +252,18 @@ class Transformer:
             out = self._more_logits(len(rows))
         for rope in self._ropes.values():
             ops.rope_table(rope, batch)
+        if self._unchecked:
+            self._check_codes(self._tables)
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
         for i, layer in enumerate(self.layers):
             if self._unchecked:
                 self._prefetch(i + 1)
-                self._check_codes(i)
+                self._check_codes(self._linears[i])
             layer(s, batch)
             if after_layer:
                 after_layer(i, s.hidden.array()[: batch.n_tokens])
-        self._unchecked = self._mapped = None
+        self._unchecked = self._mapped = self._tables = None
         if rows:
             self._head(out, s, rows, is_hidden, queries)
         self._check_maps()
@@ -273,7 +290,15 @@ class Transformer:
         ops.gather_rows(s.normed, s.hidden, rows)  # (n, hidden)
         ops.rms_norm(s.normed, self.norm, s.normed, batch)
         if not is_hidden and not self._is_screened(out, s.normed, batch, queries):
-            ops.head(out, self.lm_head, s.normed, batch)  # (n, vocab)
+            self._all_logits(out, s, batch)
+
+    def _all_logits(self, out, s, batch):
+        """out (n, vocab) = the head of s.normed; a ternary one takes quantised inputs."""
+        if isinstance(self.lm_head, GroupedLinear):
+            ops.quantize(s.codes, s.normed, batch)
+            ops.linear(out, self.lm_head, s.codes, batch)
+        else:
+            ops.head(out, self.lm_head, s.normed, batch)
 
     def _is_screened(self, out, x, batch, queries):
         """Whether out has the logits that queries ask for, by the screen."""
@@ -294,13 +319,28 @@ class Transformer:
             for data in self._mapped[layer]:
                 mmap.willneed(data.ctypes.data, data.nbytes)
 
-    def _check_codes(self, layer):
-        """Code 3 means nothing: looked for once, in the first pass, not in every dot product."""
-        for linear, where in self._linears[layer]:
-            place = ops.find_code_3(linear, self.n_threads)
+    def _check_codes(self, linears):
+        """Code 3 means nothing, nor does a scale that is no number: looked for once, in the first
+        pass, not in every dot product.
+
+        linears: [(operand, [what its matrices were bound from])].
+        """
+        for linear, stack in linears:
+            is_grouped = isinstance(linear, GroupedLinear)
+            find = ops.scan_groups if is_grouped else ops.find_code_3
+            place = find(linear, self.n_threads)
             if place:
                 part, row = place
-                raise self._unchecked.code_3(*where[part], row)
+                raise self._unchecked.illegal_row(stack[part], row)
+            for matrix in stack if is_grouped else ():
+                row = row_of_wrong_bias(matrix)
+                if row is not None:
+                    raise self._unchecked.illegal_row(matrix, row)
+
+
+def grouped_linear(stack: Sequence[GroupedMatrix]) -> GroupedLinear:
+    """The matrices as an operand, stacked."""
+    return GroupedLinear([(m.type, m.data, m.scales) for m in stack], stack[0].n_cols)
 
 
 def logits_rows(

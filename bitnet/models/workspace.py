@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compute import ops
+from ..compute.grouped import activation_shapes
 from ..compute.operands import screen_work
 from ..formats.ternary_layouts import padded
 from ..runtime.pool import Pool
@@ -45,17 +46,19 @@ def work_arrays(
     n_sequences: int = 1,
     n_threads: int = 1,
     has_screen: bool = False,
+    activation_bits: int | None = None,
 ) -> list[WorkArray]:
     """All work arrays of a model.
 
     config: ModelConfig. n_rows, n_sequences: of one forward pass at most. n_threads: of every
-    operation. has_screen: whether the LM head is screened.
+    operation. has_screen: whether the LM head is screened. activation_bits: as of
+    weights.Weights.
     """
     arrays = [
         *norm_arrays(config),
         *rope_arrays(config, n_rows + n_sequences),
         *activation_arrays(config, n_rows),
-        *quantized_arrays(config, n_rows),
+        *quantized_arrays(config, n_rows, activation_bits),
         WorkArray("attention.partials", (_partials(config),), np.float32, "scratch"),
         *thread_arrays(config, n_threads),
         WorkArray("logits", (n_sequences + DRAFT_ROWS, config.vocab_size), np.float32, "logits"),
@@ -93,14 +96,21 @@ def activation_arrays(config: Any, n_rows: int) -> list[WorkArray]:
     ]
 
 
-def quantized_arrays(config: Any, n_rows: int) -> list[WorkArray]:
-    """Activations quantised per token, as wide as the widest input of a linear layer."""
+def quantized_arrays(config: Any, n_rows: int, bits: int | None = None) -> list[WorkArray]:
+    """Quantised activations, as wide as the widest input of a linear layer.
+
+    bits: of activations that are rounded by groups of columns, None: 8 with one scale a token.
+    """
     widths = config.widths()
     widest = max(widths[inputs] for _, inputs in config.arch.linears.values())
+    shapes = [(n_rows, padded(widest)), (n_rows,), (n_rows,)]
+    if bits is not None:
+        shapes = activation_shapes(n_rows, widest, bits)
+    names = ("codes", "codes.scales", "codes.sums")
+    dtypes = (np.int8, np.float32, np.int32)
     return [
-        WorkArray("codes", (n_rows, padded(widest)), np.int8, "scratch"),
-        WorkArray("codes.inv_scale", (n_rows,), np.float32, "scratch"),
-        WorkArray("codes.sums", (n_rows,), np.int32, "scratch"),
+        WorkArray(name, shape, dtype, "scratch")
+        for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
     ]
 
 

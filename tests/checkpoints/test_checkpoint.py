@@ -33,14 +33,14 @@ def load_path(name):
         ("hf_bitnet_online", "bitnet", "BF16 masters"),
         ("hf_bitnet_b158_large", "bitnet_b1_58", "F16 masters"),
         ("hf_llama_bitlinear", "llama", "HF packed"),
-        ("hf_embedding_qwen3", "qwen3", "BF16 masters"),
+        ("hf_embedding_qwen3", "qwen3_embedding", "BF16 masters"),
         ("hf_embedding_gemma3", "gemma3", "BF16 masters"),
         ("gguf_i2_s_bitnet158", "bitnet", "I2_S"),
         ("gguf_i2_s_llama", "llama", "I2_S"),
         ("gguf_tq1_0", "bitnet", "TQ1_0"),
         ("gguf_tq2_0", "bitnet", "TQ2_0"),
         ("gguf_iq2_bn", "bitnet", "IQ2_BN"),
-        ("gguf_i2_s_embedding_qwen3", "qwen3", "I2_S"),
+        ("gguf_i2_s_embedding_qwen3", "qwen3_embedding", "I2_S"),
     ],
 )
 def test_families_and_how_they_are_stored(name, family, stored_as):
@@ -219,7 +219,7 @@ def test_gemma_norms_are_stored_less_one():
 
 def gemma_config(**changes):
     config = json.loads((DATA / "hf_embedding_gemma3" / "config.json").read_text()) | changes
-    return ModelConfig.from_hf(config, {}, "config.json", False)
+    return ModelConfig.from_hf(config, {}, "config.json", ())
 
 
 def test_gemma_layers_and_their_rope():

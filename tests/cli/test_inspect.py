@@ -278,7 +278,7 @@ def shape_2b():
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
         "hidden_act": "relu2", "model_type": "bitnet", "tie_word_embeddings": True,
     }  # fmt: skip
-    return ModelConfig.from_hf(fields, {}, "config.json", False)
+    return ModelConfig.from_hf(fields, {}, "config.json", ())
 
 
 class NoWeights:
@@ -286,6 +286,7 @@ class NoWeights:
 
     def __init__(self, config, is_screened):
         self.config, self.shapes, self.screen = config, config.tensor_shapes(), None
+        self.activation_bits = None
         if is_screened:
             shape = self.shapes["embed_tokens"]
             self.screen = np.zeros(shape, np.int8), np.zeros((shape[0], 3), np.float32)

@@ -128,7 +128,7 @@ def test_linear_scaling_by_one_is_no_scaling():
 def test_other_architectures_are_refused_by_name():
     metadata = GGUF_2B | {"general.architecture": "phi3"}
     with pytest.raises(FormatError) as caught:
-        ModelConfig.from_gguf(metadata, "model.gguf", 128256, False)
+        ModelConfig.from_gguf(metadata, "model.gguf", 128256, ())
     assert str(caught.value) == (
         "model.gguf: general.architecture: phi3 "
         "(this version supports bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, gemma3)"
@@ -199,7 +199,7 @@ def test_hf_fields_are_checked(changes, field):
 )
 def test_linear_classes(changes, expected):
     quantization = HF_CONFIG["quantization_config"] | changes
-    assert hf_linears(HF_CONFIG | {"quantization_config": quantization}, PATH) == expected
+    assert hf_linears(HF_CONFIG | {"quantization_config": quantization}, PATH, ()) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_linear_classes(changes, expected):
 def test_unknown_quantization_is_refused(changes, field):
     quantization = HF_CONFIG["quantization_config"] | changes
     with pytest.raises(FormatError, match=field):
-        hf_linears(HF_CONFIG | {"quantization_config": quantization}, PATH)
+        hf_linears(HF_CONFIG | {"quantization_config": quantization}, PATH, ())
     with pytest.raises(FormatError, match="quantization_config"):
-        hf_linears(HF_CONFIG | {"quantization_config": None}, PATH)
+        hf_linears(HF_CONFIG | {"quantization_config": None}, PATH, ())
 
 
 def test_tensor_shapes_of_2b_4t_add_up_to_the_published_count():

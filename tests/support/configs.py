@@ -19,16 +19,18 @@ GGUF_2B = {
 }  # fmt: skip
 
 
-def from_hf(generation=None, has_lm_head=False, **changes):
+def from_hf(generation=None, has_lm_head=False, tensors=(), **changes):
     config = copy.deepcopy(HF_CONFIG) | changes
-    return ModelConfig.from_hf(config, generation or {}, PATH, has_lm_head)
+    tensors = {*tensors, *["lm_head.weight"] * has_lm_head}
+    return ModelConfig.from_hf(config, generation or {}, PATH, tensors)
 
 
-def from_gguf(arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, **changes):
+def from_gguf(arch="bitnet-b1.58", n_embeddings=128256, has_lm_head=False, tensors=(), **changes):
     metadata = {key.replace("bitnet-b1.58", arch): value for key, value in GGUF_2B.items()}
     metadata["general.architecture"] = arch
     for key, value in changes.items():
         key = key.replace("__", ".")
         whole = key.startswith(("tokenizer.", "general."))
         metadata[key if whole else f"{arch}.{key}"] = value
-    return ModelConfig.from_gguf(metadata, "model.gguf", n_embeddings, has_lm_head)
+    tensors = {*tensors, *["output.weight"] * has_lm_head}
+    return ModelConfig.from_gguf(metadata, "model.gguf", n_embeddings, tensors)

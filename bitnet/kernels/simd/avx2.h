@@ -125,6 +125,77 @@ static inline vec vec_scale_back(vec sum, int i) {
 }
 #endif
 
+/* -------------------------------------------------------------------------------------- group.h */
+#define GROUP_PARTS 4           /* a block of 128 columns each: lane i has bytes 4 i to 4 i + 3 */
+typedef __m256i group_field;
+typedef __m256i group_vec;
+static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
+                                int halves) {
+    (void)block;
+    const __m256i mask = _mm256_set1_epi8(3);
+    const __m256i p = halves
+        ? _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)w)),
+                                  _mm_loadu_si128((const __m128i *)(w + half)), 1)
+        : _mm256_loadu_si256((const __m256i *)w);
+    c[0] = _mm256_and_si256(p, mask);
+    c[1] = _mm256_and_si256(_mm256_srli_epi16(p, 2), mask);
+    c[2] = _mm256_and_si256(_mm256_srli_epi16(p, 4), mask);
+    c[3] = _mm256_and_si256(_mm256_srli_epi16(p, 6), mask);
+}
+static inline __m256i group_plane(const int8_t *x, int field) {
+    return _mm256_loadu_si256((const __m256i *)(x + 64 * field));
+}
+#if defined(__AVXVNNI__)
+static inline __m256i group_dot(__m256i sum, const group_field *c, const int8_t *x) {
+    UNROLL for (int f = 0; f < 4; f++) sum = _mm256_dpbusd_avx_epi32(sum, c[f], group_plane(x, f));
+    return sum;
+}
+static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
+    return group_dot(_mm256_setzero_si256(), c, x);
+}
+static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+    return group_dot(_mm256_slli_epi32(group_dot_8(c, x), 8), c, x + 256);
+}
+#else
+/* int16 sums of four products of two: at most 4 * 2 * 2 * 128 = 2,048 */
+static inline __m256i group_dot(const group_field *c, const int8_t *x) {
+    const __m256i a = _mm256_add_epi16(_mm256_maddubs_epi16(c[0], group_plane(x, 0)),
+                                       _mm256_maddubs_epi16(c[1], group_plane(x, 1)));
+    const __m256i b = _mm256_add_epi16(_mm256_maddubs_epi16(c[2], group_plane(x, 2)),
+                                       _mm256_maddubs_epi16(c[3], group_plane(x, 3)));
+    return _mm256_add_epi16(a, b);
+}
+static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
+    return _mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(1));
+}
+static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+    return _mm256_add_epi32(_mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(256)),
+                            _mm256_madd_epi16(group_dot(c, x + 256), _mm256_set1_epi16(1)));
+}
+#endif
+/* sums of four lanes: those of the first 64 columns of four blocks, then those of the others */
+static inline __m256i group_halves(const group_vec *s) {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+}
+static inline i32x4 group_sums_128(const group_vec *s) {
+    const __m256i h = group_halves(s);
+    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+}
+static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
+    const __m256i h = group_halves(s);
+    const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
+    sums[0] = (i32x4)_mm_unpacklo_epi32(a, b);
+    sums[1] = (i32x4)_mm_unpackhi_epi32(a, b);
+}
+static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
+    UNROLL for (int i = 0; i < 4; i += 2) {
+        const __m256i h = _mm256_hadd_epi32(s[i], s[i + 1]);
+        const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
+        sums[i] = (i32x4)_mm_unpacklo_epi64(a, b);
+        sums[i + 1] = (i32x4)_mm_unpackhi_epi64(a, b);
+    }
+}
+
 /* ------------------------------------------------------------------------------------- screen.h */
 #define HAS_COARSE 1
 #define COARSE_OFFSET 128

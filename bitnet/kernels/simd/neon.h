@@ -4,6 +4,10 @@
 #include <arm_neon.h>
 
 static inline float f32_of_f16(uint16_t h) { return f32_of_f16_by_bits(h); }
+/* of four side by side, the first lowest */
+static inline f32x4 f32x4_of_f16(uint64_t halves) {
+    return (f32x4)vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(halves)));
+}
 
 typedef struct { float32x4_t v[4]; } f32x16;
 #define EACH(i) UNROLL for (int i = 0; i < 4; i++)
@@ -131,6 +135,65 @@ static inline vec vec_fold(vec sum, vec acc) {
     return vpadalq_s16(sum, vreinterpretq_s16_s32(acc));
 }
 #endif
+
+/* -------------------------------------------------------------------------------------- group.h */
+#define GROUP_PARTS 4           /* a part is a block of 128 columns, its halves in two registers */
+typedef struct { int8x16_t half[2]; } group_field;
+typedef struct { int32x4_t half[2]; } group_vec;
+static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
+                                int halves) {
+    (void)block;
+    UNROLL for (int h = 0; h < 2; h++) {
+        const uint8x16_t p = vld1q_u8(w + h * (halves ? half : 16)), mask = vdupq_n_u8(3);
+        c[0].half[h] = vreinterpretq_s8_u8(vandq_u8(p, mask));
+        c[1].half[h] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(p, 2), mask));
+        c[2].half[h] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(p, 4), mask));
+        c[3].half[h] = vreinterpretq_s8_u8(vshrq_n_u8(p, 6));
+    }
+}
+static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
+    group_vec s;
+    UNROLL for (int h = 0; h < 2; h++) {
+#if defined(__ARM_FEATURE_DOTPROD)
+        s.half[h] = vdupq_n_s32(0);
+        UNROLL for (int f = 0; f < 4; f++)
+            s.half[h] = vdotq_s32(s.half[h], c[f].half[h], vld1q_s8(x + 64 * f + 16 * h));
+#else
+        /* eight products of at most 2 * 128 a lane: 2,048; neighbours are then added */
+        int16x8_t low = vdupq_n_s16(0);
+        UNROLL for (int f = 0; f < 4; f++) {
+            const int8x16_t v = vld1q_s8(x + 64 * f + 16 * h);
+            const int16x8_t a = vmull_s8(vget_low_s8(c[f].half[h]), vget_low_s8(v));
+            const int16x8_t b = vmull_high_s8(c[f].half[h], v);
+            low = vaddq_s16(low, vpaddq_s16(a, b));
+        }
+        s.half[h] = vpaddlq_s16(low);
+#endif
+    }
+    return s;
+}
+static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+    const group_vec high = group_dot_8(c, x), low = group_dot_8(c, x + 256);
+    group_vec s;
+    UNROLL for (int h = 0; h < 2; h++)
+        s.half[h] = vaddq_s32(vshlq_n_s32(high.half[h], 8), low.half[h]);
+    return s;
+}
+static inline int32x4_t group_half(const group_vec *s, int h) {
+    return vpaddq_s32(vpaddq_s32(s[0].half[h], s[1].half[h]),
+                      vpaddq_s32(s[2].half[h], s[3].half[h]));
+}
+static inline i32x4 group_sums_128(const group_vec *s) {
+    return (i32x4)vaddq_s32(group_half(s, 0), group_half(s, 1));
+}
+static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
+    const int32x4_t a = group_half(s, 0), b = group_half(s, 1);
+    sums[0] = (i32x4)vzip1q_s32(a, b);
+    sums[1] = (i32x4)vzip2q_s32(a, b);
+}
+static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
+    UNROLL for (int i = 0; i < 4; i++) sums[i] = (i32x4)vpaddq_s32(s[i].half[0], s[i].half[1]);
+}
 
 /* -------------------------- screen.h; without dot products compilers make smlal of its plain C */
 #if defined(__ARM_FEATURE_DOTPROD)

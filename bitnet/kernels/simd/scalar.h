@@ -3,6 +3,11 @@
 #include "common.h"
 
 static inline float f32_of_f16(uint16_t h) { return f32_of_f16_by_bits(h); }
+/* of four side by side, the first lowest */
+static inline f32x4 f32x4_of_f16(uint64_t h) {
+    return (f32x4){f32_of_f16((uint16_t)h), f32_of_f16((uint16_t)(h >> 16)),
+                   f32_of_f16((uint16_t)(h >> 32)), f32_of_f16((uint16_t)(h >> 48))};
+}
 
 typedef struct { float v[16]; } f32x16;
 #define EACH(i) for (int i = 0; i < 16; i++)

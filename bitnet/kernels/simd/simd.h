@@ -9,6 +9,8 @@
  *               TILE_TOKENS of a tile, TILE_1_ROWS and TILE_1_SUMS of a tile of one token
  *   VEC_FOLD    the steps after which vec_fold adds int16 sums to int32 ones
  *   VEC_HAS_TAIL(n_blocks)      whether vec_codes_tail and vec_input_tail take the last block
+ *   GROUP_PARTS group.h: registers of codes of 512 columns; group_field, _vec, _fields, _dot_8,
+ *               _dot_16, _sums_128, _sums_64, _sums_32
  *   HAS_LOOKUP  lookup.h: LOOKUP_COLS; lookup_index, _max_sum, _columns, _tables, _rows, _fold
  *   SCREEN_STEP screen.h: codes that screen_add takes; screen_vec, screen_zero, _input, _sum;
  *               SCREEN_OFFSET, what it adds to a code

@@ -6,6 +6,11 @@
 /* Rows of Q4_0 and Q4_1 at 1.4 times the speed of f32_of_f16_by_bits. */
 static inline float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
 
+/* of four side by side, the first lowest */
+static inline f32x4 f32x4_of_f16(uint64_t halves) {
+    return (f32x4)_mm_cvtph_ps(_mm_cvtsi64_si128((int64_t)halves));
+}
+
 /* Eight partial sums added in the order of f32_sum. */
 static inline float f32_sum_8(__m256 s) {
     __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

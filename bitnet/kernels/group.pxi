@@ -1,0 +1,92 @@
+# Ternary rows whose groups of columns have scales of their own: see group.h.
+
+cdef extern from "group.h" nogil:
+    enum: GROUP_TOKENS                  # tokens of a tile at most
+    void group_rows(float* out, Py_ssize_t out_stride, const GroupRows* w, Py_ssize_t first_row,
+                    const GroupInputs* x, Py_ssize_t token, Py_ssize_t n_rows,
+                    Py_ssize_t n_tokens, int unit, int add, int streaming) noexcept
+    void group_quantize_block(int8_t* out, float* scales, int32_t* sums, const float* x, int bits,
+                              int block) noexcept
+
+
+cdef void group_matmul(float* out, Py_ssize_t out_stride, const GroupRows* w,
+                       Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t n_rows,
+                       Py_ssize_t n_tokens, int unit, bint add, bint streaming) noexcept nogil:
+    """As few passes over the rows as may be, of about as many tokens each."""
+    cdef Py_ssize_t begin = 0, n_passes, n
+    while begin < n_tokens:
+        n_passes = (n_tokens - begin + GROUP_TOKENS - 1) // GROUP_TOKENS
+        n = (n_tokens - begin + n_passes - 1) // n_passes
+        group_rows(out + begin * out_stride, out_stride, w, first_row, x, begin, n_rows, n, unit,
+                   add, streaming)
+        begin += n
+
+
+cdef void group_quantize(int8_t* out, float* scales, int32_t* sums, const float* x, Py_ssize_t n,
+                         int bits) noexcept nogil:
+    cdef float rest[128]
+    cdef const float* columns
+    cdef Py_ssize_t block, n_here, n_blocks = (n + QUAD - 1) // QUAD * 4
+    cdef Py_ssize_t n_scales = QUAD_SCALES if bits == 16 else QUAD_SCALES_INT8
+    cdef Py_ssize_t n_sums = QUAD_SUMS if bits == 16 else QUAD_SUMS_INT8
+    for block in range(n_blocks):
+        columns = x + 128 * block
+        n_here = n - 128 * block
+        if n_here < 128:
+            memset(rest, 0, sizeof(rest))
+            if n_here > 0:
+                memcpy(rest, columns, n_here * sizeof(float))
+            columns = rest
+        group_quantize_block(out, scales, sums, columns, bits, block % 4)
+        if block % 4 == 3:
+            out += QUAD * (bits // 8)
+            scales += n_scales
+            sums += n_sums
+
+
+cdef inline uint16_t scale_bits(const GroupRows* w, Py_ssize_t row, Py_ssize_t half) noexcept nogil:
+    """The float16 of the 64 columns of this number."""
+    cdef uint16_t bits
+    memcpy(&bits, w.scales + row * w.row_scales + half // 2 * w.block_scales
+           + half % 2 * w.half_scales, 2)
+    return bits
+
+
+cdef inline const uint8_t* codes_at(const GroupRows* w, Py_ssize_t row,
+                                    Py_ssize_t half) noexcept nogil:
+    """The 16 bytes of the 64 columns of this number."""
+    return (w.codes + row * w.row_codes + half // 2 * w.block_codes + half % 2 * w.half_codes)
+
+
+cdef int group_scan(const GroupRows* w, Py_ssize_t row) noexcept nogil:
+    """See the table. A negative zero is a zero: some writers negate."""
+    cdef Py_ssize_t h, n_halves = w.n_cols // 64
+    cdef uint64_t words[2]
+    cdef uint64_t illegal = 0
+    cdef uint16_t scale, first = 0
+    cdef bint is_zero, first_is_zero = False, are_unequal = False, are_bad = False
+    for h in range(n_halves):
+        memcpy(words, codes_at(w, row, h), 16)
+        illegal |= (words[0] & words[0] >> 1) | (words[1] & words[1] >> 1)
+        scale = scale_bits(w, row, h)
+        are_bad |= (scale & 0x7FFF) >= 0x7C00 or scale > 0x8000
+        # a scale counts for nothing where all codes are 1
+        is_zero = words[0] & words[1] == <uint64_t>0x5555555555555555 and words[0] == words[1]
+        if h % 2 == 0:
+            first, first_is_zero = scale, is_zero
+        elif scale & 0x7FFF != first & 0x7FFF:
+            are_unequal |= not ((is_zero and scale & 0x7FFF < first & 0x7FFF)
+                                or (first_is_zero and first & 0x7FFF < scale & 0x7FFF))
+    return ((illegal & <uint64_t>0x5555555555555555 != 0) * GROUP_CODE_3
+            | are_bad * GROUP_BAD_SCALE | are_unequal * GROUP_HALVES_DIFFER)
+
+
+cdef void group_dequantize_row(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil:
+    cdef Py_ssize_t h, j, n_halves = w.n_cols // 64
+    cdef const uint8_t* codes
+    cdef float scale
+    for h in range(n_halves):
+        codes = codes_at(w, row, h)
+        scale = f32_of_f16(scale_bits(w, row, h))
+        for j in range(64):
+            out[64 * h + j] = <float>((codes[j // 4] >> 2 * (j % 4) & 3) - 1) * scale
