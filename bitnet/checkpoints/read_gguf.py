@@ -14,7 +14,7 @@ from ..formats.gguf_metadata import StringArray
 from ..formats.gguf_parts import open_gguf
 from ..formats.group_scales import IN_PLACE, GroupedMatrix, Steps
 from ..formats.tensor import Tensor
-from ..models.config import ModelConfig, rounds_by_group
+from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 from ..text.vocabulary.vocabulary import BYTE_LEVEL_MODEL
 from .checkpoint import (
@@ -56,7 +56,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, tensors)
     _check_n_tokens(tokenizer, config)
     ternary, floats, used = {}, {}, set()
-    may_have_groups = config.arch.may_have_group_scales or rounds_by_group(config.arch)
+    may_have_groups = config.arch.may_have_group_scales or config.arch.rounds_by_group
     table_types = ROW_TYPES + (_GROUP_TYPES if may_have_groups else ())
     for name, shape in config.tensor_shapes().items():
         stem = config.arch.gguf_name(name)
@@ -92,7 +92,7 @@ def _refuse_rotated(file: GGUFFile) -> None:
 def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: Path) -> None:
     """TQ1_0 and TQ2_0 have a scale for 256 columns, and the models of these families for 128."""
     wide = {t.tensor.type for t in ternary.values() if t.quantization.weight_group == 256}
-    if wide and rounds_by_group(config.arch):
+    if wide and config.arch.rounds_by_group:
         types = " and ".join(sorted(wide))
         text = "%s: %s has one scale for 256 columns; a Bonsai model, which has one for 128, was "
         text += "converted with loss: take the repository's PQ2_0 or Q2_0 file"

@@ -102,8 +102,8 @@ class Weights:
         return [(file.path, file.data.ctypes.data, file.data.nbytes) for file in self._files]
 
     def fingerprint(self) -> str:
-        """A hash of the configuration, of the rounding of activations and of pieces of every tensor:
-        the same for the same model, however its files are called and whatever layout its ternary
+        """A hash of the configuration, the rounding of activations and pieces of every tensor: the
+        same for the same model, however its files are called and whatever layout its ternary
         tensors have."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)

@@ -20,11 +20,6 @@ TYPES = {"q2_0": "Q2_0_G64", "pq2_0": "PQ2_0", "ptq1_0": "PTQ1_0"}
 GATE, TABLE = "layers.0.mlp.gate_proj", "embed_tokens"
 
 
-@pytest.fixture(autouse=True)
-def causal(monkeypatch):
-    models.register(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def model():
     return models.base()

@@ -21,11 +21,6 @@ IN_PLACE = {"Q2_0_G64": "Q2_0_G64", "Q2_0_G128": "PQ2_0", "PQ2_0": "PQ2_0", "mlx
 CONTAINERS = (*IN_PLACE, "mlx 128", "PTQ1_0", "F16", "BF16")
 
 
-@pytest.fixture(autouse=True)
-def causal(monkeypatch):
-    models.register(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def model():
     return models.base()

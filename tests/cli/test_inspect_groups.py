@@ -12,8 +12,7 @@ GATE = "layers.0.mlp.gate_proj"
 
 
 @pytest.fixture(autouse=True)
-def causal(monkeypatch, tmp_path):
-    models.register(monkeypatch)
+def no_reading(monkeypatch, tmp_path):
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
 
     def read(*_):

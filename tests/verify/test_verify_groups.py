@@ -10,11 +10,6 @@ from bitnet.verify import compare, tensors
 GATE, UP, TABLE = "layers.0.mlp.gate_proj", "layers.0.mlp.up_proj", "embed_tokens"
 
 
-@pytest.fixture(autouse=True)
-def causal(monkeypatch):
-    models.register(monkeypatch)
-
-
 @pytest.fixture
 def model():
     return models.base()
