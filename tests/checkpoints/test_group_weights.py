@@ -7,6 +7,7 @@ from support import group_models as models
 from support import small_models
 from support.pack_layouts import pack
 
+import bitnet
 from bitnet.checkpoints import repack_cache, repacked_tensors, weights
 from bitnet.checkpoints.checkpoint import TernaryTensor
 from bitnet.checkpoints.memory_plan import Planner, Settings
@@ -58,6 +59,15 @@ def test_equal_weights(tmp_path, cache, model, container):
     assert opened.rows("lm_head") is opened.rows("embed_tokens")
     repacked = [] if container in IN_PLACE or container == "mlx 128" else [opened.repacked]
     assert list(cache.glob("*.gguf")) == repacked
+
+
+def test_equal_logits(tmp_path, cache, model):
+    """The same bits from every container of the same weights."""
+    found = set()
+    for container in CONTAINERS:
+        with bitnet.load(written(tmp_path, model, container)) as loaded:
+            found.add(np.asarray(loaded.logits([1, 2, 3, 4, 5])).tobytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])
