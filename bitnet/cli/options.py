@@ -12,7 +12,7 @@ import bitnet
 
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
+from ..checkpoints.checkpoint import ACTIVATIONS, DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checkpoints.choose_file import ggufs
 from ..checkpoints.model_files import CONFIG
 from ..checks import check_number, parse_bytes
@@ -95,6 +95,12 @@ def add_load(
         help=context_help,
     )
     add_kv_dtype(group)
+    add_activations(
+        group,
+        "--activations",
+        "inputs of linear layers whose weights have scales of "
+        "groups: 16 bits, as good as float, or 8 (default: int16)",
+    )
     group.add_argument(
         "--mapping",
         choices=MAPPINGS,
@@ -148,6 +154,12 @@ def add_kv_dtype(parser: Any) -> None:
         default=DEFAULT_KV_DTYPE,
         help="type of cached keys and values (default: f16)",
     )
+
+
+def add_activations(parser: Any, name: str, about: str) -> None:
+    """``--activations``, or an option of another name that takes the same values; None where it is
+    not given."""
+    parser.add_argument(name, choices=list(ACTIVATIONS), help=about)
 
 
 def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence[str] = ()) -> None:
@@ -206,6 +218,7 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "context": args.context,
         "kv_dtype": args.kv_dtype,
+        "activations": args.activations,
         "mapping": args.mapping,
         "layout": args.layout,
         "memory_limit": args.memory_limit,
