@@ -157,7 +157,7 @@ def _check_values(label, checkpoint, name, is_text):
     if len(bad):
         rows = f"{len(bad)} of {len(peaks):,} rows are NaN or infinite, the first is {bad[0]}"
         return Check(label, FAILED, f"{tensor.name}: {rows}")
-    detail = f"{tensor.type}, {len(peaks):,} rows, largest |value| {peaks.max():.4g}"
+    detail = f"{type_of(checkpoint, name)}, {len(peaks):,} rows, largest |value| {peaks.max():.4g}"
     empty = np.flatnonzero(peaks == 0)
     of_text = [i for i in empty.tolist() if is_text is None or is_text(i)]
     if len(empty):
@@ -176,6 +176,12 @@ def tensor_of(checkpoint, name):
     """The Tensor of an embedding or head."""
     ternary = checkpoint.ternary.get(name)
     return checkpoint.floats[name] if ternary is None else ternary.tensor
+
+
+def type_of(checkpoint, name):
+    """What an embedding or head is stored as, for people."""
+    ternary = checkpoint.ternary.get(name)
+    return checkpoint.floats[name].type if ternary is None else ternary.stored_as
 
 
 def row_steps(checkpoint, name):

@@ -10,17 +10,14 @@ from support.small_files import STRING, text
 from bitnet.checkpoints import convert_groups
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
+from bitnet.cli import main
 from bitnet.errors import FormatError
+from bitnet.formats.gguf import GGUFFile
 from bitnet.verify import compare
 
 SOURCES = ("Q2_0_G64", "Q2_0_G128", "PQ2_0", "PTQ1_0", "mlx", "mlx 128", "F16")
 TYPES = {"q2_0": "Q2_0_G64", "pq2_0": "PQ2_0", "ptq1_0": "PTQ1_0"}
 GATE, TABLE = "layers.0.mlp.gate_proj", "embed_tokens"
-
-
-@pytest.fixture(autouse=True)
-def causal(monkeypatch):
-    models.register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +135,15 @@ def test_arguments(tmp_path, model):
         convert(src, tmp_path / "dst", type="pq2_0")
     with pytest.raises(ValueError, match=r"head: 'f16' .None, as the head is ternary"):
         convert(src, tmp_path / "dst.gguf", head="f16")
+
+
+def test_the_command(tmp_path, model, capsys):
+    src = written(tmp_path, model, "mlx")
+    argv = ["convert", str(src), str(tmp_path / "dst.gguf"), "--type", "ptq1_0"]
+    assert main(argv) == 0 and "dst.gguf: " in capsys.readouterr().out
+    file = GGUFFile(tmp_path / "dst.gguf")
+    assert file.metadata["general.file_type"] == 129
+    assert {t.type for t in file.tensors.values()} == {"PTQ1_0", "F32"}
 
 
 def test_a_result_that_is_wrong_is_refused(tmp_path, model, monkeypatch):

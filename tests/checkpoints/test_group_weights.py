@@ -7,6 +7,7 @@ from support import group_models as models
 from support import small_models
 from support.pack_layouts import pack
 
+import bitnet
 from bitnet.checkpoints import repack_cache, repacked_tensors, weights
 from bitnet.checkpoints.checkpoint import TernaryTensor
 from bitnet.checkpoints.memory_plan import Planner, Settings
@@ -19,11 +20,6 @@ from bitnet.runtime.pool import Pool
 GATE = "layers.0.mlp.gate_proj"
 IN_PLACE = {"Q2_0_G64": "Q2_0_G64", "Q2_0_G128": "PQ2_0", "PQ2_0": "PQ2_0", "mlx": "planes"}
 CONTAINERS = (*IN_PLACE, "mlx 128", "PTQ1_0", "F16", "BF16")
-
-
-@pytest.fixture(autouse=True)
-def causal(monkeypatch):
-    models.register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +59,15 @@ def test_equal_weights(tmp_path, cache, model, container):
     assert opened.rows("lm_head") is opened.rows("embed_tokens")
     repacked = [] if container in IN_PLACE or container == "mlx 128" else [opened.repacked]
     assert list(cache.glob("*.gguf")) == repacked
+
+
+def test_equal_logits(tmp_path, cache, model):
+    """The same bits from every container of the same weights."""
+    found = set()
+    for container in CONTAINERS:
+        with bitnet.load(written(tmp_path, model, container)) as loaded:
+            found.add(np.asarray(loaded.logits([1, 2, 3, 4, 5])).tobytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])

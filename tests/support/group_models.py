@@ -15,9 +15,6 @@ from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import group_scales
 from bitnet.formats.group_scales import GroupedMatrix
-from bitnet.models import registry
-from bitnet.models.architecture import BLOCK_NORMS, Architecture
-from bitnet.models.llama import Block
 
 NUMBERS = {
     "F32": 0, "F16": 1, "TQ1_0": 34, "TQ2_0": 35, "Q2_0_G64": 42, "Q2_0_G128": 42, "PQ2_0": 142,
@@ -36,25 +33,6 @@ NORMS = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-
-
-@dataclass(frozen=True)
-class _ByGroup(Architecture):
-    rounds_by_group: bool = True
-
-
-def register(monkeypatch):
-    """Have Qwen3's causal models known, whose files are read; none is run here."""
-    if any(getattr(arch, "rounds_by_group", False) for arch in registry.ARCHITECTURES.values()):
-        return
-    arch = _ByGroup(
-        name="qwen3_causal", block=Block, norms=BLOCK_NORMS | dict.fromkeys(HEAD_NORMS, "head"),
-        gguf_names=HEAD_NORMS, float_linears="floats", gguf_architectures=("qwen3",),
-        model_types=("qwen3",), hf_class="Qwen3ForCausalLM",
-    )  # fmt: skip
-    monkeypatch.setitem(registry.ARCHITECTURES, arch.name, arch)
-    monkeypatch.setitem(registry.BY_GGUF_ARCHITECTURE, "qwen3", arch)
-    monkeypatch.setitem(registry.BY_MODEL_TYPE, "qwen3", arch)
 
 
 # the model ----------------------------------------------------------------------------------------
