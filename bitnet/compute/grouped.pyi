@@ -6,6 +6,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .operands import MAX_LINEAR_COLS as MAX_LINEAR_COLS
+
 GROUPS: Final[dict[int, int]]  # bits of activations: columns that share a scale
 
 class GroupedLinear:

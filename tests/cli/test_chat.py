@@ -178,7 +178,19 @@ CASES = {
 def test_every_option_has_a_case(command):
     shown = command("chat", "--help")[1]
     found = set(re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[\w-]+)", shown, re.M))
-    assert found == {*CASES, "--help"}
+    assert found == {*CASES, "--activations", "--help"}
+
+
+def test_activations_are_for_scales_of_groups(command):
+    path = DATA / "groups" / "gguf_pq2_0" / "Tiny-PQ2_0.gguf"
+    options = ("--raw", "-n", 8, "--seed", 5, "--activations")
+    for activations in ("int16", "int8"):
+        with bitnet.load(path, activations=activations) as model:
+            expected = model.generate("The king", max_tokens=8, seed=5).text
+        code, out, _ = command("run", *options, activations, path, "The king")
+        assert (code, out) == (0, f"{expected}\n")
+    code, _, err = command("run", *options, "int8", "The king")
+    assert code == 1 and "activations: 'int8' (None: this model has one scale a row" in err
 
 
 @pytest.mark.parametrize("option", CASES)
