@@ -14,9 +14,9 @@ from .operands cimport (
 )
 from .threads cimport ThreadTimes, begin_operation, end_item, end_operation, threads_for
 from ..kernels.group_rows cimport (
-    QUAD, QUAD_SCALES, QUAD_SCALES_INT8, QUAD_SUMS, QUAD_SUMS_INT8, GroupInputs, GroupRows,
+    GROUP_BAD_SCALE, GROUP_CODE_3, GROUP_HALVES_DIFFER, QUAD, QUAD_SCALES, QUAD_SCALES_INT8,
+    QUAD_SUMS, QUAD_SUMS_INT8, GroupInputs, GroupRows,
 )
-from ..kernels.table cimport GROUP_BAD_SCALE, GROUP_CODE_3, GROUP_HALVES_DIFFER
 from ..runtime.dispatch cimport kernels
 
 GROUPS = {16: 128, 8: 32}               # bits of activations: columns that share a scale

@@ -223,6 +223,49 @@ static inline void group_rows(float *out, ptrdiff_t out_stride, const GroupRows 
                                      streaming);
 }
 
+/* ------------------------------------------------------------------------------------- checks */
+typedef uint64_t u64x2 __attribute__((vector_size(16)));
+static inline u64x2 group_codes_at(const uint8_t *p) { u64x2 v; memcpy(&v, p, 16); return v; }
+static inline int group_is_zero(u64x2 codes) {              /* whether all codes are 1 */
+    return (codes[0] & codes[1]) == 0x5555555555555555 && codes[0] == codes[1];
+}
+/* Negative, infinite and NaN ones; -0 is a zero: some writers negate. */
+static inline int group_is_bad(uint16_t scale) {
+    return (uint16_t)(scale - 0x7C00) < 0x8400 && scale != 0x8000;
+}
+
+static inline __attribute__((always_inline)) int scan_blocks(const GroupRows *w, ptrdiff_t row,
+                                                             const int HALVES) {
+    const uint8_t *codes = w->codes + row * w->row_codes, *scales = w->scales + row * w->row_scales;
+    const ptrdiff_t half_codes = HALVES ? w->half_codes : 16, half_scales = w->half_scales;
+    u64x2 illegal = {0, 0};
+    int bad = 0, differ = 0;
+    for (ptrdiff_t at = 0; at < w->n_cols; at += 128) {
+        const u64x2 a = group_codes_at(codes);
+        const uint16_t scale = (uint16_t)group_half_at(scales);
+        illegal |= a & (a >> 1);
+        bad |= group_is_bad(scale);
+        if (!HALVES || at + 64 < w->n_cols) {
+            const u64x2 b = group_codes_at(codes + half_codes);
+            illegal |= b & (b >> 1);
+            if (HALVES) {
+                const uint16_t other = (uint16_t)group_half_at(scales + half_scales);
+                const int first = scale & 0x7FFF, second = other & 0x7FFF;
+                bad |= group_is_bad(other);
+                /* a smaller one counts for nothing where all codes are 1 */
+                if (first != second)
+                    differ |= !group_is_zero(first < second ? a : b);
+            }
+        }
+        codes += w->block_codes, scales += w->block_scales;
+    }
+    return (((illegal[0] | illegal[1]) & 0x5555555555555555) != 0) * GROUP_CODE_3
+           | bad * GROUP_BAD_SCALE | differ * GROUP_HALVES_DIFFER;
+}
+static inline int scan_row(const GroupRows *w, ptrdiff_t row) {
+    return w->half_scales || w->half_codes != 16 ? scan_blocks(w, row, 1) : scan_blocks(w, row, 0);
+}
+
 /* ------------------------------------------------------------------------------- activations */
 /* A row of n floats as codes of `bits` bits, rounded half to even: a scale is the largest magnitude
  * of its columns over 32,639 (127 * 256 + 127) or 127. Columns that are all below 2^-100 count as

@@ -5,6 +5,7 @@ cdef extern from "group.h" nogil:
     void group_rows(float* out, Py_ssize_t out_stride, const GroupRows* w, Py_ssize_t first_row,
                     const GroupInputs* x, Py_ssize_t token, Py_ssize_t n_rows,
                     Py_ssize_t n_tokens, int unit, int add, int streaming) noexcept
+    int scan_row(const GroupRows* w, Py_ssize_t row) noexcept
     void group_quantize_block(int8_t* out, float* scales, int32_t* sums, const float* x, int bits,
                               int block) noexcept
 
@@ -59,26 +60,7 @@ cdef inline const uint8_t* codes_at(const GroupRows* w, Py_ssize_t row,
 
 
 cdef int group_scan(const GroupRows* w, Py_ssize_t row) noexcept nogil:
-    """See the table. A negative zero is a zero: some writers negate."""
-    cdef Py_ssize_t h, n_halves = w.n_cols // 64
-    cdef uint64_t words[2]
-    cdef uint64_t illegal = 0
-    cdef uint16_t scale, first = 0
-    cdef bint is_zero, first_is_zero = False, are_unequal = False, are_bad = False
-    for h in range(n_halves):
-        memcpy(words, codes_at(w, row, h), 16)
-        illegal |= (words[0] & words[0] >> 1) | (words[1] & words[1] >> 1)
-        scale = scale_bits(w, row, h)
-        are_bad |= (scale & 0x7FFF) >= 0x7C00 or scale > 0x8000
-        # a scale counts for nothing where all codes are 1
-        is_zero = words[0] & words[1] == <uint64_t>0x5555555555555555 and words[0] == words[1]
-        if h % 2 == 0:
-            first, first_is_zero = scale, is_zero
-        elif scale & 0x7FFF != first & 0x7FFF:
-            are_unequal |= not ((is_zero and scale & 0x7FFF < first & 0x7FFF)
-                                or (first_is_zero and first & 0x7FFF < scale & 0x7FFF))
-    return ((illegal & <uint64_t>0x5555555555555555 != 0) * GROUP_CODE_3
-            | are_bad * GROUP_BAD_SCALE | are_unequal * GROUP_HALVES_DIFFER)
+    return scan_row(w, row)
 
 
 cdef void group_dequantize_row(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil:

@@ -20,6 +20,10 @@ enum { QUAD = 512 };            /* columns that kernels take at a time */
 enum { QUAD_SUMS = 12, QUAD_SCALES = 4 };           /* int32 sums and float32 scales, int16 codes */
 enum { QUAD_SUMS_INT8 = 16, QUAD_SCALES_INT8 = 16 };                        /* the same, int8 */
 
+/* What a scan of a row finds, bits: the illegal code 3; a scale that is negative, infinite or NaN;
+ * 128 columns whose halves need two scales. */
+enum { GROUP_CODE_3 = 1, GROUP_BAD_SCALE = 2, GROUP_HALVES_DIFFER = 4 };
+
 typedef struct {
     const uint8_t *codes;
     ptrdiff_t row_codes;        /* from a row to the next */

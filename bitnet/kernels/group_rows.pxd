@@ -8,6 +8,9 @@ cdef extern from "group_rows.h" nogil:
     enum: QUAD_SCALES
     enum: QUAD_SUMS_INT8
     enum: QUAD_SCALES_INT8
+    enum: GROUP_CODE_3
+    enum: GROUP_BAD_SCALE
+    enum: GROUP_HALVES_DIFFER
     ctypedef struct GroupRows:
         const uint8_t* codes
         Py_ssize_t row_codes

@@ -30,11 +30,6 @@ cdef enum:                              # types of the rows of an embedding or a
     ROWS_Q6_K
     ROWS_IQ4_NL
 
-cdef enum:                              # what group_scan finds, bits
-    GROUP_CODE_3 = 1                    # the illegal code 3
-    GROUP_BAD_SCALE = 2                 # a scale that is negative, infinite or NaN
-    GROUP_HALVES_DIFFER = 4             # 128 columns whose halves need two scales
-
 cdef struct View:                       # what a query sees of its sequence: sinks and first..last
     char** pages                        # (n_pages) of one layer: kv_page.h has what lies where
     Py_ssize_t n_pages
@@ -140,7 +135,7 @@ cdef struct Kernels:
     # n floats of one token as group_rows.h has it, filled up to whole quads; bits: 16 or 8
     void (*group_quantize)(int8_t* out, float* scales, int32_t* sums, const float* x, Py_ssize_t n,
                            int bits) noexcept nogil
-    # GROUP_CODE_3, ... of one row, 0 where all is well
+    # GROUP_CODE_3, ... of group_rows.h of one row, 0 where all is well
     int (*group_scan)(const GroupRows* w, Py_ssize_t row) noexcept nogil
     void (*group_dequantize_row)(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil
     Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
