@@ -16,6 +16,7 @@ cdef class GroupedLinear:
     cdef GroupedMatrix matrices[MAX_STACKED]
     cdef Py_ssize_t n_matrices, n_chunks
     cdef readonly Py_ssize_t n_rows, n_cols
+    cdef readonly Py_ssize_t min_rows   # rows of the smallest matrix
 
 cdef class GroupedActivations:
     cdef Array owner_of_codes, owner_of_scales, owner_of_sums

@@ -17,12 +17,34 @@ from ..kernels.group_rows cimport (
     GROUP_BAD_SCALE, GROUP_CODE_3, GROUP_HALVES_DIFFER, QUAD, QUAD_SCALES, QUAD_SCALES_INT8,
     QUAD_SUMS, QUAD_SUMS_INT8, GroupInputs, GroupRows,
 )
+from ..kernels.table cimport group_work_bytes
 from ..runtime.dispatch cimport kernels
 
 GROUPS = {16: 128, 8: 32}               # bits of activations: columns that share a scale
 
 cdef enum:
+    # An item of work by tables: rows, and sets of 16 tokens. Making tables is then some 5 % of its
+    # work, and all but the sums, 160 KB of the rows and 393 KB a set, stays in L2.
+    LOOKUP_ROWS = 1536
+    LOOKUP_SETS = 2
+    LOOKUP_MIN_ROWS = 256               # of a matrix; with fewer, tables take longer than they save
+    LOOKUP_MAX_REST = 10                # tokens beyond whole sets; so many take less time by tiles
     MIN_STREAMED_LAYER = 1 << 20        # bytes of a layer that is read past the caches: linear.pyx
+
+
+cdef struct LookupPlan:                 # how the work that is done by tables is divided
+    Py_ssize_t n_tokens                 # the first ones of the batch; tiles take the others
+    Py_ssize_t n_sets                   # of 16 tokens in an item
+    Py_ssize_t n_set_items              # items of the same rows
+    Py_ssize_t n_rows                   # of an item at most
+    Py_ssize_t n_items
+
+
+def grouped_workspace_bytes(Py_ssize_t n_rows):
+    """Bytes that each thread needs for large batches; 0 where tables do not pay for n_rows."""
+    if kernels.group_lookup is NULL or n_rows < LOOKUP_MIN_ROWS:
+        return 0
+    return group_work_bytes(LOOKUP_ROWS, LOOKUP_SETS)
 
 
 cdef class GroupedLinear:
@@ -49,6 +71,7 @@ cdef class GroupedLinear:
             matrix.n_rows = len(data)
             matrix.first_row, matrix.first_chunk = self.n_rows, self.n_chunks
             matrix.unit = 64 if matrix.rows.half_scales else 128
+            self.min_rows = min(matrix.n_rows, self.min_rows) if self.n_rows else matrix.n_rows
             self.n_rows += matrix.n_rows
             self.n_chunks += (matrix.n_rows + CHUNK - 1) // CHUNK
             self.n_matrices += 1
@@ -174,16 +197,79 @@ cdef int grouped_linear(Matrix out, GroupedLinear weights, GroupedActivations x,
             or weights.n_rows > out.n_cols - column):
         raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
                          f"{weights.n_rows} from column {column}")
+    cdef LookupPlan plan = lookup_plan(weights, batch, team)
+    cdef Py_ssize_t n_done = plan.n_tokens
     if team == 1:
-        for c in range(weights.n_chunks):
-            grouped_chunk(out, weights, x, batch.n_tokens, add, column, c)
+        for c in range(plan.n_items):
+            lookup_item(out, weights, x, batch, add, column, &plan, c, 0)
+        for c in range(weights.n_chunks if n_done < batch.n_tokens else 0):
+            grouped_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
         return 0
-    begin_operation(&times, team)
-    for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
-        grouped_chunk(out, weights, x, batch.n_tokens, add, column, c)
-        end_item(&times, threadid())
-    end_operation(&times, team)
+    if n_done:
+        begin_operation(&times, team)
+        for c in prange(plan.n_items, nogil=True, schedule="dynamic", num_threads=team):
+            lookup_item(out, weights, x, batch, add, column, &plan, c, threadid())
+            end_item(&times, threadid())
+        end_operation(&times, team)
+    if n_done < batch.n_tokens:
+        begin_operation(&times, team)
+        for c in prange(weights.n_chunks, nogil=True, schedule="guided", num_threads=team):
+            grouped_chunk(out, weights, x, n_done, batch.n_tokens, add, column, c)
+            end_item(&times, threadid())
+        end_operation(&times, team)
     return 0
+
+
+cdef LookupPlan lookup_plan(GroupedLinear weights, Batch batch, int team) noexcept:
+    """Whole sets of 16 tokens, in few large items, or as many as there are threads."""
+    cdef LookupPlan plan = LookupPlan(0, LOOKUP_SETS, 0, LOOKUP_ROWS, 0)
+    cdef Py_ssize_t i, n_sets = batch.n_tokens // 16 + (batch.n_tokens % 16 > LOOKUP_MAX_REST)
+    if (n_sets == 0 or kernels.group_lookup is NULL or weights.min_rows < LOOKUP_MIN_ROWS
+            or batch.n_workspaces < team
+            or batch.workspace_bytes < group_work_bytes(LOOKUP_ROWS, LOOKUP_SETS)):
+        return plan
+    plan.n_tokens = min(batch.n_tokens, 16 * n_sets)
+    while True:
+        plan.n_set_items = (n_sets + plan.n_sets - 1) // plan.n_sets
+        plan.n_items = 0
+        for i in range(weights.n_matrices):
+            plan.n_items += plan.n_set_items * n_ranges(&weights.matrices[i], plan.n_rows)
+        if plan.n_items >= 2 * team or plan.n_rows < 2 * LOOKUP_MIN_ROWS:
+            return plan
+        if plan.n_sets > 1:
+            plan.n_sets = 1
+        else:
+            plan.n_rows //= 2
+
+
+cdef inline Py_ssize_t n_ranges(const GroupedMatrix* matrix, Py_ssize_t n_rows) noexcept nogil:
+    """How many ranges of at most n_rows a matrix is divided into."""
+    return (matrix.n_rows + n_rows - 1) // n_rows
+
+
+cdef void lookup_item(Matrix out, GroupedLinear weights, GroupedActivations x, Batch batch,
+                      bint add, Py_ssize_t column, const LookupPlan* plan, Py_ssize_t item,
+                      Py_ssize_t thread) noexcept nogil:
+    """A range of rows times some sets of tokens; items next to each other have the same rows."""
+    cdef Py_ssize_t token = 16 * plan.n_sets * (item % plan.n_set_items)
+    cdef Py_ssize_t n_tokens = min(16 * plan.n_sets, plan.n_tokens - token)
+    cdef Py_ssize_t at = item // plan.n_set_items, first, n_rows
+    cdef const GroupedMatrix* matrix = &weights.matrices[0]
+    while at >= n_ranges(matrix, plan.n_rows):
+        at -= n_ranges(matrix, plan.n_rows)
+        matrix += 1
+    n_rows = n_ranges(matrix, plan.n_rows)                  # ranges of about the same size
+    n_rows = (matrix.n_rows + n_rows - 1) // n_rows
+    first = at * n_rows
+    n_rows = min(n_rows, matrix.n_rows - first)
+    kernels.group_lookup(out.data + token * out.n_cols + column + matrix.first_row + first,
+                         out.n_cols, batch.workspace + thread * batch.workspace_bytes,
+                         &matrix.rows, first, &x.inputs, token, n_rows, n_tokens,
+                         unit_of(matrix, x), add)
+
+
+cdef inline int unit_of(const GroupedMatrix* matrix, GroupedActivations x) noexcept nogil:
+    return matrix.unit if x.inputs.bits == 16 else 32
 
 
 cdef const GroupedMatrix* matrix_of(GroupedLinear weights, Py_ssize_t chunk) noexcept nogil:
@@ -194,15 +280,16 @@ cdef const GroupedMatrix* matrix_of(GroupedLinear weights, Py_ssize_t chunk) noe
 
 
 cdef void grouped_chunk(Matrix out, GroupedLinear weights, GroupedActivations x,
-                        Py_ssize_t n_tokens, bint add, Py_ssize_t column,
+                        Py_ssize_t first_token, Py_ssize_t n_tokens, bint add, Py_ssize_t column,
                         Py_ssize_t chunk) noexcept nogil:
+    """One chunk of rows times the tokens from first_token on."""
     cdef const GroupedMatrix* matrix = matrix_of(weights, chunk)
     cdef Py_ssize_t first = (chunk - matrix.first_chunk) * CHUNK
     cdef Py_ssize_t n_rows = min(<Py_ssize_t>CHUNK, matrix.n_rows - first)
     cdef bint streaming = is_streamed(weights.n_rows * weights.n_cols // 4, MIN_STREAMED_LAYER)
-    kernels.group_matmul(out.data + column + matrix.first_row + first, out.n_cols, &matrix.rows,
-                         first, &x.inputs, n_rows, n_tokens,
-                         matrix.unit if x.inputs.bits == 16 else 32, add, streaming)
+    kernels.group_matmul(out.data + first_token * out.n_cols + column + matrix.first_row + first,
+                         out.n_cols, &matrix.rows, first, &x.inputs, first_token, n_rows,
+                         n_tokens - first_token, unit_of(matrix, x), add, streaming)
 
 
 def scan_groups(GroupedLinear weights not None, int n_threads=1):

@@ -18,7 +18,7 @@ from .elementwise import (
     rope,
     rope_table,
 )
-from .grouped import scan_groups
+from .grouped import grouped_workspace_bytes, scan_groups
 from .gumbel import sample
 from .linear import find_code_3, linear, workspace_bytes
 from .lm_head import head, screen, screened
@@ -34,6 +34,7 @@ __all__ = [
     "find_code_3",
     "gated_activation",
     "gather_rows",
+    "grouped_workspace_bytes",
     "head",
     "head_norm",
     "linear",

@@ -11,15 +11,16 @@ cdef extern from "group.h" nogil:
 
 
 cdef void group_matmul(float* out, Py_ssize_t out_stride, const GroupRows* w,
-                       Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t n_rows,
-                       Py_ssize_t n_tokens, int unit, bint add, bint streaming) noexcept nogil:
+                       Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t token,
+                       Py_ssize_t n_rows, Py_ssize_t n_tokens, int unit, bint add,
+                       bint streaming) noexcept nogil:
     """As few passes over the rows as may be, of about as many tokens each."""
     cdef Py_ssize_t begin = 0, n_passes, n
     while begin < n_tokens:
         n_passes = (n_tokens - begin + GROUP_TOKENS - 1) // GROUP_TOKENS
         n = (n_tokens - begin + n_passes - 1) // n_passes
-        group_rows(out + begin * out_stride, out_stride, w, first_row, x, begin, n_rows, n, unit,
-                   add, streaming)
+        group_rows(out + begin * out_stride, out_stride, w, first_row, x, token + begin, n_rows, n,
+                   unit, add, streaming)
         begin += n
 
 

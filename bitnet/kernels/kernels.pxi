@@ -167,6 +167,7 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
 include "ternary.pxi"
 include "lookup.pxi"
 include "group.pxi"
+include "group_lookup.pxi"
 include "attention.pxi"
 include "rows.pxi"
 include "screen.pxi"
@@ -195,9 +196,12 @@ cdef Kernels table = Kernels(
     attention_split=attention_split, attention_merge=attention_merge, screen_dot=screen_dot,
     ternary_lookup=ternary_lookup, apply_scales=apply_scales, screen_coarse=screen_coarse,
     group_matmul=group_matmul, group_quantize=group_quantize, group_scan=group_scan,
-    group_dequantize_row=group_dequantize_row, tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
+    group_dequantize_row=group_dequantize_row, group_lookup=group_lookup, tile_tokens=TILE_TOKENS,
+    plane_bits=PLANE_BITS)
 if not HAS_LOOKUP:
     table.ternary_lookup = NULL
+if not HAS_GROUP_LOOKUP:
+    table.group_lookup = NULL
 if not HAS_COARSE:
     table.screen_coarse = NULL
 capsule = PyCapsule_New(&table, "bitnet.kernels", NULL)

@@ -127,11 +127,16 @@ cdef struct Kernels:
                          const float* inv_scale, const int32_t* code_sums, Py_ssize_t n_rows,
                          Py_ssize_t n_tokens, bint add) noexcept nogil
     # rows with scales of groups (group_rows.h): out[t * out_stride + r] = or += row first_row + r
-    # times input t. unit: columns with one scale on both sides: 32 where inputs have 8 bits, 64, or
-    # 128 where group_scan finds no row whose halves differ
+    # times input token + t. unit: columns with one scale on both sides: 32 where inputs have 8
+    # bits, 64, or 128 where group_scan finds no row whose halves differ
     void (*group_matmul)(float* out, Py_ssize_t out_stride, const GroupRows* w,
-                         Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t n_rows,
-                         Py_ssize_t n_tokens, int unit, bint add, bint streaming) noexcept nogil
+                         Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t token,
+                         Py_ssize_t n_rows, Py_ssize_t n_tokens, int unit, bint add,
+                         bint streaming) noexcept nogil
+    # the same by tables of sums. work: group_work_bytes. NULL where tables do not pay
+    void (*group_lookup)(float* out, Py_ssize_t out_stride, char* work, const GroupRows* w,
+                         Py_ssize_t first_row, const GroupInputs* x, Py_ssize_t token,
+                         Py_ssize_t n_rows, Py_ssize_t n_tokens, int unit, bint add) noexcept nogil
     # n floats of one token as group_rows.h has it, filled up to whole quads; bits: 16 or 8
     void (*group_quantize)(int8_t* out, float* scales, int32_t* sums, const float* x, Py_ssize_t n,
                            int bits) noexcept nogil
@@ -140,3 +145,9 @@ cdef struct Kernels:
     void (*group_dequantize_row)(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil
     Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
     Py_ssize_t plane_bits               # bits of an input's low plane: 7 or 8
+
+
+cdef inline Py_ssize_t group_work_bytes(Py_ssize_t n_rows, Py_ssize_t n_sets) noexcept nogil:
+    """Bytes that group_lookup works in: tables, sums of two planes, indices, scales; and of each
+    set of 16 tokens four sums."""
+    return LOOKUP_TABLE_BYTES + n_rows * (2 * 32 + 32 + 2 * 4 + n_sets * 4 * 16 * 4)

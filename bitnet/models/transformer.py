@@ -109,6 +109,7 @@ class Transformer:
             partials=self._arrays["attention.partials"], workspace=self._arrays.get("threads"),
         )  # fmt: skip
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
+        self._activation_bits = weights.activation_bits
         self._tables = []  # of embedding and head, those that are a GroupedLinear
         self.embed_tokens = self._rows(weights, "embed_tokens")
         is_tied = config.tie_word_embeddings
@@ -197,7 +198,7 @@ class Transformer:
 
     @n_threads.setter
     def n_threads(self, n: int) -> None:
-        for array in thread_arrays(self.config, n):
+        for array in thread_arrays(self.config, n, self._activation_bits):
             if self.batch.n_workspaces < n:
                 self.batch.set_workspace(array.take(self.pool))
         self.batch.n_threads = self.head_batch.n_threads = n

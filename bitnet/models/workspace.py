@@ -60,7 +60,7 @@ def work_arrays(
         *activation_arrays(config, n_rows),
         *quantized_arrays(config, n_rows, activation_bits),
         WorkArray("attention.partials", (_partials(config),), np.float32, "scratch"),
-        *thread_arrays(config, n_threads),
+        *thread_arrays(config, n_threads, activation_bits),
         WorkArray("logits", (n_sequences + DRAFT_ROWS, config.vocab_size), np.float32, "logits"),
     ]
     return arrays + (screen_arrays(config) if has_screen else [])
@@ -114,9 +114,13 @@ def quantized_arrays(config: Any, n_rows: int, bits: int | None = None) -> list[
     ]
 
 
-def thread_arrays(config: Any, n_threads: int) -> list[WorkArray]:
-    """What each thread works in where a batch is large; none where no matrix is large enough."""
-    n_bytes = ops.workspace_bytes(max(config.hidden_size, config.intermediate_size))
+def thread_arrays(config: Any, n_threads: int, bits: int | None = None) -> list[WorkArray]:
+    """What each thread works in where a batch is large; none where no matrix is large enough.
+
+    bits: as of quantized_arrays.
+    """
+    count = ops.workspace_bytes if bits is None else ops.grouped_workspace_bytes
+    n_bytes = count(max(config.hidden_size, config.intermediate_size))
     shape = (n_threads, n_bytes)
     return [WorkArray("threads", shape, np.uint8, "scratch")] if n_bytes else []
 

@@ -17,8 +17,12 @@ def rng(*seed):
     return np.random.default_rng(seed)
 
 
-def batch(n, n_threads=1):
-    return operands.Batch(max(n, 1), 1, n_threads).rows_only(n)
+def batch(n, n_threads=1, n_bytes=0):
+    """n_bytes: of a workspace for each thread, against a guard page."""
+    made = operands.Batch(max(n, 1), 1, n_threads)
+    if n_bytes:
+        made.set_workspace(guarded(np.ones((n_threads, n_bytes), np.uint8)))
+    return made.rows_only(n)
 
 
 def matrix(array):
@@ -38,15 +42,14 @@ def quantized(x, bits, n_threads=1):
     return out
 
 
-def linear(kind, q, scales, x, bits, n_threads=1, scans=True):
+def linear(kind, q, scales, x, bits, n_threads=1, n_bytes=0):
     """ops.linear with every array against a guard page."""
     type_, data, apart = reference.matrix(kind, q, scales)
     apart = None if apart is None else guarded(apart)
     weights = grouped.GroupedLinear([(type_, guarded(data), apart)], q.shape[1])
-    if scans:
-        assert ops.scan_groups(weights, n_threads) is None
+    assert ops.scan_groups(weights, n_threads) is None
     out = matrix(np.full((len(x), len(q)), np.nan))
-    ops.linear(out, weights, quantized(x, bits, n_threads), batch(len(x), n_threads))
+    ops.linear(out, weights, quantized(x, bits, n_threads), batch(len(x), n_threads, n_bytes))
     return out.array()
 
 
@@ -119,6 +122,49 @@ def test_products_equal_numpy(isa, n_rows, n_cols, kind, bits, n_tokens):
         want = reference.linear(*reference.quantize(x, bits), q, scales, bits)
     for n_threads in (1, 2):
         got = linear(kind, q, scales, x, bits, n_threads)
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_rows, n_cols", [(256, 128), (1537, 384), (301, 1152), (300, 576)])
+@pytest.mark.parametrize("n_tokens", [10, 11, 16, 26, 27, 33, 65])
+def test_many_tokens_equal_numpy(isa, n_rows, n_cols, kind, bits, n_tokens):
+    """Beyond what tables are used from, whole sets of 16 tokens and those that are left."""
+    if n_tokens > 33 and n_rows > 1000:
+        pytest.skip("slow, and divided as fewer rows are")
+    group = 64 if kind == "Q2_0_G64" or n_cols % 128 else 128
+    if kind == "PQ2_0" and group == 64:
+        pytest.skip("PQ2_0 has no groups of 64")
+    n_bytes = grouped.grouped_workspace_bytes(n_rows)
+    assert (n_bytes > 0) == (isa in ("avx2", "avxvnni"))
+    r = rng(n_rows, n_cols, n_tokens)
+    q = r.integers(-1, 2, (n_rows, n_cols)).astype(np.int8)
+    scales = some_scales(r, n_rows, n_cols // group)
+    x = some_inputs(r, n_tokens, n_cols)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = reference.linear(*reference.quantize(x, bits), q, scales, bits)
+    for n_threads in (1, 2):
+        got = linear(kind, q, scales, x, bits, n_threads, n_bytes)
+        np.testing.assert_array_equal(got, want)
+    if kind == "Q2_0_G64" and n_cols % 128 == 0:  # and where the halves of 128 are equal
+        scales = np.repeat(scales[:, ::2], 2, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            want = reference.linear(*reference.quantize(x, bits), q, scales, bits)
+        np.testing.assert_array_equal(linear(kind, q, scales, x, bits, 2, n_bytes), want)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_tables_bear_the_largest_sums(isa, bits):
+    most = reference.MOST[bits]
+    for sign in (1, -1):
+        q = np.full((256, 256), sign, np.int8)
+        x = np.full((16, 256), most, np.float32)
+        x[8:] = -most
+        x[1, :] = -most + 127  # a low plane of -128
+        got = linear("PQ2_0", q, np.ones((256, 2), np.float32), x, bits, 1, 1 << 20)
+        inputs = reference.quantize(x, bits)
+        want = reference.linear(*inputs, q, np.ones((256, 2), np.float32), bits)
         np.testing.assert_array_equal(got, want)
 
 

@@ -125,77 +125,6 @@ static inline vec vec_scale_back(vec sum, int i) {
 }
 #endif
 
-/* -------------------------------------------------------------------------------------- group.h */
-#define GROUP_PARTS 4           /* a block of 128 columns each: lane i has bytes 4 i to 4 i + 3 */
-typedef __m256i group_field;
-typedef __m256i group_vec;
-static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
-                                int halves) {
-    (void)block;
-    const __m256i mask = _mm256_set1_epi8(3);
-    const __m256i p = halves
-        ? _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)w)),
-                                  _mm_loadu_si128((const __m128i *)(w + half)), 1)
-        : _mm256_loadu_si256((const __m256i *)w);
-    c[0] = _mm256_and_si256(p, mask);
-    c[1] = _mm256_and_si256(_mm256_srli_epi16(p, 2), mask);
-    c[2] = _mm256_and_si256(_mm256_srli_epi16(p, 4), mask);
-    c[3] = _mm256_and_si256(_mm256_srli_epi16(p, 6), mask);
-}
-static inline __m256i group_plane(const int8_t *x, int field) {
-    return _mm256_loadu_si256((const __m256i *)(x + 64 * field));
-}
-#if defined(__AVXVNNI__)
-static inline __m256i group_dot(__m256i sum, const group_field *c, const int8_t *x) {
-    UNROLL for (int f = 0; f < 4; f++) sum = _mm256_dpbusd_avx_epi32(sum, c[f], group_plane(x, f));
-    return sum;
-}
-static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
-    return group_dot(_mm256_setzero_si256(), c, x);
-}
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
-    return group_dot(_mm256_slli_epi32(group_dot_8(c, x), 8), c, x + 256);
-}
-#else
-/* int16 sums of four products of two: at most 4 * 2 * 2 * 128 = 2,048 */
-static inline __m256i group_dot(const group_field *c, const int8_t *x) {
-    const __m256i a = _mm256_add_epi16(_mm256_maddubs_epi16(c[0], group_plane(x, 0)),
-                                       _mm256_maddubs_epi16(c[1], group_plane(x, 1)));
-    const __m256i b = _mm256_add_epi16(_mm256_maddubs_epi16(c[2], group_plane(x, 2)),
-                                       _mm256_maddubs_epi16(c[3], group_plane(x, 3)));
-    return _mm256_add_epi16(a, b);
-}
-static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
-    return _mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(1));
-}
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
-    return _mm256_add_epi32(_mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(256)),
-                            _mm256_madd_epi16(group_dot(c, x + 256), _mm256_set1_epi16(1)));
-}
-#endif
-/* sums of four lanes: those of the first 64 columns of four blocks, then those of the others */
-static inline __m256i group_halves(const group_vec *s) {
-    return _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
-}
-static inline i32x4 group_sums_128(const group_vec *s) {
-    const __m256i h = group_halves(s);
-    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-}
-static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
-    const __m256i h = group_halves(s);
-    const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
-    sums[0] = (i32x4)_mm_unpacklo_epi32(a, b);
-    sums[1] = (i32x4)_mm_unpackhi_epi32(a, b);
-}
-static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
-    UNROLL for (int i = 0; i < 4; i += 2) {
-        const __m256i h = _mm256_hadd_epi32(s[i], s[i + 1]);
-        const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
-        sums[i] = (i32x4)_mm_unpacklo_epi64(a, b);
-        sums[i + 1] = (i32x4)_mm_unpackhi_epi64(a, b);
-    }
-}
-
 /* ------------------------------------------------------------------------------------- screen.h */
 #define HAS_COARSE 1
 #define COARSE_OFFSET 128
@@ -243,24 +172,30 @@ static inline int64_t screen_sum(const screen_vec *a) {
  * The next block of a row is prefetched: rows lie further apart than the hardware looks. It is a
  * function of its own, else gcc reloads its pointers for every row, which takes 1.03 times as
  * long. */
-static __attribute__((noinline)) void lookup_index(uint8_t *index, const uint8_t *w,
-                                                   ptrdiff_t row_bytes, ptrdiff_t n_rows) {
+static inline __m256i lookup_numbers(__m256i p) {
     const __m256i low = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 0, 0, 0, 0));
     const __m256i high = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 9, 18, 0, 27, 36, 45, 0, 54, 63, 72, 0, 0, 0, 0, 0));
     const __m256i nibble = _mm256_set1_epi8(15);
+    return _mm256_add_epi8(
+        _mm256_shuffle_epi8(low, _mm256_and_si256(p, nibble)),
+        _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble)));
+}
+static inline void lookup_store(uint8_t *index, __m256i numbers, ptrdiff_t r, ptrdiff_t n_rows) {
+    const __m128d a = _mm_castsi128_pd(_mm256_castsi256_si128(numbers));
+    const __m128d b = _mm_castsi128_pd(_mm256_extracti128_si256(numbers, 1));
+    _mm_storel_pd((double *)(index + r * 8), a);
+    _mm_storeh_pd((double *)(index + (n_rows + r) * 8), a);
+    _mm_storel_pd((double *)(index + (2 * n_rows + r) * 8), b);
+    _mm_storeh_pd((double *)(index + (3 * n_rows + r) * 8), b);
+}
+static __attribute__((noinline)) void lookup_index(uint8_t *index, const uint8_t *w,
+                                                   ptrdiff_t row_bytes, ptrdiff_t n_rows) {
     for (ptrdiff_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const __m256i p = _mm256_loadu_si256((const __m256i *)w), numbers = _mm256_add_epi8(
-            _mm256_shuffle_epi8(low, _mm256_and_si256(p, nibble)),
-            _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble)));
-        const __m128d a = _mm_castsi128_pd(_mm256_castsi256_si128(numbers));
-        const __m128d b = _mm_castsi128_pd(_mm256_extracti128_si256(numbers, 1));
+        const __m256i p = _mm256_loadu_si256((const __m256i *)w);
         prefetch_t1(w + 64);
-        _mm_storel_pd((double *)(index + r * 8), a);
-        _mm_storeh_pd((double *)(index + (n_rows + r) * 8), a);
-        _mm_storel_pd((double *)(index + (2 * n_rows + r) * 8), b);
-        _mm_storeh_pd((double *)(index + (3 * n_rows + r) * 8), b);
+        lookup_store(index, lookup_numbers(p), r, n_rows);
     }
 }
 
@@ -280,26 +215,29 @@ static inline int32_t lookup_max_sum(const int8_t *x, ptrdiff_t x_stride, ptrdif
     return _mm256_cvtsi256_si32(largest);
 }
 
-/* columns[c * 16 + t] = x[t * x_stride + c] of 128 columns; zeros for tokens that are not there */
+/* columns[c * 16 + t] = x[t * x_stride + c] of 16 columns; zeros for tokens that are not there */
+static inline void lookup_columns_16(int8_t *columns, const int8_t *x, ptrdiff_t x_stride,
+                                     ptrdiff_t n_tokens) {
+    __m128i a[16], b[16];
+    for (int t = 0; t < 16; t++)
+        a[t] = t < n_tokens ? _mm_loadu_si128((const __m128i *)(x + t * x_stride))
+                            : _mm_setzero_si128();
+    for (int step = 0; step < 2; step++) {          /* each half doubles what lies together */
+        UNROLL for (int i = 0; i < 8; i++) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        UNROLL for (int i = 0; i < 8; i++) {
+            a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
+        }
+    }
+    for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i *)(columns + i * 16), a[i]);
+}
 static inline void lookup_columns(int8_t *columns, const int8_t *x, ptrdiff_t x_stride,
                                   ptrdiff_t n_tokens) {
-    for (int c = 0; c < 128; c += 16) {
-        __m128i a[16], b[16];
-        for (int t = 0; t < 16; t++)
-            a[t] = t < n_tokens ? _mm_loadu_si128((const __m128i *)(x + t * x_stride + c))
-                                : _mm_setzero_si128();
-        for (int step = 0; step < 2; step++) {      /* each half doubles what lies together */
-            UNROLL for (int i = 0; i < 8; i++) {
-                b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-                b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-            }
-            UNROLL for (int i = 0; i < 8; i++) {
-                a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
-                a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
-            }
-        }
-        for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i *)(columns + (c + i) * 16), a[i]);
-    }
+    for (int c = 0; c < 128; c += 16)
+        lookup_columns_16(columns + c * 16, x + c, x_stride, n_tokens);
 }
 
 /* tables[(i * 81 + number) * 16 + t]: the sum of weights times columns of byte i, token t */
@@ -385,3 +323,5 @@ static inline void lookup_fold(int32_t *sums, int16_t *halves, ptrdiff_t n_rows)
             halves[r * 16 + t] = 0;
         }
 }
+
+#include "avx2_group.h"
