@@ -16,7 +16,12 @@ import numpy as np
 from bitnet.api.measure import bytes_per_token, read_seconds, weight_runs
 from bitnet.runtime import dispatch
 
-OPERATIONS, AT_ONCE = 15 / 128, 4  # vector operations for a ternary weight, and in a cycle
+AT_ONCE = 4  # vector operations in a cycle
+# Vector operations for 128 ternary weights and a token, by the bits of activations that are rounded
+# by groups, None: one scale a token. With 16 bits and PQ2_0: 7 to take the codes of a block apart,
+# 8 products of a plane's bytes, 9 to add them up; of 4 blocks together 5 to add lanes and 7 for the
+# scales. With 8: 7, 4 and 4; 34.
+OPERATIONS = {None: 15, 16: 7 + 8 + 9 + (5 + 7) / 4, 8: 7 + 4 + 4 + 34 / 4}
 ADDS = 64_000_000
 SOURCE = """
 unsigned long adds(unsigned long n) {
@@ -65,7 +70,11 @@ class Bounds:
         weights = self.model.weights
         self._used, self._runs = bytes_per_token(weights), weight_runs(weights)
         shapes = weights.config.tensor_shapes()
-        self._n_weights = sum(np.prod(s) for name, s in shapes.items() if name.endswith("_proj"))
+        names = {name for name in shapes if name.endswith("_proj")}
+        if weights.has_group_scales and weights.screen is None:  # its head is ternary too
+            names.add("embed_tokens" if weights.config.tie_word_embeddings else "lm_head")
+        self._n_weights = sum(np.prod(shapes[name]) for name in names)
+        self._operations = OPERATIONS[weights.activation_bits] / 128
         return self
 
     def __exit__(self, *error):
@@ -85,7 +94,7 @@ class Bounds:
             "read_bound": read_bytes_s / self._used,
         }
         if dispatch.isa in ("avx2", "avxvnni"):  # the head's are not counted
-            rate = self.model.threads * cycles * AT_ONCE / OPERATIONS
+            rate = self.model.threads * cycles * AT_ONCE / self._operations
             found |= {"ghz": cycles / 1e9, "instruction_bound": rate / self._n_weights}
         lower = min(value for name, value in found.items() if "bound" in name)
         return found | {"share": tokens_s / lower}
