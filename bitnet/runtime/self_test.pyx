@@ -3,6 +3,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
+from ..kernels.group_rows cimport GroupInputs, GroupRows
 from ..kernels.kv_page cimport KV_F16, KV_F32, KV_INT8, PAGE, SPLIT
 from ..kernels.table cimport (
     ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
@@ -11,7 +12,7 @@ from ..kernels.table cimport (
 
 from .float_mode import ieee_mode
 
-KNOWN_ANSWER = 0x9f84e05c               # what the plain C kernels give: they are the definition
+KNOWN_ANSWER = 0xc47387da               # what the plain C kernels give: they are the definition
 
 cdef enum:
     COLS = 384                          # columns, three blocks: AVX-512 takes two, then one alone
@@ -20,6 +21,8 @@ cdef enum:
     N_BYTES = 864                       # bytes of packed weights: N_ROWS * COLS / 4
     WIDTH = 379                         # columns of a screen's rows: COLS - 5
     DIM = 40                            # columns of a head, no multiple of 16
+    GROUP_COLS = 704                    # columns: a quad of 512 and three groups of 64
+    GROUP_WORK = 1 << 16                # bytes for tables of N_ROWS rows and one set of tokens
 
 
 def answer(capsule):
@@ -79,6 +82,9 @@ cdef uint32_t answer_of(const Kernels* k) noexcept nogil:
     if k.screen_coarse and not coarse_agrees(k, codes):
         return 0
     hashed = screen_answer(k, hashed, codes)
+    hashed = group_answer(k, group_answer(k, hashed, x, 16), x, 8)
+    if not hashed:
+        return 0
     return rows_answer(k, attention_answer(k, hashed, x, y), x, y)
 
 
@@ -158,6 +164,66 @@ cdef bint coarse_agrees(const Kernels* k, const int8_t* rows) noexcept nogil:
                 if mask & ((1 << n) - 1) != (0 if i else (1 << n) - 1):
                     return False
     return True
+
+
+cdef uint32_t group_answer(const Kernels* k, uint32_t hashed, const float* x,
+                           int bits) noexcept nogil:
+    """Rows whose groups have scales, in blocks of 18 and of 34 bytes, times one to four tokens and
+    by tables; 0 where these differ. x: of at least N_TOKENS * COLS."""
+    cdef uint8_t blocks[N_ROWS * 198]                   # 704 / 64 * 18 bytes a row
+    cdef int8_t codes[N_TOKENS * 2048]
+    cdef float scales[N_TOKENS * 32]
+    cdef int32_t sums[N_TOKENS * 32]
+    cdef float one[N_TOKENS * N_ROWS]
+    cdef float out[N_TOKENS * N_ROWS]
+    cdef float row[GROUP_COLS]
+    cdef char work[GROUP_WORK]
+    cdef GroupRows w
+    cdef GroupInputs inputs
+    cdef uint32_t seed = 7
+    cdef int unit, kind, step
+    cdef Py_ssize_t i, t, n
+    for i in range(N_ROWS * 198):
+        seed = seed * 1664525u + 1013904223u
+        blocks[i] = (seed >> 24) & 0xAA
+        blocks[i] |= (seed >> 8) & ~(blocks[i] >> 1) & 0x15     # without bit 6 an f16 is finite
+    memset(codes, 0, sizeof(codes))
+    memset(scales, 0, sizeof(scales))
+    memset(sums, 0, sizeof(sums))
+    for kind in range(2):
+        if kind:
+            w = GroupRows(&blocks[2], 170, 34, 16, &blocks[0], 170, 34, 0, 640)
+        else:
+            w = GroupRows(&blocks[2], 198, 36, 18, &blocks[0], 198, 36, 18, GROUP_COLS)
+        step = 34 if kind else 18
+        for i in range(N_ROWS * w.row_scales // step):
+            blocks[i * step + 1] &= 0x3F                # a scale's sign, and its size
+        inputs = GroupInputs(&codes[0], &scales[0], &sums[0], 2048, 32, 32, bits)
+        for t in range(N_TOKENS):
+            k.group_quantize(codes + t * 2048, scales + t * 32, sums + t * 32, x + 300 * t,
+                             w.n_cols, bits)
+        hashed = mix(mix(hashed, codes, sizeof(codes)), scales, sizeof(scales))
+        hashed = mix(hashed, sums, sizeof(sums))
+        unit = 32 if bits == 8 else 128 if kind else 64
+        for t in range(N_TOKENS):
+            k.group_matmul(one + t * N_ROWS, N_ROWS, &w, 0, &inputs, t, N_ROWS, 1, unit, False,
+                           t % 2 == 0)
+        hashed = mix(hashed, one, sizeof(one))
+        for n in range(2, N_TOKENS + 1):
+            k.group_matmul(out, N_ROWS, &w, 0, &inputs, 0, N_ROWS, n, unit, False, False)
+            for i in range(n * N_ROWS):
+                if out[i] != one[i]:
+                    return 0
+        if k.group_lookup:
+            k.group_lookup(out, N_ROWS, work, &w, 0, &inputs, 0, N_ROWS, N_TOKENS, unit, False)
+            for i in range(N_TOKENS * N_ROWS):
+                if out[i] != one[i]:
+                    return 0
+        for i in range(N_ROWS):
+            hashed = mix(hashed, <uint8_t*>&kind, 1) + <uint32_t>k.group_scan(&w, i)
+            k.group_dequantize_row(row, &w, i)
+            hashed = mix(hashed, row, w.n_cols * sizeof(float))
+    return hashed
 
 
 cdef uint32_t attention_answer(const Kernels* k, uint32_t hashed, const float* x,
