@@ -6,7 +6,6 @@ import gc
 import os
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
@@ -20,7 +19,6 @@ from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
 from ..generation.prefix_cache import PrefixCache
-from ..generation.prefix_cache_disk import DiskPrefixCache
 from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Completion, Constraint, Request
 from ..generation.sampling import make_sampler
@@ -32,10 +30,11 @@ from ..models.transformer import Transformer
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
+from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
-from .stream import Stream
+from .stream import Stream, deltas_in
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +102,8 @@ class Model:
             fair=fair,
         )
         if prefix_folder is not None:
-            self.keep_prefixes(prefix_folder, prefix_folder_limit)
+            fingerprint = weights.fingerprint()
+            self.scheduler.keep_prefixes(prefix_folder, prefix_folder_limit, fingerprint)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
         self._is_forked = False  # threads that were not forked may have views, and never drop them
@@ -201,31 +201,39 @@ class Model:
         self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
     ) -> AsyncGenerator[str, None]:
         """The same as an asynchronous iterator. Leaving it early (aclose) cancels generation."""
-        import asyncio  # 60 ms, for those who have imported it already
-
         request = self.request(self.encode_prompt(prompt, parse_special), **options)
-        scheduler, worker = self.scheduler, self._async_worker()
-        deltas, loop = scheduler.stream(request), asyncio.get_running_loop()
-        try:
-            while (delta := await loop.run_in_executor(worker, next, deltas, None)) is not None:
+        text = deltas_in(self._async_worker(), self.scheduler, request)
+        async with contextlib.aclosing(text):
+            async for delta in text:
                 yield delta
-        finally:
-            scheduler.cancel(request)
 
     @named_options
-    def chat(self, messages: Messages, **options: Unpack[GenerationOptions]) -> Completion:
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        chat_template_kwargs: TemplateValues | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Completion:
         """The model's reply to [{"role": "user", "content": text}, ...], as a Completion.
 
+        chat_template_kwargs: values for names that the template reads, as enable_thinking=False.
         Options as of generate. Special tokens in a content are text. TemplateError if the model has
         no chat template or its template fails.
         """
-        request = self.request(self.encode_chat(messages), **options)
+        request = self.request(self.encode_chat(messages, chat_template_kwargs), **options)
         return self.scheduler.complete([request])[0]
 
     @named_options
-    def chat_stream(self, messages: Messages, **options: Unpack[GenerationOptions]) -> Stream:
+    def chat_stream(
+        self,
+        messages: Messages,
+        *,
+        chat_template_kwargs: TemplateValues | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Stream:
         """The same as a Stream."""
-        return self._stream(self.encode_chat(messages), options)
+        return self._stream(self.encode_chat(messages, chat_template_kwargs), options)
 
     def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
         return Stream(self.scheduler, self.request(token_ids, **options))
@@ -243,12 +251,14 @@ class Model:
         return self._token_ids(prompt)
 
     @in_ieee_mode
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(
+        self, messages: Messages, chat_template_kwargs: TemplateValues | None = None
+    ) -> list[int]:
         """The token ids of a conversation up to where the reply begins, see chat.
 
         ContextFull, before it is encoded, for a text that is certainly longer than the context.
         """
-        return self.tokenizer.chat(messages, limit=self.context)
+        return self.tokenizer.chat(messages, limit=self.context, values=chat_template_kwargs)
 
     @named_options
     @in_ieee_mode
@@ -429,16 +439,6 @@ class Model:
         self._open()
         planned = {need.purpose: need.nbytes for need in self.needs}
         return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
-
-    def keep_prefixes(self, folder: str | os.PathLike[str], limit: int) -> None:
-        """Keep states of finished sequences in files as well: see load's prefix_folder."""
-        transformer, prefix_cache = self.scheduler.transformer, self.scheduler.prefix_cache
-        if prefix_cache is None:
-            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
-        dtype = self.scheduler.kv_dtype
-        new_state = partial(transformer.new_state, dtype=dtype)
-        disk = DiskPrefixCache(folder, limit, self.weights.fingerprint(), dtype, new_state)
-        prefix_cache.keep_on_disk(disk)
 
     def close(self) -> None:
         """Cancel what runs and free everything. May be repeated.

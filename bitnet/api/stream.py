@@ -1,9 +1,13 @@
 """The text of one generation as it comes."""
 
-from typing import Self
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Self
 
 from ..generation.request import Completion, Request
 from ..generation.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 class Stream:
@@ -34,3 +38,17 @@ class Stream:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+async def deltas_in(
+    worker: "Executor", scheduler: Scheduler, request: Request
+) -> AsyncGenerator[str, None]:
+    """The text deltas of one generation, each computed in a worker. aclose cancels the rest."""
+    import asyncio  # 60 ms, for those who have imported it already
+
+    deltas, loop = scheduler.stream(request), asyncio.get_running_loop()
+    try:
+        while (delta := await loop.run_in_executor(worker, next, deltas, None)) is not None:
+            yield delta
+    finally:
+        scheduler.cancel(request)

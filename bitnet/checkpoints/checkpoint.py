@@ -25,7 +25,7 @@ from ..formats.tensor import Tensor
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models import lm_head_screen
 from ..models.architecture import Architecture
-from ..models.config import ModelConfig, rounds_by_group
+from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 
 log = logging.getLogger("bitnet")
@@ -304,7 +304,7 @@ class Checkpoint:
 
 def _have_groups(arch: Architecture, ternary: Mapping[str, TernaryTensor]) -> bool | None:
     """has_group_scales by the headers alone; None where scales have to be read."""
-    if rounds_by_group(arch):
+    if arch.rounds_by_group:
         return True
     if not arch.may_have_group_scales:
         return False

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import FormatError
 from ..formats.float_blocks import F16_MAX, dequantize, quantize
 from ..formats.ggml_types import TYPES
+from ..formats.group_scales import Steps, canonical_rows
 from ..formats.mapped_file import release_pages
 from ..formats.ternary_layouts import join_codes
 from ..models.rope import row_order
@@ -97,6 +98,27 @@ class Conversion:
             before, n_rows = n_rows, n_rows + len(chunk)
             self.advance(name, n_bytes * n_rows // t.n_rows - n_bytes * before // t.n_rows)
             yield chunk
+        self.digests[name] = digest.digest()
+
+    def grouped(self, name: str) -> Steps:
+        """Scales of groups and codes of a ternary tensor, in the target's order of rows."""
+        t, steps = self.checkpoint.ternary[name], self.checkpoint.steps(name)
+        config = self.checkpoint.config
+        is_moved = config.rope_interleaved != self.spec.config.rope_interleaved
+        if is_moved and config.arch.is_rotated(name):
+            order = row_order(t.n_rows, config.head_dim, config.rope_interleaved)
+            scales, codes = (np.concatenate(part)[order] for part in zip(*steps, strict=True))
+            steps = iter([(scales, codes)])
+        yield from self.watched_groups(name, t, steps)
+
+    def watched_groups(self, name: str, t: TernaryTensor, steps: Steps) -> Steps:
+        """The steps of a tensor as they are, while digest and progress are kept."""
+        digest, n_bytes, n_rows = blake2b(), t.tensor.data.nbytes, 0
+        for scales, codes in steps:
+            digest.update(canonical_rows(scales, codes).data)
+            before, n_rows = n_rows, n_rows + len(codes)
+            self.advance(name, n_bytes * n_rows // t.n_rows - n_bytes * before // t.n_rows)
+            yield scales, codes
         self.digests[name] = digest.digest()
 
     def rows(self, name: str, type_name: str) -> Iterator[np.ndarray]:

@@ -1,4 +1,5 @@
-"""convert(): a model in any container and ternary type to a GGUF of I2_S, or to a packed HF folder.
+"""convert(): a model in any container and ternary type to a GGUF of I2_S, or to a packed HF folder;
+one whose groups of columns have scales to a GGUF of such a type, or to a folder for MLX.
 
 Tensors go through one at a time, in chunks of rows; the result has its name only once every one of
 them was read back and is what was meant.
@@ -37,6 +38,13 @@ from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint
 from .conversion import HEAD_TYPES, Conversion, Progress
+from .convert_groups import (
+    GROUP_TYPES,
+    default_type,
+    mlx_entries,
+    packed_rows,
+    smallest_group,
+)
 from .export_config import differences, gguf_export_spec, gguf_metadata, hf_export_spec, hf_files
 from .open_checkpoint import open_checkpoint
 
@@ -70,6 +78,7 @@ def convert(
     *,
     to: str | None = None,
     head: str | None = None,
+    type: str | None = None,
     masters: bool = False,
     layout: str = DEFAULT_LAYOUT,
     force: bool = False,
@@ -80,6 +89,8 @@ def convert(
 
     to: "gguf" or "hf"; None: by the name of dst. head: the type of embedding and head, one of
         HEAD_TYPES; None: as at src, if the container has it, else F16 (GGUF) or F32 (HF).
+    type: of the ternary tensors in a GGUF, one of GROUP_TYPES, for a model whose groups of columns
+        have scales; None: Q2_0 if one has groups of 64, else PQ2_0. Other models are I2_S.
     masters, layout: see open_checkpoint. force: replace dst. verify: read every tensor back.
     progress: called as (what, bytes done, bytes in all) about ten times a second.
 
@@ -92,13 +103,26 @@ def convert(
     check_choice("to", to, ("gguf", "hf"))
     if head is not None:
         check_choice("head", head, HEAD_TYPES)
+    if type is not None:
+        check_choice("type", type, GROUP_TYPES)
     checkpoint = open_checkpoint(src, layout=layout, masters=masters)
+    checkpoint.settle_tables()
+    if type is not None and not (checkpoint.has_group_scales and to == "gguf"):
+        raise ValueError(f"type: {type!r} (None but for a GGUF of a model with scales of groups)")
+    if head is not None and checkpoint.table("lm_head") in checkpoint.ternary:
+        raise ValueError(f"head: {head!r} (None, as the head is ternary)")
     _check_paths(checkpoint, dst, to, force)
     is_gguf = to == "gguf"
     spec = (gguf_export_spec if is_gguf else hf_export_spec)(checkpoint.config)
     conversion = Conversion(checkpoint, spec, head, verify, progress)
+    ternary_type = "I2_S"
+    if checkpoint.has_group_scales:
+        ternary_type = GROUP_TYPES[type] if type else default_type(checkpoint)
     with _staged(dst, force) as temporary:
-        (_write_gguf if is_gguf else _write_hf)(conversion, temporary)
+        if is_gguf:
+            _write_gguf(conversion, temporary, ternary_type)
+        else:
+            _write_hf(conversion, temporary)
         for file in checkpoint.files:
             check_map(file.data, file.path)
         if verify:
@@ -170,16 +194,16 @@ def _staged(dst: Path, force: bool) -> Iterator[Path]:
 # GGUF ---------------------------------------------------------------------------------------------
 
 
-def _write_gguf(conversion: Conversion, path: Path) -> None:
+def _write_gguf(conversion: Conversion, path: Path, ternary_type: str) -> None:
     checkpoint, config = conversion.checkpoint, conversion.spec.config
-    metadata = gguf_metadata(config, _name_of(checkpoint))
+    metadata = gguf_metadata(config, _name_of(checkpoint), ternary_type)
     metadata |= tokenizer_export.to_gguf(checkpoint.tokenizer_source, checkpoint.config)
     kept = set(ROW_TYPES) - {"F32", "BF16"}
     tensors = []
     for name, shape in config.tensor_shapes().items():
         data: Iterator[Any]
-        if config.arch.is_linear(name):
-            type_name, data = "I2_S", _i2_s(conversion, name)
+        if name in checkpoint.ternary:
+            type_name, data = ternary_type, _ternary_rows(conversion, name, ternary_type)
         elif len(shape) == 1:
             type_name, data = "F32", _later(conversion.vector, name)
         else:
@@ -194,7 +218,13 @@ def _write_gguf(conversion: Conversion, path: Path) -> None:
     gguf.write(path, metadata, tensors)
 
 
-def _i2_s(conversion: Conversion, name: str) -> Iterator[np.ndarray | bytes]:
+def _ternary_rows(
+    conversion: Conversion, name: str, type_name: str
+) -> Iterator[np.ndarray | bytes]:
+    """The bytes of a ternary tensor: what follows is of the stream of I2_S alone."""
+    if type_name != "I2_S":
+        yield from packed_rows(conversion, name, type_name)
+        return
     yield from pack_i2_s_stream(conversion.ternary(name))
     yield conversion.scales[name].tobytes() + bytes(I2_S_TAIL - 4)
 
@@ -221,7 +251,7 @@ def _name_of(checkpoint: Checkpoint) -> str:
 def _note_gguf(conversion: Conversion) -> None:
     checkpoint, cut = conversion.checkpoint, set()
     for name, t in checkpoint.ternary.items():
-        if t.n_cols % I2_S_CODES:
+        if t.n_cols % I2_S_CODES and not checkpoint.has_group_scales:
             cut.add(f"{name.rpartition('.')[2]} ({t.n_cols})")
     if cut:
         conversion.notes.append(
@@ -241,16 +271,19 @@ def _note_gguf(conversion: Conversion) -> None:
 
 def _write_hf(conversion: Conversion, folder: Path) -> None:
     checkpoint, config = conversion.checkpoint, conversion.spec.config
-    linear_class = _linear_class(checkpoint)
+    group = smallest_group(checkpoint) if checkpoint.has_group_scales else None
+    linear_class = "" if group else _linear_class(checkpoint)
     if conversion.head is not None:
         raise ValueError(f"head: {conversion.head!r} (None for an HF folder)")
     # transformers casts embedding and head to float32 only under this class of linears
-    kept = FLOAT_TYPES if linear_class == "bitlinear" else ()
+    kept = FLOAT_TYPES if group or linear_class == "bitlinear" else ()
     tensors: list[tuple[str, tuple[int, ...], str, Iterator[np.ndarray]]] = []
     for name, shape in config.tensor_shapes().items():
         prefix = "" if name == "lm_head" else conversion.spec.prefix
         stem = prefix + config.arch.hf_name(name)
-        if config.arch.is_linear(name):
+        if group and name in checkpoint.ternary:
+            tensors += mlx_entries(conversion, name, stem, group)
+        elif config.arch.is_linear(name):
             packed = -(-shape[0] // 4), shape[1]
             scale = hf_scale(conversion, name, linear_class)
             tensors.append((f"{stem}.weight", packed, "U8", _packed(conversion, name)))
@@ -266,7 +299,7 @@ def _write_hf(conversion: Conversion, folder: Path) -> None:
     check_free_space(folder.parent, n_bytes)
     folder.mkdir()
     safetensors.write(folder / safetensors.SINGLE, {"format": "pt"}, tensors)
-    files = hf_files(config, linear_class, checkpoint.prompts)
+    files = hf_files(config, linear_class, checkpoint.prompts, group)
     files |= tokenizer_export.to_hf(checkpoint.tokenizer_source, checkpoint.config)
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -315,7 +348,15 @@ def _verify(conversion: Conversion, path: Path, dst: Path) -> None:
     changed = differences(result.config, conversion.spec.config)
     check(not changed, ", ".join(changed))
     expected = conversion.start_checking(result)
+    has_groups = conversion.checkpoint.has_group_scales
+    check(result.has_group_scales == has_groups, "scales of groups")
+    check(result.ternary.keys() == conversion.checkpoint.ternary.keys(), "ternary tensors")
     for name, t in result.ternary.items():
+        if has_groups:
+            for _ in conversion.watched_groups(name, t, t.read_groups()):
+                pass
+            check(conversion.digests[name] == expected[name], f"{name} weights")
+            continue
         scales, chunks = t.read()
         for _ in conversion.watched(name, t, scales, chunks):
             pass

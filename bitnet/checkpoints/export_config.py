@@ -14,7 +14,8 @@ from ..models import rope_scaling
 from ..models.architecture import POOLING_TYPES
 from ..models.config import GGUF_KEYS, SAMPLING_DEFAULTS, ModelConfig
 
-FILE_TYPE_I2_S = 40  # general.file_type; other engines use the number for something else
+# general.file_type by the type of the ternary tensors; other engines use 40 for something else
+FILE_TYPES = {"I2_S": 40, "TQ1_0": 36, "TQ2_0": 37, "Q2_0_G64": 41, "PQ2_0": 128, "PTQ1_0": 129}
 SENTENCE_TRANSFORMERS = {  # class of a module -> its folder
     "Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize",
 }  # fmt: skip
@@ -48,8 +49,11 @@ def gguf_export_spec(config: ModelConfig) -> ExportSpec:
     )
 
 
-def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
-    """The general.* and <arch>.* keys of a gguf_export_spec's configuration."""
+def gguf_metadata(config: ModelConfig, name: str, ternary_type: str = "I2_S") -> dict[str, Any]:
+    """The general.* and <arch>.* keys of a gguf_export_spec's configuration.
+
+    ternary_type: of the linear layers, one of FILE_TYPES.
+    """
     arch, of_layers = config.architecture, any(config.sliding_layers)
     values = {
         key: getattr(config, field)
@@ -68,7 +72,7 @@ def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
     general = {
         "general.architecture": arch,
         "general.name": name,
-        "general.file_type": FILE_TYPE_I2_S,
+        "general.file_type": FILE_TYPES[ternary_type],
         "general.quantization_version": 2,
     }
     if config.do_sample:
@@ -96,14 +100,18 @@ def hf_export_spec(config: ModelConfig) -> ExportSpec:
 
 
 def hf_files(
-    config: ModelConfig, linear_class: str, prompts: Mapping[str, str]
+    config: ModelConfig,
+    linear_class: str,
+    prompts: Mapping[str, str],
+    mlx_group: int | None = None,
 ) -> dict[str, bytes]:
     """{name: bytes} of the JSON files of an hf_export_spec's configuration.
 
-    linear_class: "autobitlinear", scales multiply, or "bitlinear", they divide.
+    linear_class: "autobitlinear", scales multiply, or "bitlinear", they divide. mlx_group: columns
+        that have one scale, in a folder for MLX, which has no class of linears.
     """
     config = _as_written(config)
-    files: dict[str, Any] = {"config.json": _hf_config(config, linear_class)}
+    files: dict[str, Any] = {"config.json": _hf_config(config, linear_class, mlx_group)}
     if config.pooling is None:
         files["generation_config.json"] = _hf_generation(config)
     else:
@@ -111,7 +119,7 @@ def hf_files(
     return {name: json.dumps(value, indent=2).encode() for name, value in files.items()}
 
 
-def _hf_config(config: ModelConfig, linear_class: str) -> dict[str, Any]:
+def _hf_config(config: ModelConfig, linear_class: str, mlx_group: int | None) -> dict[str, Any]:
     """torch_dtype is that of the scales: transformers fails where they differ from the model's."""
     arch = config.arch
     names = (
@@ -124,7 +132,11 @@ def _hf_config(config: ModelConfig, linear_class: str) -> dict[str, Any]:
     values |= _token_ids(config) | {"attention_bias": False, "torch_dtype": "float32"}
     if config.rope_scaling is not None:
         values["rope_scaling"] = rope_scaling.to_hf(config.rope_scaling)
-    return arch.to_hf(config, values) | {
+    values = arch.to_hf(config, values)
+    if mlx_group is not None:
+        quantization = {"group_size": mlx_group, "bits": 2, "mode": "affine"}
+        return values | {"quantization": quantization, "quantization_config": quantization}
+    return values | {
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": linear_class,

@@ -14,7 +14,7 @@ from ..formats.gguf_metadata import StringArray
 from ..formats.gguf_parts import open_gguf
 from ..formats.group_scales import IN_PLACE, GroupedMatrix, Steps
 from ..formats.tensor import Tensor
-from ..models.config import ModelConfig, rounds_by_group
+from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 from ..text.vocabulary.vocabulary import BYTE_LEVEL_MODEL
 from .checkpoint import (
@@ -56,7 +56,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     config = ModelConfig.from_gguf(file.metadata, path, n_embeddings, tensors)
     _check_n_tokens(tokenizer, config)
     ternary, floats, used = {}, {}, set()
-    may_have_groups = config.arch.may_have_group_scales or rounds_by_group(config.arch)
+    may_have_groups = config.arch.may_have_group_scales or config.arch.rounds_by_group
     table_types = ROW_TYPES + (_GROUP_TYPES if may_have_groups else ())
     for name, shape in config.tensor_shapes().items():
         stem = config.arch.gguf_name(name)
@@ -92,7 +92,7 @@ def _refuse_rotated(file: GGUFFile) -> None:
 def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: Path) -> None:
     """TQ1_0 and TQ2_0 have a scale for 256 columns, and the models of these families for 128."""
     wide = {t.tensor.type for t in ternary.values() if t.quantization.weight_group == 256}
-    if wide and rounds_by_group(config.arch):
+    if wide and config.arch.rounds_by_group:
         types = " and ".join(sorted(wide))
         text = "%s: %s has one scale for 256 columns; a Bonsai model, which has one for 128, was "
         text += "converted with loss: take the repository's PQ2_0 or Q2_0 file"
@@ -102,7 +102,8 @@ def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: 
 def _refuse_scale_last(file: GGUFFile) -> None:
     """FormatError for another engine's type 42, whose blocks are as large as those of groups of
     128, and have their scale behind the codes."""
-    for key in _SCALE_LAST:
+    has_q2_0 = any(tensor.type.startswith("Q2_0") for tensor in file.tensors.values())
+    for key in _SCALE_LAST if has_q2_0 else ():
         value = file.metadata.get(key)
         if isinstance(value, str):  # llama.cpp's version is a number
             limit = f"oxibonsai's type 42 is not supported; {OTHER_Q2_0}"

@@ -22,7 +22,6 @@ from ..models.config import (
     ModelConfig,
     hf_linears,
     mlx_group_size,
-    rounds_by_group,
 )
 from ..text.vocabulary import TokenizerSource
 from .checkpoint import (
@@ -146,11 +145,11 @@ def _float_linear(
     """Master weights, to be quantised; or weights that are ternary times a scale already, whose
     mean of |w| would give a scale 0.69 times too small: times one scale, or times one a group."""
     n_rows, n_cols = tensor.shape
-    is_ternary = not rounds_by_group(arch) and master_weights.look_ternary(
+    is_ternary = not arch.rounds_by_group and master_weights.look_ternary(
         dequantize(tensor.type, tensor.rows()[:SAMPLE_ROWS], n_cols)
     )
     by_group = None
-    if rounds_by_group(arch) or (arch.may_have_group_scales and not are_masters):
+    if arch.rounds_by_group or (arch.may_have_group_scales and not are_masters):
         by_group = _float_groups(name, tensor)
     if is_ternary:
         unpack, stored_as = _codes_of_ternary, f"{tensor.type} ternary"

@@ -102,8 +102,8 @@ class Weights:
         return [(file.path, file.data.ctypes.data, file.data.nbytes) for file in self._files]
 
     def fingerprint(self) -> str:
-        """A hash of the configuration, of how activations are rounded and of pieces of every tensor:
-        the same for the same model, however its files are called and whatever layout its ternary
+        """A hash of the configuration, the rounding of activations and pieces of every tensor: the
+        same for the same model, however its files are called and whatever layout its ternary
         tensors have."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
@@ -130,11 +130,11 @@ class Weights:
         if isinstance(matrix, GroupedMatrix):
             try:
                 group_scales.check(matrix, slice(row, row + 1))
-                found, limit = f"row {row}: illegal when a kernel read it", "a file nobody writes to"
+                found, limit = f"row {row}: illegal when it was read", "a file nobody writes to"
             except ValueError as error:
                 found, _, limit = str(error).partition(", limit: ")
-        if matrix.type == "Q2_0_G64":
-            limit += "; the PQ2_0 file of a Bonsai repository has no others"
+            if matrix.type == "Q2_0_G64":
+                limit += "; the PQ2_0 file of a Bonsai repository has no others"
         if matrix.path == self.repacked:
             repack_cache.distrust(matrix.path)
             limit += "; a repacked file, which the next load makes again"

@@ -3,14 +3,16 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import bitnet
 
 from ..generation.sampling import draw_seed
+from ..text.reasoning import ReasoningSplitter
 from . import options
-from .terminal import Status, write
+from .terminal import Said, Status, write
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
@@ -23,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_load(parser)
     options.add_chat_template(parser)
+    options.add_thinking(parser)
     options.add_generation(parser, max_tokens=512)
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
 
@@ -37,8 +40,10 @@ def main(args: argparse.Namespace) -> int:
             if args.system is not None:
                 raise ValueError("--system: the model has no chat template")
             status.say("[the model has no chat template: it continues what you write]")
+        values = options.template_values(args, model.tokenizer)
         status.say(f"[{COMMANDS_HELP}]")
-        talk(Conversation(model, keywords, args.system), _lines(), status)
+        new_splitter = partial(options.splitter, args, model.tokenizer)
+        talk(Conversation(model, keywords, args.system, values, new_splitter), _lines(), status)
     return 0
 
 
@@ -54,10 +59,10 @@ def talk(conversation: "Conversation", lines: Iterable[str], status: Status) -> 
             continue
         status.show("reading")
         try:
-            with contextlib.closing(conversation.reply(line)) as deltas:
+            with Said(status) as said, contextlib.closing(conversation.reply(line)) as deltas:
                 for delta in deltas:
-                    status.clear()
-                    write(delta)
+                    said.splitter = conversation.splitter
+                    said.push(delta)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -88,13 +93,21 @@ class Conversation:
     The model's prefix cache holds the keys and values of what was said, so that a turn reads only
     what is new. keywords: of Model.generate; the seed, drawn here if it is not among them, is that
     of every reply. With the model's template each line is a message; without one the lines and
-    replies are one text that goes on. completion: of the latest reply, None if it was interrupted.
+    replies are one text that goes on. values: for the template, which also decides what of earlier
+    turns' reasoning is read again. new_splitter: makes what splits the reply to a prompt.
+    completion: of the latest reply, None if it was interrupted. splitter: of that reply.
     """
 
     def __init__(
-        self, model: bitnet.Model, keywords: dict[str, Any], system: str | None = None
+        self,
+        model: bitnet.Model,
+        keywords: dict[str, Any],
+        system: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        new_splitter: Callable[[list[int]], ReasoningSplitter | None] = lambda ids: None,
     ) -> None:
-        self.model = model
+        self.model, self.values, self._new_splitter = model, values, new_splitter
+        self.splitter: ReasoningSplitter | None = None
         self.keywords = {"seed": draw_seed()} | keywords
         self.system = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
@@ -137,7 +150,9 @@ class Conversation:
         if self.model.tokenizer.chat_template is None:
             return self.model.stream(self.text + line, **self.keywords)
         messages = [*self.messages, {"role": "user", "content": line}]
-        return self.model.chat_stream(messages, **self.keywords)
+        prompt = self.model.encode_chat(messages, self.values)
+        self.splitter = self._new_splitter(prompt)
+        return self.model.stream(prompt, **self.keywords)
 
     def _remember(self, line: str, said: str) -> None:
         self.text += f"{line}{said}\n"

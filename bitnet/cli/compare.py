@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--b-kv-dtype", choices=list(DTYPES), help="type of B's cached keys and values (as A's)"
     )
+    options.add_activations(parser, "--b-activations", "how B's activations are rounded (as A's)")
     parser.add_argument(
         "--positions", action="store_true", help="with --json: every position of the text as well"
     )
@@ -44,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
     of_b = {"layout": args.b_layout}
     if args.b_kv_dtype is not None:
         of_b["kv_dtype"] = args.b_kv_dtype
+    if args.b_activations is not None:
+        of_b["activations"] = args.b_activations
     with ExitStack() as stack:
         sides: list[Any] = []
         for path, given in ((a, {}), (b, of_b)):

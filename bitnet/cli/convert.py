@@ -1,4 +1,5 @@
-"""convert: a model of any container and ternary type to a GGUF of I2_S, or a packed folder."""
+"""convert: a model of any container and ternary type to a GGUF of I2_S or a packed folder, or where
+groups of columns have scales to a GGUF of such a type or a folder for MLX."""
 
 import argparse
 import signal
@@ -7,6 +8,7 @@ import time
 
 from ..checkpoints import hub
 from ..checkpoints.convert import HEAD_TYPES, convert
+from ..checkpoints.convert_groups import GROUP_TYPES
 from ..checks import format_bytes
 from . import options
 from .terminal import Status, printable
@@ -31,6 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="type of embedding and head in a GGUF (default: as in SRC, f16 for wider ones)",
     )
     parser.add_argument(
+        "--type",
+        choices=list(GROUP_TYPES),
+        help="type of the ternary tensors of a model whose groups of columns have scales, in a "
+        "GGUF (default: pq2_0, q2_0 where a group is of 64)",
+    )
+    parser.add_argument(
         "--masters",
         action="store_true",
         help="the floats of SRC are BitNet's master weights, to be made ternary, "
@@ -51,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     src, dst = args.positionals
-    names = ("to", "head", "masters", "layout", "force", "verify")
+    names = ("to", "head", "type", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
     try:
         done = convert(

@@ -95,6 +95,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
     tensors, repacked = _tensors(checkpoint), _repacked(checkpoint)
     ternary = [t for t in tensors if t["ternary"]]
     n_ternary, n_all = (sum(t["weights"] for t in some) for some in (ternary, tensors))
+    ternary_bytes = sum(t["bytes"] for t in tensors if t["ternary"] or t["use"] == "scale")
     return {
         "path": str(path),
         "family": config.family,
@@ -104,7 +105,7 @@ def describe(path, *, context=None, kv_dtype=DEFAULT_KV_DTYPE, layout=DEFAULT_LA
         "ternary_weights": n_ternary,
         "float_weights": n_all - n_ternary,
         "group_scales": checkpoint.has_group_scales,
-        "ternary_bits": 8 * sum(t["bytes"] for t in ternary) / n_ternary,
+        "ternary_bits": 8 * ternary_bytes / n_ternary,
         "file_bits": 8 * sum(len(file.data) for file in checkpoint.files) / n_all,
         "kv_bytes_per_token": {dtype: state_bytes(config, PAGE, dtype) // PAGE for dtype in DTYPES},
         "tokenizer": _tokenizer(checkpoint.tokenizer_source),

@@ -45,7 +45,9 @@ def main(args: argparse.Namespace) -> int:
     planner = Planner(open_checkpoint(path, layout=args.layout))
     n_threads = cpu.threads(args.threads)[0]
     context = context_of(planner.config, args.context)
-    settings = Settings(context, args.kv_dtype, args.slots, n_threads, args.mapping)
+    settings = Settings(
+        context, args.kv_dtype, args.slots, n_threads, args.mapping, args.activations
+    )
     limit = limit_of(args.memory_limit)
     if limit is not None:
         planner.check(settings, *limit)

@@ -12,7 +12,7 @@ import bitnet
 
 from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
 from ..checkpoints import hub
-from ..checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
+from ..checkpoints.checkpoint import ACTIVATIONS, DEFAULT_LAYOUT, I2_S_LAYOUTS
 from ..checkpoints.choose_file import ggufs
 from ..checkpoints.model_files import CONFIG
 from ..checks import check_number, parse_bytes
@@ -22,6 +22,8 @@ from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..runtime.cpu import MAX_THREADS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
+from ..text.reasoning import FORMATS, ReasoningSplitter
+from ..text.tokenizer import Tokenizer
 from .terminal import Status
 
 
@@ -95,6 +97,12 @@ def add_load(
         help=context_help,
     )
     add_kv_dtype(group)
+    add_activations(
+        group,
+        "--activations",
+        "inputs of linear layers whose weights have scales of "
+        "groups: 16 bits, as good as float, or 8 (default: int16)",
+    )
     group.add_argument(
         "--mapping",
         choices=MAPPINGS,
@@ -130,6 +138,47 @@ def chat_template(args: argparse.Namespace) -> str | None:
     return None if args.chat_template is None else read_text(Path(args.chat_template))
 
 
+def add_thinking(parser: Any) -> None:
+    """``--no-thinking`` and ``--reasoning-format``, for `template_values` and `splitter`."""
+    parser.add_argument(
+        "--no-thinking",
+        action="store_true",
+        help="have the chat template ask for an answer at once (enable_thinking=false)",
+    )
+    add_reasoning_format(parser, "what a model thinks stays in its text", "shows it apart")
+
+
+def add_reasoning_format(parser: Any, none: str, auto: str) -> None:
+    """``--reasoning-format``; what its values do."""
+    parser.add_argument(
+        "--reasoning-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help=f"none: {none}, as <think>...</think>; auto, or deepseek: {auto} "
+        f"(default: {FORMATS[0]})",
+    )
+
+
+def template_values(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, bool]:
+    """The chat_template_kwargs for ``--no-thinking``; ValueError where no template reads them."""
+    if not args.no_thinking:
+        return {}
+    template = tokenizer.chat_template
+    if template is None or "enable_thinking" not in template.names:
+        raise ValueError("--no-thinking: the chat template does not read enable_thinking")
+    return {"enable_thinking": False}
+
+
+def splitter(
+    args: argparse.Namespace, tokenizer: Tokenizer, prompt: Sequence[int]
+) -> ReasoningSplitter | None:
+    """What takes reasoning out of the reply to a chat's prompt; None if it stays, or none comes."""
+    template = tokenizer.chat_template
+    if template is None or not template.thinks or args.reasoning_format == "none":
+        return None
+    return ReasoningSplitter(tokenizer.opens_reasoning(prompt))
+
+
 def add_threads(parser: Any) -> None:
     """``--threads`` for a parser or a group of it; None where it is not given."""
     parser.add_argument(
@@ -148,6 +197,12 @@ def add_kv_dtype(parser: Any) -> None:
         default=DEFAULT_KV_DTYPE,
         help="type of cached keys and values (default: f16)",
     )
+
+
+def add_activations(parser: Any, name: str, about: str) -> None:
+    """``--activations``, or an option of another name that takes the same values; None where it is
+    not given."""
+    parser.add_argument(name, choices=list(ACTIVATIONS), help=about)
 
 
 def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence[str] = ()) -> None:
@@ -206,6 +261,7 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "context": args.context,
         "kv_dtype": args.kv_dtype,
+        "activations": args.activations,
         "mapping": args.mapping,
         "layout": args.layout,
         "memory_limit": args.memory_limit,

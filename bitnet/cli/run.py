@@ -10,7 +10,7 @@ import bitnet
 
 from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
-from .terminal import Status, write
+from .terminal import Said, Status, write
 
 USAGE = "[MODEL] PROMPT"
 N_ARGS = (1, 2)
@@ -19,11 +19,12 @@ N_ARGS = (1, 2)
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
-        "input.\nText goes to stdout as it comes; progress and timing go to stderr if "
-        "that is a terminal."
+        "input.\nText goes to stdout as it comes; progress, timing and what the model thinks "
+        "before it answers go to stderr if that is a terminal."
     )
     options.add_load(parser)
     options.add_chat_template(parser)
+    options.add_thinking(parser)
     options.add_generation(parser, StopConditions.max_tokens)
     parser.add_argument(
         "--context-end",
@@ -66,33 +67,32 @@ def main(args: argparse.Namespace) -> int:
         chat = args.chat
         if chat is None:
             chat = model.tokenizer.chat_template is not None
+        if args.no_thinking and not chat:
+            raise ValueError("--no-thinking: the prompt is no message")
         status.show("reading the prompt")
+        said = Said(status, not args.json)
         if chat:
-            stream = model.chat_stream([{"role": "user", "content": prompt}], **keywords)
+            values = options.template_values(args, model.tokenizer)
+            ids = model.encode_chat([{"role": "user", "content": prompt}], values)
+            said.splitter = options.splitter(args, model.tokenizer, ids)
+            stream = model.stream(ids, **keywords)
         else:
             stream = model.stream(prompt, **keywords)
-        completion = _show(stream, status, args.json)
+        try:
+            with stream, said:
+                for delta in stream:
+                    said.push(delta)
+        finally:  # interrupted too: what is there stays, the line is ended
+            if not args.json and said.text and not said.text.endswith("\n"):
+                write("\n")
+        completion: Any = stream.completion
     if args.json:
-        print(json.dumps(dataclasses.asdict(completion)))
+        about = dataclasses.asdict(completion)
+        if said.splitter is not None:
+            about |= {"text": said.text, "reasoning_content": said.reasoning}
+        print(json.dumps(about))
     status.say(summary(completion))
     return 0
-
-
-def _show(stream: bitnet.Stream, status: Status, is_json: bool) -> Any:
-    """Write the text of a Stream as it comes, unless JSON will follow; its Completion."""
-    ended = True
-    with stream:
-        try:
-            for delta in stream:
-                status.clear()
-                if not is_json:
-                    write(delta)
-                    ended = delta.endswith("\n")
-        finally:  # interrupted too: what is there stays, the line is ended
-            status.clear()
-            if not ended:
-                write("\n")
-    return stream.completion
 
 
 def summary(completion: bitnet.Completion) -> str:

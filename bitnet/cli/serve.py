@@ -82,6 +82,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what clients call the model (default: the file's or the hub's name)",
     )
+    options.add_reasoning_format(
+        group,
+        "what a model thinks stays in a reply's content",
+        "it is the reply's reasoning_content, unless the request says otherwise",
+    )
     for name, what in (
         ("drain", "requests may go on after SIGTERM"),
         ("read", "a client may take to send a request's headers, and its body"),
@@ -108,6 +113,7 @@ def main(args: argparse.Namespace) -> int:
         "drain_seconds",
         "read_seconds",
         "write_seconds",
+        "reasoning_format",
     )
     chosen = Options(
         **{name: getattr(args, name) for name in names},

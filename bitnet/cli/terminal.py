@@ -5,6 +5,9 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Self
+
+from ..text.reasoning import ReasoningSplitter
 
 # C0, DEL and C1: with these a model or a file could send escape sequences to a terminal.
 CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}")
@@ -64,6 +67,45 @@ class Status:
         self.clear()
         if self.on:
             print(printable(text), file=sys.stderr, flush=True)
+
+
+class Said:
+    """A reply as it comes: the answer to stdout, what is thought before it, in grey, to stderr if
+    that is a terminal. A context manager, which writes at its end what was held back.
+
+    splitter: None where all is answer. shown: whether anything is written at all. text, reasoning:
+    what has come of both.
+    """
+
+    def __init__(self, status: Status, shown: bool = True) -> None:
+        self.splitter: ReasoningSplitter | None = None
+        self.text = self.reasoning = ""
+        self._status, self._shown = status, shown
+
+    def push(self, delta: str, is_last: bool = False) -> None:
+        """More of the text."""
+        self._status.clear()
+        reasoning = ""
+        if self.splitter is not None:
+            reasoning, delta = self.splitter.push(delta, is_last)
+        if reasoning and self._shown and self._status.on:
+            sys.stderr.write(f"\x1b[90m{printable(reasoning)}\x1b[39m")
+            sys.stderr.flush()
+        self.reasoning += reasoning
+        is_first = not self.text
+        self.text += delta
+        if delta and self._shown:
+            if is_first and self.reasoning and self._status.on:
+                sys.stderr.write("\n\n")
+                sys.stderr.flush()
+            write(delta)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._status.clear()
+        self.push("", is_last=True)
 
 
 class _LogLine(logging.Handler):

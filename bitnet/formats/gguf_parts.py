@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import FormatError
-from .gguf import MAX_TENSORS, GGUFFile
+from .gguf import MAX_TENSORS, OTHER_Q2_0, GGUFFile
 from .tensor import Tensor
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"  # split.no is from 0
@@ -52,10 +52,22 @@ def open_gguf(path: str | os.PathLike[str]) -> tuple[list[GGUFFile], dict[str, T
         if files:
             part.metadata = {}  # what has no use is not kept: there is a budget for one file
         files.append(part)
+    _check_q2_0(tensors)
     stated = files[0].metadata.get(TENSORS, len(tensors))
     if stated != len(tensors):
         raise FormatError(files[0].path, TENSORS, stated, f"the parts have {len(tensors)}")
     return files, tensors
+
+
+def _check_q2_0(tensors: dict[str, Tensor]) -> None:
+    """FormatError for type 42 of both kinds, which each part tells for itself."""
+    of_64, of_128 = (
+        next((t for t in tensors.values() if t.type == f"Q2_0_G{group}"), None)
+        for group in (64, 128)
+    )
+    if of_64 and of_128:
+        found = f"groups of 64, and {of_128.name} of {of_128.path.name} groups of 128"
+        raise FormatError(of_64.path, f"{of_64.name} type 42", found, f"one kind; {OTHER_Q2_0}")
 
 
 def _whole(file: GGUFFile, key: str, default: object, limit: int) -> int:

@@ -14,6 +14,7 @@ count. Code 3 is illegal, and so is a scale that is negative, infinite or NaN, w
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,17 +162,23 @@ def _floats(data: np.ndarray) -> np.ndarray:
 
 
 def canonical(matrix: GroupedMatrix) -> bytes:
-    """Bytes that are equal for equal weights: scales of groups of 64, then codes.
+    """Bytes that are equal for equal weights: of each row scales of groups of 64, then codes.
 
     A group without weights has scale 0 there, whatever was stored, and one of scale 0 code 1.
     """
     scales, bytes_ = _rows_of(matrix, slice(None))
-    scales = np.repeat(scales, matrix.group // 64, axis=1)
-    codes = codes_in_sequence(bytes_).reshape(matrix.n_rows, -1, 64)
+    return canonical_rows(scales, codes_in_sequence(bytes_).reshape(-1, matrix.n_cols)).tobytes()
+
+
+def canonical_rows(scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The same of scales that float16 holds (n_rows, n_groups) and codes: uint8 (n_rows, bytes)."""
+    n_rows, n_cols = codes.shape
+    scales = np.repeat(scales.astype("<f2"), n_cols // 64 // scales.shape[1], axis=1)
+    codes = codes.reshape(n_rows, -1, 64).copy()
     scales[(codes == 1).all(axis=2)] = 0
     codes[scales == 0] = 1
     scales[scales == 0] = 0  # -0 too
-    return scales.astype("<f2").tobytes() + codes.tobytes()
+    return np.concatenate([scales.view(np.uint8), codes.reshape(n_rows, -1)], axis=1)
 
 
 # packing ------------------------------------------------------------------------------------------
@@ -183,26 +190,52 @@ def pack_codes(codes: np.ndarray) -> np.ndarray:
     return c[:, :, 0] | c[:, :, 1] << 2 | c[:, :, 2] << 4 | c[:, :, 3] << 6
 
 
-def pack(type_name: str, scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Scales float32 (n_rows, n) and codes (n_rows, n_cols) -> uint8 (n_rows, bytes) of PQ2_0 or
-    Q2_0_G64.
+def pack(type_name: str, scales: np.ndarray, codes: np.ndarray, first_row: int = 0) -> np.ndarray:
+    """Scales float32 (n_rows, n) and codes (n_rows, n_cols) -> uint8 (n_rows, bytes) of one of
+    PACKED, as ternary_layouts describes them.
 
-    ValueError where the type cannot hold the scales: see regroup and to_float16.
+    ValueError where the type cannot hold the scales: see regroup and to_float16. first_row: the
+    number of the first row, for its message.
     """
-    group = TYPES[type_name].n_values
-    stored = to_float16(regroup(scales, codes, group))
-    parts = (
-        stored[:, :, None].view(np.uint8).reshape(len(codes), -1, SCALE_BYTES),
-        pack_codes(codes).reshape(len(codes), -1, group // 4),
-    )
+    group, pack_blocks = TYPES[type_name].n_values, PACKED[type_name]
+    stored = to_float16(regroup(scales, codes, group, first_row), first_row)
+    stored = stored[:, :, None].view(np.uint8)
+    blocks = pack_blocks(codes.reshape(-1, group)).reshape(*stored.shape[:2], -1)
+    parts = (stored, blocks) if pack_blocks is pack_codes else (blocks, stored)
     return np.concatenate(parts, axis=2).reshape(len(codes), -1)
 
 
-def regroup(scales: np.ndarray, codes: np.ndarray, group: int) -> np.ndarray:
+def _pack_tq2_0(codes: np.ndarray) -> np.ndarray:
+    c = codes.reshape(len(codes), 2, 4, 32)
+    return (c[:, :, 0] | c[:, :, 1] << 2 | c[:, :, 2] << 4 | c[:, :, 3] << 6).reshape(-1, 64)
+
+
+def _pack_base_3(codes: np.ndarray, parts: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """parts: (bytes, digits in each), one after the other; the first digit is the highest of 5."""
+    found, at = [], 0
+    for width, n_digits in parts:
+        digits = codes[:, at : at + width * n_digits].reshape(-1, n_digits, width)
+        powers = np.array([81, 27, 9, 3, 1][:n_digits], np.uint16)
+        values = (digits * powers[:, None]).sum(axis=1, dtype=np.uint16)
+        found.append(((values * 256 + 242) // 243).astype(np.uint8))
+        at += width * n_digits
+    return np.concatenate(found, axis=1)
+
+
+PACKED: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # codes (n, of a block) -> its bytes
+    "Q2_0_G64": pack_codes,
+    "PQ2_0": pack_codes,
+    "PTQ1_0": partial(_pack_base_3, parts=((16, 5), (8, 5), (2, 4))),
+    "TQ1_0": partial(_pack_base_3, parts=((32, 5), (16, 5), (4, 4))),
+    "TQ2_0": _pack_tq2_0,
+}
+
+
+def regroup(scales: np.ndarray, codes: np.ndarray, group: int, first_row: int = 0) -> np.ndarray:
     """Scales float32 (n_rows, n) as those of groups of so many columns.
 
     Of several groups that become one, those without weights have any scale. ValueError where the
-    others differ.
+    others differ; first_row: the number of the first row, for its message.
     """
     n_rows, n_groups = len(codes), codes.shape[1] // group
     n = scales.shape[1]
@@ -216,7 +249,7 @@ def regroup(scales: np.ndarray, codes: np.ndarray, group: int) -> np.ndarray:
     differs = (values != largest[:, :, None]) & is_used.reshape(values.shape)
     if differs.any():
         row, at = np.argwhere(differs.any(axis=2))[0]
-        shown = f"{values[row, at].min():g} and {largest[row, at]:g} in row {row}"
+        shown = f"{values[row, at].min():g} and {largest[row, at]:g} in row {first_row + row}"
         raise ValueError(f"group scales {shown}, limit: one scale for {group} columns")
     return largest
 

@@ -11,9 +11,11 @@ cancelling, which are carried out when the step has ended.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from ..runtime.step_lock import StepLock
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
+from .prefix_cache_disk import DiskPrefixCache
 from .request import Completion, Request
 
 CLOSED = "the model is closed"
@@ -74,6 +77,14 @@ class Scheduler:
         self._token_ids = np.empty(self._max_batch, np.int32)
         self._lock = StepLock(REENTERED)
         self._why_closed = CLOSED
+
+    def keep_prefixes(self, folder: str | os.PathLike[str], limit: int, fingerprint: str) -> None:
+        """Keep states of finished sequences in files as well: see load's prefix_folder."""
+        if self.prefix_cache is None:
+            raise ValueError("prefix_folder: nothing is kept without prefix_cache")
+        new_state = partial(self.transformer.new_state, dtype=self.kv_dtype)
+        disk = DiskPrefixCache(folder, limit, fingerprint, self.kv_dtype, new_state)
+        self.prefix_cache.keep_on_disk(disk)
 
     def submit(self, request: Request) -> Request:
         """Queue a request. ValueError for a bad token id, ContextFull for a prompt too long."""

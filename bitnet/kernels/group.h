@@ -1,9 +1,9 @@
 /* Tiles of rows with scales of groups (group_rows.h) times tokens, out of simd.h's group_vec.
  *
  * A unit is what has one scale on either side: 128 columns, 64 where the two halves of 128 have
- * different scales, 32 with int8 activations. Its sum of codes times codes is exact in int32, and in
- * float32: at most 128 * 32,639 = 4.2e6. Floats are added by unit alone, so that neither the order
- * of bytes nor the width of a register can change a bit:
+ * different scales, 32 with int8 activations. Its sum of codes times codes is exact in int32, and
+ * in float32: at most 128 * 32,639 = 4.2e6. Floats are added by unit alone, so that neither the
+ * order of bytes nor the width of a register can change a bit:
  *     p[u mod 4] += float(sum_u) * (weight_scale_u * input_scale_u)      u ascending, from p = 0
  *     out = (p[0] + p[1]) + (p[2] + p[3]) */
 #pragma once
@@ -96,7 +96,8 @@ static inline __attribute__((always_inline)) void group_quad(
     group_vec sum[GROUP_TOKENS][GROUP_PARTS];
     UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
         group_field c[4];
-        group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes, HALVES);
+        group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes,
+                     HALVES);
         UNROLL for (int t = 0; t < T; t++)
             sum[t][i] = UNIT == 32
                 ? group_dot_8(c, group_input(x + t * x_stride, i, 8))
@@ -160,7 +161,7 @@ static inline __attribute__((always_inline)) void group_row(
         codes += 4 * block_codes, scales += 4 * block_scales;
         xc += QUAD * (BITS / 8), xa += n_scales, xs += n_sums;
     }
-    const int n_halves = (int)(w->n_cols % QUAD / 64);      /* what is left: nothing behind is read */
+    const int n_halves = (int)(w->n_cols % QUAD / 64);      /* the rest: nothing behind is read */
     if (n_halves) {
         uint8_t rest[128] = {0};
         uint16_t halves[8] = {0};

@@ -418,7 +418,7 @@ def mlx_group_size(config, path):
     if not isinstance(values, dict):
         raise model.error("quantization", values, "an object {group_size, bits}")
     arch = hf_architecture(config, path)
-    if not (arch.may_have_group_scales or rounds_by_group(arch)):
+    if not (arch.may_have_group_scales or arch.rounds_by_group):
         raise model.error("quantization", values, f"none: {arch.name} has one scale for a tensor")
     fields = _Fields(values, path, "quantization.")
     for name, options in (("bits", (2,)), ("group_size", (64, 128)), ("mode", ("affine",))):
@@ -430,8 +430,3 @@ def mlx_group_size(config, path):
         limit = "nothing but group_size, bits and mode: one kind for all layers"
         raise fields.error(sorted(others)[0], values[sorted(others)[0]], limit)
     return values["group_size"]
-
-
-def rounds_by_group(arch):
-    """Whether every model of an Architecture has group scales, whatever its files hold."""
-    return getattr(arch, "rounds_by_group", False)

@@ -12,6 +12,7 @@ import msgspec
 
 from ..generation.detokenizer import TokenDecoder
 from ..generation.request import Completion
+from ..text.reasoning import ReasoningSplitter
 from .errors import ApiError
 from .reply_protocol import Chunk
 from .tools import Calls
@@ -36,12 +37,18 @@ class ChatChunks:
     ) -> None:
         self._spell, self._has_logprobs = spell, has_logprobs
         self._calls: dict[int, Calls] | None = {} if may_call else None  # {choice: Calls}
+        self._splitters: dict[int, ReasoningSplitter] | None = None  # {choice: its splitter}
+        self._begins_inside = False
         self.head: Chunk = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,
             "created": int(time.time()),
             "model": model_name,
         }
+
+    def split_reasoning(self, begins_inside: bool) -> None:
+        """Before the first event: what replies think is no content. See ReasoningSplitter."""
+        self._splitters, self._begins_inside = {}, begins_inside
 
     def opening(self, n: int) -> Iterable[Chunk]:
         """A chunk for each sequence, which says who speaks."""
@@ -50,16 +57,24 @@ class ChatChunks:
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
     def chunks(self, event: Event) -> Iterator[Chunk]:
-        """The chunks of one event, none while it is unknown whether a text is a call."""
-        reason = finish_reason(event.completion)
-        deltas = [{"content": event.text}] if event.text or event.logprobs else []
+        """The chunks of one event, none while it is unknown what a text is: see Calls."""
+        reason, text = finish_reason(event.completion), event.text
+        deltas: list[Chunk] = []
+        if self._splitters is not None:
+            new = ReasoningSplitter(self._begins_inside)
+            splitter = self._splitters.setdefault(event.index, new)
+            reasoning, text = splitter.push(text, reason is not None)
+            if reasoning:
+                deltas.append({"reasoning_content": reasoning})
         if self._calls is not None:
             calls = self._calls.setdefault(event.index, Calls())
-            deltas = list(calls.push(event.text, reason is not None))
+            deltas += calls.push(text, reason is not None)
             if reason == "stop" and calls.are_whole:
                 reason = "tool_calls"
-            if not deltas and reason is None and not event.logprobs:
-                return  # not known yet what it will be
+        elif text or (event.logprobs and not deltas):
+            deltas.append({"content": text})
+        if not deltas and reason is None and not event.logprobs:
+            return  # not known yet what it will be
         *first, last = deltas or [{}]
         for delta in first:
             choice = {"index": event.index, "delta": delta, "finish_reason": None}
@@ -112,6 +127,8 @@ class ChatChunks:
         choice.setdefault("index", news["index"])
         message = choice.setdefault("message", message)
         message["content"] = (message["content"] or "") + news["delta"].get("content", "")
+        if thought := news["delta"].get("reasoning_content"):
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
         for call in news["delta"].get("tool_calls", ()):
             calls = message.setdefault("tool_calls", [])
             if "id" in call:

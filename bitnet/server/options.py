@@ -25,7 +25,8 @@ class Options:
     addresses. cors_origins: web pages of other origins that may use it. queue: sequences that may
     wait for a slot. model_name: None for the file's. drain_seconds: how long requests may go on
     after SIGTERM. read_seconds, write_seconds: how long a client may take to send its headers, and
-    its body, and to take what is sent.
+    its body, and to take what is sent. reasoning_format: one of text.reasoning.FORMATS, where a
+    request says nothing.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class Options:
     drain_seconds: float = 30.0
     read_seconds: float = 20.0
     write_seconds: float = 20.0
+    reasoning_format: str = "auto"
 
     def __post_init__(self) -> None:
         if self.api_key is not None and len(self.api_key) < MIN_KEY_LENGTH:

@@ -28,6 +28,7 @@ TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LIS
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+TemplateValues = dict[str, Any]  # ChatTemplate.check_values says what they may be
 Biases = Annotated[dict[TokenId, Bias], Meta(max_length=1024)]
 
 # Bounds that HTTP has other than generation.sampling: OpenAI's seeds are signed, its top_p may be
@@ -245,6 +246,8 @@ class ChatRequest(CompletionsRequest):
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: TemplateValues | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # text.reasoning.FORMATS
 
     format_field: ClassVar[str] = "response_format"
 
@@ -304,6 +307,7 @@ class ResponsesRequest(GenerationRequest):
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextOptions | None = None
+    chat_template_kwargs: TemplateValues | None = None
 
     n: ClassVar[int] = 1
     format_field: ClassVar[str] = "text.format"
@@ -338,6 +342,7 @@ class TokenizeRequest(AnyRequest):
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    chat_template_kwargs: TemplateValues | None = None
 
 
 class DetokenizeRequest(AnyRequest):

@@ -1,18 +1,19 @@
 """Chat templates: a list of messages to the text a model was trained on. Knows no token ids.
 
 A template comes out of a model file, so it is not trusted: minijinja gives it no Python object, no
-file and a limited number of steps, and special tokens written inside a message stay text. (Steps
-bound loops and strings; a list that a template doubles 40 times and prints can still stall.)
+file and a limited number of steps, in a process of its own with limits of time and memory, and
+special tokens written inside a message stay text.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import TemplateError
-from . import template_dialect
+from . import reasoning, template_dialect, template_process
 from .special_tokens import SpecialTokens
+from .template_process import TooMuch
 
 # The template of microsoft/bitnet-b1.58-2B-4T. The official GGUF embeds another one, which writes
 # "BITNETAssistant: " and never ends its turns.
@@ -26,6 +27,12 @@ BITNET_2B_4T = (
 # Roles are written into the text between special characters ('<|' + role + '|>'), so a free choice
 # of role could spell any special token.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+# Names that chat_template_kwargs may not set: what is rendered, and how, is not a client's choice.
+RESERVED = {
+    "add_generation_prompt", "bos_token", "chat_template", "eos_token", "messages",
+    "raise_exception", "strftime_now", "tokenize", "tools",
+}  # fmt: skip
+MAX_VALUES, MAX_VALUE = 16, 256  # of chat_template_kwargs: names, and characters of a string
 _LEADING = {"system", "developer"}  # those that say how to answer
 
 # Steps (minijinja's fuel) that a template may take: so many, and more for each character of the
@@ -34,13 +41,7 @@ _LEADING = {"system", "developer"}  # those that say how to answer
 STEPS = 1_000_000
 STEPS_PER_CHARACTER = 2
 
-# minijinja calls itself for every operator of an expression and every elif of a condition, and the
-# end of the stack ends the process: at 18,000 operators and 7,500 branches on Linux. Published
-# templates have tags of some 300 characters, and less than 40 branches.
-MAX_TAG, MAX_BRANCHES = 4096, 1000  # characters of a tag, elif of a template
 MAX_TEMPLATE = 1 << 18  # characters of a template; published ones have up to 30,000
-_TAG = re.compile(r"\{[{%](.*?)(?:[%}]\}|\Z)", re.S)
-_STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 
 _PROBE = "bitnetprobe"  # begins words that are rendered to see what a template leaves out
 _PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
@@ -48,6 +49,7 @@ _PROBES = re.compile(rf"{_PROBE}(\d+)(begin|end)")
 # for one that is not there: a conversation may be of many.
 _GAP = 4096
 
+TemplateValues = Mapping[str, bool | int | float | str]  # of chat_template_kwargs
 _Render = Callable[[list[Mapping[str, Any]]], str]
 _Arrange = Callable[[list[Mapping[str, Any]]], list[Mapping[str, Any]]]
 
@@ -73,10 +75,15 @@ class ChatTemplate:
         self._texts = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(
-        self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        values: TemplateValues | None = None,
     ) -> str:
         """The text of a conversation, for reading; see pieces."""
-        pieces = self.pieces(messages, SpecialTokens(()), add_generation_prompt)
+        special = SpecialTokens(())
+        pieces = self.pieces(messages, special, add_generation_prompt, values=values)
         return "".join(piece for piece, _ in pieces)
 
     def pieces(
@@ -85,18 +92,23 @@ class ChatTemplate:
         special: SpecialTokens,
         add_generation_prompt: bool = True,
         hidden: SpecialTokens | None = None,
+        values: TemplateValues | None = None,
     ) -> list[tuple[str, bool]]:
         """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
         those that the assistant's text, and a Marked one, do not spell either; None for all.
+        values: for names that the template reads, see check_values; special tokens in one are text.
         A developer is a system to templates that do not know the one. What a system says is in
         front of the user's text in templates that do not know the other, or not at its place.
         ValueError for messages of another form, TemplateError for what goes wrong in the template,
         or where a message's text is not in what it makes.
         """
         messages = list(messages)
-        mark = _unused_character([self.source, *_strings(messages)])
+        values = {} if values is None else values
+        self.check_values(values)
+        mark = _unused_character([self.source, *_strings(messages), *_strings(values)])
+        values = _protected(values, special, mark)
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
 
@@ -107,7 +119,7 @@ class ChatTemplate:
                 is_own = is_marked or message["role"] == "assistant"
                 tokens = special if hidden is None or not is_own else hidden
                 protected.append({**_protected(message, tokens, mark), "role": message["role"]})
-            return self._run(protected, add_generation_prompt)
+            return self._run(protected, add_generation_prompt, values)
 
         text = self._with_all(messages, rendered, mark)
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
@@ -129,10 +141,47 @@ class ChatTemplate:
                 text = render(arrange(messages))
                 _check_all_there(messages, text.replace(mark, ""), arrange, render)
                 return text
+            except TooMuch:
+                raise
             except TemplateError as error:
                 reason = reason or error
         assert reason is not None
         raise reason
+
+    def check_values(self, values: TemplateValues) -> None:
+        """ValueError for chat_template_kwargs that may not be set, or that no template reads."""
+        field = "chat_template_kwargs"
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{field}: {type(values).__name__} (a dict of names and values)")
+        if len(values) > MAX_VALUES:
+            raise ValueError(f"{field}: {len(values)} names (at most {MAX_VALUES})")
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_VALUE:
+                raise ValueError(f"{field}: {str(name)[:80]!r} (the name of a variable)")
+            where = f"{field}.{name[:80]}"
+            if name in RESERVED:
+                raise ValueError(f"{where}: it is set by what renders the template")
+            if name not in self.names:
+                raise ValueError(f"{where}: the chat template does not read it")
+            if isinstance(value, str):
+                check_unicode(value, where)
+                if len(value) > MAX_VALUE:
+                    raise ValueError(f"{where}: {len(value)} characters (at most {MAX_VALUE})")
+            elif not isinstance(value, bool | int | float):
+                kind = type(value).__name__
+                raise ValueError(f"{where}: {kind} (true, false, a number or a string)")
+            elif not abs(value) < 1 << 63:  # also of NaN
+                raise ValueError(f"{where}: out of range (less than 2**63)")
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names that the template reads and does not set. TemplateError if it is damaged."""
+        return template_process.names(self._rewritten)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is one whose replies may begin with `<think>`."""
+        return reasoning.BEGIN in self.source or "enable_thinking" in self.source
 
     @cached_property
     def _knows_developer(self) -> bool:
@@ -147,58 +196,28 @@ class ChatTemplate:
 
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         try:
-            text = self._run(messages, True)
+            text = self._run(messages, True, {})
+        except TooMuch:
+            raise
         except TemplateError:
             return False
         return all(message["content"] in text for message in messages)
 
     @cached_property
-    def _too_large(self) -> str | None:
-        """What could exhaust the library's stack, or takes seconds to read; None as a rule."""
-        if len(self.source) > MAX_TEMPLATE:
-            return f"{len(self.source)} characters (at most {MAX_TEMPLATE})"
-        tags = [_STRING.sub("''", tag) for tag in _TAG.findall(self.source)]
-        longest = max(map(len, tags), default=0)
-        if longest > MAX_TAG:
-            return f"a tag of {longest} characters (at most {MAX_TAG})"
-        n_branches = sum(tag.lstrip("- +").startswith("elif") for tag in tags)
-        too_many = n_branches > MAX_BRANCHES
-        return f"{n_branches} times elif (at most {MAX_BRANCHES})" if too_many else None
-
-    @cached_property
     def _rewritten(self) -> str:
+        """What minijinja is given."""
+        if len(self.source) > MAX_TEMPLATE:
+            limit = f"at most {MAX_TEMPLATE}"
+            raise TemplateError(f"chat template: {len(self.source)} characters ({limit})")
         return template_dialect.rewritten(self.source)
 
-    def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        import minijinja  # 5 ms, and only chats need it
-
-        if self._too_large:
-            raise TemplateError(f"chat template: {self._too_large}")
+    def _run(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, values: TemplateValues
+    ) -> str:
         steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
-        environment = minijinja.Environment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            fuel=steps,
-            debug=False,
-            filters=template_dialect.filters(steps),
-            finalizer=template_dialect.finalizer,
-            globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
-        )
-        try:
-            return environment.render_str(
-                self._rewritten,
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self._texts,
-            )
-        except minijinja.TemplateError as error:
-            line = "" if error.line is None else f", line {error.line}"
-            reason = error.detail or error.message
-            raise TemplateError(f"chat template{line}: {error.kind}: {reason}") from None
-        except TemplateError:
-            raise
-        except Exception as error:  # of a filter, or of text that is not Unicode
-            raise TemplateError(f"chat template: {error}") from None
+        context = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        context = {**values, **self._texts, **context}
+        return template_process.rendered(self._rewritten, context, steps)
 
 
 def looks_like_mark(text: str) -> bool:
@@ -244,16 +263,6 @@ def check_unicode(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X} at character {error.start}"
         raise ValueError(f"{where}: {half} (half a surrogate pair, not valid Unicode)") from None
-
-
-def _raise_exception(message: Any) -> NoReturn:
-    raise TemplateError(f"chat template: {message}")
-
-
-def _strftime_now(layout: Any) -> str:
-    from datetime import datetime  # 5 ms, and few templates ask for the date
-
-    return datetime.now().strftime(str(layout)[:100])
 
 
 def _check(where: str, message: Any) -> None:

@@ -1,41 +1,34 @@
-"""What templates use of Jinja2 and minijinja lacks: their source rewritten, and filters for it.
+"""What templates use of Jinja2 and minijinja lacks: their source rewritten for its filters.
 
 Rewritten are `{% generation %}`, methods of Python's strings, `text % values`, and `tojson` of what
 may be a float, which a filter in Python would get as a whole number. Lines stay where they are.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ..errors import TemplateError
+from .template_renderer import METHODS
 
-# Methods of Python's strings that minijinja lacks or has otherwise. What they make is of the size
-# of the text, so none that pads is here.
-METHODS = (
-    "casefold", "index", "isdecimal", "istitle", "partition", "removeprefix", "removesuffix",
-    "rindex", "rpartition", "rsplit", "splitlines", "swapcase", "title",
-)  # fmt: skip
 # Both are scopes of their own; transformers notes where the first one is, which only training asks.
 TAGS = {"generation": "with", "endgeneration": "endwith"}
 
 MAX_TEXT = 16384  # characters that an expression becomes at most: names may be repeated in it
+MAX_TOKENS = 2048  # words, signs and strings of a tag, which are gone through for each use in it
 MAX_USES = 2000  # places that may have to be rewritten; published templates have less than 100
-MAX_INDENT = 64  # characters of tojson's for each level, and of its separators: 2 or 4 in use
-MAX_JSON = 1 << 25  # characters of tojson's; an indent makes many of a value
-CHARACTERS_PER_STEP = 13  # what minijinja counts as a step of a string
 
 _BEGIN = re.compile(r"\{[{%#]")
 _END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
+# A string without an end goes to the end of all: to look for one at each of its quotes took hours.
+_STRING = r"'(?:[^'\\]|\\(?:.|\Z))*+(?:'|\Z)|\"(?:[^\"\\]|\\(?:.|\Z))*+(?:\"|\Z)"
 _TOKEN = re.compile(
-    r"(?P<space>\s*)(?:(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+    rf"(?P<space>\s*)(?:(?P<string>{_STRING})"
     r"|(?P<number>0[xXbBoO]\w+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)"
     r"|(?P<end>[-+]?[%}]\})|(?P<operator>//|\*\*|[=!<>]=|\S))",
     re.S,
 )
 _USE = re.compile(rf"[^{{%]%[^}}%]|\|\s*tojson|\.\s*(?:{'|'.join(METHODS)})")
-_WORDS = re.compile(r"\w+")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _KEYWORDS = {
     "and", "call", "do", "elif", "else", "filter", "for", "if", "in", "is", "not", "or", "print",
@@ -59,7 +52,7 @@ class _Token(NamedTuple):
 def rewritten(source: str) -> str:
     """The source for minijinja; unchanged if it is damaged, which minijinja says better.
 
-    TemplateError for an expression that is nested too deep, or too many of them.
+    TemplateError for an expression that is nested too deep or too long, or too many of them.
     """
     n_uses = len(_USE.findall(source))
     if n_uses > MAX_USES:
@@ -102,6 +95,8 @@ def _tag(source: str, begin: re.Match[str]) -> tuple[str, int]:
         at = match.end("space") + len(text)
         depth += (text in "([{") - (text in ")]}")
         tokens.append(_Token(kind, text, space))
+        if len(tokens) > MAX_TOKENS:
+            raise TemplateError(f"chat template: a tag of more than {MAX_TOKENS} words and signs")
     else:
         raise _Damaged
     name = tokens[0].text if tokens and begin.group() == "{%" else ""
@@ -282,76 +277,3 @@ def _outer(tokens: list[_Token]) -> Iterator[_Token]:
         depth += (token.text in _PAIRS.values()) - (token.text in _PAIRS)
         if depth == 0:
             yield token
-
-
-# filters ------------------------------------------------------------------------------------------
-
-
-def filters(steps: int) -> dict[str, Callable[..., Any]]:
-    """The filters of one rendering, which may be given so many steps of text in all."""
-    left = steps * CHARACTERS_PER_STEP
-
-    def charged(function: Callable[..., Any]) -> Callable[..., Any]:
-        def filter_(value: Any, *arguments: Any, **keywords: Any) -> Any:
-            nonlocal left
-            left -= _length(value)
-            if left < 0:
-                raise TemplateError(f"chat template: engine ran out of fuel ({steps} steps)")
-            return function(value, *arguments, **keywords)
-
-        return filter_
-
-    made = {f"str_{name}": _method_of(name) for name in METHODS}
-    made |= {"tojson": _to_json, "wordcount": lambda text: len(_WORDS.findall(str(text)))}
-    return {name: charged(function) for name, function in made.items()}
-
-
-def _method_of(name: str) -> Callable[..., Any]:
-    def call(value: Any, *arguments: Any, **keywords: Any) -> Any:
-        type_ = type(value)
-        if not isinstance(value, (str, list, tuple)) or not hasattr(type_, name):
-            raise TemplateError(f"chat template: {type_.__name__} has no method {name}")
-        return getattr(value, name)(*arguments, **keywords)
-
-    return call
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-    is_float: bool = False,
-) -> str:
-    """As transformers defines it: minijinja's own escapes for HTML."""
-    for name, text in (("indent", indent or ""), ("separators", "".join(separators or ()))):
-        n = text if isinstance(text, (int, float)) else len(text)
-        if n > MAX_INDENT:
-            raise TemplateError(f"chat template: tojson({name}): {n} (at most {MAX_INDENT})")
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-    left, parts = MAX_JSON, []
-    for part in encoder.iterencode(float(value) if is_float else value):
-        left -= len(part)
-        if left < 0:
-            raise TemplateError(f"chat template: tojson of more than {MAX_JSON} characters")
-        parts.append(part)
-    return "".join(parts)
-
-
-def finalizer(value: Any) -> Any:
-    """Floats as Python prints them, everything else as minijinja does."""
-    return repr(value) if isinstance(value, float) else NotImplemented
-
-
-def _length(value: Any) -> int:
-    """Characters of the strings in a value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_length(key) + _length(entry) for key, entry in value.items())
-    if isinstance(value, Sequence):
-        return sum(map(_length, value))
-    return 1

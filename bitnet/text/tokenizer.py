@@ -1,17 +1,18 @@
 """Text to token ids and back: prompts, conversations, and text that arrives a token at a time."""
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from ..errors import ContextFull, TemplateError
 from ..models.config import ModelConfig
-from . import vocabulary
-from .chat_template import ChatTemplate, check_unicode
+from . import reasoning, vocabulary
+from .chat_template import ChatTemplate, TemplateValues, check_unicode
 from .special_tokens import SpecialTokens
 from .vocabulary import TokenizerSource, Vocabulary
 
 CHARACTERS_PER_TOKEN = 4  # in most languages; only where encoding a long text is tried first
+_MAX_OPENING = 16  # tokens that `<think>` and the white space behind it may take
 
 
 class Tokenizer:
@@ -74,14 +75,15 @@ class Tokenizer:
         messages: Iterable[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         limit: int | None = None,
+        values: TemplateValues | None = None,
     ) -> list[int]:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
         border between header and content. Special tokens inside a message are text, and so are the
         ordinary ones that the template writes, but for the assistant's messages.
-        limit: see encode. ValueError for malformed messages, TemplateError (one too) without a
-        template or if it fails.
+        limit: see encode. values: see ChatTemplate.check_values. ValueError for malformed messages
+        or values, TemplateError (one too) without a template or if it fails.
         """
         if self.chat_template is None:
             raise TemplateError("chat template: the model has none (give a plain prompt instead)")
@@ -90,9 +92,13 @@ class Tokenizer:
             contents = (m.get("content") for m in messages if isinstance(m, Mapping))
             self._check_length(contents, limit)
         pieces = self.chat_template.pieces(
-            messages, self._special, add_generation_prompt, self._hidden
+            messages, self._special, add_generation_prompt, self._hidden, values
         )
         return self._ids(pieces, True, limit)
+
+    def opens_reasoning(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with `<think>`, so that the reply begins with reasoning."""
+        return self.decode(ids[-_MAX_OPENING:]).rstrip().endswith(reasoning.BEGIN)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""

@@ -10,7 +10,7 @@ from ..models.rope import row_order
 from ..models.rope_scaling import RopeScaling
 from .result import FAILED, OK, WARNING, Check, reason, some
 from .running import Run
-from .tensors import row_steps, tensor_of, weights_of
+from .tensors import row_steps, type_of, weights_of
 from .text import MESSAGE, REPLY, SAMPLES
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -279,7 +279,7 @@ def _check_matrices(label, a, b):
 
 
 def _compare_matrices(label, *tables):
-    a, b = (tensor_of(*table) for table in tables)
+    a, b = (type_of(*table) for table in tables)
     n_rows = min(checkpoint.config.vocab_size for checkpoint, _ in tables)
     squares, largest, total = 0.0, 0.0, 0.0
     for ours, theirs in in_step(*(_up_to(n_rows, row_steps(*table)) for table in tables)):
@@ -288,8 +288,8 @@ def _compare_matrices(label, *tables):
         squares += float(np.square(difference, dtype=np.float64).sum())
         total += float(np.square(theirs, dtype=np.float64).sum())
     error = np.sqrt(squares / total) if total else np.sqrt(squares)
-    limit = ROUNDING + TYPE_ROUNDING.get(a.type, 0) + TYPE_ROUNDING.get(b.type, 0)
-    detail = f"{a.type} against {b.type}: {_error(error, largest)}"
+    limit = ROUNDING + TYPE_ROUNDING.get(a, 0) + TYPE_ROUNDING.get(b, 0)
+    detail = f"{a} against {b}: {_error(error, largest)}"
     all_rows = [checkpoint.config.vocab_size for checkpoint, _ in tables]
     if all_rows[0] != all_rows[1]:
         detail += f"; {all_rows[0]:,} rows against {all_rows[1]:,}"

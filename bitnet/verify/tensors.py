@@ -7,8 +7,8 @@ from ..formats.float_blocks import dequantize_steps
 from .result import FAILED, OK, WARNING, Check, reason, some
 
 MIN_ZEROS, MAX_ZEROS = 0.01, 0.95  # share of a tensor; quantising by the mean gives about 0.31
-# share of zeros of a whole model with scales of groups: training leaves 0.33, rounding of floats that
-# were never trained so about 0.8, as the largest weight of a group is far out
+# share of zeros of a whole model with scales of groups: training leaves 0.33, rounding of floats
+# that were never trained so about 0.8, as the largest weight of a group is far out
 MAX_TRAINED_ZEROS = 0.65
 MAX_ZERO_ROWS = 0.1  # share of a tensor: a few outputs do die in training
 MIN_SCALE, MAX_SCALE = 1e-6, 100.0  # scale of a tensor: no model is trained to others
@@ -157,7 +157,7 @@ def _check_values(label, checkpoint, name, is_text):
     if len(bad):
         rows = f"{len(bad)} of {len(peaks):,} rows are NaN or infinite, the first is {bad[0]}"
         return Check(label, FAILED, f"{tensor.name}: {rows}")
-    detail = f"{tensor.type}, {len(peaks):,} rows, largest |value| {peaks.max():.4g}"
+    detail = f"{type_of(checkpoint, name)}, {len(peaks):,} rows, largest |value| {peaks.max():.4g}"
     empty = np.flatnonzero(peaks == 0)
     of_text = [i for i in empty.tolist() if is_text is None or is_text(i)]
     if len(empty):
@@ -176,6 +176,12 @@ def tensor_of(checkpoint, name):
     """The Tensor of an embedding or head."""
     ternary = checkpoint.ternary.get(name)
     return checkpoint.floats[name] if ternary is None else ternary.tensor
+
+
+def type_of(checkpoint, name):
+    """What an embedding or head is stored as, for people."""
+    ternary = checkpoint.ternary.get(name)
+    return checkpoint.floats[name].type if ternary is None else ternary.stored_as
 
 
 def row_steps(checkpoint, name):

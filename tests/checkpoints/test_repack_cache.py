@@ -208,7 +208,7 @@ def test_a_code_3_in_a_repacked_file_is_its_error_and_repaired(cache):
         expected = model.logits([1, 2, 3]).tobytes()
     rewritten(path, offset_of(path, DOWN), b"\xff")
     with bitnet.load(DATA / "hf_bitnet_offline") as model:
-        message = rf"^{path}: {DOWN} row 0: code 3 .*the next load makes again"
+        message = rf"^{path}: {DOWN}: row 0: code 3 .*the next load makes again"
         with pytest.raises(FormatError, match=message):
             model.logits([1, 2, 3])
     with bitnet.load(DATA / "hf_bitnet_offline") as model:

@@ -1,6 +1,7 @@
 """`bitnet chat`: what the model says, what is remembered and read again, and every option."""
 
 import io
+import json
 import re
 import sys
 
@@ -8,8 +9,9 @@ import pytest
 from support.paths import DATA
 
 import bitnet
-from bitnet.cli import chat
-from bitnet.cli.terminal import Status
+from bitnet.cli import chat, terminal
+from bitnet.cli.terminal import Said, Status
+from bitnet.text.reasoning import ReasoningSplitter
 
 
 def replies_of(model, lines, system=(), **options):
@@ -89,6 +91,7 @@ def test_ctrl_c_stops_a_reply_at_a_terminal(model, monkeypatch, capsys):
 
     conversation = chat.Conversation(model, {"max_tokens": 12, "seed": 1})
     monkeypatch.setattr(chat, "write", interrupted)
+    monkeypatch.setattr(terminal, "write", interrupted)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     said = []
 
@@ -137,6 +140,8 @@ def test_chat_without_a_template_continues_the_text(model, monkeypatch):
 # ------------------------------------------------------------------------------- the command line
 LINES = ["Who art thou?", "Why?"]
 TEMPLATE = "{% for m in messages %}{{ m.role }}, {{ m.content }}<|eot_id|>\n{% endfor %}: "
+NO_THINKING = TEMPLATE + "{% if enable_thinking is false %}Nay{% endif %}"
+THINKING = TEMPLATE + "<think>\n"
 USUAL = {"max_tokens": 8, "seed": 5}
 # option of `bitnet chat` -> its values, what bitnet.load is given, what Model.chat_stream is given
 CASES = {
@@ -156,6 +161,16 @@ CASES = {
     "--speculative": (["ngram"], {}, {"speculative": "ngram"}),
     "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
     "--system": (["Thou art the king."], {}, {}),
+    "--no-thinking": (
+        ["--chat-template", NO_THINKING],
+        {"chat_template": NO_THINKING},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ),
+    "--reasoning-format": (
+        ["none", "--chat-template", THINKING],
+        {"chat_template": THINKING},
+        {},
+    ),
     "--chat-template": ([TEMPLATE], {"chat_template": TEMPLATE}, {}),
 }
 
@@ -169,9 +184,10 @@ def test_every_option_has_a_case(command):
 @pytest.mark.parametrize("option", CASES)
 def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option, tmp_path):
     values, load, generation = CASES[option]
-    if option == "--chat-template":
-        values = [tmp_path / "template.jinja"]
-        values[0].write_text(TEMPLATE)
+    if "chat_template" in load:
+        path = tmp_path / "template.jinja"
+        path.write_text(load["chat_template"])
+        values = [path if value == load["chat_template"] else value for value in values]
     with bitnet.load(**{"threads": 1} | load) as other:
         system = [{"role": "system", "content": text} for text in values if option == "--system"]
         expected = replies_of(other, LINES, system, **USUAL | generation)
@@ -189,3 +205,61 @@ def test_a_system_message_needs_a_template(command, monkeypatch):
     monkeypatch.setattr("bitnet.text.tokenizer.ChatTemplate", lambda *_: None)
     code, out, err = command("chat", "--system", "x")
     assert (code, out) == (1, "") and "--system: the model has no chat template" in err
+
+
+@pytest.fixture
+def thinking(tmp_path):
+    """A template after which a reply begins with what the model thinks."""
+    path = tmp_path / "thinking.jinja"
+    path.write_text(THINKING)
+    return path
+
+
+def test_what_is_thought_is_for_a_person_alone(command, start, screen, thinking):
+    options = ("--chat-template", thinking, "-n", 8, "--temperature", 0)
+    code, whole, err = command("run", *options, "--reasoning-format", "none", "Why?")
+    assert (code, err) == (0, "") and whole.strip()
+    assert command("run", *options, "Why?") == (0, "", "")  # it never says </think>
+    code, out, _ = command("run", *options, "--json", "Why?")
+    found = json.loads(out)
+    assert (found["text"], found["reasoning_content"]) == ("", whole.strip())
+    process = start("run", *options, "Why?", stderr=screen.end)
+    assert process.communicate(timeout=60)[0] == b""
+    assert whole.split()[0].encode() in screen.all()
+
+
+def test_reasoning_and_answer_of_a_reply(capsys):
+    class Terminal(Status):
+        def __init__(self):
+            super().__init__()
+            self.on = True
+
+    for on in (False, True):
+        with Said(Terminal() if on else Status()) as said:
+            said.splitter = ReasoningSplitter()
+            for character in "<think>\nLet me\x1b[2J see.\n</think>\n\nAye, my lord.":
+                said.push(character)
+        out, err = capsys.readouterr()
+        assert out == "Aye, my lord." == said.text
+        assert said.reasoning == "Let me\x1b[2J see."
+        shown = err.replace("\x1b[90m", "").replace("\x1b[39m", "")
+        assert shown == ("Let me\N{REPLACEMENT CHARACTER}[2J see.\n\n" if on else "")
+
+
+def test_a_template_decides_what_earlier_reasoning_is_read_again(model, monkeypatch):
+    talk = chat.Conversation(model, {"max_tokens": 8}, new_splitter=lambda ids: ReasoningSplitter())
+    said = "".join(talk.reply("Why?"))
+    assert talk.messages[-1] == {"role": "assistant", "content": said}  # all of it
+
+
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_no_thinking_needs_a_template_that_reads_it(command, monkeypatch, verb):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n"))
+    code, out, err = command(verb, "--no-thinking", *["Why?"] * (verb == "run"))
+    assert (code, out) == (1, "")
+    assert "--no-thinking: the chat template does not read enable_thinking" in err
+
+
+def test_no_thinking_of_a_text(command):
+    code, out, err = command("run", "--raw", "--no-thinking", "Why?")
+    assert (code, out) == (1, "") and "--no-thinking: the prompt is no message" in err

@@ -192,6 +192,7 @@ def test_an_interrupt_keeps_the_text_so_far(command, monkeypatch, model):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "write", interrupted)
+    monkeypatch.setattr(terminal, "write", interrupted)
     assert command("run", "--raw", PROMPT, "--temperature", 0) == (130, "", "")
     assert model.generate(PROMPT, temperature=0).text.startswith("".join(written[:3]))
     assert written[3:] == ["\n"]

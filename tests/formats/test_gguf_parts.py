@@ -157,3 +157,13 @@ def test_a_tensor_in_two_parts_and_too_many_tensors(tmp_path, monkeypatch):
     save(tmp_path, models.split(model(), 3))
     monkeypatch.setattr(gguf_parts, "MAX_TENSORS", 8)
     refused(tmp_path, rf"{NAMES[1]}: n_tensors: 10 \(8 in all parts")
+
+
+def test_parts_have_one_kind_of_type_42(tmp_path):
+    types = {"attn_q": "Q2_0_G64", "ffn_down": "Q2_0_G128"}
+    parts = models.split(models.gguf_model("bitnet", SHAPE, types), 3)
+    held = {i: {row[2] for row in part.tensors} for i, part in enumerate(parts.values())}
+    assert sum(42 in kinds for kinds in held.values()) == 2
+    save(tmp_path, parts)
+    with pytest.raises(FormatError, match=r"attn_q.* type 42: groups of 64, and .* \(one kind"):
+        open_gguf(tmp_path / NAMES[0])

@@ -2,7 +2,7 @@
 were found by the fuzzer and are left alone.
 
 Each is a whole tiny model, since a case that is refused early teaches nothing about what comes
-later: 3 to 9 KB, as small as the least sizes that bitnet takes allow.
+later: 3 to 14 KB, as small as the least sizes that bitnet takes allow.
 """
 
 import json
@@ -10,7 +10,10 @@ import shutil
 import struct
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
@@ -29,6 +32,7 @@ from bitnet.runtime.pool import Pool  # noqa: E402
 IN_PLACE = models.Shape(hidden=128, heads=1, head_dim=2, vocab=2)
 WIDE = models.Shape(hidden=256, heads=1, head_dim=2, vocab=2)
 BLOCKS_OF_64 = models.Shape(hidden=64, heads=1, vocab=2)
+GROUPS_OF_64 = models.Shape(hidden=64, ffn=128, heads=1, head_dim=64)  # columns of every matrix
 
 
 TEMPLATE = (  # what minijinja has not, and is rewritten
@@ -50,9 +54,12 @@ def gguf_models():
         found[f"rows-{rows}-{head}"] = models.gguf_model("llama", rows=rows, head=head)
     mixed = {"attn_q": "IQ1_BN", "attn_k": "IQ2_BN", "attn_v": "IQ2_BN_R4", "ffn_gate": "Q2_0_G64",
              "ffn_up": "IQ2_BN_R4"}  # fmt: skip
-    found["IQ_BN-Q2_0_G64"] = models.gguf_model("llama", BLOCKS_OF_64, mixed, norms="F16")
+    found["IQ_BN-Q2_0_G64"] = models.gguf_model("bitnet", BLOCKS_OF_64, mixed, norms="F16")
     q2_0 = dict.fromkeys(("attn_q", "attn_k", "ffn_gate"), "Q2_0_G128")
-    found["Q2_0_G128"] = models.gguf_model("llama", IN_PLACE, q2_0, norms="F16")
+    found["Q2_0_G128"] = models.gguf_model("bitnet", IN_PLACE, q2_0, norms="F16")
+    for name in ("PQ2_0", "PTQ1_0"):
+        types = dict.fromkeys(models.LINEARS, "Q2_0_G64") | {"ffn_down": name}
+        found[f"groups-{name}"] = models.gguf_model("llama", GROUPS_OF_64, types, "Q2_0_G64")
     wide = {"attn_q": "TQ1_0", "attn_k": "TQ2_0", "ffn_gate": "TQ1_0", "ffn_up": "TQ2_0"}
     found["TQ-Q6_K-Q4_K"] = models.gguf_model("llama", WIDE, wide, "Q6_K", "Q4_K", "F16")
     found["Q5_K"] = models.gguf_model("llama", WIDE, wide, "Q5_K", norms="F16")
@@ -144,6 +151,24 @@ TOKENIZER = {
 }  # fmt: skip
 
 
+def mlx_folder():
+    """{file name: bytes} of codes in u32, with a scale and a bias for 64 columns."""
+    shape = replace(GROUPS_OF_64, ffn=64)
+    tensors, rng = models.hf_tensors("llama", shape, "ternary"), np.random.default_rng(5)
+    for name, (type_name, (n_rows, *n_cols), _) in list(tensors.items()):
+        if type_name == "F16":  # linear layers
+            n_groups = n_cols[0] // 64
+            codes = rng.choice(models.NO_CODE_3, n_rows * n_cols[0] // 4)
+            tensors[name] = "U32", (n_rows, n_cols[0] // 16), codes.tobytes()
+            for part, value in (("scales", 0.5), ("biases", -0.5)):
+                data = np.full(n_rows * n_groups, value, "<f2").tobytes()
+                tensors[name.replace("weight", part)] = "F16", (n_rows, n_groups), data
+    quantization = {"group_size": 64, "bits": 2}
+    return models.hf_files(
+        "llama", shape, tensors=tensors, quantization=quantization, quantization_config=None
+    )
+
+
 def hf_models():
     """{name: {file name: bytes}}"""
     more = {
@@ -166,6 +191,7 @@ def hf_models():
     found["1bitLLM"] = models.hf_files("1bitLLM", linears="BF16")
     found["1bitLLM"]["tokenizer.model"] = sentencepiece_models()["unigram.model"]
     found["ternary"] = models.hf_files("llama", linears="ternary", quantization_config=None)
+    found["mlx"] = mlx_folder()
     found["qwen3"] = models.hf_files("qwen3", linears="BF16") | {
         "config_sentence_transformers.json": encoded({"prompts": {"query": "Q: ", "document": ""}})
     }

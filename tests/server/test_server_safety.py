@@ -99,7 +99,7 @@ def ask(**fields):
     ({"tools": [{"type": "function"}]}, "tools[0]"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
-    ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a"),
     ({"prompt_file": "/etc/passwd"}, "prompt_file"),
 ])  # fmt: skip
 def test_bad_fields(server, fields, param):

@@ -15,9 +15,6 @@ from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import group_scales
 from bitnet.formats.group_scales import GroupedMatrix
-from bitnet.models import registry
-from bitnet.models.architecture import BLOCK_NORMS, Architecture
-from bitnet.models.llama import Block
 
 NUMBERS = {
     "F32": 0, "F16": 1, "TQ1_0": 34, "TQ2_0": 35, "Q2_0_G64": 42, "Q2_0_G128": 42, "PQ2_0": 142,
@@ -25,6 +22,7 @@ NUMBERS = {
 }  # fmt: skip
 GROUPS = {"TQ1_0": 256, "TQ2_0": 256, "Q2_0_G64": 64}  # others: 128
 HEAD, VOCAB = 64, 12  # columns of a head, rows of the embedding
+EPS = 2.0**-20  # of norms: a number that the float32 of a GGUF holds too
 LINEARS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -35,25 +33,6 @@ NORMS = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-
-
-@dataclass(frozen=True)
-class _ByGroup(Architecture):
-    rounds_by_group: bool = True
-
-
-def register(monkeypatch):
-    """Have Qwen3's causal models known, whose files are read; none is run here."""
-    if any(getattr(arch, "rounds_by_group", False) for arch in registry.ARCHITECTURES.values()):
-        return
-    arch = _ByGroup(
-        name="qwen3_causal", block=Block, norms=BLOCK_NORMS | dict.fromkeys(HEAD_NORMS, "head"),
-        gguf_names=HEAD_NORMS, float_linears="floats", gguf_architectures=("qwen3",),
-        model_types=("qwen3",), hf_class="Qwen3ForCausalLM",
-    )  # fmt: skip
-    monkeypatch.setitem(registry.ARCHITECTURES, arch.name, arch)
-    monkeypatch.setitem(registry.BY_GGUF_ARCHITECTURE, "qwen3", arch)
-    monkeypatch.setitem(registry.BY_MODEL_TYPE, "qwen3", arch)
 
 
 # the model ----------------------------------------------------------------------------------------
@@ -172,9 +151,10 @@ def gguf(model, type_name="Q2_0_G64", types=None, rows=None):
     file.set("general.architecture", STRING, text("qwen3"))
     for key, value in {
         "block_count": 1, "context_length": 512, "embedding_length": width,
-        "feed_forward_length": width, "attention.head_count": model.n_heads, "attention.head_count_kv": 1,
+        "feed_forward_length": width, "attention.head_count": model.n_heads,
+        "attention.head_count_kv": 1,
         "attention.key_length": HEAD, "attention.value_length": HEAD, "rope.freq_base": 1e6,
-        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.layer_norm_rms_epsilon": EPS,
     }.items():  # fmt: skip
         file.number(key, value)
     for name, codes in model.codes.items():
@@ -212,7 +192,7 @@ def f16(value):
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_hidden_layers": 1,
     "num_key_value_heads": 1, "head_dim": HEAD, "hidden_act": "silu",
-    "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "max_position_embeddings": 512, "rms_norm_eps": EPS, "rope_theta": 1e6,
     "tie_word_embeddings": True, "vocab_size": VOCAB, "attention_bias": False, "eos_token_id": 3,
 }  # fmt: skip
 

@@ -126,7 +126,7 @@ static inline vec vec_scale_back(vec sum, int i) {
 #endif
 
 /* -------------------------------------------------------------------------------------- group.h */
-#define GROUP_PARTS 4           /* a part is a block of 128 columns: lane i has bytes 4 i to 4 i + 3 */
+#define GROUP_PARTS 4           /* a block of 128 columns each: lane i has bytes 4 i to 4 i + 3 */
 typedef __m256i group_field;
 typedef __m256i group_vec;
 static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,

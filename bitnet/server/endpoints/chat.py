@@ -18,13 +18,25 @@ async def chat(service: Service, request: Request) -> ASGIApp:
         raise ApiError(400, "top_logprobs: needs logprobs", param="top_logprobs")
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tools = _tools(body)
+    may_call = tools is not None and tools.may_call
+    reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)
+    has_schema = body.response_format is not None and body.response_format.schema is not None
+    reasoning_format = body.reasoning_format or service.options.reasoning_format
 
     def prompt() -> list[int]:
         messages = history(body.messages)
-        return service.model.encode_chat(tools.tell(messages) if tools else messages)
+        tokenizer, values = service.model.tokenizer, dict(body.chat_template_kwargs or {})
+        template = tokenizer.chat_template
+        thinking = template if template is not None and template.thinks else None
+        # A grammar is of a reply without thoughts.
+        may_think = not (may_call or has_schema)
+        if thinking and not may_think and "enable_thinking" in thinking.names:
+            values.setdefault("enable_thinking", False)
+        ids = service.model.encode_chat(tools.tell(messages) if tools else messages, values)
+        if thinking and reasoning_format != "none":
+            reply.split_reasoning(may_think and tokenizer.opens_reasoning(ids))
+        return ids
 
-    may_call = tools is not None and tools.may_call
-    reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)
     return await generate(
         service,
         request,

@@ -15,7 +15,8 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, schema.ResponsesRequest)
 
     def prompt() -> list[int]:
-        return service.model.encode_chat([unmarked(message) for message in body.messages()])
+        messages = [unmarked(message) for message in body.messages()]
+        return service.model.encode_chat(messages, body.chat_template_kwargs)
 
     return await generate(
         service,

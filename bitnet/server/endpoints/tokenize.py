@@ -30,7 +30,8 @@ def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
         if isinstance(body.prompt, str):
             return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
         messages = history(body.messages or ())
-        return tokenizer.chat(messages, body.add_generation_prompt, limit=limit)
+        values = body.chat_template_kwargs
+        return tokenizer.chat(messages, body.add_generation_prompt, limit, values)
     except ContextFull as error:
         field = "prompt" if isinstance(body.prompt, str) else "messages"
         message = f"{field}: {error.requested} tokens or more (at most {limit})"
