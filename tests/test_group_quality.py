@@ -88,8 +88,9 @@ def test_a_model_with_outliers(tmp_path, quality, monkeypatch):
     with bitnet.load(path, kv_dtype="f32", activations="int8") as model:
         ids = model.tokenizer.encode(TEXT.read_text("utf-8"))[:200]
         chosen = windows(len(ids), 64)
-        rows = quality.log_probabilities(network, ids, chosen, None)
-        line = quality.compared(model, ids, chosen, None, rows)
+        rows = quality.reference_rows(network, ids, chosen, None)
+        found = quality.model_rows(model, ids, chosen, None)
+        line = quality.compared(ids, chosen, rows, found)
     assert max(network.peaks) > 8
     assert len(rows) == 3 and rows[0].shape == (31, VOCAB)
     quality.save(base, ids, rows)
@@ -99,4 +100,5 @@ def test_a_model_with_outliers(tmp_path, quality, monkeypatch):
     assert 1e-4 < kl < 1 and "of 93; perplexity" in line
     with bitnet.load(path, kv_dtype="f32") as model:
         assert error(model.logits(ids[:60]), network.logits(ids[:60])) < 2e-3
-        assert float(quality.compared(model, ids, chosen, None, rows).split()[1]) < kl / 1000
+        found = quality.model_rows(model, ids, chosen, None)
+        assert float(quality.compared(ids, chosen, rows, found).split()[1]) < kl / 1000

@@ -9,8 +9,9 @@ three it is what it was. A sum is a network of N copies of every channel, whose 
 each copy. Without a source: a random Qwen3 with one scale for 128 columns and six channels of 1024
 that are 20 to 50 times as large as the others.
 
-FOLDER gets the model and the logits of a pass in float64 over it, so that `bitnet compare
-FOLDER/NAME.logits OTHER.logits` says the same of another engine that has read the same text.
+--llama-cpp measures llama.cpp beside it, if llama-cpp-python is installed. FOLDER gets the model
+and the logits of a pass in float64 over it, so that `bitnet compare FOLDER/NAME.logits OTHER` says
+the same of another engine that has saved its own of the same text.
 """
 
 import argparse
@@ -239,14 +240,41 @@ def _values(codes, scales, shape):
 # the comparison -----------------------------------------------------------------------------------
 
 
-def log_probabilities(network, ids, chosen, bos_id):
-    """Of each window float64 (scored tokens, vocab), by the network's own pass."""
-    found = []
+def reference_rows(network, ids, chosen, bos_id):
+    """Of each window the log probabilities, float64 (scored tokens, vocab), by the network's own
+    pass."""
+    return [
+        log_softmax(network.logits(window_ids(ids, window, bos_id)[:-1]), window)
+        for window in chosen
+    ]
+
+
+def log_softmax(logits, window):
+    """float64 of those of a window that foretell its scored tokens."""
+    logits = logits[window.first - window.end :].astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def model_rows(model, ids, chosen, bos_id):
+    """The same of a model, some at a time."""
     for window in chosen:
-        logits = network.logits(window_ids(ids, window, bos_id)[:-1])[window.first - window.end :]
-        logits -= logits.max(1, keepdims=True)
-        found.append(logits - np.log(np.exp(logits).sum(1, keepdims=True)))
-    return found
+        part = window_ids(ids, window, bos_id)
+        yield log_probabilities_of(model.scheduler, part, window.end - window.first)
+
+
+def llama_cpp_rows(path, ids, chosen, bos_id):
+    """The same of llama.cpp, by its Python package."""
+    import llama_cpp
+
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=CONTEXT, n_batch=CONTEXT, logits_all=True, verbose=False
+    )
+    for window in chosen:
+        part = window_ids(ids, window, bos_id)[:-1]
+        llama.reset()
+        llama.eval(part)
+        yield log_softmax(llama.scores[: len(part)], window)
 
 
 def save(path, ids, rows):
@@ -256,14 +284,12 @@ def save(path, ids, rows):
             writer.add(row)
 
 
-def compared(model, ids, chosen, bos_id, rows):
-    """A line of figures of the model beside these rows."""
+def compared(ids, chosen, rows, found):
+    """A line of figures of the rows found beside those of the reference."""
     positions = []
-    for window, expected in zip(chosen, rows, strict=True):
+    for window, expected, rows_of_window in zip(chosen, rows, found, strict=True):
         scored = ids[window.first : window.end]
-        part = window_ids(ids, window, bos_id)
-        found = log_probabilities_of(model.scheduler, part, len(scored))
-        for token_id, a, b in zip(scored, expected, found, strict=True):
+        for token_id, a, b in zip(scored, expected, rows_of_window, strict=True):
             positions.append(compare_rows(0, token_id, a, b))
     kls = [position.kl for position in positions]
     error = np.std(kls) / math.sqrt(len(kls))
@@ -287,6 +313,7 @@ def main():
     parser.add_argument("text", type=Path)
     parser.add_argument("source", type=Path, nargs="?")
     parser.add_argument("--terms", type=int, default=1, metavar="N")
+    parser.add_argument("--llama-cpp", action="store_true", help="llama-cpp-python as well")
     args = parser.parse_args()
     name = f"smollm-{args.terms}" if args.source else "outliers"
     path, base = args.folder / f"{name}.gguf", args.folder / f"{name}.logits"
@@ -300,7 +327,7 @@ def main():
         ids, bos_id = model.tokenizer.encode(text), model.tokenizer.bos_id
         bos_id = bos_id if model.tokenizer.encode("")[:1] == [bos_id] else None
     chosen = windows(len(ids), CONTEXT)
-    rows = log_probabilities(network, ids, chosen, bos_id)
+    rows = reference_rows(network, ids, chosen, bos_id)
     save(base, ids, rows)
     if trained:
         trained.logits(ids[:CONTEXT])
@@ -308,7 +335,11 @@ def main():
     print("ternary:", peaks_text(network))
     for bits, dtype in SETTINGS:
         with bitnet.load(path, activations=bits, kv_dtype=dtype) as model:
-            print(f"{bits:>5} {dtype}:", compared(model, ids, chosen, bos_id, rows), flush=True)
+            found = model_rows(model, ids, chosen, bos_id)
+            print(f"{bits:>9} {dtype}:", compared(ids, chosen, rows, found), flush=True)
+    if args.llama_cpp:
+        found = llama_cpp_rows(path, ids, chosen, bos_id)
+        print("llama.cpp f16:", compared(ids, chosen, rows, found))
 
 
 if __name__ == "__main__":
