@@ -30,6 +30,13 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "sample", f"{form}: {first}"
         for text in others:
             yield "sample", f"  {text}"
+    if facts["first_layer"]:
+        yield "first layer", "by our kernels with inputs of 16 bits, beside float64: relative RMS"
+    for checked in facts["first_layer"] or ():
+        seen = f"{checked['name']}: {checked['rows']:,} rows scanned"
+        if checked["error"] is not None:
+            seen += f", {checked['error']:.1e} in {checked['compared']:,}"
+        yield "first layer", seen + (f"; FAULT: {checked['fault']}" if checked["fault"] else "")
 
 
 def _text_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

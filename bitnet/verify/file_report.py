@@ -26,6 +26,7 @@ from ..text.vocabulary.from_hf import template_of
 from ..text.vocabulary.vocabulary import TEMPLATE_KEY
 from ..version import VERSION
 from . import sampled_weights
+from .layer_check import first_layer
 
 # GGUF keys that are shown: all others may hold names, addresses and paths of whoever made a file
 _KEYS = re.compile(
@@ -81,20 +82,24 @@ def file_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _use(path: Path) -> dict[str, Any]:
-    """The family that it is read as and its RoPE scaling, or why it is refused."""
+    """The family that it is read as, its RoPE scaling and the check of its first layer, or why it
+    is refused."""
     try:
-        config = open_checkpoint(path).config
+        checkpoint = open_checkpoint(path)
+        config, layer = checkpoint.config, first_layer(checkpoint)
     except FormatError as error:
         reason = str(error).removeprefix(f"{error.path}: ")
         for folder in {path.parent, path, path.resolve().parent, path.resolve()}:
             reason = reason.replace(f"{folder}{os.sep}", "")
-        return {"family": None, "refused": reason, "rope_scaling": None, "eos_token_ids": None}
+        nothing = dict.fromkeys(("family", "rope_scaling", "eos_token_ids", "first_layer"))
+        return nothing | {"refused": reason}
     scaling = config.rope_scaling
     return {
         "family": config.family,
         "refused": None,
         "rope_scaling": scaling and str(scaling),
         "eos_token_ids": list(config.eos_token_ids),
+        "first_layer": layer,
     }
 
 

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from support import small_models
+from support import group_models, grouped_reference, small_models
 from support.changed_models import FIXTURES
 from support.paths import DATA
 from support.small_files import F32, STRING, U32, safetensors, text
@@ -14,6 +14,7 @@ from support.small_files import F32, STRING, U32, safetensors, text
 from bitnet.cli import main
 from bitnet.cli.inspect_report import rows
 from bitnet.errors import FormatError
+from bitnet.verify import layer_check
 from bitnet.verify.file_report import file_report
 from bitnet.verify.sampled_weights import END_ROWS, Sample
 
@@ -212,3 +213,83 @@ def test_a_folder_of_several_templates_and_its_tokens(tmp_path):
     assert facts["keys"]["config.rope_theta"] == 10000.0
     (folder / "chat_template.jinja").write_text("own")
     assert file_report(folder)["chat_template"]["characters"] == 3
+
+
+# the first layer ----------------------------------------------------------------------------------
+
+UP_PROJ = "layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("form", ["Q2_0_G64", "Q2_0_G128", "PQ2_0", "TQ2_0", "MLX", "floats"])
+def test_the_first_layer_by_kernels_and_in_float64(tmp_path, form, capsys):
+    model, path = group_models.base(256, 256, 4), tmp_path / "m.gguf"
+    if form == "MLX":
+        path = group_models.mlx_folder(tmp_path / "m", model)
+    elif form == "floats":
+        path = group_models.folder(tmp_path / "m", model, group_models.float_tensors(model))
+    else:
+        path.write_bytes(group_models.gguf(model, form).bytes())
+    found = {entry["name"]: entry for entry in file_report(path)["first_layer"]}
+    assert len(found) == 7
+    assert all(entry["fault"] is None for entry in found.values())
+    name = f"model.{UP_PROJ}.weight" if path.is_dir() else group_models.UP
+    x = layer_check.inputs(256)
+    codes, scales = grouped_reference.quantize(x, 16)
+    q = model.codes[UP_PROJ].astype(np.int8) - 1
+    by_groups = model.scales[UP_PROJ].astype(np.float32)
+    ours = grouped_reference.linear(codes, scales, q, by_groups, 16)
+    exact = x.astype(np.float64) @ model.dense(UP_PROJ).T.astype(np.float64)
+    error = np.sqrt(((ours - exact) ** 2).sum() / (exact**2).sum())
+    assert found[name]["error"] == pytest.approx(error, rel=1e-6) and 1e-6 < error < 4e-4
+    assert (found[name]["rows"], found[name]["compared"]) == (256, 256)
+    assert main(["inspect", "--report", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{name}: 256 rows scanned, {error:.1e} in 256\n" in shown and "FAULT" not in shown
+
+
+def test_faults_of_the_first_layer(tmp_path, monkeypatch, capsys):
+    """All rows are scanned, though the first ones alone are multiplied."""
+    model = group_models.base()
+    file = group_models.gguf(model, "PQ2_0")
+    at = group_models.scale_at("PQ2_0", model, UP_PROJ, 100, 0)
+
+    def damage(data):
+        data[at + 2] = 3  # a code
+
+    file.put(group_models.UP, damage)
+    path = write(tmp_path / "m.gguf", file)
+    monkeypatch.setattr(layer_check, "STEP_WEIGHTS", 16 * 128)
+    monkeypatch.setattr(layer_check, "COMPARED", 32 * 128)
+    found = {entry["name"]: entry for entry in file_report(path)["first_layer"]}
+    assert found[group_models.UP]["fault"] == "row 100: an illegal code, scale or bias"
+    sound = found[group_models.DOWN]
+    assert (sound["rows"], sound["compared"], sound["fault"]) == (128, 32, None)
+
+    def linear(out, *_):
+        out.array()[:] = 1
+
+    monkeypatch.setattr(layer_check.ops, "linear", linear)
+    assert main(["inspect", "--report", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{group_models.DOWN}: 128 rows scanned, 1." in shown
+    assert "in 32; FAULT: more than 0.001\n" in shown
+    assert f"{group_models.UP}: 128 rows scanned; FAULT: row 100" in shown
+
+
+def test_a_bias_that_is_not_the_scale(tmp_path):
+    model = group_models.base()
+    tensors, name = group_models.mlx_tensors(model), f"model.{UP_PROJ}.biases"
+    type_, shape, data = tensors[name]
+    biases = np.frombuffer(data, "<f2").reshape(shape).copy()
+    biases[7, 0] *= 2
+    tensors[name] = type_, shape, biases.tobytes()
+    path = group_models.mlx_folder(tmp_path / "m", model, tensors=tensors)
+    faults = [entry["fault"] for entry in file_report(path)["first_layer"]]
+    assert faults.count(None) == 6 and "row 7: an illegal code, scale or bias" in faults
+
+
+def test_no_check_where_rows_have_one_scale(tmp_path, capsys):
+    path = write(tmp_path / "m.gguf", small_models.gguf_model("llama", SHAPE))
+    assert file_report(path)["first_layer"] is None
+    assert main(["inspect", "--report", str(path)]) == 0
+    assert "first layer" not in capsys.readouterr().out
