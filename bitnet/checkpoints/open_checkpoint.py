@@ -29,7 +29,7 @@ def open_checkpoint(
     try:
         return read_gguf(path, layout)
     except FormatError as error:
-        if error.field.startswith(ROTATED) or not (instead := advice(path)):
+        if str(error.field).startswith(ROTATED) or not (instead := advice(path)):
             raise
         limit = f"{error.limit}; {instead}"
         raise FormatError(error.path, error.field, error.value, limit) from None
