@@ -146,8 +146,9 @@ class TernaryTensor:
     def _error(self, error: ValueError) -> FormatError:
         if isinstance(error, FormatError):
             return error
-        limit = f"a ternary tensor of type {self.stored_as}"
-        return FormatError(self.tensor.path, self.tensor.name, str(error), limit)
+        found, _, limit = str(error).partition(", limit: ")
+        limit = limit or f"a ternary tensor of type {self.stored_as}"
+        return FormatError(self.tensor.path, self.tensor.name, found, limit)
 
 
 def _refuse_groups(scales: np.ndarray, quantization: Quantization) -> None:

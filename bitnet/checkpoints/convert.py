@@ -371,9 +371,13 @@ def _verify(conversion: Conversion, path: Path, dst: Path) -> None:
             conversion.advance(name, rows.nbytes)
         check(digest.digest() == expected[name], name)
     conversion.release()
-    before, after = (
-        Tokenizer.from_source(c.tokenizer_source, c.config) for c in (conversion.checkpoint, result)
+    checkpoints = conversion.checkpoint, result
+    before, after = (Tokenizer.from_source(c.tokenizer_source, c.config) for c in checkpoints)
+    ends, kept = (
+        {*c.config.eos_token_ids, *(tokenizer.eos_ids if tokenizer else ())}
+        for c, tokenizer in zip(checkpoints, (before, after), strict=True)
     )
+    check(ends <= kept, "tokens that end a text")
     for text in TOKENIZER_SAMPLES if before else ():
         ids = [t and t.encode(text, add_eos=True) for t in (before, after)]
         check(ids[0] == ids[1], "tokenizer")

@@ -35,7 +35,7 @@ def model_at(path: Path) -> Path:
         raise FormatError(path, "files", joined([m[0] for m in models]), "one of these by its path")
     name = next(name for name in chosen.parts if name in names)
     if chosen.why:
-        log.info("%s: %s of %d models: %s", path, name, len(models), chosen.why)
+        log.warning("%s: %s of %d models: %s", path, name, len(models), chosen.why)
     return path / name
 
 

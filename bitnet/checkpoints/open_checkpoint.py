@@ -8,7 +8,7 @@ from ..errors import FormatError
 from .checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS, Checkpoint
 from .choose_file import advice
 from .model_files import model_at
-from .read_gguf import read_gguf
+from .read_gguf import ROTATED, read_gguf
 from .read_hf import read_hf
 
 
@@ -29,7 +29,7 @@ def open_checkpoint(
     try:
         return read_gguf(path, layout)
     except FormatError as error:
-        if not (instead := advice(path)):
+        if str(error.field).startswith(ROTATED) or not (instead := advice(path)):
             raise
         limit = f"{error.limit}; {instead}"
         raise FormatError(error.path, error.field, error.value, limit) from None

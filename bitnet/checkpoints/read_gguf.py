@@ -28,6 +28,7 @@ from .checkpoint import (
     stored_scale,
 )
 
+ROTATED = "prism.hadamard."  # what keys of a file with rotated weights begin with
 _VOCABULARY_ARRAYS = {
     "tokenizer.ggml.tokens": "strings",
     "tokenizer.ggml.merges": "strings",
@@ -84,7 +85,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
 def _refuse_rotated(file: GGUFFile) -> None:
     """FormatError for weights that want their inputs transformed: without, the text is noise."""
     for key in file.metadata:
-        if key.startswith("prism.hadamard."):
+        if key.startswith(ROTATED):
             limit = "rotated weights (Bonsai 2) are not supported: use PrismML's llama.cpp"
             raise FormatError(file.path, key, file.metadata[key], limit)
 

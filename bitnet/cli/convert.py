@@ -1,5 +1,4 @@
-"""convert: a model of any container and ternary type to a GGUF of I2_S or a packed folder, or where
-groups of columns have scales to a GGUF of such a type or a folder for MLX."""
+"""convert: a model of any container and ternary type to a GGUF or a Hugging Face folder."""
 
 import argparse
 import signal
@@ -19,8 +18,10 @@ N_ARGS = (2, 2)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face "
-        "hub.\nDST gets its name once every tensor was read back and is right."
+        "SRC is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face hub.\n"
+        "DST is a GGUF of I2_S or a packed folder; of a model whose groups of columns have scales "
+        "it\nis a GGUF of --type or a folder for MLX. It gets its name once every tensor was "
+        "read back and\nis right."
     )
     parser.add_argument(
         "--to",

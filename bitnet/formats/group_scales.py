@@ -287,9 +287,9 @@ def split_floats(rows: np.ndarray, group: int, first_row: int = 0) -> tuple[np.n
     n_cols)). ValueError that names the first row with another weight; first_row: its number."""
     groups = _by_group(rows, group)
     for row in np.flatnonzero(_are_odd(groups))[:1]:
-        sizes = np.abs(groups[row])
-        peaks = sizes.max(axis=1, keepdims=True)
-        at, column = np.argwhere(~((sizes == 0) | (sizes == peaks)) | ~np.isfinite(peaks))[0]
+        is_finite, sizes = np.isfinite(groups[row]), np.abs(groups[row])
+        peaks = sizes.max(axis=1, keepdims=True, where=is_finite, initial=0)
+        at, column = np.argwhere(~(is_finite & ((sizes == 0) | (sizes == peaks))))[0]
         shown = f"column {at * group + column}: weight {groups[row, at, column]:.9g}"
         limit = f"0 or +-{peaks[at, 0]:.9g}, as others of its group of {group}"
         raise ValueError(f"row {first_row + row}, {shown}, limit: {limit}")

@@ -215,6 +215,7 @@ cdef uint32_t group_answer(const Kernels* k, uint32_t hashed, const float* x,
                 if out[i] != one[i]:
                     return 0
         if k.group_lookup:
+            memset(out, 0, sizeof(out))
             k.group_lookup(out, N_ROWS, work, &w, 0, &inputs, 0, N_ROWS, N_TOKENS, unit, False)
             for i in range(N_TOKENS * N_ROWS):
                 if out[i] != one[i]:

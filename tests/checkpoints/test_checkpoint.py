@@ -184,9 +184,9 @@ def test_scales_of_each_row_are_kept_and_equal_ones_collapse(cache, tmp_path, mo
 @pytest.mark.parametrize(
     ("scales", "quantization", "message"),
     [
-        ([[2, 2], [2, 1]], Quantization(64), "group scales, 1 and 2 in row 1, limit: one scale"),
-        ([[2, 2], [2, 2]], Quantization(64), "weight_group=64.*, limit: one scale for a row"),
-        ([[2], [1]], Quantization(None, 64), "activation_group=64.*, limit: one scale for a row"),
+        ([[2, 2], [2, 1]], Quantization(64), "group scales, 1 and 2 in row 1"),
+        ([[2, 2], [2, 2]], Quantization(64), "weight_group=64.*"),
+        ([[2], [1]], Quantization(None, 64), "activation_group=64.*"),
         ([[2], [1]], Quantization(), None),
         ([[2]], Quantization(), None),
     ],
@@ -202,9 +202,7 @@ def test_scales_of_groups_are_refused_in_one_place(scales, quantization, message
     if message is None:
         assert linear.scales() is scales
         return
-    with pytest.raises(
-        FormatError, match=rf"m\.gguf: w: .*{message}.*\(a ternary tensor of type U8"
-    ):
+    with pytest.raises(FormatError, match=rf"m\.gguf: w: .*{message} \(one scale for a row\)"):
         linear.read()
 
 

@@ -1,10 +1,12 @@
 """Which of several GGUF files is taken where nobody says, and what is said of the others."""
 
 import os
+import struct
 
 import pytest
-from support import small_models
+from support import group_models, small_models
 from support.fake_hub import GGUF
+from support.small_files import U32
 
 import bitnet
 from bitnet.checkpoints import hub
@@ -119,9 +121,9 @@ def test_one_that_is_named_is_pulled_with_a_word_on_the_better(server, caplog):
 
 def test_a_folder_of_several(tmp_path, caplog):
     folder = small_models.write(tmp_path, contents([*OTHERS, *RANKED[1:]]))
-    with caplog.at_level("INFO", "bitnet"):
-        assert model_at(folder) == folder / RANKED[1]
-    assert REASONS["q2_0"] in caplog.text
+    assert model_at(folder) == folder / RANKED[1]
+    n = len(OTHERS) + len(RANKED) - 1
+    assert caplog.messages == [f"{folder}: {RANKED[1]} of {n} models: {REASONS['q2_0']}"]
 
 
 def test_a_refused_file_names_the_one_to_take(tmp_path):
@@ -139,6 +141,18 @@ def test_a_refused_file_names_the_one_to_take(tmp_path):
         (folder / name).write_bytes(b"no GGUF at all")
     with pytest.raises(FormatError) as refused:
         open_checkpoint(folder / RANKED[0])
+    assert "take" not in str(refused.value)
+
+
+def test_no_other_file_of_a_rotated_model_is_advised(tmp_path):
+    """All of Bonsai 2 are rotated."""
+    model = group_models.gguf(group_models.base(), "Q2_0_G64")
+    model.set("prism.hadamard.version", U32, struct.pack("<I", 1))
+    path = tmp_path / "Ternary-Bonsai-2-27B-Q2_0-prism-fork-required.gguf"
+    path.write_bytes(model.bytes())
+    (tmp_path / "Ternary-Bonsai-2-27B-PQ2_0.gguf").touch()
+    with pytest.raises(FormatError, match="rotated weights") as refused:
+        open_checkpoint(path)
     assert "take" not in str(refused.value)
 
 

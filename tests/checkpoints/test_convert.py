@@ -232,11 +232,14 @@ def test_a_tensor_that_does_not_fill_blocks(tmp_path):
     assert tensors_of(tmp_path / "b").keys() == tensors_of(folder).keys()
 
 
-def test_one_more_end_token_is_no_difference():
-    config = open_checkpoint(source_of("hf_bitnet_offline")).config
-    more = replace(config, eos_token_ids=(*config.eos_token_ids, 7))
-    assert differences(more, config) == []
-    assert differences(config, more) == ["eos_token_ids"]
+def test_a_lost_end_token_is_noticed(tmp_path, monkeypatch):
+    folder = shutil.copytree(source_of("hf_bitnet_b158_large"), tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 7]}))
+    monkeypatch.setattr(convert.tokenizer_export, "_end_keys", lambda *_: {})
+    with pytest.raises(FormatError, match="tokens that end a text: not as in the source"):
+        convert.convert(folder, tmp_path / "b.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_rows_that_bitnet_cpp_cannot_run_are_noted(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from support import group_models as models
+from support.paths import DATA
 from support.small_files import STRING, text
 
 from bitnet.checkpoints import convert_groups
@@ -13,6 +14,7 @@ from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import main
 from bitnet.errors import FormatError
 from bitnet.formats.gguf import GGUFFile
+from bitnet.text.tokenizer import Tokenizer
 from bitnet.verify import compare
 
 SOURCES = ("Q2_0_G64", "Q2_0_G128", "PQ2_0", "PTQ1_0", "mlx", "mlx 128", "F16")
@@ -33,6 +35,18 @@ def written(tmp_path, model, container):
     path = tmp_path / "src.gguf"
     path.write_bytes(models.gguf(model, container).bytes())
     return path
+
+
+def test_every_token_that_ends_a_text_is_kept(tmp_path):
+    """generation_config.json lists <|im_end|> and <|endoftext|>, as that of every Qwen3 does."""
+    src = DATA / "groups" / "mlx_2bit_g128"
+    ends = set(json.loads((src / "generation_config.json").read_text())["eos_token_id"])
+    gguf = convert(src, tmp_path / "dst.gguf").path
+    for path in (gguf, convert(gguf, tmp_path / "back").path):
+        checkpoint = open_checkpoint(path)
+        tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source, checkpoint.config)
+        assert len(ends) == 2
+        assert set(tokenizer.eos_ids) == ends
 
 
 def has_values_of(path, model):

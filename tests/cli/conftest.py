@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import select
 import subprocess
 import sys
 
@@ -58,6 +59,8 @@ class Screen:
 
     def wait_for(self, text):
         while text not in self.shown:
+            if not select.select([self.ours], [], [], 60)[0]:
+                raise TimeoutError(f"{text!r} is not in {self.shown!r}")
             self.shown += os.read(self.ours, 4096)
 
     def all(self):

@@ -14,6 +14,7 @@ from support.paths import DATA
 import bitnet
 from bitnet.api import measure
 from bitnet.cli import run, terminal
+from bitnet.cli.command import COMMANDS
 from bitnet.runtime import dispatch
 from bitnet.verify import verify
 
@@ -180,6 +181,11 @@ def test_help_and_version(command):
         assert f"  {name} " in out
         assert command(name, "--help")[0] == 0
     assert command("--version")[:2] == (0, f"bitnet {bitnet.__version__}\n")
+
+
+@pytest.mark.parametrize("module", COMMANDS.values(), ids=COMMANDS)
+def test_what_a_command_does_is_a_whole_sentence_in_one_line(module):
+    assert module.__doc__.partition("\n")[0].endswith(".")
 
 
 # ------------------------------------------------------------------------------ signals and pipes

@@ -301,7 +301,7 @@ def test_floats_that_are_not():
     with pytest.raises(ValueError, match=r"row 24, column 1[23].: weight .* limit: 0 or "):
         group_scales.split_floats(values, 128, 20)
     values[1, 3] = np.nan
-    with pytest.raises(ValueError, match="row 1, "):
+    with pytest.raises(ValueError, match="row 1, column 3: weight nan, limit: 0 or "):
         group_scales.split_floats(values, 128)
     rng = np.random.default_rng(1)
     assert group_scales.group_of(rng.standard_normal((6, 640)).astype(np.float32)) is None

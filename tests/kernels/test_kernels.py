@@ -2,14 +2,17 @@
 
 import ctypes
 import importlib
+import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support import reference
 from support.guard import guarded
 
+import bitnet
 from bitnet.compute import operands, ops
 from bitnet.runtime import cpu, dispatch, self_test
 from bitnet.runtime.kv_cache import KVCache
@@ -281,8 +284,26 @@ def test_every_instruction_set_gives_the_known_answer():
         assert self_test.answer(module.capsule) == self_test.KNOWN_ANSWER, name
 
 
-def broken_kernels():
-    """A module whose table has the two gates exchanged: it runs, and computes something else."""
+TABLE = (Path(bitnet.__file__).parent / "kernels" / "table.pxd").read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in re.findall(r"\(\*(\w+)\)", TABLE) if "group" in n])
+def test_the_known_answer_is_also_of_kernels_for_scales_of_groups(name):
+    nothing = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
+    place = re.findall(r"\(\*(\w+)\)", TABLE).index(name)
+
+    def change(table):
+        table[place] = ctypes.cast(nothing, ctypes.c_void_p).value
+
+    assert self_test.answer(broken_kernels(change).capsule) != self_test.KNOWN_ANSWER
+
+
+def exchange_gates(table):
+    table[7], table[8] = table[8], table[7]  # relu2_gate and silu_gate
+
+
+def broken_kernels(change=exchange_gates):
+    """A module whose table was changed: by default it runs, and computes something else."""
     api = ctypes.pythonapi
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -293,7 +314,7 @@ def broken_kernels():
         api.PyCapsule_GetPointer(generic.capsule, b"bitnet.kernels")
     )
     copy = (ctypes.c_void_p * dispatch.n_kernels)(*table)
-    copy[7], copy[8] = copy[8], copy[7]  # relu2_gate and silu_gate
+    change(copy)
     name = ctypes.create_string_buffer(b"bitnet.kernels")
     capsule = api.PyCapsule_New(ctypes.addressof(copy), ctypes.addressof(name), None)
     return types.SimpleNamespace(capsule=capsule, keep_alive=(copy, name))
