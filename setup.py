@@ -65,7 +65,10 @@ KERNELS = Path("bitnet/kernels")
 KERNEL_SOURCES = [str(p) for p in sorted(KERNELS.rglob("*")) if p.suffix in {".h", ".pxi"}]
 
 
-def extension(name, flags=(), link=(), depends=("bitnet/kernels/kv_page.h",), macros=()):
+SHARED = ["bitnet/kernels/kv_page.h", "bitnet/kernels/group_rows.h"]  # what lies where in memory
+
+
+def extension(name, flags=(), link=(), depends=SHARED, macros=()):
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
