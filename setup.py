@@ -63,8 +63,6 @@ EXTRAS = {
 
 KERNELS = Path("bitnet/kernels")
 KERNEL_SOURCES = [str(p) for p in sorted(KERNELS.rglob("*")) if p.suffix in {".h", ".pxi"}]
-
-
 SHARED = ["bitnet/kernels/kv_page.h", "bitnet/kernels/group_rows.h"]  # what lies where in memory
 
 

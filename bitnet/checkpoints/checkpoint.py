@@ -104,11 +104,7 @@ class TernaryTensor:
         elif self.unpack_groups is not None:
             yield from self.unpack_groups()
         else:
-            scales, chunks = self.unpack()
-            scales, row = np.broadcast_to(scales, (self.n_rows, scales.shape[1])), 0
-            for codes in chunks:
-                yield scales[row : row + len(codes)], codes
-                row += len(codes)
+            yield from _by_rows(self.n_rows, *self.unpack())
 
     def scales_differ(self) -> bool:
         """Whether groups of a row have different scales, of a type that may be used either way."""
@@ -250,11 +246,7 @@ class Checkpoint:
         if self.has_group_scales:
             yield from t.read_groups()
             return
-        scales, chunks = t.read()
-        scales, row = np.broadcast_to(scales, (t.n_rows, 1)), 0
-        for codes in chunks:
-            yield scales[row : row + len(codes)], codes
-            row += len(codes)
+        yield from _by_rows(t.n_rows, *t.read())
 
     def table(self, name: str) -> str:
         """The tensor that is embed_tokens or lm_head: the embedding where they are tied."""
@@ -301,6 +293,14 @@ class Checkpoint:
             raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
         values = self.config.arch.applied_norm(name, stored, self.config.norms_are_offsets)
         return np.require(values, requirements=["C", "A"])  # safetensors aligns nothing
+
+
+def _by_rows(n_rows: int, scales: np.ndarray, chunks: Codes) -> Steps:
+    """Yield the scales of each chunk's rows with it. scales: of one row for all, or of n_rows."""
+    scales, row = np.broadcast_to(scales, (n_rows, scales.shape[1])), 0
+    for codes in chunks:
+        yield scales[row : row + len(codes)], codes
+        row += len(codes)
 
 
 def _have_groups(arch: Architecture, ternary: Mapping[str, TernaryTensor]) -> bool | None:

@@ -10,7 +10,8 @@ from libc.stdint cimport int8_t, int32_t, uint8_t
 from .operands import MAX_LINEAR_COLS
 
 from .operands cimport (
-    CHUNK, MAX_STACKED, Array, Batch, Matrix, asarray, check_rows, is_streamed, open_array,
+    CHUNK, MAX_STACKED, Array, Batch, Matrix, asarray, check_product, check_rows, is_streamed,
+    open_array,
 )
 from .threads cimport ThreadTimes, begin_operation, end_item, end_operation, threads_for
 from ..kernels.group_rows cimport (
@@ -191,12 +192,7 @@ cdef int grouped_linear(Matrix out, GroupedLinear weights, GroupedActivations x,
     cdef int team = threads_for(batch.n_threads, weights.n_rows * weights.n_cols
                                 * batch.n_tokens // 32)
     cdef ThreadTimes times
-    if x.n_cols != weights.n_cols or batch.n_tokens > x.n_rows:
-        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, not {batch.n_tokens} x {weights.n_cols}")
-    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
-            or weights.n_rows > out.n_cols - column):
-        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
-                         f"{weights.n_rows} from column {column}")
+    check_product(batch, out, column, weights.n_rows, weights.n_cols, x.n_rows, x.n_cols)
     cdef LookupPlan plan = lookup_plan(weights, batch, team)
     cdef Py_ssize_t n_done = plan.n_tokens
     if team == 1:

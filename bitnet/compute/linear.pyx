@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint8_t
 
 from .grouped cimport GroupedLinear, grouped_linear
 from .operands cimport (
-    CHUNK, Batch, Linear, Matrix, QuantizedActivations, StackedMatrix, is_streamed,
+    CHUNK, Batch, Linear, Matrix, QuantizedActivations, StackedMatrix, check_product, is_streamed,
 )
 from .threads cimport ThreadTimes, begin_operation, end_item, end_operation, threads_for
 from ..kernels.table cimport BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_TILE_TOKENS
@@ -61,12 +61,7 @@ cdef int row_scaled_linear(Matrix out, Linear weights, QuantizedActivations x, B
     cdef Py_ssize_t c
     cdef Py_ssize_t n_products = weights.n_rows * weights.n_cols * batch.n_tokens
     cdef int team = threads_for(batch.n_threads, n_products // 64)
-    if x.n_cols != weights.n_cols or batch.n_tokens > x.n_rows:
-        raise ValueError(f"x is {x.n_rows} x {x.n_cols}, not {batch.n_tokens} x {weights.n_cols}")
-    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
-            or weights.n_rows > out.n_cols - column):
-        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
-                         f"{weights.n_rows} from column {column}")
+    check_product(batch, out, column, weights.n_rows, weights.n_cols, x.n_rows, x.n_cols)
     cdef LookupPlan plan = lookup_plan(weights, batch, team)
     cdef Py_ssize_t n_done = plan.n_tokens
     cdef ThreadTimes times

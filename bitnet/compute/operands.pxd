@@ -111,5 +111,9 @@ cdef class Batch:
 cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_cols,
                     str what) except -1
 
+# ValueError where inputs x are not of n_cols, or out has no room for n_rows outputs from column on.
+cdef int check_product(Batch batch, Matrix out, Py_ssize_t column, Py_ssize_t n_rows,
+                       Py_ssize_t n_cols, Py_ssize_t x_rows, Py_ssize_t x_cols) except -1
+
 # Whether so many bytes of weights (or more than min_bytes) are read past the caches.
 cdef bint is_streamed(Py_ssize_t n_bytes, Py_ssize_t min_bytes) noexcept nogil

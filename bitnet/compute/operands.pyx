@@ -328,6 +328,17 @@ cdef int check_rows(Batch batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t n_
     return 0
 
 
+cdef int check_product(Batch batch, Matrix out, Py_ssize_t column, Py_ssize_t n_rows,
+                       Py_ssize_t n_cols, Py_ssize_t x_rows, Py_ssize_t x_cols) except -1:
+    if x_cols != n_cols or batch.n_tokens > x_rows:
+        raise ValueError(f"x is {x_rows} x {x_cols}, not {batch.n_tokens} x {n_cols}")
+    if (batch.n_tokens > out.n_rows or column < 0 or column > out.n_cols
+            or n_rows > out.n_cols - column):
+        raise ValueError(f"out is {out.n_rows} x {out.n_cols}, not {batch.n_tokens} x at least "
+                         f"{n_rows} from column {column}")
+    return 0
+
+
 cdef bint is_streamed(Py_ssize_t n_bytes, Py_ssize_t min_bytes) noexcept nogil:
     """On AMD alone, where it was measured to be faster: an Intel core has more requests underway to
     its second cache than to the first, a Zen 5 as many."""

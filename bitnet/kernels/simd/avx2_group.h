@@ -54,15 +54,9 @@ static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
 static inline __m256i group_halves(const group_vec *s) {
     return _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
 }
-static inline i32x4 group_sums_128(const group_vec *s) {
-    const __m256i h = group_halves(s);
-    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-}
+static inline i32x4 group_sums_128(const group_vec *s) { return group_128(group_halves(s)); }
 static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
-    const __m256i h = group_halves(s);
-    const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
-    sums[0] = (i32x4)_mm_unpacklo_epi32(a, b);
-    sums[1] = (i32x4)_mm_unpackhi_epi32(a, b);
+    group_64(sums, group_halves(s));
 }
 static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
     UNROLL for (int i = 0; i < 4; i += 2) {

@@ -138,15 +138,9 @@ static inline __m256i group_halves(const group_vec *s) {
     const __m512i v = _mm512_add_epi32(u, _mm512_shuffle_epi32(u, (_MM_PERM_ENUM)0x4E));
     return _mm256_unpacklo_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
 }
-static inline i32x4 group_sums_128(const group_vec *s) {
-    const __m256i h = group_halves(s);
-    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-}
+static inline i32x4 group_sums_128(const group_vec *s) { return group_128(group_halves(s)); }
 static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
-    const __m256i h = group_halves(s);
-    const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
-    sums[0] = (i32x4)_mm_unpacklo_epi32(a, b);
-    sums[1] = (i32x4)_mm_unpackhi_epi32(a, b);
+    group_64(sums, group_halves(s));
 }
 static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
     UNROLL for (int i = 0; i < 2; i++) {

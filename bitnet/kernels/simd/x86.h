@@ -11,6 +11,19 @@ static inline f32x4 f32x4_of_f16(uint64_t halves) {
     return (f32x4)_mm_cvtph_ps(_mm_cvtsi64_si128((int64_t)halves));
 }
 
+/* -------------------------------------------------------------------------------------- group.h */
+/* Sums of 128, or of 64, columns of four blocks. halves: of the first 64 of each, then of the
+ * others. */
+static inline i32x4 group_128(__m256i halves) {
+    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(halves),
+                                _mm256_extracti128_si256(halves, 1));
+}
+static inline void group_64(i32x4 *sums, __m256i halves) {
+    const __m128i a = _mm256_castsi256_si128(halves), b = _mm256_extracti128_si256(halves, 1);
+    sums[0] = (i32x4)_mm_unpacklo_epi32(a, b);
+    sums[1] = (i32x4)_mm_unpackhi_epi32(a, b);
+}
+
 /* Eight partial sums added in the order of f32_sum. */
 static inline float f32_sum_8(__m256 s) {
     __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
