@@ -137,9 +137,12 @@ static inline vec vec_fold(vec sum, vec acc) {
 #endif
 
 /* -------------------------------------------------------------------------------------- group.h */
+#define GROUP_TILE_TOKENS 4
 #define GROUP_PARTS 4           /* a part is a block of 128 columns, its halves in two registers */
 typedef struct { int8x16_t half[2]; } group_field;
 typedef struct { int32x4_t half[2]; } group_vec;
+typedef const int8_t *group_planes;
+static inline group_planes group_load(const int8_t *x) { return x; }
 static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
                                 int halves) {
     (void)block;
@@ -172,7 +175,7 @@ static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
     }
     return s;
 }
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+static inline group_vec group_dot_16(const group_field *c, group_planes x) {
     const group_vec high = group_dot_8(c, x), low = group_dot_8(c, x + 256);
     group_vec s;
     UNROLL for (int h = 0; h < 2; h++)
