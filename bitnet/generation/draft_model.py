@@ -1,0 +1,394 @@
+"""A small model drafts for a large one (Leviathan et al. 2023; Chen et al. 2023), for all sequences
+of a scheduler side by side.
+
+It chooses a token as the large model does: by the sequence's own sampler, with the noise of the
+same position. The large model's choice decides, so the text is that of plain decoding whatever is
+drafted. How much is drafted follows from measured times, see draft_policy.py. Of a text it reads
+what can be afforded: its end at first, all of it once drafts have paid for that. What it has read
+may be dropped at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError, NotFinite, PoolExhausted
+from ..models.lm_head_screen import LogitsQuery
+from ..models.sequence_state import SequenceState
+from ..models.transformer import Transformer
+from ..models.workspace import DRAFT_ROWS
+from ..runtime.kv_cache import DEFAULT_KV_DTYPE
+from .draft_policy import (
+    FIRST_DRAFT,
+    MAX_PLAIN_AGE,
+    Account,
+    Agreement,
+    Candidate,
+    StepCosts,
+    best_lengths,
+    drafting,
+)
+from .fairness import SHARED_ROWS
+from .prefix_cache import PrefixCache
+from .request import Request
+
+log = logging.getLogger("bitnet")
+
+# Tokens that are read in the step of a draft; more are read before it. A step of so many rows takes
+# three to five times as long as one of one.
+MAX_UNREAD = 32
+MIN_READ = 8  # latest tokens of a text without which nothing is drafted
+MIN_PLAIN = 2  # plain steps that are measured before the first draft
+N_ASLEEP = 8  # tokens until a sequence that cannot afford a draft is looked at again
+PROMPT_SHARE = 0.02  # of the time a prompt has taken: what the small model may take to read it
+
+
+class ModelDrafts:
+    """The drafts of one sequence, and what the small model has read of it.
+
+    drafted, accepted: tokens proposed, and those that were right. state: has seen the tokens from
+    begin on, and some of the draft; None: nothing. draft: tokens behind the first n_text of the
+    text. goal: up to where it reads before it drafts. is_invested: whether what was gained pays for
+    that. latest: of this step's draft, tokens and how many were right.
+    """
+
+    def __init__(self, prior: Agreement) -> None:
+        self.drafted = self.accepted = 0
+        self.state: SequenceState | None = None
+        self.begin = self.n_text = self.goal = self.asleep_until = 0
+        self.is_invested = False
+        self.draft: list[int] = []
+        self.latest = (0, 0)
+        self.agreement, self.account = Agreement(prior), Account()
+
+    def propose(self, tokens: list[int], n_max: int) -> list[int]:
+        """What DraftModel.prepare has drafted behind these tokens, at most n_max of it."""
+        return self.draft[:n_max] if self.n_text == len(tokens) else []
+
+    def record(self, n_drafted: int, n_accepted: int) -> None:
+        """Learn how the latest draft fared."""
+        self.drafted += n_drafted
+        self.accepted += n_accepted
+        self.latest = n_drafted, n_accepted
+        self.agreement.record(n_drafted, n_accepted)
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """Go on from these tokens: forget what was drafted, and of that what did not come."""
+        n_right = 0
+        for drafted, token in zip(self.draft, tokens[self.n_text :], strict=False):
+            if drafted != token:
+                break
+            n_right += 1
+        n_seen = min(self.n_text + n_right, len(tokens) - 1) - self.begin
+        self.draft, self.n_text, self.latest = [], len(tokens), (0, 0)
+        if self.state is not None and self.state.length > n_seen and not self.state.trim(n_seen):
+            self.state.trim(0)
+
+    @property
+    def n_unread(self) -> int:
+        """Tokens from begin on that the small model has not seen."""
+        return self.n_text - self.begin - (self.state.length if self.state is not None else 0)
+
+
+class DraftModel:
+    """Drafts for the sequences of one Scheduler, which alone calls it, within its steps.
+
+    transformer: the small model. slots, kv_dtype: as of Scheduler. prefix_cache: None, or what
+    keeps the small model's states of finished sequences. clock: gives seconds.
+
+    FormatError where the small model's weights are damaged: it runs, to be measured.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        *,
+        slots: int = 1,
+        kv_dtype: str = DEFAULT_KV_DTYPE,
+        prefix_cache: PrefixCache | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.transformer = transformer
+        self.target_costs, self.costs, self.agreement = StepCosts(), StepCosts(), Agreement()
+        self._slots, self._kv_dtype, self._clock = slots, kv_dtype, clock
+        self._prefix_cache = prefix_cache
+        self._max_rows = transformer.max_batch
+        self._max_unread = min(MAX_UNREAD, self._max_rows // DRAFT_ROWS)
+        self._token_ids = np.empty(self._max_rows, np.int32)
+        self._live: list[ModelDrafts] = []  # those with a state
+        self._part: list[ModelDrafts] = []  # those with a draft in this step
+        self._seconds = 0.0  # of this step's drafts
+        self._plain_age = 0  # steps since one without a draft
+        self._is_broken = False
+        with closing(self._new_state()) as state:
+            self._forward([(state, [0])])  # also looks for damage, which takes time of its own
+            for n_rows in (1, min(self._max_unread, state.capacity - 2)):
+                self._timed_forward([(state, [0] * n_rows)])
+
+    def new_drafts(self) -> ModelDrafts:
+        """The drafts of one more sequence."""
+        return ModelDrafts(self.agreement)
+
+    # -------------------------------------------------------------------------------------- a step
+    def prepare(self, running: Sequence[Request], n_rows: int) -> None:
+        """Draft for what runs, at most n_rows tokens in all: ModelDrafts.propose gives them.
+
+        running: all sequences of the step, of which some may have other drafts, or none.
+        """
+        self._part, self._seconds = [], 0.0
+        n_plain = self.target_costs.n_measured(len(running))
+        if self._is_broken or n_plain < MIN_PLAIN or self._plain_age >= MAX_PLAIN_AGE:
+            return
+        begin = self._clock()
+        try:
+            ready = [r for r in running if self._is_ready(r, n_rows, len(running))]
+            if ready:
+                begin = self._clock()
+                self._draft(self._lengths(ready, n_rows, len(running)))
+        except PoolExhausted as error:
+            log.debug("no memory for drafts: %s", str(error))
+            if self._prefix_cache is None or not self._prefix_cache.drop_oldest():
+                for request in running:
+                    self._sleep(request, 8 * N_ASLEEP)
+        except (FormatError, NotFinite) as error:
+            log.warning("speculative: nothing is drafted any more: %s", str(error))
+            self._is_broken = True
+            self.close()
+        self._seconds = self._clock() - begin
+
+    def record_step(self, running: Iterable[Request], n_rows: int, seconds: float) -> None:
+        """Learn what the large model's step over so many rows has taken, behind prepare."""
+        n_sequences = len(list(running))
+        self._plain_age = self._plain_age + 1 if n_rows > n_sequences else 0
+        self.target_costs.record(n_rows, seconds)
+        plain = self.target_costs.of(n_sequences)
+        for drafts in self._part:
+            gained = (1 + drafts.latest[1]) * plain - (self._seconds + seconds)
+            drafts.account.record(gained, plain)
+        self._part = []
+
+    def _lengths(
+        self, ready: list[Request], n_rows: int, n_running: int
+    ) -> list[tuple[Request, int]]:
+        """[(request, tokens to draft)]: what gains most, and a try where that may have changed."""
+        pairs = [(request, _of(request)) for request in ready]
+        candidates = [
+            Candidate(d.agreement.probability, self._room(r, n_rows), d.n_unread) for r, d in pairs
+        ]
+        lengths = best_lengths(self.target_costs, self.costs, candidates, n_running, n_rows)
+        plain = self.target_costs.of(n_running)
+        n_left = n_rows - sum(lengths)
+        for i, (request, drafts) in enumerate(pairs):
+            cost = 0.0
+            if not lengths[i] and n_left >= FIRST_DRAFT:
+                cost = self._cost_of_try(drafts.n_unread, n_running)
+                lengths[i] = min(FIRST_DRAFT, candidates[i].room)
+                n_left -= lengths[i]
+            if lengths[i] and not drafts.account.allows(cost, plain):
+                lengths[i] = 0
+                self._sleep(request, N_ASLEEP)
+        return [(request, n) for request, n in zip(ready, lengths, strict=True) if n]
+
+    def _cost_of_try(self, n_unread: int, n_running: int) -> float:
+        """Seconds that a short draft costs if it is wrong."""
+        draft = drafting(self.costs, [Candidate(0.0, FIRST_DRAFT, n_unread)], [FIRST_DRAFT])
+        costs = self.target_costs
+        return draft + costs.of(n_running + FIRST_DRAFT) - costs.of(n_running)
+
+    def _draft(self, work: list[tuple[Request, int]]) -> None:
+        """Draft tokens for each request, a step of the small model for one of each."""
+        self._part = [_of(request) for request, _ in work]
+        for level in range(max((n for _, n in work), default=0)):
+            active = [(r, _of(r)) for r, n in work if n > level]
+            sequences = [(self._state_of(d), r.tokens[d.n_text - d.n_unread :] if level == 0
+                          else d.draft[-1:]) for r, d in active]  # fmt: skip
+            logits = self._timed_forward(sequences, [r.guess_query(d.draft) for r, d in active])
+            for (request, drafts), row in zip(active, logits, strict=True):
+                drafts.draft.append(request.guess(row, drafts.draft))
+
+    # ------------------------------------------------------------------------------------- reading
+    def _is_ready(self, request: Request, n_rows: int, n_running: int) -> bool:
+        """Whether a sequence may draft now. What it has to read before is read, a part a step."""
+        drafts = request.drafts
+        if not isinstance(drafts, ModelDrafts) or len(request.tokens) < drafts.asleep_until:
+            return False
+        if request.draft_room(n_rows) < 1:
+            return False
+        drafts.settle(request.tokens)
+        if not self._choose_beginning(request, drafts, n_running):
+            self._sleep(request, N_ASLEEP)
+            return False
+        n_more = drafts.n_unread - self._max_unread
+        if n_more <= 0:
+            return True
+        n = min(n_more, self._max_rows if n_running == 1 else min(SHARED_ROWS, self._max_rows))
+        first = drafts.n_text - drafts.n_unread
+        begin = self._clock()
+        self._timed_forward([(self._state_of(drafts), request.tokens[first : first + n])])
+        seconds = self._clock() - begin
+        if drafts.is_invested:
+            drafts.account.gained -= seconds
+        else:
+            drafts.account.record(-seconds, self.target_costs.of(n_running))
+        return n == n_more
+
+    def _choose_beginning(self, request: Request, drafts: ModelDrafts, n_running: int) -> bool:
+        """Decide what is read of a text before the next draft; False where it cannot be afforded.
+
+        At first that is its end. Once drafts have gained twice what it takes to read all that the
+        small model has room for, it does.
+        """
+        n, most = drafts.n_text, self._most(drafts.n_text)
+        plain = self.target_costs.of(n_running)
+        rest = self._cost_of_try(1, n_running)
+        allowed = drafts.account.left(plain) - rest
+        if drafts.state is None:
+            allowed += PROMPT_SHARE * request.prompt_seconds
+        elif n - drafts.begin + DRAFT_ROWS <= drafts.state.capacity:
+            to_gain = drafts.account.gained / 2
+            if 2 * (n - drafts.begin) < most and self._reading(most) < to_gain:
+                return self._begin(request, drafts, to_gain, is_invested=True)
+            if drafts.n_unread <= self._max_unread or n <= drafts.goal + self._max_unread:
+                return True
+            if self._reading(drafts.n_unread) <= allowed:
+                drafts.goal, drafts.is_invested = n, False
+                return True
+        return self._begin(request, drafts, allowed)
+
+    def _begin(
+        self, request: Request, drafts: ModelDrafts, allowed: float, is_invested: bool = False
+    ) -> bool:
+        """Begin anew, with as much of the text as may be read in so many seconds."""
+        n, most = drafts.n_text, self._most(drafts.n_text)
+        state, n_read = None, most
+        if self._prefix_cache is not None and most == n:
+            state = self._prefix_cache.fork(request.tokens)
+        if state is not None and self._reading(n - state.length) > allowed:
+            state.close()
+            state = None
+        if state is None:
+            while self._reading(n_read) > allowed and n_read > MIN_READ:
+                n_read = max(MIN_READ, n_read // 2)
+            if self._reading(n_read) > allowed:
+                return False
+            state = self._new_state()
+        self._drop(drafts)
+        drafts.state, drafts.begin, drafts.goal = state, n - n_read, n
+        drafts.is_invested = is_invested
+        self._live.append(drafts)
+        return True
+
+    def _most(self, n: int) -> int:
+        """Of a text of n tokens, the latest ones that it may begin with: all, or as many as leave
+        half of the small model's context free."""
+        capacity = self.transformer.context
+        return n if n + DRAFT_ROWS <= capacity else min(n, max(1, capacity // 2))
+
+    def _reading(self, n: int) -> float:
+        """Seconds in which n tokens are read."""
+        n_whole, rest = divmod(n, self._max_rows)
+        seconds = n_whole * self.costs.of(self._max_rows)
+        return seconds + self.costs.of(rest) if rest else seconds
+
+    def _room(self, request: Request, n_rows: int) -> int:
+        """Tokens that may be drafted for a sequence."""
+        drafts = _of(request)
+        here = self.transformer.context - (drafts.n_text - drafts.begin)
+        return min(request.draft_room(n_rows), here)
+
+    # -------------------------------------------------------------------------------------- memory
+    def release(self, request: Request) -> None:
+        """Give back what a sequence holds that has ended; keep its state, where it has seen all."""
+        drafts = request.drafts
+        if not isinstance(drafts, ModelDrafts) or drafts.state is None:
+            return
+        cache = self._prefix_cache
+        if cache is None or request.completion is None or drafts.begin:
+            self._drop(drafts)
+            return
+        drafts.settle(request.tokens)
+        state, drafts.state = drafts.state, None
+        self._live.remove(drafts)
+        cache.insert(request.tokens[: state.length], state)
+        live = sum(self._state_of(d).nbytes for d in self._live)
+        while cache.nbytes + live > self._slots * state.full_nbytes and cache.drop_oldest():
+            pass
+
+    def drop_oldest(self) -> bool:
+        """Give memory back, for the large model: a kept state, or that of a sequence which begins
+        anew then; False if there is none."""
+        if self._prefix_cache is not None and self._prefix_cache.drop_oldest():
+            return True
+        if self._live:
+            self._drop(self._live[0])
+            return True
+        return False
+
+    def close(self) -> None:
+        """Give all memory of states back."""
+        while self.drop_oldest():
+            pass
+
+    def _drop(self, drafts: ModelDrafts) -> None:
+        if drafts.state is not None:
+            self._live.remove(drafts)
+            drafts.state.close()
+        drafts.state, drafts.begin, drafts.draft = None, 0, []
+
+    def _state_of(self, drafts: ModelDrafts) -> SequenceState:
+        assert drafts.state is not None
+        return drafts.state
+
+    def _sleep(self, request: Request, n_tokens: int) -> None:
+        if isinstance(request.drafts, ModelDrafts):
+            request.drafts.asleep_until = len(request.tokens) + n_tokens
+
+    # ----------------------------------------------------------------------------------- the model
+    def _new_state(self) -> SequenceState:
+        return self.transformer.new_state(dtype=self._kv_dtype)
+
+    def _timed_forward(
+        self,
+        sequences: list[tuple[SequenceState, list[int]]],
+        queries: list[LogitsQuery | None] | None = None,
+    ) -> NDArray[np.float32]:
+        begin = self._clock()
+        logits = self._forward(sequences, queries)
+        self.costs.record(sum(len(ids) for _, ids in sequences), self._clock() - begin)
+        return logits
+
+    def _forward(
+        self,
+        sequences: list[tuple[SequenceState, list[int]]],
+        queries: list[LogitsQuery | None] | None = None,
+    ) -> NDArray[np.float32]:
+        """A step of the small model: logits (n_sequences, vocab), without queries none.
+
+        Whatever interrupts it, the states are as before.
+        """
+        ids = [token for _, part in sequences for token in part]
+        self._token_ids[: len(ids)] = ids
+        lengths = [state.length for state, _ in sequences]
+        try:
+            return self.transformer.forward(
+                self._token_ids[: len(ids)],
+                [(state, len(part)) for state, part in sequences],
+                logits="none" if queries is None else "last",
+                queries=queries,
+            )
+        except BaseException:
+            for (state, _), length in zip(sequences, lengths, strict=True):
+                if not state.trim(length):
+                    state.trim(0)
+            raise
+
+
+def _of(request: Request) -> ModelDrafts:
+    assert isinstance(request.drafts, ModelDrafts)
+    return request.drafts

@@ -1,0 +1,165 @@
+"""How many tokens a small model drafts for a large one: by what steps of both cost, as measured,
+and how often drafts were right. Knows no model and no clock; the text does not depend on it.
+
+With a draft of n tokens, each right with probability p where those before it are, a step gives
+1 + p + ... + p^n tokens (Leviathan et al. 2023) and costs n steps of the small model and one of the
+large one over 1 + n rows. Drafted is what gives the most tokens a second of all sequences together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+N_KEPT = 5  # latest steps of a number of rows whose median is its cost
+MAX_AGE = 256  # steps after which a cost that nobody measured again is forgotten
+FIRST_DRAFT = 2  # tokens of a draft that is to find out something
+MAX_PLAIN_AGE = 64  # steps with drafts, then one without: what does that take now?
+# Plain steps that a sequence may lose by drafts at once, and the part of a loss that is forgotten
+# with each step: so 1.5 steps and 1.5 % of all others at most.
+MAX_LOSS, FORGOTTEN = 1.5, 0.01
+AGREEMENT, AGREEMENT_WEIGHT = 0.6, 4.0  # before anything was drafted, and as how many tokens
+PRIOR_WEIGHT = 2.0  # tokens as which what was seen of all sequences counts for a new one
+
+
+class StepCosts:
+    """Seconds that a step of a model takes, by its rows: the median of the latest ones.
+
+    Between two numbers of rows that were measured it lies on a line, beyond them on that of the
+    last two.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, deque[float]] = {}
+        self._measured: dict[int, int] = {}  # {rows: the count of steps when it was}
+        self._costs: list[tuple[int, float]] = []  # by rows
+        self._n_steps = 0
+
+    def record(self, n_rows: int, seconds: float) -> None:
+        """Learn what a step has taken."""
+        self._n_steps += 1
+        self._seconds.setdefault(n_rows, deque(maxlen=N_KEPT)).append(seconds)
+        self._measured[n_rows] = self._n_steps
+        for rows in [r for r, at in self._measured.items() if at < self._n_steps - MAX_AGE]:
+            del self._measured[rows], self._seconds[rows]
+        self._costs = [(rows, median(times)) for rows, times in sorted(self._seconds.items())]
+
+    def n_measured(self, n_rows: int) -> int:
+        """How many of the latest steps had so many rows."""
+        return len(self._seconds.get(n_rows, ()))
+
+    @property
+    def most_rows(self) -> int:
+        """Of the steps that were measured; 0: there are none."""
+        return self._costs[-1][0] if self._costs else 0
+
+    def of(self, n_rows: int) -> float:
+        """Seconds of a step over so many rows, 0 where nothing was measured."""
+        costs = self._costs
+        if len(costs) < 2 or n_rows <= costs[0][0]:
+            return costs[0][1] if costs else 0.0
+        (x0, y0), (x1, y1) = next(
+            (pair for pair in pairwise(costs) if n_rows <= pair[1][0]), (costs[-2], costs[-1])
+        )
+        return max(y0, y0 + (y1 - y0) * (n_rows - x0) / (x1 - x0))
+
+
+class Agreement:
+    """How often drafts are right: the probability of a token where those before it are.
+
+    prior: that of all sequences, for one that has drafted little.
+    """
+
+    def __init__(self, prior: Agreement | None = None) -> None:
+        self._prior = prior
+        self._right = 0.0 if prior else AGREEMENT * AGREEMENT_WEIGHT
+        self._tried = 0.0 if prior else AGREEMENT_WEIGHT
+        self._kept = 0.9 if prior else 0.99  # of the counts, at each draft
+
+    def record(self, n_drafted: int, n_right: int) -> None:
+        """Learn how a draft fared: what follows the first wrong token was not tried."""
+        for one in (self, self._prior):
+            if one is not None:
+                one._right = one._kept * one._right + n_right
+                one._tried = one._kept * one._tried + min(n_right + 1, n_drafted)
+
+    @property
+    def probability(self) -> float:
+        right, tried = self._right, self._tried
+        if self._prior is not None:
+            right += PRIOR_WEIGHT * self._prior.probability
+            tried += PRIOR_WEIGHT
+        return min(max(right / tried, 0.01), 0.99)
+
+
+class Account:
+    """What a sequence has gained by drafts, in seconds, beside plain decoding.
+
+    balance: of late, which says whether it may go on. gained: in all, from which reading more of
+    the text is paid.
+    """
+
+    def __init__(self) -> None:
+        self.balance = self.gained = 0.0
+
+    def record(self, seconds: float, plain: float) -> None:
+        """Book a gain, or a loss. plain: seconds of a plain step."""
+        self.gained += seconds
+        balance = (1 - FORGOTTEN) * self.balance + seconds
+        self.balance = min(balance, MAX_LOSS * plain)  # what was gained is not for losing it again
+
+    def left(self, plain: float) -> float:
+        """Seconds that may be lost now."""
+        return self.balance + MAX_LOSS * plain
+
+    def allows(self, cost: float, plain: float) -> bool:
+        """Whether so many seconds may be lost now."""
+        return cost <= self.left(plain)
+
+
+class Candidate(NamedTuple):
+    """A sequence that may draft. probability: see Agreement. room: tokens at most. n_unread: tokens
+    that the small model reads in the step that gives the first one."""
+
+    probability: float
+    room: int
+    n_unread: int = 1
+
+
+def best_lengths(
+    target: StepCosts,
+    draft: StepCosts,
+    candidates: Sequence[Candidate],
+    n_sequences: int,
+    n_rows: int,
+) -> list[int]:
+    """Tokens that each candidate is to draft: those which give the most tokens a second.
+
+    target, draft: costs of the large and the small model. n_sequences: of the step, the candidates
+    among them. n_rows: drafted tokens of all. Of rows that were never measured only FIRST_DRAFT
+    more are tried.
+    """
+    known = max(target.most_rows, n_sequences) + FIRST_DRAFT - n_sequences
+    order = sorted(  # of one sequence by n, as probabilities are below 1
+        (-(c.probability**n), i) for i, c in enumerate(candidates) for n in range(1, c.room + 1)
+    )
+    lengths = [0] * len(candidates)
+    best, best_rate = list(lengths), n_sequences / target.of(n_sequences)
+    n_expected = float(n_sequences)
+    for n, (less, i) in enumerate(order[: min(n_rows, known)], 1):
+        lengths[i] += 1
+        n_expected -= less
+        seconds = target.of(n_sequences + n) + drafting(draft, candidates, lengths)
+        if n_expected / seconds > best_rate:
+            best, best_rate = list(lengths), n_expected / seconds
+    return best
+
+
+def drafting(draft: StepCosts, candidates: Sequence[Candidate], lengths: Sequence[int]) -> float:
+    """Seconds that the small model takes for drafts of these lengths, side by side."""
+    first = sum(c.n_unread for c, n in zip(candidates, lengths, strict=True) if n)
+    rows = [sum(n > level for n in lengths) for level in range(1, max(lengths, default=0))]
+    return sum(map(draft.of, [first, *rows])) if first else 0.0
