@@ -23,6 +23,14 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
+        "--bonsai",
+        metavar="FOLDER",
+        type=Path,
+        help="of bonsai-8b.gguf and bonsai-1.7b.gguf, 2.6 GB: used if they exist, else written and "
+        "kept (default: written to a temporary folder)",
+    )
+
+    parser.addoption(
         "--largest",
         metavar="N",
         type=int,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -25,14 +25,15 @@ from ..models.transformer import Transformer
 from ..models.workspace import DRAFT_ROWS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
 from .draft_policy import (
-    FIRST_DRAFT,
     MAX_PLAIN_AGE,
-    Account,
+    N_KEPT,
+    TRY,
     Agreement,
     Candidate,
+    Losses,
+    Savings,
     StepCosts,
     best_lengths,
-    drafting,
 )
 from .fairness import SHARED_ROWS
 from .prefix_cache import PrefixCache
@@ -40,13 +41,10 @@ from .request import Request
 
 log = logging.getLogger("bitnet")
 
-# Tokens that are read in the step of a draft; more are read before it. A step of so many rows takes
-# three to five times as long as one of one.
-MAX_UNREAD = 32
+MAX_UNREAD = 2  # tokens that the first step of a draft reads; what is before them is read before
 MIN_READ = 8  # latest tokens of a text without which nothing is drafted
 MIN_PLAIN = 2  # plain steps that are measured before the first draft
 N_ASLEEP = 8  # tokens until a sequence that cannot afford a draft is looked at again
-PROMPT_SHARE = 0.02  # of the time a prompt has taken: what the small model may take to read it
 
 
 class ModelDrafts:
@@ -54,18 +52,18 @@ class ModelDrafts:
 
     drafted, accepted: tokens proposed, and those that were right. state: has seen the tokens from
     begin on, and some of the draft; None: nothing. draft: tokens behind the first n_text of the
-    text. goal: up to where it reads before it drafts. is_invested: whether what was gained pays for
-    that. latest: of this step's draft, tokens and how many were right.
+    text. is_reading: whether it reads what it could afford before it drafts. latest: of this step's
+    draft, tokens and how many were right.
     """
 
     def __init__(self, prior: Agreement) -> None:
         self.drafted = self.accepted = 0
         self.state: SequenceState | None = None
-        self.begin = self.n_text = self.goal = self.asleep_until = 0
-        self.is_invested = False
+        self.begin = self.n_text = self.asleep_until = 0
+        self.is_reading, self.is_new = False, True
         self.draft: list[int] = []
         self.latest = (0, 0)
-        self.agreement, self.account = Agreement(prior), Account()
+        self.agreement, self.savings = Agreement(prior), Savings()
 
     def propose(self, tokens: list[int], n_max: int) -> list[int]:
         """What DraftModel.prepare has drafted behind these tokens, at most n_max of it."""
@@ -115,20 +113,21 @@ class DraftModel:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.transformer = transformer
-        self.target_costs, self.costs, self.agreement = StepCosts(), StepCosts(), Agreement()
+        self.target_costs, self.costs = StepCosts(), StepCosts()
+        self.agreement, self.losses = Agreement(), Losses()
         self._slots, self._kv_dtype, self._clock = slots, kv_dtype, clock
         self._prefix_cache = prefix_cache
         self._max_rows = transformer.max_batch
-        self._max_unread = min(MAX_UNREAD, self._max_rows // DRAFT_ROWS)
         self._token_ids = np.empty(self._max_rows, np.int32)
         self._live: list[ModelDrafts] = []  # those with a state
         self._part: list[ModelDrafts] = []  # those with a draft in this step
-        self._seconds = 0.0  # of this step's drafts
+        self._rows: list[int] = []  # of the small model's steps for it
         self._plain_age = 0  # steps since one without a draft
         self._is_broken = False
         with closing(self._new_state()) as state:
             self._forward([(state, [0])])  # also looks for damage, which takes time of its own
-            for n_rows in (1, min(self._max_unread, state.capacity - 2)):
+            for n_rows in N_KEPT * (1, min(MIN_READ, self._max_rows, state.capacity)):
+                state.trim(0)
                 self._timed_forward([(state, [0] * n_rows)])
 
     def new_drafts(self) -> ModelDrafts:
@@ -141,15 +140,13 @@ class DraftModel:
 
         running: all sequences of the step, of which some may have other drafts, or none.
         """
-        self._part, self._seconds = [], 0.0
+        self._part = []
         n_plain = self.target_costs.n_measured(len(running))
         if self._is_broken or n_plain < MIN_PLAIN or self._plain_age >= MAX_PLAIN_AGE:
             return
-        begin = self._clock()
         try:
             ready = [r for r in running if self._is_ready(r, n_rows, len(running))]
             if ready:
-                begin = self._clock()
                 self._draft(self._lengths(ready, n_rows, len(running)))
         except PoolExhausted as error:
             log.debug("no memory for drafts: %s", str(error))
@@ -160,17 +157,24 @@ class DraftModel:
             log.warning("speculative: nothing is drafted any more: %s", str(error))
             self._is_broken = True
             self.close()
-        self._seconds = self._clock() - begin
 
-    def record_step(self, running: Iterable[Request], n_rows: int, seconds: float) -> None:
+    def record_step(self, running: Sequence[Request], n_rows: int, seconds: float) -> None:
         """Learn what the large model's step over so many rows has taken, behind prepare."""
-        n_sequences = len(list(running))
+        n_sequences = len(running)
         self._plain_age = self._plain_age + 1 if n_rows > n_sequences else 0
         self.target_costs.record(n_rows, seconds)
         plain = self.target_costs.of(n_sequences)
-        for drafts in self._part:
-            gained = (1 + drafts.latest[1]) * plain - (self._seconds + seconds)
-            drafts.account.record(gained, plain)
+        self.losses.record_step()
+        for request in running:
+            if isinstance(request.drafts, ModelDrafts):
+                request.drafts.savings.record_step(seconds / n_sequences)
+        if self._part:
+            # Costs, not this step's own seconds: one that was held up says nothing.
+            cost = self.target_costs.of(n_rows) + sum(map(self.costs.of, self._rows)) - plain
+            gain = sum(drafts.latest[1] for drafts in self._part) * plain / n_sequences - cost
+            self.losses.record(gain, plain)
+            for drafts in self._part:
+                drafts.savings.record_draft(gain / len(self._part))
         self._part = []
 
     def _lengths(
@@ -182,32 +186,31 @@ class DraftModel:
             Candidate(d.agreement.probability, self._room(r, n_rows), d.n_unread) for r, d in pairs
         ]
         lengths = best_lengths(self.target_costs, self.costs, candidates, n_running, n_rows)
-        plain = self.target_costs.of(n_running)
-        n_left = n_rows - sum(lengths)
-        for i, (request, drafts) in enumerate(pairs):
-            cost = 0.0
-            if not lengths[i] and n_left >= FIRST_DRAFT:
-                cost = self._cost_of_try(drafts.n_unread, n_running)
-                lengths[i] = min(FIRST_DRAFT, candidates[i].room)
-                n_left -= lengths[i]
-            if lengths[i] and not drafts.account.allows(cost, plain):
-                lengths[i] = 0
+        left, n_left = self.losses.left(self.target_costs.of(n_running)), n_rows - sum(lengths)
+        for i, request in enumerate(ready):
+            if lengths[i] or n_left < TRY:
+                continue
+            if self._cost_of_try(n_running) <= left:
+                lengths[i] = TRY
+                n_left -= TRY
+                left -= self._cost_of_try(n_running)
+            else:
                 self._sleep(request, N_ASLEEP)
         return [(request, n) for request, n in zip(ready, lengths, strict=True) if n]
 
-    def _cost_of_try(self, n_unread: int, n_running: int) -> float:
-        """Seconds that a short draft costs if it is wrong."""
-        draft = drafting(self.costs, [Candidate(0.0, FIRST_DRAFT, n_unread)], [FIRST_DRAFT])
+    def _cost_of_try(self, n_running: int) -> float:
+        """Seconds that the shortest draft costs if it is wrong."""
         costs = self.target_costs
-        return draft + costs.of(n_running + FIRST_DRAFT) - costs.of(n_running)
+        return self.costs.of(TRY) + costs.of(n_running + TRY) - costs.of(n_running)
 
     def _draft(self, work: list[tuple[Request, int]]) -> None:
         """Draft tokens for each request, a step of the small model for one of each."""
-        self._part = [_of(request) for request, _ in work]
+        self._part, self._rows = [_of(request) for request, _ in work], []
         for level in range(max((n for _, n in work), default=0)):
             active = [(r, _of(r)) for r, n in work if n > level]
             sequences = [(self._state_of(d), r.tokens[d.n_text - d.n_unread :] if level == 0
                           else d.draft[-1:]) for r, d in active]  # fmt: skip
+            self._rows.append(sum(len(ids) for _, ids in sequences))
             logits = self._timed_forward(sequences, [r.guess_query(d.draft) for r, d in active])
             for (request, drafts), row in zip(active, logits, strict=True):
                 drafts.draft.append(request.guess(row, drafts.draft))
@@ -220,69 +223,73 @@ class DraftModel:
             return False
         if request.draft_room(n_rows) < 1:
             return False
+        if drafts.is_new:
+            drafts.savings.record_prompt(request.prompt_seconds)
+            drafts.is_new = False
         drafts.settle(request.tokens)
         if not self._choose_beginning(request, drafts, n_running):
             self._sleep(request, N_ASLEEP)
             return False
-        n_more = drafts.n_unread - self._max_unread
-        if n_more <= 0:
+        if drafts.n_unread <= MAX_UNREAD:
+            drafts.is_reading = False
             return True
+        n_more = drafts.n_unread - 1
         n = min(n_more, self._max_rows if n_running == 1 else min(SHARED_ROWS, self._max_rows))
         first = drafts.n_text - drafts.n_unread
         begin = self._clock()
         self._timed_forward([(self._state_of(drafts), request.tokens[first : first + n])])
-        seconds = self._clock() - begin
-        if drafts.is_invested:
-            drafts.account.gained -= seconds
-        else:
-            drafts.account.record(-seconds, self.target_costs.of(n_running))
-        return n == n_more
+        lacking = drafts.savings.pay(self._clock() - begin)
+        self.losses.record(-lacking, self.target_costs.of(n_running))
+        drafts.is_reading = n < n_more
+        return not drafts.is_reading
 
     def _choose_beginning(self, request: Request, drafts: ModelDrafts, n_running: int) -> bool:
         """Decide what is read of a text before the next draft; False where it cannot be afforded.
 
-        At first that is its end. Once drafts have gained twice what it takes to read all that the
-        small model has room for, it does.
+        At first that is its end, and twice as much or more whenever that can be paid.
         """
-        n, most = drafts.n_text, self._most(drafts.n_text)
-        plain = self.target_costs.of(n_running)
-        rest = self._cost_of_try(1, n_running)
-        allowed = drafts.account.left(plain) - rest
-        if drafts.state is None:
-            allowed += PROMPT_SHARE * request.prompt_seconds
-        elif n - drafts.begin + DRAFT_ROWS <= drafts.state.capacity:
-            to_gain = drafts.account.gained / 2
-            if 2 * (n - drafts.begin) < most and self._reading(most) < to_gain:
-                return self._begin(request, drafts, to_gain, is_invested=True)
-            if drafts.n_unread <= self._max_unread or n <= drafts.goal + self._max_unread:
+        if drafts.is_reading:
+            return True
+        savings = drafts.savings.seconds
+        left = self.losses.left(self.target_costs.of(n_running)) - self._cost_of_try(n_running)
+        spare = savings + max(0.0, left)
+        reach = drafts.n_text - drafts.begin
+        if drafts.state is not None and reach + DRAFT_ROWS <= self.transformer.context:
+            if drafts.begin and self._affordable(drafts.n_text, savings) >= 2 * reach:
+                return self._begin(request, drafts, savings)
+            if drafts.n_unread <= MAX_UNREAD:
                 return True
-            if self._reading(drafts.n_unread) <= allowed:
-                drafts.goal, drafts.is_invested = n, False
+            if self._reading(drafts.n_unread) <= spare:
+                drafts.is_reading = True
                 return True
-        return self._begin(request, drafts, allowed)
+        return self._begin(request, drafts, spare)
 
-    def _begin(
-        self, request: Request, drafts: ModelDrafts, allowed: float, is_invested: bool = False
-    ) -> bool:
-        """Begin anew, with as much of the text as may be read in so many seconds."""
-        n, most = drafts.n_text, self._most(drafts.n_text)
-        state, n_read = None, most
-        if self._prefix_cache is not None and most == n:
+    def _begin(self, request: Request, drafts: ModelDrafts, seconds: float) -> bool:
+        """Begin anew, with as much of the text as may be read in this time; False where that is
+        too little, and nothing is done."""
+        n, state = drafts.n_text, None
+        n_read = self._affordable(n, seconds)
+        if self._prefix_cache is not None and self._most(n) == n:
             state = self._prefix_cache.fork(request.tokens)
-        if state is not None and self._reading(n - state.length) > allowed:
-            state.close()
-            state = None
-        if state is None:
-            while self._reading(n_read) > allowed and n_read > MIN_READ:
-                n_read = max(MIN_READ, n_read // 2)
-            if self._reading(n_read) > allowed:
+        if state is not None and self._reading(n - state.length) <= seconds:
+            n_read = n
+        else:
+            if state is not None:
+                state.close()
+            if not n_read:
                 return False
             state = self._new_state()
         self._drop(drafts)
-        drafts.state, drafts.begin, drafts.goal = state, n - n_read, n
-        drafts.is_invested = is_invested
+        drafts.state, drafts.begin, drafts.is_reading = state, n - n_read, True
         self._live.append(drafts)
         return True
+
+    def _affordable(self, n: int, seconds: float) -> int:
+        """How many of the latest tokens of a text of n may be read in this time; 0: too few."""
+        n_read = self._most(n)
+        while n_read > MIN_READ and self._reading(n_read) > seconds:
+            n_read = max(MIN_READ, n_read // 2)
+        return n_read if self._reading(n_read) <= seconds else 0
 
     def _most(self, n: int) -> int:
         """Of a text of n tokens, the latest ones that it may begin with: all, or as many as leave
@@ -339,7 +346,7 @@ class DraftModel:
         if drafts.state is not None:
             self._live.remove(drafts)
             drafts.state.close()
-        drafts.state, drafts.begin, drafts.draft = None, 0, []
+        drafts.state, drafts.begin, drafts.is_reading, drafts.draft = None, 0, False, []
 
     def _state_of(self, drafts: ModelDrafts) -> SequenceState:
         assert drafts.state is not None

@@ -11,22 +11,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
 
-N_KEPT = 5  # latest steps of a number of rows whose median is its cost
+N_KEPT = 5  # latest steps of a number of rows whose lower quartile is its cost
 MAX_AGE = 256  # steps after which a cost that nobody measured again is forgotten
-FIRST_DRAFT = 2  # tokens of a draft that is to find out something
-MAX_PLAIN_AGE = 64  # steps with drafts, then one without: what does that take now?
-# Plain steps that a sequence may lose by drafts at once, and the part of a loss that is forgotten
-# with each step: so 1.5 steps and 1.5 % of all others at most.
-MAX_LOSS, FORGOTTEN = 1.5, 0.01
+TRY = 1  # tokens of a draft that is to find out something
+MIN_GAIN = 1.02  # expected tokens a second, times those of plain decoding, for which it is drafted
+MAX_PLAIN_AGE = 32  # steps with drafts, then one without: what does that take now?
+# Plain steps that may be lost by drafts at once, and the part of a loss that is forgotten
+# with each step: so 1.5 steps, and 0.8 % of all others, at most.
+MAX_LOSS, FORGOTTEN = 1.5, 0.005
+# What the small model may take to read a text, as a part of the time its prompt and its steps have
+# taken, and as a part of what drafts have gained.
+PROMPT_SHARE, STEP_SHARE, GAIN_SHARE = 0.03, 0.004, 0.5
 AGREEMENT, AGREEMENT_WEIGHT = 0.6, 4.0  # before anything was drafted, and as how many tokens
 PRIOR_WEIGHT = 2.0  # tokens as which what was seen of all sequences counts for a new one
 
 
 class StepCosts:
-    """Seconds that a step of a model takes, by its rows: the median of the latest ones.
+    """Seconds that a step of a model takes, by its rows: the lower quartile of the latest ones, for
+    what else the machine does only ever adds to them.
 
     Between two numbers of rows that were measured it lies on a line, beyond them on that of the
     last two.
@@ -45,7 +49,10 @@ class StepCosts:
         self._measured[n_rows] = self._n_steps
         for rows in [r for r, at in self._measured.items() if at < self._n_steps - MAX_AGE]:
             del self._measured[rows], self._seconds[rows]
-        self._costs = [(rows, median(times)) for rows, times in sorted(self._seconds.items())]
+        self._costs = [
+            (rows, sorted(times)[(len(times) - 1) // 4])
+            for rows, times in sorted(self._seconds.items())
+        ]
 
     def n_measured(self, n_rows: int) -> int:
         """How many of the latest steps had so many rows."""
@@ -77,7 +84,7 @@ class Agreement:
         self._prior = prior
         self._right = 0.0 if prior else AGREEMENT * AGREEMENT_WEIGHT
         self._tried = 0.0 if prior else AGREEMENT_WEIGHT
-        self._kept = 0.9 if prior else 0.99  # of the counts, at each draft
+        self._kept = 0.95 if prior else 0.99  # of the counts, at each draft
 
     def record(self, n_drafted: int, n_right: int) -> None:
         """Learn how a draft fared: what follows the first wrong token was not tried."""
@@ -95,29 +102,52 @@ class Agreement:
         return min(max(right / tried, 0.01), 0.99)
 
 
-class Account:
-    """What a sequence has gained by drafts, in seconds, beside plain decoding.
+class Losses:
+    """What drafts have cost of late beside plain decoding, in seconds of all sequences together.
 
-    balance: of late, which says whether it may go on. gained: in all, from which reading more of
-    the text is paid.
+    plain: seconds of a plain step.
     """
 
     def __init__(self) -> None:
-        self.balance = self.gained = 0.0
+        self._balance = 0.0
 
-    def record(self, seconds: float, plain: float) -> None:
-        """Book a gain, or a loss. plain: seconds of a plain step."""
-        self.gained += seconds
-        balance = (1 - FORGOTTEN) * self.balance + seconds
-        self.balance = min(balance, MAX_LOSS * plain)  # what was gained is not for losing it again
+    def record_step(self) -> None:
+        """Count a step."""
+        self._balance *= 1 - FORGOTTEN
+
+    def record(self, gain: float, plain: float) -> None:
+        """Book what was gained, or lost, a plain step at most: more says that it was held up."""
+        # What was gained is not there to be lost again.
+        self._balance = min(self._balance + max(gain, -plain), MAX_LOSS * plain)
 
     def left(self, plain: float) -> float:
         """Seconds that may be lost now."""
-        return self.balance + MAX_LOSS * plain
+        return self._balance + MAX_LOSS * plain
 
-    def allows(self, cost: float, plain: float) -> bool:
-        """Whether so many seconds may be lost now."""
-        return cost <= self.left(plain)
+
+class Savings:
+    """Seconds from which the small model's reading of one sequence is paid."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def record_prompt(self, seconds: float) -> None:
+        """Count the time that the large model has taken to read the prompt."""
+        self.seconds += PROMPT_SHARE * seconds
+
+    def record_step(self, seconds: float) -> None:
+        """Count the sequence's part of a step."""
+        self.seconds += STEP_SHARE * seconds
+
+    def record_draft(self, gain: float) -> None:
+        """Count what a draft has gained, or lost."""
+        self.seconds = max(0.0, self.seconds + GAIN_SHARE * gain)
+
+    def pay(self, seconds: float) -> float:
+        """Take this away; what is lacking of it."""
+        paid = min(seconds, self.seconds)
+        self.seconds -= paid
+        return seconds - paid
 
 
 class Candidate(NamedTuple):
@@ -139,15 +169,14 @@ def best_lengths(
     """Tokens that each candidate is to draft: those which give the most tokens a second.
 
     target, draft: costs of the large and the small model. n_sequences: of the step, the candidates
-    among them. n_rows: drafted tokens of all. Of rows that were never measured only FIRST_DRAFT
-    more are tried.
+    among them. n_rows: drafted tokens of all. Of rows that were never measured TRY more are tried.
     """
-    known = max(target.most_rows, n_sequences) + FIRST_DRAFT - n_sequences
+    known = max(target.most_rows, n_sequences) + TRY - n_sequences
     order = sorted(  # of one sequence by n, as probabilities are below 1
         (-(c.probability**n), i) for i, c in enumerate(candidates) for n in range(1, c.room + 1)
     )
     lengths = [0] * len(candidates)
-    best, best_rate = list(lengths), n_sequences / target.of(n_sequences)
+    best, best_rate = list(lengths), MIN_GAIN * n_sequences / target.of(n_sequences)
     n_expected = float(n_sequences)
     for n, (less, i) in enumerate(order[: min(n_rows, known)], 1):
         lengths[i] += 1
