@@ -44,6 +44,8 @@ log = logging.getLogger("bitnet")
 MAX_UNREAD = 2  # tokens that the first step of a draft reads; what is before them is read before
 MIN_READ = 8  # latest tokens of a text without which nothing is drafted
 MIN_PLAIN = 2  # plain steps that are measured before the first draft
+MIN_KNOWN = 3  # steps of a number of rows without which its cost is no reason against a try
+MAX_AGE_WAITING = 64  # steps after which costs are measured again by which none can be afforded
 N_ASLEEP = 8  # tokens until a sequence that cannot afford a draft is looked at again
 
 
@@ -123,10 +125,17 @@ class DraftModel:
         self._part: list[ModelDrafts] = []  # those with a draft in this step
         self._rows: list[int] = []  # of the small model's steps for it
         self._plain_age = 0  # steps since one without a draft
+        self._age = 0  # of costs: steps since one of the small model
         self._is_broken = False
+        self._measure()  # the first pass also looks for damage, which takes time of its own
+        self.costs = StepCosts()
+        for _ in range(N_KEPT):
+            self._measure()
+
+    def _measure(self) -> None:
+        """Learn what a step of one row costs, and one of MIN_READ."""
         with closing(self._new_state()) as state:
-            self._forward([(state, [0])])  # also looks for damage, which takes time of its own
-            for n_rows in N_KEPT * (1, min(MIN_READ, self._max_rows, state.capacity)):
+            for n_rows in (1, min(MIN_READ, self._max_rows, state.capacity)):
                 state.trim(0)
                 self._timed_forward([(state, [0] * n_rows)])
 
@@ -162,6 +171,7 @@ class DraftModel:
         """Learn what the large model's step over so many rows has taken, behind prepare."""
         n_sequences = len(running)
         self._plain_age = self._plain_age + 1 if n_rows > n_sequences else 0
+        self._age += 1
         self.target_costs.record(n_rows, seconds)
         plain = self.target_costs.of(n_sequences)
         self.losses.record_step()
@@ -169,10 +179,10 @@ class DraftModel:
             if isinstance(request.drafts, ModelDrafts):
                 request.drafts.savings.record_step(seconds / n_sequences)
         if self._part:
-            # Costs, not this step's own seconds: one that was held up says nothing.
             cost = self.target_costs.of(n_rows) + sum(map(self.costs.of, self._rows)) - plain
             gain = sum(drafts.latest[1] for drafts in self._part) * plain / n_sequences - cost
-            self.losses.record(gain, plain)
+            # One number of rows that was measured once may have been held up.
+            self.losses.record(max(gain, -plain), plain)
             for drafts in self._part:
                 drafts.savings.record_draft(gain / len(self._part))
         self._part = []
@@ -188,20 +198,23 @@ class DraftModel:
         lengths = best_lengths(self.target_costs, self.costs, candidates, n_running, n_rows)
         left, n_left = self.losses.left(self.target_costs.of(n_running)), n_rows - sum(lengths)
         for i, request in enumerate(ready):
-            if lengths[i] or n_left < TRY:
+            if lengths[i] or min(n_left, candidates[i].room) < TRY:
                 continue
             if self._cost_of_try(n_running) <= left:
                 lengths[i] = TRY
                 n_left -= TRY
                 left -= self._cost_of_try(n_running)
             else:
-                self._sleep(request, N_ASLEEP)
+                self._wait(request, n_running)
         return [(request, n) for request, n in zip(ready, lengths, strict=True) if n]
 
     def _cost_of_try(self, n_running: int) -> float:
-        """Seconds that the shortest draft costs if it is wrong."""
-        costs = self.target_costs
-        return self.costs.of(TRY) + costs.of(n_running + TRY) - costs.of(n_running)
+        """Seconds that the shortest draft costs if it is wrong: as far as that is known, or nobody
+        would learn that a step which was held up once takes less."""
+        costs, n_rows = self.target_costs, n_running + TRY
+        is_known = costs.n_measured(n_rows) >= MIN_KNOWN
+        more = costs.of(n_rows) - costs.of(n_running) if is_known else 0.0
+        return self.costs.of(TRY) + more
 
     def _draft(self, work: list[tuple[Request, int]]) -> None:
         """Draft tokens for each request, a step of the small model for one of each."""
@@ -228,7 +241,7 @@ class DraftModel:
             drafts.is_new = False
         drafts.settle(request.tokens)
         if not self._choose_beginning(request, drafts, n_running):
-            self._sleep(request, N_ASLEEP)
+            self._wait(request, n_running)
             return False
         if drafts.n_unread <= MAX_UNREAD:
             drafts.is_reading = False
@@ -236,9 +249,8 @@ class DraftModel:
         n_more = drafts.n_unread - 1
         n = min(n_more, self._max_rows if n_running == 1 else min(SHARED_ROWS, self._max_rows))
         first = drafts.n_text - drafts.n_unread
-        begin = self._clock()
         self._timed_forward([(self._state_of(drafts), request.tokens[first : first + n])])
-        lacking = drafts.savings.pay(self._clock() - begin)
+        lacking = drafts.savings.pay(self.costs.of(n))
         self.losses.record(-lacking, self.target_costs.of(n_running))
         drafts.is_reading = n < n_more
         return not drafts.is_reading
@@ -246,15 +258,17 @@ class DraftModel:
     def _choose_beginning(self, request: Request, drafts: ModelDrafts, n_running: int) -> bool:
         """Decide what is read of a text before the next draft; False where it cannot be afforded.
 
-        At first that is its end, and twice as much or more whenever that can be paid.
+        At first that is its end, and twice as much or more whenever savings can pay that.
         """
-        if drafts.is_reading:
+        reach = drafts.n_text - drafts.begin
+        has_room = drafts.state is not None and reach + DRAFT_ROWS <= self.transformer.context
+        if drafts.is_reading and has_room:
             return True
         savings = drafts.savings.seconds
         left = self.losses.left(self.target_costs.of(n_running)) - self._cost_of_try(n_running)
-        spare = savings + max(0.0, left)
-        reach = drafts.n_text - drafts.begin
-        if drafts.state is not None and reach + DRAFT_ROWS <= self.transformer.context:
+        first = self._reading(min(MIN_READ, drafts.n_text))
+        spare = max(savings, first if first <= savings + left else 0.0)
+        if has_room:
             if drafts.begin and self._affordable(drafts.n_text, savings) >= 2 * reach:
                 return self._begin(request, drafts, savings)
             if drafts.n_unread <= MAX_UNREAD:
@@ -352,6 +366,17 @@ class DraftModel:
         assert drafts.state is not None
         return drafts.state
 
+    def _wait(self, request: Request, n_running: int) -> None:
+        """Look at a sequence later, that cannot afford a draft by the costs of now. Costs that are
+        old are measured again: nothing else would bring them down."""
+        self._sleep(request, N_ASLEEP)
+        plain = self.target_costs.of(n_running)
+        if self._age > MAX_AGE_WAITING and self.losses.left(plain) > 0:
+            self.costs = StepCosts()
+            begin = self._clock()
+            self._measure()
+            self.losses.record(begin - self._clock(), plain)
+
     def _sleep(self, request: Request, n_tokens: int) -> None:
         if isinstance(request.drafts, ModelDrafts):
             request.drafts.asleep_until = len(request.tokens) + n_tokens
@@ -368,6 +393,7 @@ class DraftModel:
         begin = self._clock()
         logits = self._forward(sequences, queries)
         self.costs.record(sum(len(ids) for _, ids in sequences), self._clock() - begin)
+        self._age = 0
         return logits
 
     def _forward(

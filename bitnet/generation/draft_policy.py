@@ -32,8 +32,8 @@ class StepCosts:
     """Seconds that a step of a model takes, by its rows: the lower quartile of the latest ones, for
     what else the machine does only ever adds to them.
 
-    Between two numbers of rows that were measured it lies on a line, beyond them on that of the
-    last two.
+    Between two numbers of rows that were measured it lies on a line, beyond them on that through
+    the first and the last.
     """
 
     def __init__(self) -> None:
@@ -69,9 +69,11 @@ class StepCosts:
         if len(costs) < 2 or n_rows <= costs[0][0]:
             return costs[0][1] if costs else 0.0
         (x0, y0), (x1, y1) = next(
-            (pair for pair in pairwise(costs) if n_rows <= pair[1][0]), (costs[-2], costs[-1])
+            (pair for pair in pairwise(costs) if n_rows <= pair[1][0]), (costs[0], costs[-1])
         )
-        return max(y0, y0 + (y1 - y0) * (n_rows - x0) / (x1 - x0))
+        if n_rows > x1:
+            return y1 + max(0.0, y1 - y0) * (n_rows - x1) / (x1 - x0)
+        return y0 + (y1 - y0) * (n_rows - x0) / (x1 - x0)
 
 
 class Agreement:
@@ -116,9 +118,9 @@ class Losses:
         self._balance *= 1 - FORGOTTEN
 
     def record(self, gain: float, plain: float) -> None:
-        """Book what was gained, or lost, a plain step at most: more says that it was held up."""
+        """Book what was gained, or lost."""
         # What was gained is not there to be lost again.
-        self._balance = min(self._balance + max(gain, -plain), MAX_LOSS * plain)
+        self._balance = min(self._balance + gain, MAX_LOSS * plain)
 
     def left(self, plain: float) -> float:
         """Seconds that may be lost now."""

@@ -41,8 +41,8 @@ def test_a_cost_is_the_lower_quartile_of_the_latest():
 
 def test_costs_between_and_beyond():
     found = costs({1: 1.0, 3: 2.0, 8: 7.0})
-    assert [found.of(n) for n in (1, 2, 3, 4, 10)] == [1, 1.5, 2, 3, 9]
-    assert costs({2: 3.0, 3: 2.0}).of(9) == 3  # more rows are never cheaper
+    assert [found.of(n) for n in (1, 2, 3, 4, 15)] == [1, 1.5, 2, 3, 13]
+    assert costs({2: 3.0, 3: 2.0}).of(9) == 2  # what was never measured is not cheaper
     assert StepCosts().of(5) == 0 and StepCosts().most_rows == 0
 
 
@@ -130,9 +130,6 @@ def test_losses_are_never_far_below_plain_decoding():
             losses.record(-0.3, 1.0)
             lost += 0.3
     assert MAX_LOSS - 0.3 <= lost <= MAX_LOSS + 0.01 * n_steps
-    before = losses.left(1.0)
-    losses.record(-99.0, 1.0)  # the machine did something else
-    assert losses.left(1.0) == pytest.approx(before - 1)
     for _ in range(500):
         losses.record(0.5, 1.0)
     assert losses.left(1.0) == 2 * MAX_LOSS  # what was gained is not there to be lost
