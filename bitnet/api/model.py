@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import os
 import weakref
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
@@ -13,26 +12,24 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints.memory_plan import Need, Settings, settings_of_draft
+from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
 from ..checks import TokenIds, check_choice, check_whole, token_array
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
-from ..generation.draft_model import DraftModel
-from ..generation.prefix_cache import PrefixCache
 from ..generation.request import Completion, Constraint, Request
 from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
-from ..models.transformer import Transformer
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
+from .engine import new_scheduler
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
 from .stream import Stream, deltas_in
@@ -91,26 +88,8 @@ class Model:
         self.weights, self.needs, self.measured = weights, needs, measured
         self.draft, self.speculative = draft, speculative
         self._pool, self._tokenizer = pool, tokenizer
-        new_cache = PrefixCache if prefix_cache else lambda: None
-        draft_model = None
-        if draft is not None:
-            draft_model = DraftModel(
-                _transformer(
-                    draft,
-                    pool,
-                    settings_of_draft(settings, draft.config, draft.has_group_scales),
-                ),
-                slots=settings.slots,
-                kv_dtype=settings.kv_dtype,
-                prefix_cache=new_cache(),
-            )
-        self._scheduler: Scheduler | None = Scheduler(
-            _transformer(weights, pool, settings),
-            slots=settings.slots,
-            kv_dtype=settings.kv_dtype,
-            prefix_cache=new_cache(),
-            fair=fair,
-            draft_model=draft_model,
+        self._scheduler: Scheduler | None = new_scheduler(
+            weights, draft, pool, settings, prefix_cache=prefix_cache, fair=fair
         )
         if prefix_folder is not None:
             fingerprint = weights.fingerprint()
@@ -449,9 +428,9 @@ class Model:
         from ..runtime import memory_report
 
         self._open()
-        planned = Counter[str]()  # a model that drafts has needs of the same purposes
+        planned: dict[str, int] = {}  # a model that drafts has needs of the same purposes
         for need in self.needs:
-            planned[need.purpose] += need.nbytes
+            planned[need.purpose] = planned.get(need.purpose, 0) + need.nbytes
         mappings = [m for weights in self._all_weights() for m in weights.mappings()]
         return memory_report.measure(mappings, self._pool, self.measured, planned)
 
@@ -513,14 +492,3 @@ class Model:
         if len(ids) > (limit or self.context):
             raise ContextFull(0, len(ids), self.context)
         return ids
-
-
-def _transformer(weights: Weights, pool: Pool, settings: Settings) -> Transformer:
-    return Transformer(
-        weights,
-        pool,
-        n_threads=settings.threads,
-        context=settings.context,
-        max_sequences=settings.slots,
-        prefetch=settings.mapping == "prefetch",
-    )

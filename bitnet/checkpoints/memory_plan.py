@@ -85,7 +85,7 @@ class Planner:
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.has_folder()
         self._activation_bits = checkpoint.activation_bits
-        self._has_group_scales = checkpoint.has_group_scales
+        self.has_group_scales = checkpoint.has_group_scales
         head = checkpoint.screened_head() if self._has_cache else None
         self._is_screened = head is not None
         if head:
@@ -122,7 +122,7 @@ class Planner:
 
     def _settings_of_draft(self, settings: Settings) -> Settings:
         assert self._draft is not None
-        return settings_of_draft(settings, self._draft.config, self._draft._has_group_scales)
+        return settings_of_draft(settings, self._draft.config, self._draft.has_group_scales)
 
     def private(self, settings: Settings) -> int:
         """Bytes private to the process, every slot full."""
@@ -130,11 +130,11 @@ class Planner:
 
     def minimum(self, settings: Settings) -> int:
         """The bytes without which load refuses: one slot full, the others wait for room."""
-        return self.private(settings) - (settings.slots - 1) * self._state_bytes(settings)
+        return self.private(settings) - (settings.slots - 1) * self.slot_bytes(settings)
 
     def full_slots(self, settings: Settings, limit: int) -> int:
         """How many slots may be full at once under a limit."""
-        spare = (limit - self.minimum(settings)) // self._state_bytes(settings)
+        spare = (limit - self.minimum(settings)) // self.slot_bytes(settings)
         return min(settings.slots, 1 + spare)
 
     def check(self, settings: Settings, limit: int, setter: str = ASKED_LIMIT) -> int:
@@ -197,19 +197,19 @@ class Planner:
             return self._in_place + self._repacked
         return 0 if self._has_cache else self._repacked
 
-    def _state_bytes(self, settings: Settings) -> int:
+    def slot_bytes(self, settings: Settings) -> int:
         """Bytes of what a full slot holds."""
         own = state_bytes(self.config, settings.context, settings.kv_dtype)
         if self._draft is None:
             return own
-        return own + self._draft._state_bytes(self._settings_of_draft(settings))
+        return own + self._draft.slot_bytes(self._settings_of_draft(settings))
 
     def _minimum_of_draft(self, settings: Settings) -> int:
         """What minimum would be less by without the small model."""
         assert self._draft is not None
         needs = self._needs_of_draft(settings)
         full = sum(need.nbytes for need in needs if need.where != "files")
-        state = self._draft._state_bytes(self._settings_of_draft(settings))
+        state = self._draft.slot_bytes(self._settings_of_draft(settings))
         return full - (settings.slots - 1) * state
 
 

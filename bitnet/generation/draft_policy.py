@@ -90,10 +90,10 @@ class Agreement:
 
     def record(self, n_drafted: int, n_right: int) -> None:
         """Learn how a draft fared: what follows the first wrong token was not tried."""
-        for one in (self, self._prior):
-            if one is not None:
-                one._right = one._kept * one._right + n_right
-                one._tried = one._kept * one._tried + min(n_right + 1, n_drafted)
+        self._right = self._kept * self._right + n_right
+        self._tried = self._kept * self._tried + min(n_right + 1, n_drafted)
+        if self._prior is not None:
+            self._prior.record(n_drafted, n_right)
 
     @property
     def probability(self) -> float:
