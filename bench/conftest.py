@@ -26,7 +26,7 @@ def pytest_addoption(parser):
         "--bonsai",
         metavar="FOLDER",
         type=Path,
-        help="of bonsai-8b.gguf and bonsai-1.7b.gguf, 2.6 GB: used if they exist, else written and "
+        help="of files of 8B and 1.7B shapes, 6.6 GB: used if they exist, else written and "
         "kept (default: written to a temporary folder)",
     )
 
