@@ -23,6 +23,14 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
+        "--bonsai",
+        metavar="FOLDER",
+        type=Path,
+        help="of files of 8B and 1.7B shapes, 6.6 GB: used if they exist, else written and "
+        "kept (default: written to a temporary folder)",
+    )
+
+    parser.addoption(
         "--largest",
         metavar="N",
         type=int,

@@ -18,20 +18,18 @@ from ..checks import TokenIds, check_choice, check_whole, token_array
 from ..errors import ContextFull, FormatError
 from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
-from ..generation.prefix_cache import PrefixCache
-from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Completion, Constraint, Request
 from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
-from ..models.transformer import Transformer
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
+from .engine import new_scheduler
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, named_options, sampling_of, stopping_of
 from .stream import Stream, deltas_in
@@ -60,8 +58,9 @@ class Model:
     """A loaded model; made by load, a context manager. May be used from several threads.
 
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
-    weights: the Weights, for measurements. needs: what was planned. measured: [(name, bytes)] of
-    what the process grew by, measured at its loading.
+    weights: the Weights, for measurements. draft: those of the small model that drafts, or None.
+    speculative: how drafts are made where a generation does not say. needs: what was planned.
+    measured: [(name, bytes)] of what the process grew by, measured at its loading.
     """
 
     path: Path
@@ -79,27 +78,18 @@ class Model:
         prefix_folder: str | os.PathLike[str] | None = None,
         prefix_folder_limit: int = 0,
         fair: bool = False,
+        draft: Weights | None = None,
+        speculative: str | None = None,
         follows_machine: bool = False,
         needs: Sequence[Need] = (),
         measured: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.path, self.config, self.context = weights.path, weights.config, settings.context
         self.weights, self.needs, self.measured = weights, needs, measured
+        self.draft, self.speculative = draft, speculative
         self._pool, self._tokenizer = pool, tokenizer
-        transformer = Transformer(
-            weights,
-            pool,
-            n_threads=settings.threads,
-            context=settings.context,
-            max_sequences=settings.slots,
-            prefetch=settings.mapping == "prefetch",
-        )
-        self._scheduler: Scheduler | None = Scheduler(
-            transformer,
-            slots=settings.slots,
-            kv_dtype=settings.kv_dtype,
-            prefix_cache=PrefixCache() if prefix_cache else None,
-            fair=fair,
+        self._scheduler: Scheduler | None = new_scheduler(
+            weights, draft, pool, settings, prefix_cache=prefix_cache, fair=fair
         )
         if prefix_folder is not None:
             fingerprint = weights.fingerprint()
@@ -164,8 +154,9 @@ class Model:
         context_end="stop": what happens when the context is full; "error" for ContextFull; "window"
             to go on in the same memory: a token then sees the first 4 and the latest ones, which
             are at least context - 255 (Xiao et al. 2023). The context must be at least 257.
-        speculative=None: "ngram" drafts tokens by prompt lookup (Saxena 2023) and checks several in
-            one step: the same text, sooner where it repeats itself or the prompt.
+        speculative=None: what load was told. "ngram" drafts tokens by prompt lookup (Saxena 2023)
+            and checks several in one step: the same text, sooner where it repeats itself or the
+            prompt. "draft": the small model that load was given drafts them. "off": neither.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         check_choice("errors", errors, ("raise", "return"))
@@ -291,7 +282,7 @@ class Model:
             stopping,
             detokenizer,
             n_logprobs=n_logprobs,
-            drafts=make_drafts(options.get("speculative")),
+            drafts=scheduler.new_drafts(options.get("speculative") or self.speculative),
             constraint=constraint,
         )
         scheduler.check(request)
@@ -437,8 +428,11 @@ class Model:
         from ..runtime import memory_report
 
         self._open()
-        planned = {need.purpose: need.nbytes for need in self.needs}
-        return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
+        planned: dict[str, int] = {}  # a model that drafts has needs of the same purposes
+        for need in self.needs:
+            planned[need.purpose] = planned.get(need.purpose, 0) + need.nbytes
+        mappings = [m for weights in self._all_weights() for m in weights.mappings()]
+        return memory_report.measure(mappings, self._pool, self.measured, planned)
 
     def close(self) -> None:
         """Cancel what runs and free everything. May be repeated.
@@ -457,7 +451,8 @@ class Model:
             session.close()
         # Its thread ends with the worker, whose shutdown may wait for what a handler interrupts.
         self._scheduler = self._worker = self._tokenizer = None
-        self.weights.close()
+        for weights in self._all_weights():
+            weights.close()
         try:
             self._pool.close()
         except BufferError:
@@ -488,6 +483,9 @@ class Model:
 
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
+
+    def _all_weights(self) -> list[Weights]:
+        return [self.weights] if self.draft is None else [self.weights, self.draft]
 
     def _token_ids(self, token_ids: TokenIds, limit: int | None = None) -> list[int]:
         ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()

@@ -33,7 +33,7 @@ class GenerationOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     context_end: Literal["stop", "error", "window"]
-    speculative: Literal["ngram"] | None
+    speculative: Literal["ngram", "draft", "off"] | None
 
 
 # name -> what it is where it is not given; None leaves it to the model or the one who makes it
