@@ -21,19 +21,20 @@ THREADS = sorted({1, min(2, len(cpu.affinity())), cpu.threads()[0]})
 
 
 def filled(transformer, dtype, depth):
-    """A cache of ``depth`` positions; keys and values of about unit size."""
-    cache, r = transformer.new_state(dtype=dtype), np.random.default_rng(0)
+    """The state of a sequence of ``depth`` tokens; keys and values of about unit size."""
+    state, r = transformer.new_state(dtype=dtype), np.random.default_rng(0)
+    cache = state.parts["kv"].cache
     n = 2 * cache.n_kv_heads * PAGE * cache.head_dim
     page = r.standard_normal(n).astype({"f32": np.float32}.get(dtype, np.float16))
     if dtype == "int8":
         codes, scales = r.integers(-127, 128, n).astype(np.int8), np.full(n // cache.head_dim, 0.01)
         page = np.concatenate([codes.view(np.uint8), scales.astype(np.float32).view(np.uint8)])
     for i in range(depth // PAGE):
-        cache.reserve(PAGE)
+        state.reserve(PAGE)
         for layer in range(cache.n_layers):
             cache.import_page(layer, i, page.view(np.uint8))
-        cache.advance(PAGE)
-    return cache
+        state.advance(PAGE)
+    return state
 
 
 @pytest.fixture(params=THREADS, ids=lambda n: f"{n}t")

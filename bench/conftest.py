@@ -38,6 +38,13 @@ def pytest_addoption(parser):
         help="leave out model benchmarks of more than N tokens (default: 1024)",
     )
 
+    parser.addoption(
+        "--bonsai",
+        choices=("1.7b", "4b", "8b"),
+        default="1.7b",
+        help="the size of Ternary Bonsai in bench_peers.py (default: 1.7b)",
+    )
+
 
 @pytest.fixture
 def fits(request):
