@@ -16,6 +16,9 @@ static inline f32x16 f32_load_bf16(const uint16_t *p) {
 static inline f32x16 f32_load_i8(const int8_t *p) {
     return (f32x16){_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
 }
+static inline f32x16 f32_load_i32(const int32_t *p) {
+    return (f32x16){_mm512_cvtepi32_ps(_mm512_loadu_si512(p))};
+}
 static inline void f32_store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
@@ -34,6 +37,7 @@ static inline float f32_sum(f32x16 a) {
                              _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
     return f32_sum_8(s);
 }
+static inline float f32_max_lanes(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 static inline void f32_store_i8(int8_t *p, f32x16 a) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
@@ -42,8 +46,8 @@ static inline f32x16 f32_pow2(f32x16 magic) {
     return (f32x16){_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3F800000)))};
 }
 static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
-    __mmask16 below = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_LT_OQ);
-    return (f32x16){_mm512_mask_mov_ps(a.v, below, _mm512_setzero_ps())};
+    const __mmask16 kept = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
+    return (f32x16){_mm512_maskz_mov_ps(kept, a.v)};
 }
 
 /* ------------------------------------------------------------------------------------ ternary.h */
@@ -127,6 +131,38 @@ static inline vec coarse_codes(const int8_t *w) {
 }
 
 /* ------------------------------------------------------------------------------- weighted_sum.h */
-#define WEIGHTED_SUM_VECTORS 16     /* there are registers to hide the latency of sums */
+#define WEIGHTED_SUM_QUERIES 8
+#define WEIGHTED_SUM_VECTORS(n) ((n) <= 2 ? 8 : (n) <= 6 ? 4 : 2)   /* 12 sums and more at once */
+
+/* ---------------------------------------------------------------------------------- exact_sum.h */
+#define EXACT_SUM_QUERIES 8
+#define EXACT_SUM_UNITS WEIGHTED_SUM_VECTORS
+#define QUAD_LANES 16
+#define QUAD_PLANES 2
+#define QUAD_OFFSET 128         /* dpbusd takes items unsigned */
+typedef __m512i quads;
+typedef __m512i quad_codes;
+typedef __m512i quad_sums;
+static inline quads quads_load(const int8_t *m) {
+    return _mm512_xor_si512(_mm512_loadu_si512(m), _mm512_set1_epi8(-128));
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+static inline quad_sums quads_zero(void) { return _mm512_setzero_si512(); }
+static inline quad_sums quads_256(quad_sums s) { return _mm512_slli_epi32(s, 8); }
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) { return vec_dot(s, m, x); }
+static inline void quads_store(int32_t *out, quad_sums s, int32_t offset) {
+    _mm512_storeu_si512(out, _mm512_sub_epi32(s, _mm512_set1_epi32(offset)));
+}
+static inline f32x16 codes_store_16(int8_t *codes, ptrdiff_t n, ptrdiff_t i, f32x16 x) {
+    const __m512i c = _mm512_cvtps_epi32(x.v);
+    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(c, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128((__m128i *)(codes + n + i), _mm512_cvtepi32_epi8(c));
+    return (f32x16){_mm512_cvtepi32_ps(c)};
+}
 
 #include "avx512_group.h"
