@@ -13,6 +13,7 @@ import msgspec
 from ..generation.detokenizer import TokenDecoder
 from ..generation.request import Completion
 from ..text.reasoning import ReasoningSplitter
+from ..text.tool_calls import CallReader
 from .errors import ApiError
 from .reply_protocol import Chunk
 from .tools import Calls
@@ -25,7 +26,8 @@ Logprobs = list[tuple[int, float]]  # [(token id, log of its probability)] at on
 class ChatChunks:
     """The reply of /v1/chat/completions.
 
-    has_logprobs: whether they were asked for. may_call: whether a text may be calls of tools.
+    has_logprobs: whether they were asked for. reader: what reads the calls of tools of one choice,
+    None where a text is none.
     """
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
@@ -33,10 +35,15 @@ class ChatChunks:
     end = b"data: [DONE]\n\n"
 
     def __init__(
-        self, model_name: str, spell: Spell, has_logprobs: bool, may_call: bool = False
+        self,
+        model_name: str,
+        spell: Spell,
+        has_logprobs: bool,
+        reader: Callable[[], CallReader] | None = None,
     ) -> None:
-        self._spell, self._has_logprobs = spell, has_logprobs
-        self._calls: dict[int, Calls] | None = {} if may_call else None  # {choice: Calls}
+        self._spell, self._has_logprobs, self._reader = spell, has_logprobs, reader
+        self._calls: dict[int, Calls] = {}  # {choice: Calls}
+        self._beginning = ""  # text in front of every reply
         self._splitters: dict[int, ReasoningSplitter] | None = None  # {choice: its splitter}
         self._begins_inside = False
         self.head: Chunk = {
@@ -50,10 +57,14 @@ class ChatChunks:
         """Before the first event: what replies think is no content. See ReasoningSplitter."""
         self._splitters, self._begins_inside = {}, begins_inside
 
+    def begin_with(self, text: str) -> None:
+        """Before the first event: a text that every reply repeats first."""
+        self._beginning = text
+
     def opening(self, n: int) -> Iterable[Chunk]:
         """A chunk for each sequence, which says who speaks."""
         for index in range(n):
-            delta = {"role": "assistant", "content": ""}
+            delta = {"role": "assistant", "content": self._beginning}
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
     def chunks(self, event: Event) -> Iterator[Chunk]:
@@ -66,8 +77,8 @@ class ChatChunks:
             reasoning, text = splitter.push(text, reason is not None)
             if reasoning:
                 deltas.append({"reasoning_content": reasoning})
-        if self._calls is not None:
-            calls = self._calls.setdefault(event.index, Calls())
+        if self._reader is not None:
+            calls = self._calls.setdefault(event.index, Calls(self._reader()))
             deltas += calls.push(text, reason is not None)
             if reason == "stop" and calls.are_whole:
                 reason = "tool_calls"

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from .. import schema
-from ..generate import generate
+from ..generate import generate, most_tokens
 from ..openai_chunks import TextChunks
 from ..service import Service
 
@@ -27,6 +27,6 @@ async def completions(service: Service, request: Request) -> ASGIApp:
         reply,
         [partial(service.model.encode_prompt, prompt) for prompt in given],
         n_sequences=len(given) * (body.n or 1),
-        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=most_tokens(service, body.max_tokens, DEFAULT_MAX_TOKENS),
         n_logprobs=body.logprobs,
     )

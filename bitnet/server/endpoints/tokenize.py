@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from ...errors import ContextFull
 from ...text.tokenizer import Tokenizer
+from ...text.tool_forms import OURS, ToolForm
 from .. import schema
 from ..errors import JSON, ApiError
 from ..response_stream import while_connected
@@ -19,19 +20,24 @@ async def tokenize(service: Service, request: Request) -> Response:
     if (body.prompt is UNSET) == (body.messages is UNSET):
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
-        encoded = service.in_prompt_thread(_token_ids, service.model.tokenizer, body)
+        has_calls = any(m.role == "tool" or m.tool_calls for m in body.messages or ())
+        form = await service.tool_form() if has_calls else OURS
+        encoded = service.in_prompt_thread(_token_ids, service.model.tokenizer, body, form)
         ids = await while_connected(request, encoded)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
 
 
-def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolForm) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
     try:
         if isinstance(body.prompt, str):
             return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
-        messages = history(body.messages or ())
+        messages = history(body.messages or (), form)
         values = body.chat_template_kwargs
-        return tokenizer.chat(messages, body.add_generation_prompt, limit, values)
+        continues = bool(body.continue_final_message)
+        return tokenizer.chat(
+            messages, body.add_generation_prompt, limit, values, continues=continues
+        )
     except ContextFull as error:
         field = "prompt" if isinstance(body.prompt, str) else "messages"
         message = f"{field}: {error.requested} tokens or more (at most {limit})"
