@@ -9,10 +9,12 @@ from starlette.types import ASGIApp
 from ..generation.grammar import Maker
 from ..generation.request import Request
 from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
+from ..generation.scoring import TokenScore
 from .errors import JSON, ApiError
-from .reply_protocol import Reply
+from .prompt_scores import score_prompts
+from .reply_protocol import Prompt, Reply
 from .response_stream import ResponseStream, while_connected
-from .schema import GenerationRequest
+from .schema import GenerationRequest, TextRequest
 from .service import Service
 from .tools import Tools
 
@@ -57,6 +59,7 @@ async def generate(
 
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await while_connected(request, prepared())
+        await _tell_prompts(service, request, body, reply, requests, prompt_indices, n_logprobs)
         generation = service.worker.start(requests, prompt_indices)
         reservation.hand_over()  # each sequence gives its own back when it ends
     stream = ResponseStream(request, generation, reply, service.metrics, max_tokens == 0)
@@ -64,6 +67,34 @@ async def generate(
         return JSON(await stream.whole())
     has_usage = body.stream_options is not None and body.stream_options.include_usage
     return await stream.stream(has_usage)
+
+
+async def _tell_prompts(
+    service: Service,
+    request: HttpRequest,
+    body: GenerationRequest,
+    reply: Reply,
+    requests: Sequence[Request],
+    prompt_indices: Sequence[int],
+    n_logprobs: int | None,
+) -> None:
+    """Let the reply have the prompts, scored where that is asked for. ApiError, ClientGone."""
+    n_best, echo = getattr(body, "prompt_logprobs", None), bool(getattr(body, "echo", None))
+    field = "prompt_logprobs"
+    if n_best is None and echo and isinstance(body, TextRequest):
+        n_best, field = n_logprobs, "logprobs"
+    if n_best is None and not echo:
+        return
+    if body.stream and field == "prompt_logprobs" and n_best is not None:
+        raise ApiError(400, "prompt_logprobs: not in a stream", param="prompt_logprobs")
+    ids = {i: r.tokens[: r.n_prompt] for r, i in zip(requests, prompt_indices, strict=True)}
+    scores: Sequence[list[TokenScore] | None] = [None] * len(ids)
+    if n_best is not None:
+        given = [ids[i] for i in sorted(ids)]
+        scores = await score_prompts(service, request, given, n_best, field)
+    decode = service.model.tokenizer.decode
+    texts = {i: await service.in_prompt_thread(decode, ids[i]) for i in ids}
+    reply.prompts([Prompt(ids[i], texts[i], scores[i]) for i in prompt_indices])
 
 
 def _requests(

@@ -32,7 +32,7 @@ REFUSED = {
     "include_stop_str_in_output": (False,), "json_schema": (), "length_penalty": (1, 1.0),
     "logits_processors": ([],), "max_tool_calls": (), "mirostat": (0,), "modalities": (["text"],),
     "n": (1,), "n_probs": (0,), "parallel_tool_calls": (True, False), "previous_response_id": (),
-    "prompt_logprobs": (), "reasoning": ({},), "regex": (), "response_format": ({"type": "text"},),
+    "reasoning": ({},), "regex": (), "response_format": ({"type": "text"},),
     "samplers": (), "skip_special_tokens": (True,), "structured_outputs": ({},), "suffix": ("",),
     "tool_choice": ("none", "auto"), "tools": ([],), "top_logprobs": (0,),
     "truncate_prompt_tokens": (-1,), "truncation": ("disabled",), "typical_p": (1, 1.0),

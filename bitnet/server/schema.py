@@ -17,7 +17,7 @@ from .errors import ApiError
 MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16  # prompts of a request for completions
 MAX_MESSAGES = 4096  # messages of a conversation
-MAX_INPUTS = 256  # texts to embed in a request
+MAX_INPUTS = 2048  # texts to embed in a request: OpenAI's limit
 MAX_STOP_IDS = 1024  # token ids that end a text
 MAX_TOOLS = 128  # functions of a request: OpenAI's limit
 MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
@@ -170,6 +170,7 @@ class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-
     max_tokens: Tokens | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
     echo: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     # of llama.cpp's server
     json_schema: JSONSchema | None = None
@@ -444,6 +445,7 @@ class EmbeddingRequest(AnyRequest):
     )
     encoding_format: str | None = None
     dimensions: Count | None = None
+    prompt_name: str | None = None
 
 
 class TokenizeRequest(AnyRequest):

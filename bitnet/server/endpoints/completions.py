@@ -19,7 +19,8 @@ async def completions(service: Service, request: Request) -> ASGIApp:
     given = schema.sequences(body.prompt, "prompt", schema.MAX_PROMPTS)
 
     has_logprobs, decoder = body.logprobs is not None, service.model.tokenizer.stream
-    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder)
+    echoes = bool(body.echo)
+    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder, echoes)
     return await generate(
         service,
         request,

@@ -53,3 +53,20 @@ async def detokenize(service: Service, request: Request) -> Response:
     with service.reservation(1):
         text = await service.in_prompt_thread(service.model.tokenizer.decode, body.tokens)
     return JSON({"prompt": text})
+
+
+async def tokenizer_info(service: Service, request: Request) -> Response:
+    """What evaluation harnesses ask of the tokenizer: its template and special tokens."""
+    tokenizer = service.model.tokenizer
+    template = tokenizer.chat_template
+    end = next(iter(tokenizer.eos_ids), None)
+    return JSON(
+        {
+            "tokenizer_class": "bitnet",
+            "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
+            "eos_token": None if end is None else tokenizer.token(end),
+            "pad_token": None,
+            "chat_template": None if template is None else template.source,
+            "model_max_length": service.model.context,
+        }
+    )
