@@ -24,6 +24,7 @@ MAX_ENUM = 2000  # entries of an enum: items that the library's parser may have 
 MAX_PATTERN = 2048  # characters of a regular expression
 # Multiples of N are found by an automaton of N states: 0.5 s and 50 MB for 100,000.
 MAX_MULTIPLE = 100_000
+MAX_INTEGER = 2**53 - 1  # of integers without bounds: what JSON's readers agree on (RFC 8259, 6)
 MAX_SCHEMAS = 32 << 10  # schemas in a schema: MAX_LENGTH has room for 22,000 of "{}"
 MAX_VISITS = 1 << 17  # schemas looked at to learn which hold together: 0.1 s
 
@@ -59,7 +60,8 @@ def prepared(schema: JSONSchema, field: str, note: Note, about: str = "") -> Sch
     field: of the request, which errors name. note: is told what is passed over; it may raise.
     about: whose schema it is, for messages.
 
-    Objects whose properties are listed have no others, unless the schema says that they may.
+    Objects whose properties are listed have no others, unless the schema says that they may;
+    integers that have no bounds get MAX_INTEGER.
     """
     if schema is False:
         raise GrammarError(field, f"{about}false, which nothing follows".strip())
@@ -125,6 +127,7 @@ class _Preparation:
             del schema["format"]
             self._note(self._field, f"the schema's format {text_format[:40]}")
         self._check_patterns(schema, path)
+        _bound_integer(schema)
 
     def _check_bounds(self, schema: Schema, path: tuple[str, ...]) -> None:
         enum = schema.get("enum")
@@ -144,6 +147,18 @@ class _Preparation:
                 self._note(self._field, "the schema's pattern with look-ahead beside a format")
                 continue
             raise self._error(path, "pattern: look-ahead and look-behind are not supported")
+
+
+def _bound_integer(schema: Schema) -> None:
+    """Keep an integer without bounds within MAX_INTEGER: a model could write digits for ever."""
+    types = schema.get("type")
+    types = types if isinstance(types, list) else [types]
+    if "integer" not in types or "number" in types or schema.keys() & {"enum", "const"}:
+        return
+    if not schema.keys() & {"minimum", "exclusiveMinimum", "multipleOf"}:
+        schema["minimum"] = -MAX_INTEGER
+    if not schema.keys() & {"maximum", "exclusiveMaximum", "multipleOf"}:
+        schema["maximum"] = MAX_INTEGER
 
 
 def _patterns(schema: Schema) -> list[str]:

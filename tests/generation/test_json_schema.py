@@ -7,7 +7,13 @@ import re
 import pytest
 
 from bitnet import GrammarError
-from bitnet.generation.json_schema import MAX_DEPTH, MAX_ENUM, MAX_PATTERN, prepared
+from bitnet.generation.json_schema import (
+    MAX_DEPTH,
+    MAX_ENUM,
+    MAX_INTEGER,
+    MAX_PATTERN,
+    prepared,
+)
 
 KEYWORDS = [
     "type", "properties", "items", "allOf", "anyOf", "oneOf", "$ref", "$defs", "multipleOf", "enum",
@@ -131,6 +137,19 @@ CLOSED = {"additionalProperties": False}
 ])  # fmt: skip
 def test_objects_are_closed_where_the_schema_does_not_say(schema, expected):
     assert prepared(schema, "f", fail) == expected
+
+
+@pytest.mark.parametrize(("schema", "bounds"), [
+    ({"type": "integer"}, (-MAX_INTEGER, MAX_INTEGER)),
+    ({"type": ["integer", "null"], "minimum": 0}, (0, MAX_INTEGER)),
+    ({"type": "integer", "exclusiveMaximum": 5}, (-MAX_INTEGER, None)),
+    ({"type": "integer", "enum": [2**60]}, (None, None)),
+    ({"type": ["integer", "number"]}, (None, None)), ({"type": "number"}, (None, None)),
+    ({"type": "integer", "multipleOf": 2}, (None, None)), ({"type": [[]]}, (None, None)),
+])  # fmt: skip
+def test_integers_end(schema, bounds):
+    found = prepared(schema, "f", fail)
+    assert (found.get("minimum"), found.get("maximum")) == bounds
 
 
 def test_many_references_to_one_that_is_composed():
