@@ -122,6 +122,9 @@ class _Preparation:
         for name in LENIENT:
             if name in schema and schema.pop(name) is not False:
                 self._note(self._field, f"the schema's {name}")
+        some = schema.get("oneOf")
+        if isinstance(some, list) and len(some) > 1 and "discriminator" not in schema:
+            self._note(self._field, "the schema's oneOf, but as anyOf,")
         text_format = schema.get("format")
         if isinstance(text_format, str) and text_format not in FORMATS:
             del schema["format"]

@@ -28,7 +28,7 @@ def compile_reply(
     functions: that may be called, each with its place in the request. text: (field, form) of what
     a reply without calls follows, None for any text. note: see json_schema.prepared.
     """
-    lark = "\n".join(_rules(form, functions, max_calls, must_call, note, text))
+    lark = "\n".join(rules(form, functions, max_calls, must_call, note, text))
     try:
         return grammars.of_grammar(lark, "tools")
     except GrammarError as error:
@@ -50,7 +50,7 @@ def _blame(
             raise GrammarError(field, f"tool {function.name!r}: {own.reason}") from None
 
 
-def _rules(
+def rules(
     form: ToolForm,
     functions: Sequence[tuple[int, Function]],
     max_calls: int,
@@ -58,6 +58,7 @@ def _rules(
     note: Note,
     text: tuple[str, Form] | None,
 ) -> Iterator[str]:
+    """Yield the lines of the grammar, see compile_reply."""
     mark = json.dumps(form.mark)
     rest = json.dumps(form.before.removeprefix(form.mark)) if form.before else ""
     after = json.dumps(form.after) if form.after else ""

@@ -74,17 +74,19 @@ def test_what_is_passed_over_is_told():
         "set": {"type": "array", "uniqueItems": True}, "list": {"uniqueItems": False},
         "map": {"propertyNames": {"pattern": "a"}, "additionalProperties": {"not": {"const": 1}}},
         "title": {"default": None, "const": None},
+        "one": {"oneOf": [{}, {}]}, "own": {"oneOf": [{}, {}], "discriminator": {}},
     }, "unevaluatedProperties": False}  # fmt: skip
     before = json.dumps(schema)
     found = prepared(schema, "f", lambda field, what: told.append((field, what)))
     assert found == {"type": "object", "properties": {
         "file": {"type": "string"}, "to": {"type": "string", "format": "email"},
         "set": {"type": "array"}, "list": {}, "map": {"additionalProperties": {}},
-        "title": {"const": None},
+        "title": {"const": None}, "one": {"oneOf": [{}, {}]},
+        "own": {"oneOf": [{}, {}], "discriminator": {}},
     }, "additionalProperties": False}  # fmt: skip
     assert json.dumps(schema) == before
     names = ["format path", "pattern with look-ahead beside a format", "uniqueItems"]
-    names += ["propertyNames", "not"]
+    names += ["propertyNames", "oneOf, but as anyOf,", "not"]
     assert told == [("f", f"the schema's {name}") for name in names]
 
 
