@@ -44,6 +44,10 @@ ANNOTATIONS = (
     "writeOnly",
 )  # fmt: skip
 
+_KINDS = (
+    ("properties", dict, "an object"), ("patternProperties", dict, "an object"),
+    ("required", list, "a list"), ("enum", list, "a list"),
+)  # fmt: skip
 _SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 _DATA = {"const", "enum", "default", "examples", "required", "x-guidance"}  # with no schemas inside
 _OTHERS = ("additionalProperties", "patternProperties")  # what says which others an object may have
@@ -72,7 +76,11 @@ def prepared(schema: JSONSchema, field: str, note: Note, about: str = "") -> Sch
         _Preparation(copy, field, note, about).run()
     except RecursionError:
         raise GrammarError(field, f"{about}nested too deeply") from None
-    n_bytes = len(json.dumps(copy, ensure_ascii=False, separators=(",", ":")).encode())
+    try:
+        n_bytes = len(json.dumps(copy, ensure_ascii=False, separators=(",", ":")).encode())
+    except UnicodeEncodeError:
+        reason = f"{about}half a surrogate pair, not valid Unicode"
+        raise GrammarError(field, reason) from None
     if n_bytes > MAX_LENGTH:
         raise GrammarError(field, f"{about}a schema of {n_bytes} bytes (at most {MAX_LENGTH})")
     return copy
@@ -112,6 +120,9 @@ class _Preparation:
             del schema[name]
         for name in ANNOTATIONS:
             schema.pop(name, None)
+        if isinstance(schema.get("required"), bool):  # of a property, as the third draft had it
+            del schema["required"]
+            self._note(self._field, "the schema's required of a property itself")
         self._check_bounds(schema, path)
         if schema.get("unevaluatedProperties") is False and not _composed(schema):
             del schema["unevaluatedProperties"]
@@ -133,8 +144,11 @@ class _Preparation:
         _bound_integer(schema)
 
     def _check_bounds(self, schema: Schema, path: tuple[str, ...]) -> None:
+        for name, kind, what in _KINDS:
+            if not isinstance(schema.get(name, kind()), kind):
+                raise self._error(path, f"{name}: {what} is needed")
         enum = schema.get("enum")
-        if isinstance(enum, list) and len(enum) > MAX_ENUM:
+        if enum is not None and len(enum) > MAX_ENUM:
             raise self._error(path, f"enum: {len(enum)} entries (at most {MAX_ENUM})")
         for text in _patterns(schema):
             if len(text) > MAX_PATTERN:
@@ -173,7 +187,7 @@ def _patterns(schema: Schema) -> list[str]:
 def _inside(schema: Schema, path: tuple[str, ...]) -> Iterator[tuple[Schema, tuple[str, ...]]]:
     """Yield the schemas directly in a schema, and the names of properties that lead there."""
     for keyword, value in schema.items():
-        if keyword in _DATA:
+        if keyword in _DATA or keyword.startswith("x-"):  # extensions, which nobody follows
             continue
         if keyword == "properties" and isinstance(value, dict):
             yield from ((v, (*path, str(k))) for k, v in value.items() if isinstance(v, dict))
@@ -251,12 +265,10 @@ class _Closing:
         names: dict[str, Any] = {}
         required: set[str] = set()
         for one in members:
-            listed, needed = one.get("properties", {}), one.get("required", [])
-            if any(name in one for name in _OTHERS) or not isinstance(listed, dict):
+            if any(name in one for name in _OTHERS):
                 return
-            names |= dict.fromkeys(listed, True)
-            if isinstance(needed, list):
-                required |= {name for name in needed if isinstance(name, str)}
+            names |= dict.fromkeys(one.get("properties", {}), True)
+            required |= {name for name in one.get("required", []) if isinstance(name, str)}
         if required <= names.keys():
             schema["properties"] = names | schema.get("properties", {})
             schema["additionalProperties"] = False

@@ -104,8 +104,8 @@ def _function_rules(form: ToolForm, i: int, function: Function, note: Note) -> I
         yield f"a{i}: {_json(function.schema, field, note, about)}"
         return
     schema = prepared(function.schema, field, note, about)
-    required, parts = schema.get("required") or [], []
-    for j, (name, value) in enumerate((schema.get("properties") or {}).items()):
+    required, parts = schema.get("required", []), []
+    for j, (name, value) in enumerate(schema.get("properties", {}).items()):
         parts.append(f"p{i}_{j}" + ("" if name in required else "?"))
         begin = json.dumps(f"<parameter={name}>\n", ensure_ascii=False)
         yield f"p{i}_{j}: {begin} v{i}_{j}"
@@ -129,7 +129,7 @@ def is_text(schema: Any) -> bool:
     """Whether values are strings only, which the XML form writes as they are."""
     if not isinstance(schema, dict):
         return False
-    if "enum" in schema:
+    if isinstance(schema.get("enum"), list):
         return all(isinstance(value, str) for value in schema["enum"])
     return schema.get("type") == "string" or isinstance(schema.get("const"), str)
 

@@ -98,6 +98,9 @@ def test_what_is_passed_over_is_told():
     ({"patternProperties": {"^(?!a)": {}}}, "pattern: look-ahead"),
     ({"properties": {"a": {"contains": {}}}}, "property 'a': contains: not supported"),
     ({"if": {}, "then": {}}, ": not supported"),
+    ({"properties": 5}, "properties: an object is needed"),
+    ({"const": "\ud800"}, "half a surrogate pair"),
+    ({"items": {"required": "a"}}, "required: a list is needed"),
     ({"anyOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}, "unevaluated"),
 ])  # fmt: skip
 def test_what_is_refused_by_name(schema, reason):
