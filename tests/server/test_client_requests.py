@@ -350,6 +350,19 @@ def test_effort_and_verbosity(tmp_path):
                           "chat_template_kwargs": {"enable_thinking": True}})
         )  # fmt: skip
         assert none < long and none < own
+    (tmp_path / "t.jinja").write_text(  # Qwen3.8 knows three of them
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if reasoning_effort is defined and "
+        "reasoning_effort not in ('xhigh', 'medium', 'low') %}{{ raise_exception('no such') }}"
+        "{% endif %}{{ reasoning_effort }}"
+    )
+    with ServerProcess("--chat-template", tmp_path / "t.jinja") as other:
+        counts = {
+            effort: other.chat(reasoning_effort=effort, max_tokens=0).json["usage"]["prompt_tokens"]
+            for effort in ("none", "low", "high", "xhigh")
+        }
+        assert counts["none"] == counts["low"] < counts["high"] == counts["xhigh"]
+        wrong = {"chat_template_kwargs": {"reasoning_effort": "high"}}
+        assert other.chat(**wrong).status == 400
         assert other.chat(reasoning_effort="much").status == 400
 
 

@@ -327,9 +327,11 @@ def test_tools_in_the_model_s_own_words(tmp_path, form):
         told = other.chat(messages=[*USER, *said], **options, tool_choice="none")
         assert told.status == 200 and told.json["choices"][0]["message"]["content"] is not None
         assert told.json["usage"]["prompt_tokens"] > answer.json["usage"]["prompt_tokens"]
+        assert other.chat(messages=[*USER, *said]).status == 200  # without tools: to sum up
         ids = other.post("/tokenize", {"messages": [*USER, *said]}).json["tokens"]
         shown = other.post("/detokenize", {"tokens": ids}).json["prompt"]
-        assert "&lt;/tool_response>ok" in shown and "You can call functions" not in shown
+        assert "</tool_response>ok" not in shown and "/tool_response>ok" in shown
+        assert "You can call functions" not in shown
         free = other.chat(**options, seed=1)  # a model of 4 MB calls nothing by itself
         assert free.status == 200 and free.json["choices"][0]["message"]["content"]
 

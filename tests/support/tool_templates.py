@@ -37,8 +37,9 @@ FALCON_TEMPLATE = (
     "{% if tools %}<|system|>\n<tools>{{ tools | tojson(indent=2) }}</tools>\n{% endif %}"
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n{{ m.content }}"
     "{% if m.tool_calls %}\n<tool_call>\n{{ m.tool_calls | tojson(indent=2) }}\n</tool_call>"
-    "{% endif %}\n{% elif m.role == 'tool' %}<|assistant|>\n<tool_response>\n{{ m.content }}\n"
-    "</tool_response>\n{% else %}<|{{ m.role }}|>\n{{ m.content }}\n{% endif %}{% endfor %}"
+    "{% endif %}\n{% elif m.role == 'tool' %}"
+    "{% if tools %}<|assistant|>\n<tool_response>\n{{ m.content }}\n</tool_response>\n{% endif %}"
+    "{% else %}<|{{ m.role }}|>\n{{ m.content }}\n{% endif %}{% endfor %}"
 )
 QWEN35_TEMPLATE = QWEN3_TEMPLATE.replace(
     '{"name": "{{ call.name }}", "arguments": '

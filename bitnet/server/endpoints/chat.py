@@ -1,10 +1,13 @@
 """POST /v1/chat/completions: the model's reply to messages, which may call functions."""
 
+import itertools
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from ...api.model import Model
+from ...errors import TemplateError
 from ...text.chat_template import ChatTemplate
 from ...text.tool_forms import OURS, ToolForm
 from .. import schema
@@ -13,6 +16,10 @@ from ..generate import generate, most_tokens
 from ..openai_chunks import ChatChunks
 from ..service import Service
 from ..tools import Tools, history
+
+# Efforts that stand in for one that a template does not know
+LIKE = {"none": ("low",), "minimal": ("low",), "high": ("xhigh",), "xhigh": ("high",),
+        "max": ("xhigh", "high")}  # fmt: skip
 
 
 async def chat(service: Service, request: Request) -> ASGIApp:
@@ -36,17 +43,9 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     reasoning_format = body.reasoning_format or service.options.reasoning_format
 
     def prompt() -> list[int]:
-        messages = history(body.messages, form)
         tokenizer = service.model.tokenizer
         template = tokenizer.chat_template
-        ids = service.model.encode_chat(
-            tools.tell(messages) if tools else messages,
-            _values(body, template),
-            tools=tools.told if tools else (),
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final_message=bool(body.continue_final_message),
-            may_think=may_think,
-        )
+        ids = _encoded(service.model, body, tools, form, may_think)
         thinks = template is not None and template.thinks
         if thinks and reasoning_format != "none" and not body.continue_final_message:
             reply.split_reasoning(may_think and tokenizer.opens_reasoning(ids))
@@ -74,21 +73,50 @@ def _check(body: schema.ChatRequest) -> None:
         raise ApiError(400, message, param="continue_final_message")
 
 
-def _values(body: schema.ChatRequest, template: ChatTemplate | None) -> dict[str, Any]:
-    """What the template is given: chat_template_kwargs, and what other fields say in its words."""
-    values: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if template is None:
-        return values
+def _encoded(
+    model: Model, body: schema.ChatRequest, tools: Tools | None, form: ToolForm, may_think: bool
+) -> list[int]:
+    """The token ids of the conversation.
+
+    A template may refuse what another field than chat_template_kwargs says, or drop calls and
+    results of a request without tools: then its like is tried, and calls as text.
+    """
+    forms = [form, OURS] if form.is_templates and tools is None else [form]
+    first: TemplateError | None = None
+    for one, values in itertools.product(forms, _values(body, model.tokenizer.chat_template)):
+        messages = history(body.messages, one)
+        try:
+            return model.encode_chat(
+                tools.tell(messages) if tools else messages,
+                values,
+                tools=tools.told if tools else (),
+                add_generation_prompt=body.add_generation_prompt is not False,
+                continue_final_message=bool(body.continue_final_message),
+                may_think=may_think,
+            )
+        except TemplateError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _values(body: schema.ChatRequest, template: ChatTemplate | None) -> list[dict[str, Any]]:
+    """What the template may be given: chat_template_kwargs, and what other fields say in its words,
+    the best first."""
+    own: dict[str, Any] = dict(body.chat_template_kwargs or {})
     effort = body.reasoning_effort
+    if template is None or (effort is None and body.verbosity is None):
+        return [own]
     asked = {
-        "reasoning_effort": effort,
         "verbosity": body.verbosity,
         "enable_thinking": False if effort in ("none", "minimal") else None,
     }
     known = {name: value for name, value in asked.items() if value is not None}
-    if known:
-        values = {name: value for name, value in known.items() if name in template.names} | values
-    return values
+    known = {name: value for name, value in known.items() if name in template.names}
+    if effort is None or "reasoning_effort" not in template.names:
+        return [known | own]
+    levels = [effort, *LIKE.get(effort, ())]
+    return [*(known | {"reasoning_effort": level} | own for level in levels), known | own]
 
 
 def _tools(body: schema.ChatRequest, form: ToolForm = OURS) -> Tools | None:

@@ -4,7 +4,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...errors import ContextFull
+from ...errors import ContextFull, TemplateError
 from ...text.tokenizer import Tokenizer
 from ...text.tool_forms import OURS, ToolForm
 from .. import schema
@@ -32,16 +32,24 @@ def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolFor
     try:
         if isinstance(body.prompt, str):
             return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
-        messages = history(body.messages or (), form)
-        values = body.chat_template_kwargs
-        continues = bool(body.continue_final_message)
-        return tokenizer.chat(
-            messages, body.add_generation_prompt, limit, values, continues=continues
-        )
+        try:
+            return _chat_ids(tokenizer, body, form, limit)
+        except TemplateError:  # it may drop calls where no tools are given
+            if not form.is_templates:
+                raise
+            return _chat_ids(tokenizer, body, OURS, limit)
     except ContextFull as error:
         field = "prompt" if isinstance(body.prompt, str) else "messages"
         message = f"{field}: {error.requested} tokens or more (at most {limit})"
         raise ApiError(400, message, param=field) from None
+
+
+def _chat_ids(
+    tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolForm, limit: int
+) -> list[int]:
+    messages, values = history(body.messages or (), form), body.chat_template_kwargs
+    continues = bool(body.continue_final_message)
+    return tokenizer.chat(messages, body.add_generation_prompt, limit, values, continues=continues)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
