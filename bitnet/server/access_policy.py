@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import ipaddress
 import re
+import secrets
 import time
 from collections.abc import Collection
 
@@ -26,6 +27,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
+_ID = re.compile(rb"[\w.:-]{1,128}")  # of a request that a client named
 
 Headers = dict[bytes, bytes]  # a request's; names in lower case
 
@@ -155,6 +157,8 @@ class Exchange:
         self._transport = scope.get("state", {}).get("transport")
         self.status, self.start = 0, time.perf_counter()
         given = dict(scope["headers"])
+        own_id = given.get(b"x-request-id", b"")
+        self._id = own_id if _ID.fullmatch(own_id) else secrets.token_hex(16).encode()
         length = given.get(b"content-length", b"0")
         # whether the client still writes its body; one that expects a 100 waits for the answer
         self._is_written = b"expect" in given or (
@@ -173,7 +177,11 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._is_written |= self.status == 408  # nothing comes
-            headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+            headers = [
+                *message.get("headers", ()),
+                (b"x-content-type-options", b"nosniff"),
+                (b"x-request-id", self._id),
+            ]
             message = {**message, "headers": headers + self._headers}
         if message["type"] != "http.response.body" or message.get("more_body"):
             await self._send_in_time(message)

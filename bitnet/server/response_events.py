@@ -9,7 +9,7 @@ import msgspec
 
 from .errors import ApiError
 from .openai_chunks import finish_reason
-from .reply_protocol import Chunk
+from .reply_protocol import Chunk, Prompt
 from .schema import ResponsesRequest
 from .worker import Event
 
@@ -49,6 +49,9 @@ class ResponseEvents:
             "truncation": "disabled",
             "usage": None,
         }
+
+    def prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Responses repeat no prompt."""
 
     def opening(self, n: int) -> Iterator[Chunk]:
         """The events before any text."""

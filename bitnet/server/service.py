@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ from starlette.requests import Request
 
 from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
-from . import schema
+from ..errors import FormatError
+from ..text.tool_forms import OURS, ToolForm
+from . import parsing, schema
 from .body_limit import BodyLimit, n_values
 from .errors import ApiError, to_api_error, unavailable
-from .grammar import Grammars
 from .job_thread import JobThread
 from .metrics import Metrics
 from .options import Options
@@ -33,15 +34,18 @@ B = TypeVar("B", bound=schema.AnyRequest)
 class Service:
     """Made once by the Application, given to every endpoint.
 
-    model_name: what clients call the model. grammars: used in a thread of their own only, where
-    nobody waits who sends no schema.
+    model_name: what clients call the model; model_names: this and other names of it. passed: notes
+    what requests ask for and do not get. Grammars are made in a thread of their own, where nobody
+    waits who sends no schema.
     """
 
     def __init__(self, model: Model, worker: Worker, options: Options) -> None:
         self.model, self.worker, self.options = model, worker, options
-        self.metrics, self.grammars = Metrics(), Grammars(model)
-        self.model_name = options.model_name or _name_of(model.path)
+        self.metrics, self.passed = Metrics(), parsing.Passed(options.strict)
+        self.model_names = options.model_names or (_name_of(model.path),)
+        self.model_name = self.model_names[0]
         self.bodies = BodyLimit()
+        self._tool_form: ToolForm | None = None  # once it was asked for
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = JobThread("bitnet-prompts")
         self._grammar_thread = JobThread("bitnet-grammars")
@@ -53,7 +57,8 @@ class Service:
 
     def stop(self) -> None:
         """End the process in which grammars are tried; the threads end with the server."""
-        self.grammars.close()
+        with suppress(FormatError):  # of a model without a tokenizer, which has none
+            self.model.grammars.close()
 
     async def parse(self, request: Request, kind: type[B]) -> B:
         """The body of a Starlette request, checked and parsed as this kind of schema. ApiError.
@@ -64,16 +69,17 @@ class Service:
         data = await raw.read(request, self.options.read_seconds)
         if len(data) < SHORT_BODY:
             raw.count_values(data, n_values(data))
-            body = schema.parse(data, kind)
+            body = parsing.parse(data, kind, self.passed)
         else:
             raw.count_values(data, await self.in_prompt_thread(n_values, data))
-            body = await self.in_prompt_thread(schema.parse, data, kind)
-        self.check_model(body.model)
+            body = await self.in_prompt_thread(parsing.parse, data, kind, self.passed)
+        if self.options.strict:
+            self.check_model(body.model)
         return body
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 unless this, or None, is the model's name."""
-        if name not in (None, self.model_name):
+        """ApiError 404 unless this, or None, is a name of the model."""
+        if name is not None and name not in self.model_names:
             message = f"model: {name[:80]!r} is not here (this server has {self.model_name!r})"
             raise ApiError(404, message, param="model", code="model_not_found")
 
@@ -86,9 +92,20 @@ class Service:
         try:
             async with asyncio.timeout(GRAMMAR_SECONDS):
                 return await _of_job(self._grammar_thread.run(function, *arguments))
-        except TimeoutError:
+        except ImportError as error:
+            raise ApiError(400, f"{error}") from None
+        except OSError as error:  # also TimeoutError
+            if not isinstance(error, TimeoutError):
+                raise unavailable(str(error)) from None
             message = "schemas of other requests are being compiled; try again later"
             raise unavailable(message) from None
+
+    async def tool_form(self) -> ToolForm:
+        """How the model's calls are written: see ChatTemplate."""
+        template = self.model.tokenizer.chat_template
+        if self._tool_form is None and template is not None:
+            self._tool_form = await self.in_prompt_thread(lambda: template.tool_form)
+        return self._tool_form or OURS
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":

@@ -102,3 +102,9 @@ TARGETS = {
     ),
     "hf tools": (lambda folder: check_and_convert(folder, folder.parent / "out.gguf"), "hf"),
 }  # fmt: skip
+try:
+    from . import request_targets
+except ImportError:  # without the server's extra
+    request_targets = None
+else:
+    TARGETS["requests"] = (request_targets.requests, "requests")

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/NAME: the one model there is."""
+"""GET /v1/models and /v1/models/NAME: the one model there is, by each of its names."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,7 +8,7 @@ from ..service import Service
 
 
 async def models(service: Service, request: Request) -> Response:
-    """The list of one, or that one by its name; ApiError 404 for another name."""
+    """The list, or the one of a name; ApiError 404 for another name."""
     about = {
         "id": service.model_name,
         "object": "model",
@@ -18,6 +18,6 @@ async def models(service: Service, request: Request) -> Response:
     }
     name = request.path_params.get("name")
     if name is None:
-        return JSON({"object": "list", "data": [about]})
+        return JSON({"object": "list", "data": [about | {"id": n} for n in service.model_names]})
     service.check_model(name)
-    return JSON(about)
+    return JSON(about | {"id": name})
