@@ -25,7 +25,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folder(request, tmp_path_factory):
-    return request.config.getoption("--bonsai") or tmp_path_factory.mktemp("bonsai")
+    return request.config.getoption("--bonsai-files") or tmp_path_factory.mktemp("bonsai")
 
 
 def written(folder, name, suffix):

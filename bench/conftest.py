@@ -23,7 +23,7 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
-        "--bonsai",
+        "--bonsai-files",
         metavar="FOLDER",
         type=Path,
         help="of files of 8B and 1.7B shapes, 6.6 GB: used if they exist, else written and "

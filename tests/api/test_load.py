@@ -208,8 +208,8 @@ def test_a_load_that_fails_late_keeps_nothing(monkeypatch):
         raise MemoryError("late")
 
     monkeypatch.setattr(load, "Pool", lambda limit: pools.append(Pool(limit)) or pools[-1])
-    for name in ("_check_growth", "Model"):
-        monkeypatch.setattr(load, name, fail)
+    for name, late in (("_check_growth", fail), ("Model", type("Late", (), {"__init__": fail}))):
+        monkeypatch.setattr(load, name, late)
         with pytest.raises(MemoryError, match="late"):
             bitnet.load(TALKER, memory_limit="1GiB")
     assert len(pools) == 2 and not any(pool.reserved for pool in pools)
