@@ -82,6 +82,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what clients call the model (default: the file's or the hub's name)",
     )
+    group.add_argument(
+        "--response-store",
+        type=options.size,
+        default=default.response_store,
+        metavar="SIZE",
+        help="keep the latest of /v1/responses in so many bytes of memory, for "
+        "previous_response_id (default: keep none)",
+    )
     options.add_reasoning_format(
         group,
         "what a model thinks stays in a reply's content",
@@ -114,6 +122,7 @@ def main(args: argparse.Namespace) -> int:
         "read_seconds",
         "write_seconds",
         "reasoning_format",
+        "response_store",
     )
     chosen = Options(
         **{name: getattr(args, name) for name in names},

@@ -39,6 +39,7 @@ class ChatChunks:
         self._calls: dict[int, Calls] | None = {} if may_call else None  # {choice: Calls}
         self._splitters: dict[int, ReasoningSplitter] | None = None  # {choice: its splitter}
         self._begins_inside = False
+        self.n_prompt = 0  # tokens, once they are known
         self.head: Chunk = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,

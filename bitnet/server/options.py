@@ -26,7 +26,8 @@ class Options:
     wait for a slot. model_name: None for the file's. drain_seconds: how long requests may go on
     after SIGTERM. read_seconds, write_seconds: how long a client may take to send its headers, and
     its body, and to take what is sent. reasoning_format: one of text.reasoning.FORMATS, where a
-    request says nothing.
+    request says nothing. response_store: bytes of responses that are kept for
+    previous_response_id, 0 for none.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +41,7 @@ class Options:
     read_seconds: float = 20.0
     write_seconds: float = 20.0
     reasoning_format: str = "auto"
+    response_store: int = 0
 
     def __post_init__(self) -> None:
         if self.api_key is not None and len(self.api_key) < MIN_KEY_LENGTH:

@@ -4,7 +4,7 @@ Fields that change nothing are ignored, known ones that this server cannot honou
 their value asks for nothing, and unknown ones are refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -39,8 +39,8 @@ OWN_BOUNDS: dict[str, dict[str, Any]] = {
 
 # Fields of OpenAI's that do not touch the result of a request
 IGNORED = {
-    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
-    "safety_identifier", "service_tier", "store", "user",
+    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "service_tier", "store", "user",
 }  # fmt: skip
 # Fields that are not supported, with the values that ask for nothing, beside null
 REFUSED = {
@@ -248,8 +248,10 @@ class ChatRequest(CompletionsRequest):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateValues | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # text.reasoning.FORMATS
+    reasoning_effort: str | None = None  # see thinking.py
 
     format_field: ClassVar[str] = "response_format"
+    truncates: ClassVar[bool] = False  # see truncation.py
 
 
 class TextRequest(CompletionsRequest):
@@ -260,70 +262,6 @@ class TextRequest(CompletionsRequest):
         ]
     )
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-
-class InputText(Nested, tag_field="type", tag="input_text"):
-    text: str
-
-
-class OutputText(Nested, tag_field="type", tag="output_text"):
-    text: str
-    annotations: Ignored = None
-    logprobs: Ignored = None
-
-
-class InputMessage(Nested):
-    """A message of /v1/responses. type: what OpenAI has beside messages is not supported."""
-
-    role: str
-    content: str | list[InputText | OutputText]
-    type: Literal["message"] = "message"
-    id: Ignored = None
-    status: Ignored = None
-
-    def as_dict(self) -> dict[str, str]:
-        """What a chat template takes; templates call a developer system."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": _joined(self.content)}
-
-
-class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
-    pass
-
-
-class TextOptions(Nested):
-    """``text`` of /v1/responses."""
-
-    format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
-    verbosity: None = None
-
-    def shown(self) -> Any:
-        """The format as a response repeats it."""
-        return msgspec.to_builtins(self.format or TextFormat())
-
-
-class ResponsesRequest(GenerationRequest):
-    input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    instructions: str | None = None
-    max_output_tokens: Count | None = None
-    text: TextOptions | None = None
-    chat_template_kwargs: TemplateValues | None = None
-
-    n: ClassVar[int] = 1
-    format_field: ClassVar[str] = "text.format"
-
-    @property
-    def response_format(self) -> TextFormat | ObjectFormat | FlatSchemaFormat | None:
-        return None if self.text is None else self.text.format
-
-    def messages(self) -> Iterator[dict[str, str]]:
-        """What a chat template takes."""
-        if self.instructions is not None:
-            yield {"role": "system", "content": self.instructions}
-        if isinstance(self.input, str):
-            yield {"role": "user", "content": self.input}
-        else:
-            yield from (message.as_dict() for message in self.input)
 
 
 class EmbeddingRequest(AnyRequest):

@@ -18,6 +18,7 @@ from .grammar import Grammars
 from .job_thread import JobThread
 from .metrics import Metrics
 from .options import Options
+from .response_store import ResponseStore
 from .worker import Worker
 
 SHORT_BODY = 1 << 16  # bytes: 2 ms, which the event loop can spare
@@ -41,7 +42,7 @@ class Service:
         self.model, self.worker, self.options = model, worker, options
         self.metrics, self.grammars = Metrics(), Grammars(model)
         self.model_name = options.model_name or _name_of(model.path)
-        self.bodies = BodyLimit()
+        self.bodies, self.responses = BodyLimit(), ResponseStore(options.response_store)
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = JobThread("bitnet-prompts")
         self._grammar_thread = JobThread("bitnet-grammars")
