@@ -35,6 +35,7 @@ async def generate(
     token ids of each prompt; called in the thread of prompts. n_sequences: choices of all prompts.
     n_logprobs: how many of the likeliest tokens get their log probability; None for no logprobs.
     """
+    service.check_kind(body.model, embeds=False)
     capacity = service.worker.capacity
     if n_sequences > capacity:
         message = f"n: {n_sequences} sequences (at most {capacity} may run or wait)"

@@ -190,7 +190,7 @@ def _tools(body: ResponsesRequest, names: Names) -> tuple[list[Tool], bool]:
             names.custom.add(tools[-1].function.name)
         elif kind == "namespace":
             tools += _of_namespace(tool, names, where)
-        elif kind in HOSTED:
+        elif isinstance(kind, str) and kind in HOSTED:
             leave_out(str(kind))
             is_left_out = True
         else:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,14 +35,23 @@ B = TypeVar("B", bound=schema.AnyRequest)
 class Service:
     """Made once by the Application, given to every endpoint.
 
-    model_name: what clients call the model. grammars: used in a thread of their own only, where
-    nobody waits who sends no schema.
+    model_name: what clients call the model. embedder, embedder_name: the model of embeddings beside
+    it, or the same one. grammars: used in a thread of their own only, where nobody waits who sends
+    no schema.
     """
 
-    def __init__(self, model: Model, worker: Worker, options: Options) -> None:
+    def __init__(
+        self, model: Model, worker: Worker, options: Options, embedder: Model | None = None
+    ) -> None:
         self.model, self.worker, self.options = model, worker, options
+        self.embedder = embedder or model
         self.metrics, self.grammars = Metrics(), Grammars(model)
         self.model_name = options.model_name or _name_of(model.path)
+        self.embedder_name = self.model_name
+        if embedder is not None:
+            self.embedder_name = options.embedding_name or _name_of(embedder.path)
+            if self.embedder_name == self.model_name:
+                raise ValueError(f"embedding model: both models are called {self.model_name!r}")
         self.bodies, self.responses = BodyLimit(), ResponseStore(options.response_store)
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = JobThread("bitnet-prompts")
@@ -73,10 +83,30 @@ class Service:
         return body
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 unless this, or None, is the model's name."""
-        if name not in (None, self.model_name):
-            message = f"model: {name[:80]!r} is not here (this server has {self.model_name!r})"
+        """ApiError 404 unless this, or None, is the name of a model that is here."""
+        if name not in (None, self.model_name, self.embedder_name):
+            known = " and ".join(repr(one.name) for one in self.served)
+            message = f"model: {name[:80]!r} is not here (this server has {known})"
             raise ApiError(404, message, param="model", code="model_not_found")
+
+    def check_kind(self, name: str | None, *, embeds: bool) -> None:
+        """ApiError 400 where two models are served and this is the name of the other one."""
+        other = self.model_name if embeds else self.embedder_name
+        if name == other and self.embedder is not self.model:
+            kind = "no embedding model" if embeds else "an embedding model"
+            raise ApiError(400, f"model: {name} is {kind}", param="model")
+
+    @property
+    def served(self) -> "list[Named]":
+        """The models, each with its name."""
+        models = [Named(self.model_name, self.model)]
+        if self.embedder is not self.model:
+            models.append(Named(self.embedder_name, self.embedder))
+        return models
+
+    def named(self, name: str | None) -> Model:
+        """The model of a name that was checked; None for the first."""
+        return next((one.model for one in self.served if one.name == name), self.model)
 
     async def in_prompt_thread(self, function: Callable[..., R], *arguments: object) -> R:
         """The result of what uses the tokenizer or the template; one text a call. ApiError."""
@@ -109,6 +139,14 @@ class Service:
         if data:
             return data.decode(errors="replace"), data
         return tokenizer.token(token_id) or "", data
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model and what clients call it."""
+
+    name: str
+    model: Model
 
 
 class Reservation:

@@ -1,8 +1,8 @@
 """Libraries of agents, unchanged, against a real server: openai-agents, pydantic-ai, LangChain, the
 AI SDK of Vercel.
 
-Each is skipped where it is not installed (CONTRIBUTING.md); AI_SDK_FOLDER names the folder in which
-`npm install ai @ai-sdk/openai zod` was run.
+Each is skipped where it is not installed, as `.ci/long clients` does; AI_SDK_FOLDER: where
+`npm install ai @ai-sdk/openai @ai-sdk/anthropic zod` was run.
 """
 
 import asyncio
@@ -176,12 +176,13 @@ console.log(JSON.stringify(found));
 """
 
 
-def test_ai_sdk(url):
+def run_node(script, url):
+    """What a script prints last, as JSON."""
     folder = os.environ.get("AI_SDK_FOLDER")
     if not folder:
         pytest.skip("no AI_SDK_FOLDER")
     done = subprocess.run(
-        ["node", "--input-type=module", "-e", AI_SDK],
+        ["node", "--input-type=module", "-e", script],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -189,9 +190,91 @@ def test_ai_sdk(url):
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ai_sdk(url):
+    found = run_node(AI_SDK, url)
     for store in ("true", "false"):  # with it, a call is sent back as a reference to its item
         called, answered = found[f"steps {store}"]
         assert "tool-call" in called and "tool-result" in called and answered
     assert "tool-input-delta" in found["stream"] and found["stream"][-1] == "finish"
     assert set(found["object"]) == {"sure"}
+
+
+# --------------------------------------------------------------------------- Anthropic's protocol
+@pytest.fixture(scope="module")
+def root(server):
+    return f"http://127.0.0.1:{server.port}"
+
+
+def test_langchain_anthropic(root):
+    langchain = pytest.importorskip("langchain_anthropic")
+    from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
+
+    def speak(loudly: bool) -> None:
+        """Say something."""
+
+    chat = langchain.ChatAnthropic(
+        model="bundled", base_url=root, api_key="none", max_tokens=300, stop_sequences=["."]
+    )
+    forced = chat.bind_tools([speak], tool_choice="speak")
+    said = [SystemMessage("Be brief."), HumanMessage("Who goes there?")]
+    called = forced.invoke(said)
+    (call,) = called.tool_calls
+    assert call["name"] == "speak" and set(call["args"]) == {"loudly"}
+    answered = chat.invoke([*said, called, ToolMessage("done", tool_call_id=call["id"])])
+    assert answered.text and answered.response_metadata["stop_reason"] == "stop_sequence"
+    chunks = list(forced.stream(said))
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    assert whole.tool_calls[0]["name"] == "speak" and whole.usage_metadata["output_tokens"]
+
+
+def test_pydantic_ai_anthropic(root):
+    models = pytest.importorskip("pydantic_ai.models.anthropic")
+    from pydantic import BaseModel
+    from pydantic_ai import Agent
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
+    class Weather(BaseModel):
+        sunny: bool
+
+    provider = AnthropicProvider(base_url=root, api_key="none")
+    model = models.AnthropicModel("bundled", provider=provider)
+    settings = {"max_tokens": 600, "stop_sequences": ["."]}
+    agent = Agent(model, output_type=Weather, model_settings=settings, retries=3)
+    assert isinstance(agent.run_sync("Is it sunny?").output, Weather)
+
+    async def talk():
+        talker = Agent(model, model_settings=settings, instructions="Be brief.")
+        async with talker.run_stream("Hello?") as stream:
+            return "".join([text async for text in stream.stream_text(delta=True)])
+
+    assert asyncio.run(talk())
+
+
+AI_SDK_ANTHROPIC = """
+import {createAnthropic} from '@ai-sdk/anthropic';
+import {generateText, streamText, tool, stepCountIs} from 'ai';
+import {z} from 'zod';
+const model = createAnthropic({baseURL: process.env.BASE_URL, apiKey: 'none'})('bundled');
+const now = tool({description: 'The time', inputSchema: z.object({utc: z.boolean()}),
+                  execute: async () => 'noon'});
+const asked = {model, prompt: 'What time is it?', tools: {now}, maxOutputTokens: 400,
+               maxRetries: 0, stopSequences: ['.']};
+const first = ({stepNumber}) => ({toolChoice: stepNumber === 0 ? 'required' : 'auto'});
+const two = await generateText({...asked, stopWhen: stepCountIs(2), prepareStep: first});
+const stream = streamText({...asked, toolChoice: 'required', stopWhen: stepCountIs(1)});
+const found = {steps: two.steps.map(step => step.content.map(part => part.type)), stream: []};
+for await (const part of stream.fullStream) found.stream.push(part.type);
+console.log(JSON.stringify(found));
+"""
+
+
+def test_ai_sdk_anthropic(url):
+    found = run_node(AI_SDK_ANTHROPIC, url)
+    called, answered = found["steps"]
+    assert "tool-call" in called and "tool-result" in called and "text" in answered
+    assert "tool-input-delta" in found["stream"] and found["stream"][-1] == "finish"

@@ -92,3 +92,63 @@ CODEX_SECOND = [
      "name": "apply_patch", "input": "*** Begin Patch\n+a\n*** End Patch"},
     {"type": "custom_tool_call_output", "call_id": "call_c", "output": "Done."},
 ]  # fmt: skip
+
+# Claude Code 2.1: its system prompt in blocks, the first of which is another in every request, and
+# a system message behind the user's
+READ = {
+    "name": "Read",
+    "description": "Reads a file from this machine. ",
+    "input_schema": {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "whole": {"type": "boolean", "description": "All of it"},
+            "offset": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["whole"],
+        "additionalProperties": False,
+    },
+}
+
+
+def claude_code(nonce, *later):
+    """The request of a turn. nonce: of its billing line. later: messages behind the first ones."""
+    ephemeral = {"cache_control": {"type": "ephemeral"}}
+    billing = f"x-anthropic-billing-header: cc_version=2.1.197.{nonce}; cc_entrypoint=cli;"
+    return {
+        "model": "bundled",
+        "max_tokens": 300,
+        "system": [
+            {"type": "text", "text": billing},
+            {"type": "text", "text": "You are an agent that works with files.", **ephemeral},
+            {"type": "text", "text": "Rules of the house follow. " * 40, **ephemeral},
+        ],
+        "messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "<system-reminder>Today is Monday.</system-reminder>"},
+                {"type": "text", "text": "What is in README.md?", **ephemeral}]},
+            {"role": "system", "content": "Agents that may be started: none."},
+            *later,
+        ],
+        "tools": [READ],
+        "metadata": {"user_id": '{"device_id":"a"}'},
+        "thinking": {"type": "adaptive"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "stream": True,
+    }  # fmt: skip
+
+
+CLAUDE_CODE_LATER = [
+    {"role": "assistant", "content": [
+        {"type": "thinking", "thinking": "I read it.", "signature": ""},
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "toolu_1", "name": "Read", "input": {"whole": True}},
+        {"type": "tool_use", "id": "toolu_2", "name": "Read", "input": {"whole": False}}]},
+    {"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "toolu_1", "content": "# Readme"},
+        {"type": "tool_result", "tool_use_id": "toolu_2", "is_error": True,
+         "content": [{"type": "text", "text": "No such line"}, {"type": "image", "source": {}}],
+         "cache_control": {"type": "ephemeral"}},
+        {"type": "text", "text": "Go on."}]},
+]  # fmt: skip

@@ -64,8 +64,12 @@ def encode_chat(
     tools: Tools | None,
     reply: ChatChunks,
     messages: Sequence[schema.Message],
+    limit: int | None = None,
 ) -> list[int]:
-    """The token ids of the prompt; the reply is told whether it begins with reasoning."""
+    """The token ids of the prompt; the reply is told whether it begins with reasoning.
+
+    limit: ContextFull for more tokens; None for the context.
+    """
     may_call = tools is not None and tools.may_call
     has_schema = body.response_format is not None and body.response_format.schema is not None
     reasoning_format = body.reasoning_format or service.options.reasoning_format
@@ -78,7 +82,8 @@ def encode_chat(
     if thinking and not may_think and "enable_thinking" in thinking.names:
         values.setdefault("enable_thinking", False)
     values = effort_values(template, body.reasoning_effort) | values
-    ids = service.model.encode_chat(tools.tell(plain) if tools else plain, values)
+    told = tools.tell(plain) if tools else plain
+    ids = tokenizer.chat(told, limit=limit or service.model.context, values=values)
     if thinking and reasoning_format != "none":
         reply.split_reasoning(may_think and tokenizer.opens_reasoning(ids))
     return ids

@@ -18,6 +18,7 @@ from ..service import Service
 async def embeddings(service: Service, request: Request) -> Response:
     """One embedding for each input, as floats or as base64 of little-endian float32."""
     body = await service.parse(request, schema.EmbeddingRequest)
+    service.check_kind(body.model, embeds=True)
     encoding = body.encoding_format or "float"
     _check(service, body, encoding)
     inputs = schema.sequences(body.input, "input", schema.MAX_INPUTS)
@@ -30,13 +31,13 @@ async def embeddings(service: Service, request: Request) -> Response:
     ]
     n = sum(map(len, ids))
     usage = {"prompt_tokens": n, "total_tokens": n}
-    return JSON({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+    return JSON({"object": "list", "data": data, "model": service.embedder_name, "usage": usage})
 
 
 def _check(service: Service, body: schema.EmbeddingRequest, encoding: str) -> None:
-    config = service.model.config
+    config = service.embedder.config
     if config.pooling is None:
-        raise ApiError(400, f"model: {service.model_name} is no embedding model", param="model")
+        raise ApiError(400, f"model: {service.embedder_name} is no embedding model", param="model")
     if encoding not in ("float", "base64"):
         raise ApiError(400, "encoding_format: float or base64", param="encoding_format")
     if body.dimensions not in (None, config.hidden_size):
@@ -44,7 +45,7 @@ def _check(service: Service, body: schema.EmbeddingRequest, encoding: str) -> No
 
 
 async def _token_ids(service: Service, inputs: Sequence[str | list[int]]) -> list[list[int]]:
-    model = service.model
+    model = service.embedder
     encode = partial(model.tokenizer.encode, add_eos=True, limit=model.context)
     return [
         await service.in_prompt_thread(encode, one) if isinstance(one, str) else one
@@ -63,7 +64,7 @@ async def _embed(
             if gone.is_set():
                 raise ClientGone
             try:
-                rows = await service.worker.call(service.model.embed_tokens, group)
+                rows = await service.worker.call(service.embedder.embed_tokens, group)
             except Exception as error:
                 raise to_api_error(error, "input") or error from None
             embedded += [_encoded(row, encoding) for row in rows]

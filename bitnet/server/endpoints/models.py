@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/NAME: the one model there is."""
+"""GET /v1/models and /v1/models/NAME: the models there are."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,16 +8,19 @@ from ..service import Service
 
 
 async def models(service: Service, request: Request) -> Response:
-    """The list of one, or that one by its name; ApiError 404 for another name."""
+    """The list, or one of it by its name; ApiError 404 for another name."""
     about = {
-        "id": service.model_name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "local",
-        "max_model_len": service.model.context,
+        one.name: {
+            "id": one.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "local",
+            "max_model_len": one.model.context,
+        }
+        for one in service.served
     }
     name = request.path_params.get("name")
     if name is None:
-        return JSON({"object": "list", "data": [about]})
+        return JSON({"object": "list", "data": list(about.values())})
     service.check_model(name)
-    return JSON(about)
+    return JSON(about[name])
