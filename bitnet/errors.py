@@ -36,6 +36,20 @@ class TemplateError(ValueError):
     """The chat template is damaged, ran out of steps, or refuses these messages."""
 
 
+class GrammarError(ValueError):
+    """A JSON schema, expression or grammar that text cannot be made to follow.
+
+    field: the argument, or the field of a request, that it came in.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
 class NotFinite(ValueError):
     """Logits or an embedding are NaN or infinite: the weights are at fault."""
 

@@ -21,7 +21,8 @@ from ..generation.perplexity import (
 from ..generation.saved_logits import LogitsWriter, SavedLogits
 from ..runtime.float_mode import in_ieee_mode
 from ..text.tokenizer import Tokenizer
-from .model import Model, Prompt
+from .model import Model
+from .scores import Prompt
 
 
 @in_ieee_mode

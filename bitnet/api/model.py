@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, check_choice, check_whole, token_array
+from ..checks import TokenIds, check_choice, check_whole
 from ..errors import ContextFull, FormatError
-from ..generation import embedding, scoring
 from ..generation.detokenizer import Detokenizer
+from ..generation.grammar import Grammars
 from ..generation.prefix_cache import PrefixCache
 from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Completion, Constraint, Request
@@ -33,7 +32,8 @@ from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
 from .granted_threads import GrantedThreads
-from .options import GenerationOptions, named_options, sampling_of, stopping_of
+from .options import GenerationOptions, form_of, named_options, sampling_of, stopping_of
+from .scores import Prompt, Scores
 from .stream import Stream, deltas_in
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from ..runtime.memory_report import MemoryReport
 
-Prompt = str | TokenIds
 Messages = Iterable[Mapping[str, Any]]
 
 _models: weakref.WeakSet["Model"] = weakref.WeakSet()  # those that are open
@@ -56,7 +55,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Model:
+class Model(Scores):
     """A loaded model; made by load, a context manager. May be used from several threads.
 
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
@@ -106,6 +105,7 @@ class Model:
             self.scheduler.keep_prefixes(prefix_folder, prefix_folder_limit, fingerprint)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._worker: ThreadPoolExecutor | None = None
+        self._grammars: Grammars | None = None  # made when it is first needed
         self._is_forked = False  # threads that were not forked may have views, and never drop them
         self._granted = GrantedThreads(settings.threads if follows_machine else None)
         _models.add(self)
@@ -164,6 +164,13 @@ class Model:
         context_end="stop": what happens when the context is full; "error" for ContextFull; "window"
             to go on in the same memory: a token then sees the first 4 and the latest ones, which
             are at least context - 255 (Xiao et al. 2023). The context must be at least 257.
+        min_tokens=0: so many before the text may end. ignore_eos=False: whether it goes on past the
+            model's end tokens. stop_token_ids=(): more tokens that end it.
+        json_schema, grammar, regex, choices: one of them, which the text follows unless max_tokens
+            cuts it: a JSON schema (objects have the properties that are listed and no others,
+            unless it says otherwise), a grammar in llguidance's Lark or llama.cpp's GBNF, an
+            expression of Rust's crate regex, texts to choose from. They need the extra `grammar`;
+            GrammarError for what cannot be followed.
         speculative=None: "ngram" drafts tokens by prompt lookup (Saxena 2023) and checks several in
             one step: the same text, sooner where it repeats itself or the prompt.
         """
@@ -188,6 +195,22 @@ class Model:
                 raise
             return error
         return self.request(ids, **options)
+
+    @property
+    def grammars(self) -> Grammars:
+        """What compiles the grammars that texts are to follow."""
+        if self._grammars is None:
+            ends = {*self.tokenizer.eos_ids, *self.config.eos_token_ids}
+            self._grammars = Grammars(self.tokenizer, self.config.vocab_size, ends)
+        return self._grammars
+
+    def _constraint(self, options: GenerationOptions) -> Constraint | None:
+        """The constraint that options ask for, a new one for each sequence."""
+        form = form_of(options)
+        if form is None:
+            return None
+        name, value = form
+        return self.grammars.of(name, value, name)()
 
     @named_options
     def stream(
@@ -221,8 +244,9 @@ class Model:
         Options as of generate. Special tokens in a content are text. TemplateError if the model has
         no chat template or its template fails.
         """
-        request = self.request(self.encode_chat(messages, chat_template_kwargs), **options)
-        return self.scheduler.complete([request])[0]
+        may_think = form_of(options) is None  # what it has to follow begins with the answer
+        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
+        return self.scheduler.complete([self.request(ids, **options)])[0]
 
     @named_options
     def chat_stream(
@@ -233,7 +257,9 @@ class Model:
         **options: Unpack[GenerationOptions],
     ) -> Stream:
         """The same as a Stream."""
-        return self._stream(self.encode_chat(messages, chat_template_kwargs), options)
+        may_think = form_of(options) is None
+        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
+        return self._stream(ids, options)
 
     def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
         return Stream(self.scheduler, self.request(token_ids, **options))
@@ -252,13 +278,31 @@ class Model:
 
     @in_ieee_mode
     def encode_chat(
-        self, messages: Messages, chat_template_kwargs: TemplateValues | None = None
+        self,
+        messages: Messages,
+        chat_template_kwargs: TemplateValues | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        may_think: bool = True,
     ) -> list[int]:
         """The token ids of a conversation up to where the reply begins, see chat.
 
+        tools: for a template that writes them itself (ChatTemplate.tool_form).
+        add_generation_prompt: whether it ends with the beginning of a reply.
+        continue_final_message: whether it ends within the last message, which the reply goes on
+        with. may_think: False has the template ask for an answer at once, where it can and
+        chat_template_kwargs do not say.
         ContextFull, before it is encoded, for a text that is certainly longer than the context.
         """
-        return self.tokenizer.chat(messages, limit=self.context, values=chat_template_kwargs)
+        values, template = chat_template_kwargs, self.tokenizer.chat_template
+        thinks = not may_think and template is not None and template.thinks
+        if template is not None and thinks and "enable_thinking" in template.names:
+            values = {"enable_thinking": False, **(values or {})}
+        return self.tokenizer.chat(
+            messages, add_generation_prompt, self.context, values, tools, continue_final_message
+        )
 
     @named_options
     @in_ieee_mode
@@ -268,13 +312,15 @@ class Model:
         *,
         n_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        cache_prompt: bool = True,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """A generation that is checked and not submitted yet, for Scheduler.submit.
 
         n_logprobs: of how many of the likeliest tokens the log probabilities are wanted at each
         place, beside the chosen one's; None for none at all. constraint: what says which tokens
-        may come. Options and errors as of generate.
+        may come. cache_prompt: whether a beginning that was read before need not be read again.
+        Options and errors as of generate.
         """
         config, scheduler = self.config, self.scheduler
         if config.pooling is not None:
@@ -285,6 +331,9 @@ class Model:
             eos_ids = stopping.eos_ids | frozenset(self.tokenizer.eos_ids)
             stopping = dataclasses.replace(stopping, eos_ids=eos_ids)
             detokenizer = Detokenizer(self.tokenizer.stream(), stopping.stop)
+        constraint = constraint or self._constraint(options)
+        if constraint is not None and stopping.ignore_eos:
+            raise ValueError("ignore_eos: not with a grammar, which the end token ends")
         request = Request(
             token_ids,
             sampler,
@@ -293,6 +342,7 @@ class Model:
             n_logprobs=n_logprobs,
             drafts=make_drafts(options.get("speculative")),
             constraint=constraint,
+            reuses=cache_prompt,
         )
         scheduler.check(request)
         self._follow_machine()
@@ -312,74 +362,7 @@ class Model:
         """What the pool holds at this moment; takes microseconds."""
         return self._pool.stats()
 
-    # --------------------------------------------------------------------------------- evaluation
-    def logits(self, token_ids: TokenIds) -> NDArray[np.float32]:
-        """The logits after each of these token ids: float32 (n_tokens, vocab_size), a new array."""
-        return scoring.all_logits(self.scheduler, self._token_ids(token_ids))
-
-    @overload
-    def loglikelihood(self, context: Prompt, continuation: Prompt) -> tuple[float, bool]: ...
-
-    @overload
-    def loglikelihood(
-        self, context: Iterable[tuple[Prompt, Prompt]]
-    ) -> list[tuple[float, bool]]: ...
-
-    def loglikelihood(self, context: Any, continuation: Any = None) -> Any:
-        """(log of the probability of the continuation after the context, whether it is greedy).
-
-        Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
-        end counting to the continuation. Greedy: each token is the most likely one at its place.
-        Of a list of (context, continuation) a list: what they begin with alike is read once, and as
-        many as the model has slots are read side by side.
-        """
-        pairs = [(context, continuation)] if continuation is not None else list(context)
-        limit = self.context + 1  # the last one is not fed
-        sequences = []
-        for pair in pairs:
-            ids, n_context = scoring.continuation_ids(
-                lambda text: self.tokenizer.encode(text, limit=limit), pair
-            )
-            sequences.append((self._token_ids(ids, limit), n_context))
-        scores = scoring.loglikelihoods(self.scheduler, sequences)
-        return scores if continuation is None else scores[0]
-
-    # --------------------------------------------------------------------------------- embeddings
-    @property
-    def prompts(self) -> dict[str, str]:
-        """{name: text} an embedding model's author puts in front of texts, often under "query"."""
-        return dict(self.weights.checkpoint.prompts)
-
-    def embed(
-        self, texts: str | Sequence[str], *, prompt_name: str | None = None, prompt: str = ""
-    ) -> NDArray[np.float32]:
-        """Embeddings of a text or a list of texts: float32 (hidden_size,) or (n, hidden_size).
-
-        Rows have length 1: their dot products are cosines. For embedding models only, ValueError
-        for others. prompt: text put in front of each, as such models want for queries; prompt_name:
-        the same by its name in model.prompts. With slots several texts share a forward pass.
-        """
-        if prompt_name is not None:
-            if prompt_name not in self.prompts:
-                known = ", ".join(self.prompts) or "none; give a prompt instead"
-                raise ValueError(f"prompt_name: {prompt_name!r} (the model has {known})")
-            prompt = self.prompts[prompt_name]
-        encode, limit = self.tokenizer.encode, self.context
-        several = [texts] if isinstance(texts, str) else texts
-        ids = [encode(prompt + text, add_eos=True, limit=limit) for text in several]
-        rows = self.embed_tokens(ids)
-        return rows[0] if isinstance(texts, str) else rows
-
-    def embed_tokens(self, token_ids: Sequence[TokenIds]) -> NDArray[np.float32]:
-        """The same of lists of token ids, as they are: float32 (n, hidden_size)."""
-        if self.config.pooling is None:
-            raise ValueError(f"{self.path.name}: {self.config.architecture} is no embedding model")
-        for i, sequence in enumerate(token_ids):
-            if not len(sequence):
-                raise ValueError(f"texts[{i}]: no tokens (at least 1)")
-        ids = [self._token_ids(sequence) for sequence in token_ids]
-        return embedding.embed(self.scheduler, ids)
-
+    # ------------------------------------------------------------------------------------ the rest
     def session(
         self, capacity: int | None = None, context_end: Literal["error", "window"] = "error"
     ) -> Session:
@@ -395,7 +378,6 @@ class Model:
         state = scheduler.transformer.new_state(capacity, scheduler.kv_dtype, sinks)
         return Session(scheduler, state, self._sessions, self.weights.fingerprint)
 
-    # ------------------------------------------------------------------------------------ the rest
     @property
     def tokenizer(self) -> Tokenizer:
         """The Tokenizer. FormatError where the model came without one: token ids still work."""
@@ -453,6 +435,8 @@ class Model:
             return
         if scheduler is not None:
             scheduler.close()
+        if self._grammars is not None:
+            self._grammars.close()
         for session in list(self._sessions):
             session.close()
         # Its thread ends with the worker, whose shutdown may wait for what a handler interrupts.
@@ -488,9 +472,3 @@ class Model:
 
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
-
-    def _token_ids(self, token_ids: TokenIds, limit: int | None = None) -> list[int]:
-        ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()
-        if len(ids) > (limit or self.context):
-            raise ContextFull(0, len(ids), self.context)
-        return ids

@@ -1,7 +1,7 @@
 """The keyword arguments of generation, which generate, stream, chat and others have in common.
 
-They are those of Sampling and StopConditions (where their bounds and defaults stand), and
-`speculative`. tests/api/test_types.py holds the names and types here against them.
+They are those of Sampling and StopConditions (where their bounds and defaults stand), `speculative`
+and those of FORMS. tests/api/test_types.py holds the names and types here against them.
 """
 
 import difflib
@@ -33,16 +33,26 @@ class GenerationOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     context_end: Literal["stop", "error", "window"]
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: Sequence[int]
     speculative: Literal["ngram"] | None
+    json_schema: Mapping[str, Any] | bool | None
+    grammar: str | None
+    regex: str | None
+    choices: Sequence[str] | None
 
+
+# What a text may have to follow, one of them at a time: see Model.generate
+FORMS = ("json_schema", "grammar", "regex", "choices")
+_STOPPING = ("max_tokens", "context_end", "min_tokens", "ignore_eos", "stop_token_ids")
 
 # name -> what it is where it is not given; None leaves it to the model or the one who makes it
 DEFAULTS: dict[str, object] = {
     **dict.fromkeys(GenerationOptions.__annotations__),
     **{f.name: f.default for f in SAMPLING_FIELDS if not f.is_models},
-    "max_tokens": StopConditions.max_tokens,
     "stop": StopConditions.stop,
-    "context_end": StopConditions.context_end,
+    **{name: getattr(StopConditions, name) for name in _STOPPING},
 }
 
 
@@ -93,11 +103,18 @@ def sampling_of(options: GenerationOptions, config: ModelConfig) -> Sampling:
 
 def stopping_of(options: GenerationOptions, eos_ids: frozenset[int]) -> StopConditions:
     """The StopConditions that options ask for, and these end tokens."""
-    given: dict[str, Any] = {
-        name: options[name] for name in ("max_tokens", "context_end") if name in options
-    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in _STOPPING}
     stop = options.get("stop")
     if stop is not None and not isinstance(stop, Sequence):
         raise ValueError(f"stop: {stop!r} (a string, or a list of strings)")
     stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return StopConditions(stop=stop, eos_ids=eos_ids, **given)
+
+
+def form_of(options: GenerationOptions) -> tuple[str, Any] | None:
+    """(name, value) of the one of FORMS that options ask for. ValueError for several."""
+    values: Mapping[str, Any] = options
+    given = [(name, values[name]) for name in FORMS if values.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[1][0]}: not together with {given[0][0]}")
+    return given[0] if given else None

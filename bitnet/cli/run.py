@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import bitnet
 
+from ..formats.text_files import read_text
 from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
 from .terminal import Said, Status, write
@@ -32,6 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=StopConditions.context_end,
         help="when the context is full: stop, fail, or go on in the same memory, "
         f"seeing the first tokens and the latest (default: {StopConditions.context_end})",
+    )
+    parser.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        help="write JSON that follows the JSON schema in FILE (needs llguidance)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -59,6 +66,8 @@ def main(args: argparse.Namespace) -> int:
     if not model_path and options.looks_like_model(prompt):
         args.parser.error(f"{prompt} is a model: the prompt is missing")
     keywords = options.generation_keywords(args) | {"context_end": args.context_end}
+    if args.json_schema is not None:
+        keywords["json_schema"] = _schema(Path(args.json_schema))
     if prompt == "-":
         prompt = _standard_input()
     status = Status()
@@ -73,7 +82,8 @@ def main(args: argparse.Namespace) -> int:
         said = Said(status, not args.json)
         if chat:
             values = options.template_values(args, model.tokenizer)
-            ids = model.encode_chat([{"role": "user", "content": prompt}], values)
+            message = {"role": "user", "content": prompt}
+            ids = model.encode_chat([message], values, may_think=args.json_schema is None)
             said.splitter = options.splitter(args, model.tokenizer, ids)
             stream = model.stream(ids, **keywords)
         else:
@@ -102,6 +112,14 @@ def summary(completion: bitnet.Completion) -> str:
         f"{completion.completion_tokens} written at {completion.generation_tps:,.1f}; "
         f"ended by {completion.finish_reason}, seed {completion.seed}]"
     )
+
+
+def _schema(path: Path) -> Any:
+    """The JSON of a file, which Model.generate checks."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
 
 
 def _standard_input() -> str:

@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("BITNET_API_KEY"),
+        default=os.environ.get("BITNET_API_KEY") or None,
         metavar="KEY",
         help="what clients must send (default: BITNET_API_KEY, else nothing)",
     )
@@ -79,8 +79,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--model-name",
+        action="append",
+        default=[],
         metavar="NAME",
-        help="what clients call the model (default: the file's or the hub's name)",
+        help="what clients call the model (default: the file's or the hub's name); "
+        "may be given several times",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse unknown fields, other names of the model, and what of a schema cannot "
+        "be followed (default: pass over them, with a line in the log once for each)",
     )
     group.add_argument(
         "--response-store",
@@ -127,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
         "port",
         "api_key",
         "queue",
-        "model_name",
+        "strict",
         "drain_seconds",
         "read_seconds",
         "write_seconds",
@@ -139,9 +148,10 @@ def main(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in names},
         allow_hosts=tuple(args.allow_host),
         cors_origins=tuple(args.cors_origin),
+        model_names=tuple(args.model_name),
     )
-    if chosen.model_name is None and path is not None and not os.path.exists(path):
-        chosen = dataclasses.replace(chosen, model_name=path)  # a name of the hub
+    if not chosen.model_names and path is not None and not os.path.exists(path):
+        chosen = dataclasses.replace(chosen, model_names=(path,))  # a name of the hub
     second = args.embedding_model
     if second is not None and chosen.embedding_name is None and not os.path.exists(second):
         chosen = dataclasses.replace(chosen, embedding_name=second)

@@ -28,9 +28,13 @@ class Detokenizer:
         self._held = ""  # may be the beginning of a stop string
         self.stopped: str | None = None
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain after this token, possibly ""."""
-        return self._release(self._decoder.push(token_id), is_last=False)
+    def push(self, token_id: int, may_stop: bool = True) -> str:
+        """The text that is certain after this token, possibly "".
+
+        may_stop: False for the first tokens only, in which no stop string is looked for.
+        """
+        text = self._decoder.push(token_id)
+        return self._release(text, is_last=False) if may_stop else text
 
     def finish(self) -> str:
         """The text held back so far, when no token follows."""

@@ -84,7 +84,8 @@ class Request:
     prompt_ids: at least one token id. detokenizer: None where only ids are wanted. n_logprobs:
     None, or of how many of the likeliest tokens the probabilities are wanted at each place.
     drafts: None, or what proposes tokens that the next step is to try as well. constraint: None,
-    or what says which tokens may come.
+    or what says which tokens may come. reuses: whether it may begin with what the model remembers
+    of a sequence that began alike.
 
     deltas: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
@@ -101,11 +102,13 @@ class Request:
         n_logprobs: int | None = None,
         drafts: Drafts | None = None,
         constraint: Constraint | None = None,
+        reuses: bool = True,
     ) -> None:
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.stopping, self.detokenizer = sampler, stopping, detokenizer
         self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
+        self.reuses = reuses
         self.logprobs: list[list[tuple[int, float]]] = []
         self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
         self.n_cached = 0  # tokens of the prompt that another sequence had read
@@ -213,7 +216,8 @@ class Request:
 
     def queries(self, n: int) -> list[LogitsQuery | None]:
         """Which logits the choice of each of the next n tokens depends on, None for all."""
-        if self.n_logprobs is not None or self.constraint is not None:
+        must_go_on = len(self.tokens) - self.n_prompt < self.stopping.min_tokens
+        if self.n_logprobs is not None or self.constraint is not None or must_go_on:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]
         return [self.sampler.query(len(self.tokens) + i, ids) for i in range(n)]
@@ -242,9 +246,9 @@ class Request:
     def sample(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits (vocab,) and see to what follows from it."""
         seen = np.fromiter(self._seen, np.intp, len(self._seen)) if self._seen else ()
-        allowed = None if self.constraint is None else self.constraint.allowed()
+        allowed = self._allowed(len(logits))
         token = self.sampler(logits, len(self.tokens), seen, self._counts, allowed)
-        if self.constraint is not None and token not in self.stopping.eos_ids:
+        if self.constraint is not None and token not in self.stopping.end_ids:
             self.constraint.accept(token)
         if self.n_logprobs is not None:
             ids = [token, *best(logits, self.n_logprobs).tolist()] if self.n_logprobs else [token]
@@ -255,6 +259,15 @@ class Request:
         self.tokens.append(token)
         self.settle()
 
+    def _allowed(self, vocab_size: int) -> NDArray[np.bool_] | None:
+        """Which tokens may come next, bool (vocab,); None for all."""
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        if len(self.tokens) - self.n_prompt >= self.stopping.min_tokens:
+            return allowed
+        going_on = np.ones(vocab_size, np.bool_) if allowed is None else allowed.copy()
+        going_on[[i for i in self.stopping.end_ids if i < vocab_size]] = False
+        return going_on if going_on.any() else allowed  # a grammar's text may be at its end
+
     # ---------------------------------------------------------------------------- text and its end
     def settle(self) -> None:
         """Text and end conditions of new tokens: once for each, also after an interrupt."""
@@ -264,8 +277,11 @@ class Request:
                 self._seen[token] = None
             if self.sampler.counts:
                 self._counts[token] = self._counts.get(token, 0) + 1
-            reason = "stop" if token in self.stopping.eos_ids else self._add_text(token)
             n_generated = self._n_settled + 1 - self.n_prompt
+            if token in self.stopping.end_ids:
+                reason: str | None = "stop"
+            else:
+                reason = self._add_text(token, n_generated >= self.stopping.min_tokens)
             if reason is None and n_generated >= self.stopping.max_tokens:
                 reason = "length"
             elif reason is None and self.is_full:
@@ -276,9 +292,9 @@ class Request:
             if reason:
                 self._complete(reason)
 
-    def _add_text(self, token: int) -> str | None:
+    def _add_text(self, token: int, may_stop: bool) -> str | None:
         if self.detokenizer is not None:
-            self._emit(self.detokenizer.push(token))
+            self._emit(self.detokenizer.push(token, may_stop))
             if self.detokenizer.stopped is not None:
                 return "stop"
         return None

@@ -255,7 +255,7 @@ class Scheduler:
     def _state_for(self, request: Request) -> SequenceState:
         """An empty state, or a fork of one that has seen the beginning of the prompt."""
         sinks = request.stopping.n_sinks
-        if self.prefix_cache is not None:
+        if self.prefix_cache is not None and request.reuses:
             live = [(r.tokens[: r.state.length], r.state) for r in self._active()]
             state = self.prefix_cache.fork(request.tokens, live, sinks=sinks)
             if state is not None:

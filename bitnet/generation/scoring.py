@@ -1,8 +1,9 @@
 """Logits of known text, for evaluation: all of them, or the likelihood of continuations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from ..errors import PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..runtime.float_mode import in_ieee_mode
 from .logits_processors import Logits
-from .sampling import check_finite, log_mass
+from .sampling import best, check_finite, log_mass, log_probabilities
 from .scheduler import Scheduler
 from .session_file import common
 
@@ -94,6 +95,35 @@ def continuation_ids(
         n_tokens = f"{n_context} of context, {len(ids) - n_context} of continuation"
         raise ValueError(f"loglikelihood: {n_tokens} (at least 1 token each)")
     return ids, n_context
+
+
+class TokenScore(NamedTuple):
+    """What the model says of a token that is there: its rank, 1 the likeliest, and the logs of the
+    probabilities [(id, log)] of the token itself and of the likeliest."""
+
+    rank: int
+    logprobs: list[tuple[int, float]]
+
+
+def token_scores(
+    scheduler: Scheduler, token_ids: Sequence[int], n_best: int
+) -> Generator[list[TokenScore], None, None]:
+    """Yield the scores of all tokens but the first, some at a time; other steps come between."""
+    if len(token_ids) < 2:
+        return
+    for position, rows in logits_from(scheduler, token_ids[:-1], 0):
+        yield [
+            _token_score(row, int(token_ids[at]), at, n_best)
+            for at, row in enumerate(rows, position + 1)
+        ]
+
+
+@in_ieee_mode
+def _token_score(logits: Logits, token_id: int, position: int, n_best: int) -> TokenScore:
+    check_finite(logits, position)
+    ids = [token_id, *best(logits, n_best).tolist()] if n_best else [token_id]
+    rank = 1 + int(np.count_nonzero(logits > logits[token_id]))
+    return TokenScore(rank, list(zip(ids, log_probabilities(logits, ids), strict=True)))
 
 
 @in_ieee_mode

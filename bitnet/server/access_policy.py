@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import ipaddress
 import re
+import secrets
 import time
 from collections.abc import Collection
 
@@ -28,6 +29,7 @@ MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers all
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
 ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
+_ID = re.compile(rb"[\w.:-]{1,128}")  # of a request that a client named
 
 Headers = dict[bytes, bytes]  # a request's; names in lower case
 
@@ -181,6 +183,8 @@ class Exchange:
         self._transport = scope.get("state", {}).get("transport")
         self.status, self.start = 0, time.perf_counter()
         given = dict(scope["headers"])
+        own_id = given.get(b"x-request-id", b"")
+        self._id = own_id if _ID.fullmatch(own_id) else secrets.token_hex(16).encode()
         length = given.get(b"content-length", b"0")
         # whether the client still writes its body; one that expects a 100 waits for the answer
         self._is_written = b"expect" in given or (
@@ -199,7 +203,11 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._is_written |= self.status == 408  # nothing comes
-            headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+            headers = [
+                *message.get("headers", ()),
+                (b"x-content-type-options", b"nosniff"),
+                (b"x-request-id", self._id),
+            ]
             message = {**message, "headers": headers + self._headers}
         if message["type"] != "http.response.body" or message.get("more_body"):
             await self._send_in_time(message)

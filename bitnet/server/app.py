@@ -19,7 +19,7 @@ from .endpoints.models import models
 from .endpoints.page import page
 from .endpoints.responses import responses
 from .endpoints.status import health, metrics, ready
-from .endpoints.tokenize import detokenize, tokenize
+from .endpoints.tokenize import detokenize, tokenize, tokenizer_info
 from .options import Options
 from .service import Service
 from .worker import Worker
@@ -32,6 +32,7 @@ ENDPOINTS = (
     ("GET", "/metrics", metrics),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
+    ("GET", "/tokenizer_info", tokenizer_info),
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{name:path}", models),
     ("POST", "/v1/chat/completions", chat),

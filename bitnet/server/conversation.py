@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ..generation.json_schema import JSONSchema
 from .errors import ApiError, json_error
 from .log import log
 from .schema import (
@@ -18,10 +19,9 @@ from .schema import (
     CallId,
     Function,
     FunctionOf,
-    JSONSchema,
     Message,
     NamedSchema,
-    SchemaFormat,
+    ResponseFormat,
     Tool,
     ToolCall,
 )
@@ -120,9 +120,9 @@ def function_of(name: object, where: str) -> FunctionOf:
     return converted({"name": name}, FunctionOf, where)
 
 
-def schema_format(schema: JSONSchema) -> SchemaFormat:
+def schema_format(schema: JSONSchema) -> ResponseFormat:
     """A response_format that follows a schema."""
-    return SchemaFormat(json_schema=NamedSchema(schema=schema))
+    return ResponseFormat(type="json_schema", json_schema=NamedSchema(schema=schema))
 
 
 def texts(content: object, kinds: Sequence[str], where: str, *, is_result: bool = False) -> str:

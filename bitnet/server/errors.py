@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from ..errors import ContextFull, FormatError, NotFinite, PoolExhausted
+from ..errors import ContextFull, FormatError, GrammarError, NotFinite, PoolExhausted
 
 _FIELD = re.compile(r"[a-z_]+(?:\[[^\]]*\]|\.[a-z_]+)*(?=:)")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.S)
@@ -80,7 +80,10 @@ def to_api_error(error: BaseException, param: str | None = None) -> ApiError | N
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextFull):
-        message = f"the prompt has {error.requested} tokens or more, the context {error.capacity}"
+        message = (  # clients such as LiteLLM know a full context by these words of OpenAI's
+            f"This model's maximum context length is {error.capacity} tokens. However, the prompt "
+            f"has {error.requested} tokens or more."
+        )
         return ApiError(400, message, param=param, code="context_length_exceeded")
     if isinstance(error, PoolExhausted | MemoryError):
         return unavailable("the server's memory is in use; try again later")
@@ -88,6 +91,8 @@ def to_api_error(error: BaseException, param: str | None = None) -> ApiError | N
         return ApiError(400, f"the model lacks what this needs: {error.field}")
     if isinstance(error, NotFinite):
         return ApiError(500, f"the model's weights are at fault: {error}", code="not_finite")
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param=error.field)
     if isinstance(error, ValueError):
         named = _FIELD.match(str(error))
         return ApiError(400, str(error), param=named[0] if named else param)

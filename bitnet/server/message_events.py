@@ -10,7 +10,7 @@ from ..generation.request import Completion
 from .anthropic_errors import error_body
 from .errors import ApiError
 from .openai_chunks import ChatChunks
-from .reply_protocol import Chunk
+from .reply_protocol import Chunk, Prompt
 from .worker import Event
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -37,6 +37,9 @@ class MessageEvents:
             "stop_reason": None,
             "stop_sequence": None,
         }
+
+    def prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Messages repeat no prompt."""
 
     def opening(self, n: int) -> Iterator[Chunk]:
         """The message without content, once its prompt is known."""

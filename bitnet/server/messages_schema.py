@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from ..generation.json_schema import JSONSchema
 from .conversation import (
     Conversation,
     converted,
@@ -24,7 +25,6 @@ from .schema import (
     ChatRequest,
     Count,
     Ignored,
-    JSONSchema,
     NamedTool,
     Nested,
     SamplingRequest,
@@ -87,6 +87,8 @@ class PromptRequest(SamplingRequest, AnyRequest):  # type: ignore[misc]
     max_tokens: Count | None = None
     stop_sequences: Stops | None = None
     stream: bool | None = None
+    container: None = None  # of tools that are not run here
+    mcp_servers: Annotated[list[Any], Meta(max_length=0)] | None = None
     # what changes nothing here: accounts, caches, and what a client does with its own context
     betas: Ignored = None
     cache_control: Ignored = None

@@ -13,8 +13,9 @@ import msgspec
 from ..generation.detokenizer import TokenDecoder
 from ..generation.request import Completion
 from ..text.reasoning import ReasoningSplitter
+from ..text.tool_calls import CallReader
 from .errors import ApiError
-from .reply_protocol import Chunk
+from .reply_protocol import Chunk, Prompt
 from .tools import Calls
 from .worker import Event, Generation
 
@@ -25,7 +26,8 @@ Logprobs = list[tuple[int, float]]  # [(token id, log of its probability)] at on
 class ChatChunks:
     """The reply of /v1/chat/completions.
 
-    has_logprobs: whether they were asked for. may_call: whether a text may be calls of tools.
+    has_logprobs: whether they were asked for. reader: what reads the calls of tools of one choice,
+    None where a text is none.
     """
 
     chunk_object, whole_object, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl-"
@@ -33,10 +35,16 @@ class ChatChunks:
     end = b"data: [DONE]\n\n"
 
     def __init__(
-        self, model_name: str, spell: Spell, has_logprobs: bool, may_call: bool = False
+        self,
+        model_name: str,
+        spell: Spell,
+        has_logprobs: bool,
+        reader: Callable[[], CallReader] | None = None,
     ) -> None:
-        self._spell, self._has_logprobs = spell, has_logprobs
-        self._calls: dict[int, Calls] | None = {} if may_call else None  # {choice: Calls}
+        self._spell, self._has_logprobs, self._reader = spell, has_logprobs, reader
+        self._calls: dict[int, Calls] = {}  # {choice: Calls}
+        self._beginning = ""  # text in front of every reply
+        self._prompts: Sequence[Prompt] = ()  # of each choice, where it is repeated or scored
         self._splitters: dict[int, ReasoningSplitter] | None = None  # {choice: its splitter}
         self._begins_inside = False
         self.n_prompt = 0  # tokens, once they are known
@@ -51,10 +59,17 @@ class ChatChunks:
         """Before the first event: what replies think is no content. See ReasoningSplitter."""
         self._splitters, self._begins_inside = {}, begins_inside
 
+    def begin_with(self, text: str) -> None:
+        """Before the first event: a text that every reply repeats first."""
+        self._beginning = text
+
+    def prompts(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts = prompts
+
     def opening(self, n: int) -> Iterable[Chunk]:
         """A chunk for each sequence, which says who speaks."""
         for index in range(n):
-            delta = {"role": "assistant", "content": ""}
+            delta = {"role": "assistant", "content": self._beginning}
             yield self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
     def chunks(self, event: Event) -> Iterator[Chunk]:
@@ -67,8 +82,8 @@ class ChatChunks:
             reasoning, text = splitter.push(text, reason is not None)
             if reasoning:
                 deltas.append({"reasoning_content": reasoning})
-        if self._calls is not None:
-            calls = self._calls.setdefault(event.index, Calls())
+        if self._reader is not None:
+            calls = self._calls.setdefault(event.index, Calls(self._reader()))
             deltas += calls.push(text, reason is not None)
             if reason == "stop" and calls.are_whole:
                 reason = "tool_calls"
@@ -119,7 +134,33 @@ class ChatChunks:
                 self._add(choices.setdefault(news["index"], {}), news)
             rest |= {key: chunk[key] for key in ("usage", "timings") if key in chunk}
         head = self.head | {"object": self.whole_object}
-        return head | {"choices": [choices[index] for index in sorted(choices)]} | rest
+        head |= {"choices": [choices[index] for index in sorted(choices)]}
+        return self._with_prompts(head) | rest
+
+    def _with_prompts(self, whole: Chunk) -> Chunk:
+        """The answer with vLLM's prompt_logprobs, if they were asked for."""
+        if not self._prompts or self._prompts[0].scores is None:
+            return whole
+        return whole | {"prompt_logprobs": self._prompt_logprobs(self._prompts[0])}
+
+    def _prompt_logprobs(self, prompt: Prompt) -> list[Chunk | None]:
+        """{id: about it} of each token and the likeliest in its place; None of the first."""
+        listed: list[Chunk | None] = [None]
+        for score in prompt.scores or ():
+            (own, logprob), *best = score.logprobs
+            entries = {token_id: (i, lp) for i, (token_id, lp) in enumerate(best, 1)}
+            entries.setdefault(own, (score.rank, logprob))
+            listed.append(
+                {
+                    str(token_id): {
+                        "logprob": lp,
+                        "rank": rank,
+                        "decoded_token": self._spell(token_id)[0],
+                    }
+                    for token_id, (rank, lp) in entries.items()
+                }
+            )
+        return listed
 
     @staticmethod
     def _add(choice: Chunk, news: Chunk) -> None:
@@ -154,16 +195,38 @@ class TextChunks(ChatChunks):
     prefix = "cmpl-"
 
     def __init__(
-        self, model_name: str, spell: Spell, has_logprobs: bool, decoder: Callable[[], TokenDecoder]
+        self,
+        model_name: str,
+        spell: Spell,
+        has_logprobs: bool,
+        decoder: Callable[[], TokenDecoder],
+        echoes: bool = False,
     ) -> None:
-        """decoder: makes what turns the tokens of one choice into text."""
+        """decoder: makes what turns the tokens of one choice into text. echoes: whether a choice
+        begins with its prompt, and its logprobs with those of the prompt."""
         super().__init__(model_name, spell, has_logprobs)
-        self._decoder = decoder
+        self._decoder, self._echoes = decoder, echoes
         self._decoders: dict[int, TokenDecoder] = {}  # {choice: its decoder}
         self._offsets: dict[int, int] = {}  # {choice: characters of its text so far}
 
     def opening(self, n: int) -> Iterable[Chunk]:
-        return ()
+        """The prompt of each sequence, where it is to be repeated."""
+        if not self._echoes:
+            return
+        for index, prompt in enumerate(self._prompts):
+            entries: list[Any] = []
+            if self._has_logprobs and prompt.scores is not None:
+                entries = [[(prompt.ids[0], None)], *(score.logprobs for score in prompt.scores)]
+            choice = {"index": index, "text": prompt.text, "finish_reason": None}
+            yield self._chunk(choice | {"logprobs": None} | self._columns(index, entries))
+
+    def _with_prompts(self, whole: Chunk) -> Chunk:
+        """As vLLM has it: in each choice. Of an echo the logprobs are the prompt's already."""
+        if self._echoes or not self._prompts:
+            return whole
+        for choice, prompt in zip(whole["choices"], self._prompts, strict=True):
+            choice["prompt_logprobs"] = self._prompt_logprobs(prompt)
+        return whole
 
     def chunks(self, event: Event) -> Iterator[Chunk]:
         reason = finish_reason(event.completion)
@@ -171,7 +234,10 @@ class TextChunks(ChatChunks):
         yield self._chunk(choice | {"logprobs": None} | self._logprobs(event))
 
     def _logprobs(self, event: Event) -> Chunk:
-        entries = text_logprobs(event)
+        # Who asks for the prompt's as well counts tokens: then the end token is one.
+        return self._columns(event.index, event.logprobs if self._echoes else text_logprobs(event))
+
+    def _columns(self, index: int, entries: Sequence[Any]) -> Chunk:
         if not (self._has_logprobs and entries):
             return {}
         lists: dict[str, list[Any]] = {
@@ -183,7 +249,7 @@ class TextChunks(ChatChunks):
         for own, *best in entries:
             names = self._names([own[0], *(token_id for token_id, _ in best)])
             top = {names[token_id]: logprob for token_id, logprob in best}
-            values = (names[own[0]], own[1], top or None, self._offset(event.index, own[0]))
+            values = (names[own[0]], own[1], top or None, self._offset(index, own[0]))
             for column, value in zip(lists.values(), values, strict=True):
                 column.append(value)
         return {"logprobs": lists}

@@ -2,6 +2,7 @@
 
 ResponseStream drives a reply object, one for each HTTP request, in this order:
 
+    prompts(prompts)          where they are to be repeated or scored
     opening(n)                what comes before any text
     chunks(event)             for every worker.Event, in order
     closing(usage)            once all sequences are complete
@@ -18,12 +19,22 @@ openai_chunks.ChatChunks and TextChunks are such objects, and response_events.Re
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from ..generation.scoring import TokenScore
 from .errors import ApiError
 from .worker import Event
 
 Chunk = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """The prompt of a sequence: its token ids, its text, and the scores of its tokens but the first
+    where they are asked for."""
+
+    ids: Sequence[int]
+    text: str
+    scores: Sequence[TokenScore] | None
 
 
 class Reply(Protocol):
@@ -35,6 +46,10 @@ class Reply(Protocol):
 
     closes: bool
     end: bytes
+
+    def prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Told before all else, where a request asks for its prompts to be repeated or scored: of
+        each sequence its prompt."""
 
     def opening(self, n: int) -> Iterable[Chunk]:
         """The chunks before any text, of n sequences."""

@@ -11,7 +11,7 @@ import msgspec
 from ..text.reasoning import END
 from .errors import ApiError
 from .openai_chunks import ChatChunks
-from .reply_protocol import Chunk
+from .reply_protocol import Chunk, Prompt
 from .responses_schema import Names, ResponsesRequest
 from .worker import Event
 
@@ -45,6 +45,9 @@ class ResponseEvents:
     def response_id(self) -> str:
         """Under which the response is kept."""
         return str(self._response["id"])
+
+    def prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Responses repeat no prompt."""
 
     def opening(self, n: int) -> Iterator[Chunk]:
         """The events before any text."""

@@ -1,6 +1,7 @@
 """From a generation's events to an HTTP response: whole, or as a stream of server-sent events."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -30,14 +31,20 @@ _HEADERS = [
 class ResponseStream:
     """The response to one request: a Generation, written down by a reply (reply_protocol).
 
-    When the client leaves, the generation is cancelled.
+    When the client leaves, the generation is cancelled. is_silent: what is written is left out,
+    where a client wants its prompt read only.
     """
 
     def __init__(
-        self, request: Request, generation: Generation, reply: Reply, metrics: Metrics
+        self,
+        request: Request,
+        generation: Generation,
+        reply: Reply,
+        metrics: Metrics,
+        is_silent: bool = False,
     ) -> None:
         self._request, self._generation = request, generation
-        self._reply, self._metrics = reply, metrics
+        self._reply, self._metrics, self._is_silent = reply, metrics, is_silent
         self._completions: dict[int, Completion] = {}
 
     async def whole(self) -> Chunk:
@@ -90,6 +97,13 @@ class ResponseStream:
                 raise ClientGone
             if event.error is not None:
                 raise to_api_error(event.error) or event.error
+            if self._is_silent:
+                if event.completion is None:
+                    continue
+                completion = dataclasses.replace(
+                    event.completion, text="", token_ids=[], finish_reason="length"
+                )
+                event = Event(event.index, completion=completion)
             if event.completion is not None:
                 self._completions[event.index] = event.completion
             yield from self._reply.chunks(event)

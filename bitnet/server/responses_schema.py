@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from ..generation.sampling import SAMPLING_FIELDS
+from ..generation.json_schema import JSONSchema
 from .conversation import (
     Conversation,
     converted,
@@ -14,6 +14,7 @@ from .conversation import (
     function_tool,
     leave_out,
     refused,
+    schema_format,
     texts,
 )
 from .schema import (
@@ -21,15 +22,14 @@ from .schema import (
     MAX_TOP_LOGPROBS,
     ChatRequest,
     Count,
+    Effort,
     GenerationRequest,
     Ignored,
     NamedSchema,
     NamedTool,
     Nested,
-    ObjectFormat,
-    SchemaFormat,
+    ResponseFormat,
     TemplateValues,
-    TextFormat,
     Tool,
 )
 
@@ -55,7 +55,13 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
 }  # fmt: skip
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+class TextFormat(Nested, tag_field="type", tag="text"):
+    pass
+
+
+class ObjectFormat(Nested, tag_field="type", tag="json_object"):
+    schema: ClassVar[JSONSchema] = {"type": "object"}
 
 
 class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
@@ -63,7 +69,7 @@ class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
 
 
 class TextOptions(Nested):
-    """``text``. verbosity: nothing here listens to it; it is told back."""
+    """``text``."""
 
     format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -151,10 +157,12 @@ def chat_request(
     items.add(body.input, "input")
     if body.instructions is not None:
         conversation.begin("system", body.instructions, "instructions")
-    fields: dict[str, Any] = {field.name: getattr(body, field.name) for field in SAMPLING_FIELDS}
-    fields |= {name: getattr(body, name) for name in (
-        "model", "stop", "stream", "logit_bias", "parallel_tool_calls", "chat_template_kwargs",
-        "reasoning_format")}  # fmt: skip
+    same = ("parallel_tool_calls", "chat_template_kwargs", "reasoning_format")
+    fields: dict[str, Any] = {
+        name: getattr(body, name) for name in (*GenerationRequest.__struct_fields__, *same)
+    }
+    fields["stream_options"] = None
+    fields["verbosity"] = body.text.verbosity if body.text else None
     if body.has_logprobs:
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs}
     fields["reasoning_effort"] = body.reasoning.effort if body.reasoning else None
@@ -169,11 +177,11 @@ def chat_request(
     ), names
 
 
-def _format(body: ResponsesRequest) -> TextFormat | ObjectFormat | SchemaFormat | None:
+def _format(body: ResponsesRequest) -> ResponseFormat | None:
     given = body.text.format if body.text else None
-    if isinstance(given, FlatSchemaFormat):
-        return SchemaFormat(json_schema=NamedSchema(schema=given.schema, name=given.name))
-    return given
+    if given is None or isinstance(given, TextFormat):
+        return None
+    return schema_format(given.schema)
 
 
 # ------------------------------------------------------------------------------------------- tools

@@ -1,31 +1,33 @@
 """What requests may hold: their fields with types and bounds, checked before anything is done.
 
-Fields that change nothing are ignored, known ones that this server cannot honour are refused unless
-their value asks for nothing, and unknown ones are refused.
+parsing.py says what becomes of fields that are not here.
 """
 
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..generation.json_schema import JSONSchema
 from ..generation.sampling import SAMPLING_FIELDS, SamplingField
-from .errors import ApiError, json_error
+from .errors import ApiError
 
 MAX_N = 16  # choices of a request
 MAX_PROMPTS = 16  # prompts of a request for completions
 MAX_MESSAGES = 4096  # messages of a conversation
-MAX_INPUTS = 256  # texts to embed in a request
+MAX_INPUTS = 2048  # texts to embed in a request: OpenAI's limit
+MAX_STOP_IDS = 1024  # token ids that end a text
 MAX_TOOLS = 128  # functions of a request: OpenAI's limit
-MAX_DESCRIPTION = 16 << 10  # characters of a function's description
 MAX_TOKENS_LISTED = 1 << 17  # token ids of a request or an answer: 128k, the longest contexts
 MAX_TOP_LOGPROBS = 20  # likeliest tokens at each place: OpenAI's limit
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Tokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # -1: as many as the context has room for
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_TOKENS_LISTED)]
-StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+StopText = Annotated[str, Meta(max_length=256)]  # an empty one stops nothing
 Stops = Annotated[list[StopText], Meta(max_length=16)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 TemplateValues = dict[str, Any]  # ChatTemplate.check_values says what they may be
@@ -37,30 +39,9 @@ OWN_BOUNDS: dict[str, dict[str, Any]] = {
     "seed": {"ge": -(2**63), "le": 2**63 - 1}, "top_k": {"ge": -1}, "top_p": {"gt": None, "ge": 0},
 }  # fmt: skip
 
-# Fields of OpenAI's that do not touch the result of a request
-IGNORED = {
-    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "service_tier", "store", "user",
-}  # fmt: skip
-# Fields that are not supported, with the values that ask for nothing, beside null
-REFUSED = {
-    "audio": (), "background": (False,), "best_of": (1,), "chat_template": (),
-    "chat_template_kwargs": ({},), "conversation": (), "echo": (False,),
-    "function_call": ("none", "auto"), "functions": ([],), "grammar": (), "guided_json": (),
-    "guided_regex": (), "include": ([],), "json_schema": (), "max_tool_calls": (),
-    "modalities": (["text"],), "parallel_tool_calls": (True, False), "previous_response_id": (),
-    "reasoning": ({},), "response_format": ({"type": "text"},),
-    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "top_logprobs": (0,),
-    "truncation": ("disabled",), "verbosity": (), "web_search_options": (),
-}  # fmt: skip
-
-
-JSONSchema = dict[str, Any] | bool
-SCHEMA_FIELDS = ("schema", "value", "parameters")  # whose value is one
-
 
 class Nested(Struct, forbid_unknown_fields=True):
-    """An object inside a request. Unknown fields are refused here too, unless they are null.
+    """An object inside a request; parsing.py sees to unknown fields.
 
     What clients send back of an answer, or send to others, and changes nothing is Ignored.
     """
@@ -69,27 +50,7 @@ class Nested(Struct, forbid_unknown_fields=True):
 Ignored = Any
 
 
-class TextFormat(Nested, tag_field="type", tag="text"):
-    @property
-    def schema(self) -> JSONSchema | None:
-        return None
-
-
-class ObjectFormat(Nested, tag_field="type", tag="json_object"):
-    """given, value: what llama.cpp's server and the Hugging Face hub's client call a schema."""
-
-    given: JSONSchema | UnsetType = msgspec.field(name="schema", default=UNSET)
-    value: JSONSchema | UnsetType = UNSET
-
-    @property
-    def schema(self) -> JSONSchema | None:
-        if self.given is not UNSET:
-            return self.given
-        return {"type": "object"} if self.value is UNSET else self.value
-
-    def __post_init__(self) -> None:
-        if self.given is not UNSET and self.value is not UNSET:
-            raise ValueError("schema and value: one of them")
+Form = tuple[str, Any]  # what text follows: the arguments of generation.grammar.Grammars.of
 
 
 class NamedSchema(Nested):
@@ -99,12 +60,58 @@ class NamedSchema(Nested):
     strict: bool | None = None  # ignored: schemas are always followed
 
 
-class SchemaFormat(Nested, tag_field="type", tag="json_schema"):
-    json_schema: NamedSchema
+class ResponseFormat(Nested):
+    """What a reply is to be, as several servers take it.
+
+    OpenAI has the schema in json_schema, llama.cpp's server in schema, the Hugging Face hub's
+    client in value, with the type "json" as well; "regex" is the hub's too, "grammar" others'.
+    """
+
+    type: Literal["text", "json", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: NamedSchema | None = None
+    schema: JSONSchema | UnsetType = UNSET
+    value: JSONSchema | str | UnsetType = UNSET
+    grammar: str | None = None
+    name: Ignored = None
+    strict: Ignored = None
 
     @property
-    def schema(self) -> JSONSchema | None:
-        return self.json_schema.schema
+    def form(self) -> Form | None:
+        """What the reply has to follow, None for any text."""
+        if self.type == "text":
+            return None
+        if self.type in ("regex", "grammar"):
+            return self.type, self.grammar if self._given[0] is UNSET else self._given[0]
+        return "json_schema", self._given[0] if self._given[0] is not UNSET else {"type": "object"}
+
+    @property
+    def _given(self) -> list[Any]:
+        """The values that are given, [UNSET] where none is."""
+        named = UNSET if self.json_schema is None else self.json_schema.schema
+        given = [named, self.schema, self.value]
+        return [value for value in given if value is not UNSET] or [UNSET]
+
+    def __post_init__(self) -> None:
+        first, *others = self._given
+        if others:
+            raise ValueError("json_schema, schema and value: one of them")
+        is_text = self.type in ("regex", "grammar")
+        if is_text and not isinstance(self.grammar if first is UNSET else first, str):
+            raise ValueError(f"type {self.type}: needs a text as value")
+        if self.type == "json_schema" and first is UNSET:
+            raise ValueError("json_schema: missing")
+        if not is_text and isinstance(first, str):
+            raise ValueError("value: a JSON schema is needed")
+
+
+class StructuredOutputs(Nested):
+    """vLLM's structured_outputs."""
+
+    json: JSONSchema | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class StreamOptions(Nested):
@@ -116,6 +123,11 @@ def _within_bounds(field: SamplingField) -> Any:
     """The type of a number, or null, within the bounds of a SamplingField."""
     bounds: dict[str, Any] = {"ge" if field.lower_allowed else "gt": field.lower, "le": field.upper}
     return Annotated[field.kind, Meta(**bounds | OWN_BOUNDS.get(field.name, {}))] | None
+
+
+Repetition: Any = _within_bounds(
+    next(field for field in SAMPLING_FIELDS if field.name == "repetition_penalty")
+)
 
 
 class AnyRequest(Struct, kw_only=True):
@@ -138,14 +150,88 @@ class GenerationRequest(SamplingRequest, kw_only=True):  # type: ignore[misc, ca
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopText | Stops | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     logit_bias: Biases | None = None
+    repeat_penalty: Repetition = None  # llama.cpp's and Ollama's name of repetition_penalty
+    cache_prompt: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.repetition_penalty is None:  # type: ignore[has-type]
+            self.repetition_penalty = self.repeat_penalty
+        elif self.repeat_penalty not in (None, self.repetition_penalty):
+            raise ValueError("repeat_penalty: another than repetition_penalty")
 
 
 class CompletionsRequest(GenerationRequest, kw_only=True):  # type: ignore[call-arg]
     """What chat and text completions have in common."""
 
-    max_tokens: Count | None = None
+    max_tokens: Tokens | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    echo: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    # of llama.cpp's server
+    json_schema: JSONSchema | None = None
+    grammar: str | None = None
+    # of vLLM
+    regex: str | None = None
+    choice: list[str] | None = None
+    guided_json: JSONSchema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def form(self) -> tuple[str, Form] | None:
+        """(field, what a text has to follow), None for any text. ApiError for several."""
+        given = [(field, form) for field, form in self._forms() if form is not None]
+        if len(given) > 1:
+            field = given[1][0]
+            raise ApiError(400, f"{field}: not together with {given[0][0]}", param=field)
+        return given[0] if given else None
+
+    def _forms(self) -> Iterator[tuple[str, Form | None]]:
+        asked = self.response_format
+        yield "response_format", None if asked is None else asked.form
+        for field, kind in _FORM_FIELDS.items():
+            value = getattr(self, field)
+            yield field, None if value is None else (kind, _parsed(field, value, kind))
+        outputs = self.structured_outputs
+        if outputs is not None:
+            if outputs.json_object:
+                yield "structured_outputs.json_object", ("json_schema", {"type": "object"})
+            for name, kind in _OUTPUT_FIELDS.items():
+                field, value = f"structured_outputs.{name}", getattr(outputs, name)
+                yield field, None if value is None else (kind, _parsed(field, value, kind))
+
+
+_OUTPUT_FIELDS = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "grammar",
+}
+_FORM_FIELDS = {
+    **{"json_schema": "json_schema", "grammar": "grammar", "regex": "regex"},
+    "choice": "choices",
+    **{f"guided_{name}": kind for name, kind in _OUTPUT_FIELDS.items()},
+}
+
+
+def _parsed(field: str, value: Any, kind: str) -> Any:
+    """A schema may be written as a text of JSON. ApiError where it is none."""
+    if kind != "json_schema" or not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict | bool):
+        raise ApiError(400, f"{field}: a text that is no JSON schema", param=field)
+    return parsed
 
 
 class TextPart(Nested, tag_field="type", tag="text"):
@@ -153,12 +239,13 @@ class TextPart(Nested, tag_field="type", tag="text"):
     cache_control: Ignored = None
 
 
-FunctionName = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9_-]{1,64}\Z")]
+# As OpenAI has it, and with the signs and the length of names that MCP's servers give their tools
+FunctionName = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9_.:/-]{1,128}\Z")]
 
 
 class Function(Nested):
     name: FunctionName
-    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)] | None = None
+    description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None  # ignored: schemas are always followed
 
@@ -167,15 +254,17 @@ class Function(Nested):
         """The JSON schema of the arguments."""
         if not self.parameters:
             return {"type": "object", "additionalProperties": False}
-        return {"type": "object"} | self.parameters
+        given = {"type": "object"} | self.parameters
+        return given | {"type": "object"} if given["type"] is None else given
 
     def about(self) -> dict[str, Any]:
         """What a model is told."""
         return {"name": self.name, "description": self.description or "", "parameters": self.schema}
 
 
-class Tool(Nested, tag_field="type", tag="function"):
+class Tool(Nested):
     function: Function
+    type: Literal["function"] = "function"
     cache_control: Ignored = None
 
 
@@ -189,15 +278,22 @@ class NamedTool(Nested, tag_field="type", tag="function"):
 
 class CalledFunction(Nested):
     name: FunctionName
-    arguments: str  # JSON
+    arguments: str | dict[str, Any] = "{}"  # JSON, as a text or, as Ollama has it, as an object
+
+    @property
+    def text(self) -> str:
+        """The arguments as a text of JSON."""
+        given = self.arguments
+        return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 
 CallId = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class ToolCall(Nested, tag_field="type", tag="function"):
+class ToolCall(Nested):
     id: CallId
     function: CalledFunction
+    type: Literal["function"] = "function"
     index: Ignored = None
 
 
@@ -212,13 +308,14 @@ class Message(Nested):
     refusal: Ignored = None
     annotations: Ignored = None
     audio: None = None
+    images: None = None  # Ollama's
     reasoning: Ignored = None  # templates drop what an assistant thought in earlier turns
     reasoning_content: Ignored = None
     provider_specific_fields: Ignored = None
 
     def text(self, where: str) -> str:
         """The content as one text."""
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             raise ApiError(400, f"{where}.content: missing", param=f"{where}.content")
         return _joined(self.content or "")
 
@@ -237,10 +334,12 @@ class Message(Nested):
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatRequest(CompletionsRequest):
     messages: Messages
-    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
@@ -248,9 +347,11 @@ class ChatRequest(CompletionsRequest):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateValues | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # text.reasoning.FORMATS
-    reasoning_effort: str | None = None  # see thinking.py
+    reasoning_effort: Effort | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
-    format_field: ClassVar[str] = "response_format"
     truncates: ClassVar[bool] = False  # see truncation.py
 
 
@@ -273,6 +374,7 @@ class EmbeddingRequest(AnyRequest):
     )
     encoding_format: str | None = None
     dimensions: Count | None = None
+    prompt_name: str | None = None
 
 
 class TokenizeRequest(AnyRequest):
@@ -280,6 +382,7 @@ class TokenizeRequest(AnyRequest):
     messages: Messages | UnsetType = UNSET
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
     chat_template_kwargs: TemplateValues | None = None
 
 
@@ -290,54 +393,6 @@ class DetokenizeRequest(AnyRequest):
 def _joined(content: Any) -> str:
     """A message's content, a text or its parts, as one text."""
     return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-R = TypeVar("R", bound=AnyRequest)
-
-
-def parse(body: bytes, kind: type[R]) -> R:
-    """A request of this kind from bytes of JSON. ApiError that names the field at fault."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        _check_others(fields.keys() - set(kind.__struct_fields__), fields)
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except msgspec.ValidationError as error:
-            if "unknown field" not in str(error):
-                raise
-            values = {
-                name: _without_nulls(msgspec.json.decode(raw)) for name, raw in fields.items()
-            }
-            return msgspec.convert(values, kind, str_keys=True)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise json_error(error) from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """JSON without the fields that are null, known or not, but for those inside schemas.
-
-    Clients send back all fields of an answer, also those that came with their newest version.
-    """
-    if isinstance(value, list):
-        return [_without_nulls(entry) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: entry if name in SCHEMA_FIELDS else _without_nulls(entry)
-        for name, entry in value.items()
-        if entry is not None
-    }
-
-
-def _check_others(names: Iterable[str], fields: dict[str, msgspec.Raw]) -> None:
-    for name in sorted(set(names) - IGNORED):
-        if bytes(fields[name]) == b"null":
-            continue
-        if name not in REFUSED:
-            raise ApiError(400, f"{name[:80]}: unknown field", param=name[:80])
-        value = msgspec.json.decode(fields[name])
-        if not any(type(value) is type(v) and value == v for v in REFUSED[name]):
-            raise ApiError(400, f"{name}: not supported by this server", param=name)
 
 
 def sequences(value: str | list[Any], field: str, max_entries: int) -> list[str | list[int]]:

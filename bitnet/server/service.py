@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +12,11 @@ from starlette.requests import Request
 
 from ..api.load import BUNDLED_MODEL
 from ..api.model import Model
-from . import schema
+from ..errors import FormatError
+from ..text.tool_forms import OURS, ToolForm
+from . import parsing, schema
 from .body_limit import BodyLimit, n_values
 from .errors import ApiError, to_api_error, unavailable
-from .grammar import Grammars
 from .job_thread import JobThread
 from .metrics import Metrics
 from .options import Options
@@ -35,8 +36,9 @@ B = TypeVar("B", bound=schema.AnyRequest)
 class Service:
     """Made once by the Application, given to every endpoint.
 
-    model_name: what clients call the model. embedder, embedder_name: the model of embeddings beside
-    it, or the same one. grammars: used in a thread of their own only, where nobody waits who sends
+    model_name: what clients call the model; model_names: this and other names of it. embedder,
+    embedder_name: the model of embeddings beside it, or the same one. passed: notes what requests
+    ask for and do not get. Grammars are made in a thread of their own, where nobody waits who sends
     no schema.
     """
 
@@ -45,14 +47,15 @@ class Service:
     ) -> None:
         self.model, self.worker, self.options = model, worker, options
         self.embedder = embedder or model
-        self.metrics, self.grammars = Metrics(), Grammars(model)
-        self.model_name = options.model_name or _name_of(model.path)
-        self.embedder_name = self.model_name
+        self.metrics, self.passed = Metrics(), parsing.Passed(options.strict)
+        self.model_names = options.model_names or (_name_of(model.path),)
+        self.model_name = self.embedder_name = self.model_names[0]
         if embedder is not None:
             self.embedder_name = options.embedding_name or _name_of(embedder.path)
-            if self.embedder_name == self.model_name:
-                raise ValueError(f"embedding model: both models are called {self.model_name!r}")
+            if self.embedder_name in self.model_names:
+                raise ValueError(f"embedding model: both models are called {self.embedder_name!r}")
         self.bodies, self.responses = BodyLimit(), ResponseStore(options.response_store)
+        self._tool_form: ToolForm | None = None  # once it was asked for
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = JobThread("bitnet-prompts")
         self._grammar_thread = JobThread("bitnet-grammars")
@@ -64,7 +67,8 @@ class Service:
 
     def stop(self) -> None:
         """End the process in which grammars are tried; the threads end with the server."""
-        self.grammars.close()
+        with suppress(FormatError):  # of a model without a tokenizer, which has none
+            self.model.grammars.close()
 
     async def parse(self, request: Request, kind: type[B]) -> B:
         """The body of a Starlette request, checked and parsed as this kind of schema. ApiError.
@@ -75,34 +79,40 @@ class Service:
         data = await raw.read(request, self.options.read_seconds)
         if len(data) < SHORT_BODY:
             raw.count_values(data, n_values(data))
-            body = schema.parse(data, kind)
+            body = parsing.parse(data, kind, self.passed)
         else:
             raw.count_values(data, await self.in_prompt_thread(n_values, data))
-            body = await self.in_prompt_thread(schema.parse, data, kind)
-        self.check_model(body.model)
+            body = await self.in_prompt_thread(parsing.parse, data, kind, self.passed)
+        if self.options.strict or self.embedder is not self.model:
+            self.check_model(body.model)
         return body
 
     def check_model(self, name: str | None) -> None:
         """ApiError 404 unless this, or None, is the name of a model that is here."""
-        if name not in (None, self.model_name, self.embedder_name):
+        if name is not None and name not in (*self.model_names, self.embedder_name):
             known = " and ".join(repr(one.name) for one in self.served)
             message = f"model: {name[:80]!r} is not here (this server has {known})"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def check_kind(self, name: str | None, *, embeds: bool) -> None:
         """ApiError 400 where two models are served and this is the name of the other one."""
-        other = self.model_name if embeds else self.embedder_name
-        if name == other and self.embedder is not self.model:
+        others = self.model_names if embeds else (self.embedder_name,)
+        if name in others and self.embedder is not self.model:
             kind = "no embedding model" if embeds else "an embedding model"
             raise ApiError(400, f"model: {name} is {kind}", param="model")
 
     @property
     def served(self) -> "list[Named]":
-        """The models, each with its name."""
-        models = [Named(self.model_name, self.model)]
+        """The models, each with its name, by all of their names."""
+        models = [Named(name, self.model) for name in self.model_names]
         if self.embedder is not self.model:
             models.append(Named(self.embedder_name, self.embedder))
         return models
+
+    @property
+    def embedder_names(self) -> tuple[str, ...]:
+        """All names of the model of embeddings."""
+        return self.model_names if self.embedder is self.model else (self.embedder_name,)
 
     def named(self, name: str | None) -> Model:
         """The model of a name that was checked; None for the first."""
@@ -117,9 +127,20 @@ class Service:
         try:
             async with asyncio.timeout(GRAMMAR_SECONDS):
                 return await _of_job(self._grammar_thread.run(function, *arguments))
-        except TimeoutError:
+        except ImportError as error:
+            raise ApiError(400, f"{error}") from None
+        except OSError as error:  # also TimeoutError
+            if not isinstance(error, TimeoutError):
+                raise unavailable(str(error)) from None
             message = "schemas of other requests are being compiled; try again later"
             raise unavailable(message) from None
+
+    async def tool_form(self) -> ToolForm:
+        """How the model's calls are written: see ChatTemplate."""
+        template = self.model.tokenizer.chat_template
+        if self._tool_form is None and template is not None:
+            self._tool_form = await self.in_prompt_thread(lambda: template.tool_form)
+        return self._tool_form or OURS
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":

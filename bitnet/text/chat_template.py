@@ -5,15 +5,17 @@ file and a limited number of steps, in a process of its own with limits of time 
 special tokens written inside a message stay text.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from ..errors import TemplateError
-from . import reasoning, template_dialect, template_process
+from . import reasoning, template_dialect, template_process, tool_forms
 from .special_tokens import SpecialTokens
 from .template_process import TooMuch
+from .tool_forms import ToolForm
 
 # The template of microsoft/bitnet-b1.58-2B-4T. The official GGUF embeds another one, which writes
 # "BITNETAssistant: " and never ends its turns.
@@ -93,12 +95,16 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         hidden: SpecialTokens | None = None,
         values: TemplateValues | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continues: bool = False,
     ) -> list[tuple[str, bool]]:
         """[(piece, is_special)] of a conversation: is_special only for tokens the template wrote.
 
         messages: [{"role": one of ROLES, "content": text, ...}]. special: SpecialTokens. hidden:
         those that the assistant's text, and a Marked one, do not spell either; None for all.
         values: for names that the template reads, see check_values; special tokens in one are text.
+        tools: for a template that writes them, see tool_form. continues: whether the text ends
+        within the last message, an assistant's, which a reply goes on with.
         A developer is a system to templates that do not know the one. What a system says is in
         front of the user's text in templates that do not know the other, or not at its place.
         ValueError for messages of another form, TemplateError for what goes wrong in the template,
@@ -107,10 +113,14 @@ class ChatTemplate:
         messages = list(messages)
         values = {} if values is None else values
         self.check_values(values)
-        mark = _unused_character([self.source, *_strings(messages), *_strings(values)])
+        given = [self.source, *_strings(messages), *_strings(values), *_strings(tools)]
+        mark, cut = _unused_characters(given, 2)
         values = _protected(values, special, mark)
+        tools = _protected(tools, special, mark)
         for i, message in enumerate(messages):
             _check(f"messages[{i}]", message)
+        if continues and (not messages or messages[-1]["role"] != "assistant"):
+            raise ValueError("continue_final_message: the last message is no assistant's")
 
         def rendered(arranged: list[Mapping[str, Any]]) -> str:
             protected = []
@@ -119,9 +129,16 @@ class ChatTemplate:
                 is_own = is_marked or message["role"] == "assistant"
                 tokens = special if hidden is None or not is_own else hidden
                 protected.append({**_protected(message, tokens, mark), "role": message["role"]})
-            return self._run(protected, add_generation_prompt, values)
+            if continues:
+                protected[-1]["content"] = (protected[-1]["content"] or "") + cut
+            begins_reply = add_generation_prompt and not continues
+            return self._run(protected, begins_reply, values, tools)
 
         text = self._with_all(messages, rendered, mark)
+        if continues:
+            text, found, _ = text.rpartition(cut)
+            if not found:
+                raise TemplateError("chat template: it does not show the end of the last message")
         return [(piece.replace(mark, ""), known) for piece, known in special.split(text)]
 
     def _with_all(self, messages: list[Mapping[str, Any]], render: _Render, mark: str) -> str:
@@ -184,6 +201,13 @@ class ChatTemplate:
         return reasoning.BEGIN in self.source or "enable_thinking" in self.source
 
     @cached_property
+    def tool_form(self) -> ToolForm:
+        """How calls of functions are written: as the template does, or in our form."""
+        if re.search(r"\btools\b", self.source) is None:
+            return tool_forms.OURS
+        return tool_forms.detect(lambda messages, tools: self._run(messages, True, {}, tools))
+
+    @cached_property
     def _knows_developer(self) -> bool:
         return re.search(r"(['\"])developer\1", self.source) is not None
 
@@ -212,10 +236,16 @@ class ChatTemplate:
         return template_dialect.rewritten(self.source)
 
     def _run(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, values: TemplateValues
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        values: TemplateValues,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        steps = STEPS + STEPS_PER_CHARACTER * sum(map(len, _strings(messages)))
+        n_characters = sum(map(len, _strings([*messages, *tools])))
+        steps = STEPS + STEPS_PER_CHARACTER * n_characters
         context = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        context |= {"tools": tools} if tools else {}
         context = {**values, **self._texts, **context}
         return template_process.rendered(self._rewritten, context, steps)
 
@@ -365,10 +395,11 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
-def _unused_character(texts: Iterable[str]) -> str:
-    """A private-use character that none of the texts holds."""
+def _unused_characters(texts: Iterable[str], n: int) -> list[str]:
+    """Private-use characters that none of the texts holds."""
     used = set().union(*texts)
-    for code in _MARKS:
-        if chr(code) not in used:
-            return chr(code)
-    raise ValueError("messages: every private-use character of Unicode occurs (one must be free)")
+    free = (chr(code) for code in _MARKS if chr(code) not in used)
+    found = list(itertools.islice(free, n))
+    if len(found) < n:
+        raise ValueError(f"messages: {len(found)} private-use characters are free ({n} needed)")
+    return found

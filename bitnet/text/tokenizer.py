@@ -76,13 +76,16 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         limit: int | None = None,
         values: TemplateValues | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continues: bool = False,
     ) -> list[int]:
         """The token ids of a conversation, [{"role": "user", "content": text}, ...].
 
         As transformers does it: the rendered text is encoded as a whole, so tokens may span the
         border between header and content. Special tokens inside a message are text, and so are the
         ordinary ones that the template writes, but for the assistant's messages.
-        limit: see encode. values: see ChatTemplate.check_values. ValueError for malformed messages
+        limit: see encode. values: see ChatTemplate.check_values. tools, continues: see
+        ChatTemplate.pieces. ValueError for malformed messages
         or values, TemplateError (one too) without a template or if it fails.
         """
         if self.chat_template is None:
@@ -92,7 +95,13 @@ class Tokenizer:
             contents = (m.get("content") for m in messages if isinstance(m, Mapping))
             self._check_length(contents, limit)
         pieces = self.chat_template.pieces(
-            messages, self._special, add_generation_prompt, self._hidden, values
+            messages,
+            self._special,
+            add_generation_prompt,
+            self._hidden,
+            values,
+            tools,
+            continues,
         )
         return self._ids(pieces, True, limit)
 

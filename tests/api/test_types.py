@@ -12,7 +12,7 @@ from support.paths import ROOT
 
 import bitnet
 from bitnet.api.load import KV_DTYPES, KVDtype, Layout, LoadSettings
-from bitnet.api.options import DEFAULTS, GenerationOptions
+from bitnet.api.options import DEFAULTS, FORMS, GenerationOptions
 from bitnet.checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
 from bitnet.generation import prompt_lookup
 from bitnet.generation.sampling import SAMPLING_FIELDS, Sampling
@@ -105,7 +105,7 @@ def test_signatures_have_every_name(name):
 def test_the_options_are_those_of_sampling_and_stopping():
     hints = get_type_hints(GenerationOptions)
     own = {f.name for f in fields(Sampling)} | {f.name for f in fields(StopConditions)}
-    assert hints.keys() == (own - {"eos_ids"}) | {"speculative"}
+    assert hints.keys() == (own - {"eos_ids"}) | {"speculative", *FORMS}
     for field in SAMPLING_FIELDS:
         has_none = field.is_models or field.default is None
         assert hints[field.name] == (field.kind | None if has_none else field.kind), field.name

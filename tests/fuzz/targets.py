@@ -7,7 +7,7 @@ from support.caches import cache_of
 
 from bitnet.checkpoints import weights
 from bitnet.checkpoints.convert import convert
-from bitnet.errors import ContextFull, FormatError, TemplateError
+from bitnet.errors import ContextFull, TemplateError
 from bitnet.formats.gguf import GGUFFile
 from bitnet.formats.gguf_metadata import StringArray
 from bitnet.formats.safetensors import open_folder
@@ -62,51 +62,6 @@ def session(folder):
         session_file.load(folder / GGUF_NAME, state, SESSION["fingerprint"])
 
 
-REQUEST_NAME = "request.json"
-
-
-def _requested(folder, kind, convert):
-    """A request to the server up to its prompt and its tools."""
-    from bitnet.server import schema
-    from bitnet.server.endpoints.chat import tools_of
-    from bitnet.server.errors import ApiError
-    from bitnet.server.tools import history
-
-    path = folder / REQUEST_NAME
-    try:
-        chat = convert(schema.parse(path.read_bytes() if path.is_file() else b"", kind))
-        history(chat.messages)
-        tools = tools_of(chat)
-        if tools is not None and tools.may_call:
-            tools.grammar({})
-    except ApiError as error:
-        raise FormatError(path, "request", str(error), "a request") from None
-
-
-def responses_request(folder):
-    """A request to /v1/responses; an item that it refers to is a message."""
-    from bitnet.server import responses_schema
-    from bitnet.server.conversation import Conversation
-
-    def convert(body):
-        found = {"type": "message", "role": "user", "content": "x"}
-        chat, _ = responses_schema.chat_request(body, Conversation(), [], lambda *name: found)
-        return chat
-
-    _requested(folder, responses_schema.ResponsesRequest, convert)
-
-
-def messages_request(folder):
-    """A request to /v1/messages."""
-    from bitnet.server import messages_schema
-    from bitnet.server.conversation import Conversation
-
-    def convert(body):
-        return messages_schema.chat_request(body, Conversation())
-
-    _requested(folder, messages_schema.MessagesRequest, convert)
-
-
 def open_and_run(path):
     """Open a model as `load` does, and run one forward pass, which looks at every weight."""
     pool = Pool(POOL_BYTES)  # never closed: logits are views of it
@@ -139,8 +94,6 @@ TARGETS = {
     "safetensors": (safetensors, "hf"),
     "sentencepiece": (sentencepiece, "sentencepiece"),
     "session": (session, "session"),
-    "responses": (responses_request, "responses"),
-    "messages": (messages_request, "messages"),
     "gguf model": (lambda folder: open_and_run(folder / GGUF_NAME), "gguf"),
     "hf model": (open_and_run, "hf"),
     "gguf parts": (open_and_run, "parts"),
@@ -149,3 +102,11 @@ TARGETS = {
     ),
     "hf tools": (lambda folder: check_and_convert(folder, folder.parent / "out.gguf"), "hf"),
 }  # fmt: skip
+try:
+    from . import request_targets
+except ImportError:  # without the server's extra
+    request_targets = None
+else:
+    TARGETS["requests"] = (request_targets.requests, "requests")
+    TARGETS["responses"] = (request_targets.responses, "responses")
+    TARGETS["messages"] = (request_targets.messages, "messages")

@@ -6,7 +6,6 @@ import inspect
 import json
 import pkgutil
 import re
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ import bitnet
 from bitnet.server import endpoints, schema
 from bitnet.server.app import ENDPOINTS
 from bitnet.server.openai_chunks import TextChunks
+from bitnet.server.parsing import Passed, parse
 from bitnet.server.worker import Event
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
@@ -88,7 +88,7 @@ def test_openai_errors(client):
         client.chat.completions.create(model="bundled", messages=USER, temperature=-1)
     assert caught.value.param == "temperature"
     with pytest.raises(openai.NotFoundError) as caught:
-        client.chat.completions.create(model="gpt-4o", messages=USER)
+        client.models.retrieve("gpt-4o")
     assert caught.value.code == "model_not_found"
 
 
@@ -104,16 +104,43 @@ def test_openai_embeddings():
         answer = server.post("/v1/embeddings", {"input": texts[1]})
         row = np.array(answer.json["data"][0]["embedding"], np.float32)
         assert row.tobytes() == rows[1].tobytes()
-        answer = server.post(
-            "/v1/embeddings", {"input": [[1, 2], [3]], "encoding_format": "base64"}
-        )
-        data = base64.b64decode(answer.json["data"][1]["embedding"])
-        (first,) = struct.unpack("<f", data[:4])
-        assert first == model.embed_tokens([[3]])[0, 0]
-        assert answer.json["usage"]["prompt_tokens"] == 3
+        ids = model.tokenizer.encode(texts[1])  # without the end token: it is added
+        fields = {"input": [ids, ids[:1]], "encoding_format": "base64"}
+        answer = server.post("/v1/embeddings", fields)
+        data = base64.b64decode(answer.json["data"][0]["embedding"])
+        assert data == rows[1].tobytes()
+        whole = model.tokenizer.encode(texts[1], add_eos=True)
+        again = server.post("/v1/embeddings", {"input": whole}).json["data"][0]["embedding"]
+        assert again == answer_of(server, texts[1])
+        many = server.post("/v1/embeddings", {"input": ["a"] * 2048, "dimensions": 4})
+        assert len(many.json["data"]) == 2048
+        short = np.array(many.json["data"][7]["embedding"])
+        full = model.embed("a")[:4]
+        np.testing.assert_allclose(short, full / np.linalg.norm(full), rtol=1e-6)
+        for name, prompt in model.prompts.items():
+            assert answer_of(server, "x", prompt_name=name) == answer_of(server, prompt + "x")
+        for fields, param in (
+            ({"prompt_name": "nothing"}, "prompt_name"), ({"dimensions": 10**6}, "dimensions"),
+            ({"input": ["a"] * 2049}, "input"), ({"encoding_format": "int8"}, "encoding_format"),
+            ({"input": ids, "prompt_name": next(iter(model.prompts), "x")}, "prompt_name"),
+        ):  # fmt: skip
+            answer = server.post("/v1/embeddings", {"input": "a"} | fields)
+            assert (answer.status, answer.json["error"]["param"]) == (400, param)
+        # LangChain's default: token ids of the model it names, made by tiktoken
+        encode, decode = model.tokenizer.encode, model.tokenizer.decode
+        pairs = ([a, b] for a in range(20, 260) for b in range(20, 260))
+        split = next(pair for pair in pairs if encode(decode(pair)) != pair)
+        for foreign in ({"input": [ids], "model": "text-embedding-ada-002"},
+                        {"input": [[10**6]]}, {"input": [split]}):  # fmt: skip
+            answer = server.post("/v1/embeddings", foreign)
+            assert "check_embedding_ctx_length=False" in answer.json["error"]["message"]
         for wrong in ([], [[]], ["a", 1], [-1], "x" * 1_000_000, [["a"]], {}):
             assert server.post("/v1/embeddings", {"input": wrong}).status == 400
         assert server.chat().status == 400
+
+
+def answer_of(server, text, **fields):
+    return server.post("/v1/embeddings", {"input": text} | fields).json["data"][0]["embedding"]
 
 
 # ---------------------------------------------------------------------------------- what it returns
@@ -281,4 +308,4 @@ def test_the_bounds_on_the_chat_page_are_within_those_of_requests():
     for name, attributes in inputs.items():
         for bound in re.findall(r' (?:min|max)="([^"]+)"', attributes):
             body = {"messages": USER, name: json.loads(bound)}
-            schema.parse(json.dumps(body).encode(), schema.ChatRequest)
+            parse(json.dumps(body).encode(), schema.ChatRequest, Passed(strict=True))

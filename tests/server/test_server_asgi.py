@@ -60,7 +60,7 @@ def call(app, method, path, body=None, root="", headers=()):
 
 def test_a_model_and_a_prefix(model):
     """A Model that is loaded stays its owner's; paths are those behind the prefix."""
-    app = asgi(model, Options(model_name="ours", api_key="a key of ours"))
+    app = asgi(model, Options(model_names=("ours",), api_key="a key of ours"))
     key = [(b"authorization", b"Bearer a key of ours")]
     body = {"messages": USER, "max_tokens": 4, "temperature": 0}
 
@@ -191,7 +191,7 @@ def test_one_memory_limit_for_both(embedder):
         asyncio.run(_start(too_little))
     with pytest.raises(ValueError, match="no embedding model"):
         asyncio.run(_start(asgi(embedding_model=bitnet.api.load.BUNDLED_MODEL)))
-    same = Options(model_name="one", embedding_name="one")
+    same = Options(model_names=("one",), embedding_name="one")
     with pytest.raises(ValueError, match="called 'one'"):
         asyncio.run(_start(asgi(options=same, embedding_model=embedder)))
     assert open_checkpoint(embedder).config.pooling is not None
@@ -210,7 +210,7 @@ SERVERS = {
 }
 APP = """
 from bitnet.server import Options, asgi
-app = asgi(None, Options(model_name="ours"), threads=1, slots=2)
+app = asgi(None, Options(model_names=("ours",)), threads=1, slots=2)
 """
 
 

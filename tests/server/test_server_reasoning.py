@@ -9,6 +9,7 @@ from support.server_process import NO_END, USER, ServerProcess, openai_client
 from bitnet.generation.request import Completion
 from bitnet.server.openai_chunks import ChatChunks
 from bitnet.server.worker import Event
+from bitnet.text.tool_calls import CallReader
 
 # The bundled model thinks nothing: its template begins what it thinks, or asks for less.
 TEMPLATE = (
@@ -153,7 +154,7 @@ END = Completion("", [1], "stop", None, 0, 1, 0, 0.0, 0.0)
 
 def reply(pieces, *, begins_inside=False, may_call=False, logprobs=False):
     """(the whole reply, the deltas of its stream) of a text in pieces."""
-    chunks = ChatChunks("m", lambda i: (str(i), b"x"), logprobs, may_call)
+    chunks = ChatChunks("m", lambda i: (str(i), b"x"), logprobs, CallReader if may_call else None)
     chunks.split_reasoning(begins_inside)
     entries = ([(1, -0.5)],) if logprobs else ()
     made = list(chunks.opening(1))

@@ -1,20 +1,29 @@
 """POST /v1/chat/completions: the model's reply to messages, which may call functions."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from ...errors import TemplateError
+from ...text.chat_template import ChatTemplate
+from ...text.tokenizer import Tokenizer
+from ...text.tool_forms import OURS, ToolForm
 from .. import schema
 from ..errors import ApiError
-from ..generate import generate
+from ..generate import generate, most_tokens
 from ..openai_chunks import ChatChunks
 from ..reply_protocol import Reply
 from ..service import Service
-from ..thinking import effort_values
 from ..tools import Tools, history
 from ..truncation import fitted
+
+# Efforts that stand in for one that a template does not know
+LIKE = {"none": ("low",), "minimal": ("low",), "high": ("xhigh",), "xhigh": ("high",),
+        "max": ("xhigh", "high")}  # fmt: skip
 
 
 async def chat(service: Service, request: Request) -> ASGIApp:
@@ -29,20 +38,31 @@ async def reply_to(
     written: Callable[[ChatChunks], Reply] | None = None,
 ) -> ASGIApp:
     """The same for a parsed body. written: what writes the chunks down in another protocol."""
-    if body.top_logprobs is not None and not body.logprobs:
-        raise ApiError(400, "top_logprobs: needs logprobs", param="top_logprobs")
+    _check(body)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    tools = tools_of(body)
-    may_call = tools is not None and tools.may_call
-    reply = ChatChunks(service.model_name, service.spell, n_logprobs is not None, may_call)
-    encode = partial(encode_chat, service, body, tools, reply)
+    asked = await Asked.of(service, body)
+    tools = asked.tools
+    reply = ChatChunks(
+        service.model_name,
+        service.spell,
+        n_logprobs is not None,
+        tools.reader if tools is not None and tools.may_call else None,
+    )
+    if body.echo and body.continue_final_message:
+        reply.begin_with(body.messages[-1].text("messages[-1]"))
+    reasoning_format = body.reasoning_format or service.options.reasoning_format
 
     def prompt() -> list[int]:
+        tokenizer = service.model.tokenizer
+        template = tokenizer.chat_template
         if body.truncates:
-            ids = fitted(encode, body.messages, service.model.context)
+            ids = fitted(asked.encode, body.messages, service.model.context)
         else:
-            ids = encode(body.messages)
+            ids = asked.encode(body.messages)
         reply.n_prompt = len(ids)
+        thinks = template is not None and template.thinks
+        if thinks and reasoning_format != "none" and not body.continue_final_message:
+            reply.split_reasoning(asked.may_think and tokenizer.opens_reasoning(ids))
         return ids
 
     return await generate(
@@ -52,44 +72,92 @@ async def reply_to(
         written(reply) if written else reply,
         [prompt],
         n_sequences=body.n or 1,
-        max_tokens=body.max_completion_tokens or body.max_tokens or service.model.context,
+        max_tokens=most_tokens(service, body.max_completion_tokens, body.max_tokens),
         n_logprobs=n_logprobs,
         tools=tools,
     )
 
 
-def encode_chat(
-    service: Service,
-    body: schema.ChatRequest,
-    tools: Tools | None,
-    reply: ChatChunks,
-    messages: Sequence[schema.Message],
-    limit: int | None = None,
-) -> list[int]:
-    """The token ids of the prompt; the reply is told whether it begins with reasoning.
-
-    limit: ContextFull for more tokens; None for the context.
-    """
-    may_call = tools is not None and tools.may_call
-    has_schema = body.response_format is not None and body.response_format.schema is not None
-    reasoning_format = body.reasoning_format or service.options.reasoning_format
-    plain = history(messages)
-    tokenizer, values = service.model.tokenizer, dict(body.chat_template_kwargs or {})
-    template = tokenizer.chat_template
-    thinking = template if template is not None and template.thinks else None
-    # A grammar is of a reply without thoughts.
-    may_think = not (may_call or has_schema)
-    if thinking and not may_think and "enable_thinking" in thinking.names:
-        values.setdefault("enable_thinking", False)
-    values = effort_values(template, body.reasoning_effort) | values
-    told = tools.tell(plain) if tools else plain
-    ids = tokenizer.chat(told, limit=limit or service.model.context, values=values)
-    if thinking and reasoning_format != "none":
-        reply.split_reasoning(may_think and tokenizer.opens_reasoning(ids))
-    return ids
+def _check(body: schema.ChatRequest) -> None:
+    """ApiError for fields that contradict each other."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs: needs logprobs", param="top_logprobs")
+    if body.continue_final_message and body.add_generation_prompt:
+        message = "continue_final_message: not together with add_generation_prompt"
+        raise ApiError(400, message, param="continue_final_message")
 
 
-def tools_of(body: schema.ChatRequest) -> Tools | None:
+@dataclass(frozen=True)
+class Asked:
+    """How the prompt of a request is written. form: of calls. may_think: whether the reply may."""
+
+    tokenizer: Tokenizer
+    context: int
+    body: schema.ChatRequest
+    tools: Tools | None
+    form: ToolForm
+    may_think: bool
+
+    @classmethod
+    async def of(cls, service: Service, body: schema.ChatRequest) -> "Asked":
+        """Of a request. ApiError."""
+        has_calls = any(m.role == "tool" or m.tool_calls for m in body.messages)
+        form = await service.tool_form() if body.tools or has_calls else OURS
+        tools = tools_of(body, form)
+        may_call = tools is not None and tools.may_call
+        may_think = not may_call and body.form is None  # a grammar is of a reply without thoughts
+        model = service.model
+        return cls(model.tokenizer, model.context, body, tools, form, may_think)
+
+    def encode(self, given: Sequence[schema.Message], limit: int | None = None) -> list[int]:
+        """The token ids of messages. limit: ContextFull for more of them; None for the context.
+
+        A template may refuse what another field than chat_template_kwargs says, or drop calls and
+        results of a request without tools: then its like is tried, and calls as text.
+        """
+        body, tools, template = self.body, self.tools, self.tokenizer.chat_template
+        forms = [self.form, OURS] if self.form.is_templates and tools is None else [self.form]
+        first: TemplateError | None = None
+        for one, values in itertools.product(forms, _values(body, template)):
+            messages = history(given, one)
+            if not self.may_think and template is not None and template.thinks:
+                silent = {"enable_thinking": False} if "enable_thinking" in template.names else {}
+                values = silent | values
+            try:
+                return self.tokenizer.chat(
+                    tools.tell(messages) if tools else messages,
+                    body.add_generation_prompt is not False,
+                    limit or self.context,
+                    values,
+                    tools.told if tools else (),
+                    bool(body.continue_final_message),
+                )
+            except TemplateError as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+
+def _values(body: schema.ChatRequest, template: ChatTemplate | None) -> list[dict[str, Any]]:
+    """What the template may be given: chat_template_kwargs, and what other fields say in its words,
+    the best first."""
+    own: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    effort = body.reasoning_effort
+    if template is None or (effort is None and body.verbosity is None):
+        return [own]
+    asked = {
+        "verbosity": body.verbosity,
+        "enable_thinking": False if effort in ("none", "minimal") else None,
+    }
+    known = {name: value for name, value in asked.items() if value is not None}
+    known = {name: value for name, value in known.items() if name in template.names}
+    if effort is None or "reasoning_effort" not in template.names:
+        return [known | own]
+    levels = [effort, *LIKE.get(effort, ())]
+    return [*(known | {"reasoning_effort": level} | own for level in levels), known | own]
+
+
+def tools_of(body: schema.ChatRequest, form: ToolForm = OURS) -> Tools | None:
     """The Tools of a chat request, None without."""
     chosen = body.tool_choice
     if not body.tools:
@@ -98,4 +166,4 @@ def tools_of(body: schema.ChatRequest) -> Tools | None:
         raise ApiError(400, "tool_choice: no tools to choose from", param="tool_choice")
     choice = chosen.function if isinstance(chosen, schema.NamedTool) else chosen
     functions = [tool.function for tool in body.tools]
-    return Tools(functions, choice or "auto", body.parallel_tool_calls is not False)
+    return Tools(functions, choice or "auto", body.parallel_tool_calls is not False, form)

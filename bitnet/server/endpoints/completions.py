@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from .. import schema
-from ..generate import generate
+from ..generate import generate, most_tokens
 from ..openai_chunks import TextChunks
 from ..service import Service
 
@@ -19,7 +19,8 @@ async def completions(service: Service, request: Request) -> ASGIApp:
     given = schema.sequences(body.prompt, "prompt", schema.MAX_PROMPTS)
 
     has_logprobs, decoder = body.logprobs is not None, service.model.tokenizer.stream
-    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder)
+    echoes = bool(body.echo)
+    reply = TextChunks(service.model_name, service.spell, has_logprobs, decoder, echoes)
     return await generate(
         service,
         request,
@@ -27,6 +28,6 @@ async def completions(service: Service, request: Request) -> ASGIApp:
         reply,
         [partial(service.model.encode_prompt, prompt) for prompt in given],
         n_sequences=len(given) * (body.n or 1),
-        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=most_tokens(service, body.max_tokens, DEFAULT_MAX_TOKENS),
         n_logprobs=body.logprobs,
     )

@@ -9,11 +9,10 @@ from ..conversation import Conversation
 from ..errors import JSON, ApiError
 from ..message_events import MessageEvents
 from ..messages_schema import NAMES, MessagesRequest, PromptRequest, chat_request
-from ..openai_chunks import ChatChunks
 from ..response_stream import while_connected
-from ..schema import MAX_TOKENS_LISTED, ChatRequest
+from ..schema import MAX_TOKENS_LISTED
 from ..service import Service
-from .chat import encode_chat, reply_to, tools_of
+from .chat import Asked, reply_to
 
 
 async def messages(service: Service, request: Request) -> ASGIApp:
@@ -32,15 +31,12 @@ async def count_tokens(service: Service, request: Request) -> Response:
     body = await service.parse(request, PromptRequest)
     conversation = Conversation()
 
-    def count(chat: ChatRequest) -> int:
-        reply = ChatChunks(service.model_name, service.spell, has_logprobs=False)
-        tools, limit = tools_of(chat), MAX_TOKENS_LISTED
-        return len(encode_chat(service, chat, tools, reply, chat.messages, limit))
-
     try:
         with service.reservation(1):
             chat = await service.in_prompt_thread(chat_request, body, conversation)
-            n = await while_connected(request, service.in_prompt_thread(count, chat))
+            encode = (await Asked.of(service, chat)).encode
+            counted = service.in_prompt_thread(encode, chat.messages, MAX_TOKENS_LISTED)
+            n = len(await while_connected(request, counted))
     except ApiError as error:
         raise _in_its_words(conversation.renamed(error, NAMES), error.__context__) from None
     return JSON({"input_tokens": n})

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/NAME: the models there are."""
+"""GET /v1/models and /v1/models/NAME: the models there are, by all of their names."""
 
 from starlette.requests import Request
 from starlette.responses import Response

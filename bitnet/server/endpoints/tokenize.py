@@ -4,8 +4,9 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...errors import ContextFull
+from ...errors import ContextFull, TemplateError
 from ...text.tokenizer import Tokenizer
+from ...text.tool_forms import OURS, ToolForm
 from .. import schema
 from ..errors import JSON, ApiError
 from ..response_stream import while_connected
@@ -20,23 +21,36 @@ async def tokenize(service: Service, request: Request) -> Response:
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
         model = service.named(body.model)
-        encoded = service.in_prompt_thread(_token_ids, model.tokenizer, body)
+        has_calls = any(m.role == "tool" or m.tool_calls for m in body.messages or ())
+        form = await service.tool_form() if has_calls and model is service.model else OURS
+        encoded = service.in_prompt_thread(_token_ids, model.tokenizer, body, form)
         ids = await while_connected(request, encoded)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": model.context})
 
 
-def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolForm) -> list[int]:
     limit = schema.MAX_TOKENS_LISTED
     try:
         if isinstance(body.prompt, str):
             return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
-        messages = history(body.messages or ())
-        values = body.chat_template_kwargs
-        return tokenizer.chat(messages, body.add_generation_prompt, limit, values)
+        try:
+            return _chat_ids(tokenizer, body, form, limit)
+        except TemplateError:  # it may drop calls where no tools are given
+            if not form.is_templates:
+                raise
+            return _chat_ids(tokenizer, body, OURS, limit)
     except ContextFull as error:
         field = "prompt" if isinstance(body.prompt, str) else "messages"
         message = f"{field}: {error.requested} tokens or more (at most {limit})"
         raise ApiError(400, message, param=field) from None
+
+
+def _chat_ids(
+    tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolForm, limit: int
+) -> list[int]:
+    messages, values = history(body.messages or (), form), body.chat_template_kwargs
+    continues = bool(body.continue_final_message)
+    return tokenizer.chat(messages, body.add_generation_prompt, limit, values, continues=continues)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -49,3 +63,20 @@ async def detokenize(service: Service, request: Request) -> Response:
     with service.reservation(1):
         text = await service.in_prompt_thread(model.tokenizer.decode, body.tokens)
     return JSON({"prompt": text})
+
+
+async def tokenizer_info(service: Service, request: Request) -> Response:
+    """What evaluation harnesses ask of the tokenizer: its template and special tokens."""
+    tokenizer = service.model.tokenizer
+    template = tokenizer.chat_template
+    end = next(iter(tokenizer.eos_ids), None)
+    return JSON(
+        {
+            "tokenizer_class": "bitnet",
+            "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
+            "eos_token": None if end is None else tokenizer.token(end),
+            "pad_token": None,
+            "chat_template": None if template is None else template.source,
+            "model_max_length": service.model.context,
+        }
+    )

@@ -9,6 +9,7 @@ package.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+ANY_GRAMMAR = "any_to_lark"  # a maker beside those of LLMatcher: of a text in Lark or GBNF
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,  # llguidance's unit of work: 20 ms, when a grammar is compiled
     "step_lexer_fuel": 200_000,  # the same: 14 ms, for a token
@@ -23,15 +24,20 @@ LIMITS: dict[str, Any] = {
 def compiled(tokenizer: Any, maker: str, text: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """(llguidance's matcher, what it has against the grammar, "" as a rule).
 
-    maker, text, options: the name of a function of LLMatcher that makes a grammar, its arguments.
+    maker, text, options: the name of a function of LLMatcher that makes a grammar, or ANY_GRAMMAR,
+    and its arguments.
     """
     import llguidance
 
     limits = llguidance.LLParserLimits(**LIMITS)
     try:
+        if maker == ANY_GRAMMAR:
+            from llguidance.gbnf_to_lark import any_to_lark
+
+            maker, text = "grammar_from_lark", any_to_lark(text)
         grammar = getattr(llguidance.LLMatcher, maker)(text, **options)
-    except ValueError as error:
-        return None, str(error)
+    except Exception as error:  # the reader of GBNF is written in Python, and has errors of its own
+        return None, str(error) or type(error).__name__
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     return matcher, matcher.get_error()
 

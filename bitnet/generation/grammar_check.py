@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import GrammarError
 from ..runtime.limited_process import LimitedProcess, LimitExceeded
 from . import grammar_compiler
-from .errors import ApiError, unavailable
 
 SECONDS = 2.0  # of a compilation in a process of its own
 MAX_BYTES = 256 << 20  # of memory that it may take
@@ -18,22 +18,21 @@ class GrammarCheck:
         self._process = LimitedProcess(grammar_compiler.__file__, SECONDS, MAX_BYTES)
 
     def check(self, maker: str, text: str, options: Mapping[str, Any], field: str) -> None:
-        """ApiError 400 for a grammar that the library refuses, or that takes too much.
+        """GrammarError for a grammar that the library refuses, or that takes too much.
 
-        503 where the process cannot be started. field: of the request, which errors name. Others:
-        see grammar_compiler.compiled.
+        OSError where the process cannot be started. field: of the request, which errors name.
+        Others: see grammar_compiler.compiled.
         """
         try:
             refusal = self._process.call(maker, text, dict(options))
         except LimitExceeded as limit:
-            message = f"{field}: takes {limit} to compile"
-            raise ApiError(400, message, param=field) from None
+            raise GrammarError(field, f"takes {limit} to compile") from None
         except OSError as error:
             reason = error.strerror or error
             message = f"no process can be started in which a schema is tried ({reason})"
-            raise unavailable(message) from None
+            raise OSError(message) from None
         if refusal:
-            raise ApiError(400, f"{field}: {one_line(refusal)}", param=field)
+            raise GrammarError(field, one_line(refusal))
 
     def close(self) -> None:
         """End the process, whatever it is at; no other is started."""
