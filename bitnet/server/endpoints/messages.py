@@ -5,6 +5,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ...errors import ContextFull
+from ..chat_reply import Asked, reply_to
 from ..conversation import Conversation
 from ..errors import JSON, ApiError
 from ..message_events import MessageEvents
@@ -12,7 +13,6 @@ from ..messages_schema import NAMES, MessagesRequest, PromptRequest, chat_reques
 from ..response_stream import while_connected
 from ..schema import MAX_TOKENS_LISTED
 from ..service import Service
-from .chat import Asked, reply_to
 
 
 async def messages(service: Service, request: Request) -> ASGIApp:

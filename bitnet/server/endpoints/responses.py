@@ -5,6 +5,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from ..chat_reply import reply_to
 from ..conversation import Conversation
 from ..errors import ApiError
 from ..openai_chunks import ChatChunks
@@ -13,7 +14,6 @@ from ..response_events import ResponseEvents
 from ..responses_schema import NAMES, ResponsesRequest, chat_request
 from ..schema import Message
 from ..service import Service
-from .chat import reply_to
 
 
 async def responses(service: Service, request: Request) -> ASGIApp:
