@@ -147,6 +147,10 @@ class _Preparation:
         for name, kind, what in _KINDS:
             if not isinstance(schema.get(name, kind()), kind):
                 raise self._error(path, f"{name}: {what} is needed")
+        for name, value in schema.get("properties", {}).items():
+            if not isinstance(value, dict | bool):
+                found = type(value).__name__
+                raise self._error((*path, name), f"{found} (a JSON schema: an object)")
         enum = schema.get("enum")
         if enum is not None and len(enum) > MAX_ENUM:
             raise self._error(path, f"enum: {len(enum)} entries (at most {MAX_ENUM})")

@@ -5,6 +5,7 @@ them; `--strict` refuses them. Fields that would change the answer and are not s
 unless their value asks for nothing.
 """
 
+import functools
 import re
 from typing import Any, TypeVar
 
@@ -84,15 +85,26 @@ def parse(body: bytes, kind: type[R], passed: Passed) -> R:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError:  # maybe of what may be passed over
             values = msgspec.json.decode(body)
-            known = {name: value for name, value in values.items() if name in _names_of(kind)}
-            known = _known(known, inspect.type_info(kind), "", passed)
+            known = {n: value for n, value in values.items() if n in kind.__struct_fields__}
+            known = _known(known, _type_of(kind), "", passed)
             return msgspec.convert(known, kind, str_keys=True)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise json_error(error) from None
 
 
-def _names_of(kind: type[AnyRequest]) -> frozenset[str]:
-    return frozenset(kind.__struct_fields__)
+@functools.cache
+def _type_of(kind: type[msgspec.Struct]) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+_fields: dict[type[msgspec.Struct], dict[str, inspect.Field]] = {}
+
+
+def _fields_of(kind: inspect.StructType) -> dict[str, inspect.Field]:
+    """{name in JSON: field}"""
+    if kind.cls not in _fields:
+        _fields[kind.cls] = {field.encode_name: field for field in kind.fields}
+    return _fields[kind.cls]
 
 
 def _check_other(name: str, value: bytes, passed: Passed) -> None:
@@ -117,8 +129,7 @@ def _known(value: Any, kind: inspect.Type, where: str, passed: Passed) -> Any:
         return [_known(entry, kind.item_type, f"{where}[]", passed) for entry in value]
     if not isinstance(kind, inspect.StructType) or not isinstance(value, dict):
         return value
-    fields = {field.encode_name: field for field in kind.fields}
-    kept = {}
+    fields, kept = _fields_of(kind), {}
     for name, entry in value.items():
         path = f"{where}.{name}" if where else name
         if name in fields:

@@ -106,6 +106,8 @@ def _function_rules(form: ToolForm, i: int, function: Function, note: Note) -> I
     schema = prepared(function.schema, field, note, about)
     required, parts = schema.get("required", []), []
     for j, (name, value) in enumerate(schema.get("properties", {}).items()):
+        if value is False:  # it may not be there
+            continue
         parts.append(f"p{i}_{j}" + ("" if name in required else "?"))
         begin = json.dumps(f"<parameter={name}>\n", ensure_ascii=False)
         yield f"p{i}_{j}: {begin} v{i}_{j}"

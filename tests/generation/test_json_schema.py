@@ -99,6 +99,7 @@ def test_what_is_passed_over_is_told():
     ({"properties": {"a": {"contains": {}}}}, "property 'a': contains: not supported"),
     ({"if": {}, "then": {}}, ": not supported"),
     ({"properties": 5}, "properties: an object is needed"),
+    ({"properties": {"a": {"properties": {"b": "x"}}}}, "property 'a.b': str (a JSON schema"),
     ({"const": "\ud800"}, "half a surrogate pair"),
     ({"items": {"required": "a"}}, "required: a list is needed"),
     ({"anyOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}, "unevaluated"),
