@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.bounds import seconds_of
 
-from bitnet.compute import operands, ops
+from bitnet.compute import grouped, operands, ops
 from bitnet.models.rope import inverse_frequencies
 from bitnet.runtime import cpu, dispatch
 from bitnet.runtime.kv_cache import KVCache
@@ -65,6 +65,80 @@ def activations(n_tokens, n_threads):
     x = rng.standard_normal((n_tokens, HIDDEN), np.float32)
     ops.quantize(codes, operands.Matrix(x), batch)
     return codes, operands.Matrix(zeros((n_tokens, 2 * FFN), np.float32)), batch
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    """The same number of weights as PQ2_0, uint8 (N_LAYERS, rows, row bytes), all scales 1/64."""
+    codes = np.random.default_rng(0).integers(
+        0, 81, (N_LAYERS, 2 * FFN, HIDDEN // 128, 34), np.uint8
+    )
+    digits = itertools.product(range(3), repeat=4)
+    codes = np.array([a << 6 | b << 4 | c << 2 | d for a, b, c, d in digits], np.uint8)[codes]
+    codes[..., :2] = np.frombuffer(np.float16(1 / 64).tobytes(), np.uint8)
+    rows = zeros((N_LAYERS, 2 * FFN, HIDDEN // 128 * 34), np.uint8)
+    rows[...] = codes.reshape(rows.shape)
+    return rows
+
+
+def grouped_activations(n_tokens, n_threads, bits):
+    batch = operands.Batch(n_tokens, 1, n_threads).rows_only(n_tokens)
+    shapes = grouped.activation_shapes(n_tokens, HIDDEN, bits)
+    dtypes = (np.int8, np.float32, np.int32)
+    codes = grouped.GroupedActivations(
+        *(zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)), bits
+    )
+    x = np.random.default_rng(1).standard_normal((n_tokens, HIDDEN), np.float32)
+    ops.quantize(codes, operands.Matrix(x), batch)
+    return codes
+
+
+def with_workspace(batch, n_tokens, n_threads, n_bytes):
+    if not n_bytes:
+        return batch
+    workspace = zeros((n_threads, n_bytes), np.uint8)
+    return operands.Batch(n_tokens, 1, n_threads, workspace=workspace).rows_only(n_tokens)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_grouped_matvec(isa, n_threads, bits, blocks, timed, figures):
+    """One token times blocks of 128 weights with a scale, in place."""
+    layers = [grouped.GroupedLinear([("PQ2_0", rows, None)], HIDDEN) for rows in blocks]
+    codes = grouped_activations(1, n_threads, bits)
+    _, out, batch = activations(1, n_threads)
+
+    def run():
+        for layer in layers:
+            ops.linear(out, layer, codes, batch)
+
+    seconds, read = timed(run, lambda: ops.read_bandwidth(blocks.reshape(-1), n_threads))
+    figures(
+        packed_gb_s=blocks.nbytes / seconds / 1e9,
+        read_gb_s=blocks.nbytes / read / 1e9,
+        share=read / seconds,
+    )
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("n_tokens", [2, 4, 8, 16, 32, 128])
+def test_grouped_matmul(isa, n_threads, n_tokens, bits, blocks, packed, timed, figures):
+    """Scales of groups beside one scale a matrix, each in the way that a prompt takes."""
+    layer = grouped.GroupedLinear([("PQ2_0", blocks[0], None)], HIDDEN)
+    plain = linear(packed[0])
+    codes = grouped_activations(n_tokens, n_threads, bits)
+    plain_codes, out, batch = activations(n_tokens, n_threads)
+    n_bytes = max(ops.workspace_bytes(2 * FFN), grouped.grouped_workspace_bytes(2 * FFN))
+    batch = with_workspace(batch, n_tokens, n_threads, n_bytes)
+    seconds, of_plain = timed(
+        lambda: ops.linear(out, layer, codes, batch),
+        lambda: seconds_of(lambda: ops.linear(out, plain, plain_codes, batch)),
+    )
+    n_products = plain.n_rows * plain.n_cols * n_tokens
+    figures(
+        g_weights_tokens_s=n_products / seconds / 1e9,
+        per_tensor=n_products / of_plain / 1e9,
+        ratio=of_plain / seconds,
+    )
 
 
 def test_ternary_matvec(isa, n_threads, packed, timed, figures):

@@ -1,131 +1,28 @@
 """Other engines on the same shape, each in turn with ours, round by round, in one run.
 
-llama.cpp by its Python package, where that is installed, on a TQ2_0 file written here. Transformers
-in bfloat16, where that and torch are installed. Any engine with a llama-bench program by its path
-in LLAMA_BENCH, on the file LLAMA_BENCH_MODEL (without it the I2_S file of these benchmarks).
+On 2B-4T's shape: the Python packages of support/peers.py, and any engine with a llama-bench
+program by its path in LLAMA_BENCH, on the file LLAMA_BENCH_MODEL (without it the I2_S file of these
+benchmarks). On Ternary Bonsai's: llama-cpp-python, on the file of groups of 64 that we read. What
+is not installed or cannot run is skipped with the reason, and so are prompts that would take
+minutes.
 """
 
-import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
-from support import synthetic
-from support.bounds import Bounds, seconds_of
+from support import peers, synthetic
+from support.bounds import Bounds
 
 import bitnet
 from bitnet.runtime import cpu
 
-N_DECODED = 16
-N_CONTEXT = 128  # tokens before those; llama-bench begins with an empty context
+N_DECODED, N_CONTEXT = 16, 128  # tokens decoded after so many
+SHORT = 16  # tokens of the prompt that tells how fast a peer is
+PATIENCE = 30  # seconds that a prompt may take
 THREADS = sorted({1, min(2, len(cpu.affinity()))})
-
-
-class LlamaCpp:
-    """llama-cpp-python, in this process."""
-
-    def __init__(self, path, n_threads):
-        import llama_cpp
-
-        self._llama = llama_cpp.Llama(
-            str(path),
-            n_ctx=1024,
-            n_batch=512,
-            n_threads=n_threads,
-            n_threads_batch=n_threads,
-            verbose=False,
-        )
-        system = llama_cpp.llama_print_system_info().decode()
-        self.about = f"llama-cpp-python {llama_cpp.__version__}, TQ2_0, F16 head, {system}"
-
-    def prefill(self, n_tokens):
-        self._llama.n_tokens = 0
-        return seconds_of(lambda: self._llama.eval([*range(1, n_tokens + 1)]))
-
-    def decode(self, n_tokens):
-        if self._llama.n_tokens < N_CONTEXT:
-            self.prefill(N_CONTEXT)
-        self._llama.n_tokens = N_CONTEXT
-
-        def steps():
-            for token in range(1, n_tokens + 1):
-                self._llama.eval([token])
-
-        return seconds_of(steps)
-
-    def close(self):
-        self._llama.close()
-
-
-class Transformers:
-    """Transformers in bfloat16, in this process. Its weights are dense, 4.8 GB: what it runs where
-    nothing has to be unpacked or made ternary on the way, which would only take longer."""
-
-    def __init__(self, n_threads):
-        import torch
-        import transformers
-
-        shape = synthetic.Shape()
-        config = transformers.BitNetConfig(
-            hidden_size=shape.hidden,
-            intermediate_size=shape.ffn,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            vocab_size=shape.vocab,
-            tie_word_embeddings=True,
-        )
-        torch.set_num_threads(n_threads)
-        self._torch, self._new_cache = torch, transformers.DynamicCache
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        self._model, self._cache = model.eval(), None
-        self.about = f"transformers {transformers.__version__}, torch {torch.__version__}, bfloat16"
-
-    def _feed(self, ids):
-        with self._torch.inference_mode():
-            ids = self._torch.tensor([ids])
-            self._model(input_ids=ids, past_key_values=self._cache, logits_to_keep=1)
-
-    def prefill(self, n_tokens):
-        self._cache = self._new_cache()
-        return seconds_of(lambda: self._feed([*range(1, n_tokens + 1)]))
-
-    def decode(self, n_tokens):
-        if self._cache is None or self._cache.get_seq_length() < N_CONTEXT:
-            self.prefill(N_CONTEXT)
-        if more := self._cache.get_seq_length() - N_CONTEXT:
-            self._cache.crop(-more)
-
-        def steps():
-            for token in range(1, n_tokens + 1):
-                self._feed([token])
-
-        return seconds_of(steps)
-
-    def close(self):
-        self._model = self._cache = None
-
-
-class LlamaBench:
-    """A llama-bench program."""
-
-    def __init__(self, program, path, n_threads):
-        self._command = [program, "-m", str(path), "-t", str(n_threads), "-r", "1", "-o", "json"]
-        self.about = " ".join(self._command[1:])
-
-    def _run(self, *options):
-        out = subprocess.run([*self._command, *options], check=True, capture_output=True).stdout
-        return json.loads(out)[0]["avg_ts"]
-
-    def prefill(self, n_tokens):
-        return n_tokens / self._run("-p", str(n_tokens), "-n", "0")
-
-    def decode(self, n_tokens):
-        return n_tokens / self._run("-p", "0", "-n", str(n_tokens))
-
-    def close(self):
-        pass
+CASES = [("2b-4t", None, name) for name in peers.PEERS]
+CASES += [("bonsai", activations, "llama-cpp-python") for activations in ("int16", "int8")]
 
 
 @pytest.fixture(scope="module")
@@ -136,54 +33,83 @@ def tq2_0_path(tmp_path_factory):
     path.unlink()
 
 
+@pytest.fixture(scope="module")
+def bonsai_path(request, tmp_path_factory):
+    name = f"bonsai-{request.config.getoption('--bonsai')}"
+    path = tmp_path_factory.mktemp("bonsai") / "q2_0_g64.gguf"
+    tied = name not in synthetic.UNTIED
+    synthetic.write(path, synthetic.SHAPES[name], 0, "qwen3", "Q2_0_G64", tied)
+    yield path
+    path.unlink()
+
+
 @pytest.fixture(scope="module", params=THREADS, ids=lambda n: f"{n}t")
-def model(synthetic_path, request):
-    with bitnet.load(synthetic_path, threads=request.param, context=1024) as model:
+def n_threads(request):
+    return request.param
+
+
+@pytest.fixture(
+    scope="module", params=CASES, ids=lambda case: "-".join(part for part in case if part)
+)
+def pair(request, n_threads):
+    """(our model, the peer, its seconds a token of a short prompt)."""
+    shape, activations, name = request.param
+    for module in peers.PEERS[name].MODULES:
+        pytest.importorskip(module, exc_type=ImportError)
+    path = their_path = request.getfixturevalue(
+        "bonsai_path" if shape == "bonsai" else "synthetic_path"
+    )
+    if name == "llama-bench":
+        their_path = os.environ.get("LLAMA_BENCH_MODEL", path)
+    elif name == "llama-cpp-python" and shape == "2b-4t":
+        their_path = request.getfixturevalue("tq2_0_path")
+    try:
+        peer = peers.PEERS[name](their_path, n_threads)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"{name}: {error}")
+    with bitnet.load(path, threads=n_threads, context=1024, activations=activations) as model:
         model.generate([1], max_tokens=1)  # the first pass also looks for damaged weights
-        yield model
-
-
-@pytest.fixture(scope="module", params=["llama-cpp-python", "transformers", "llama-bench"])
-def peer(model, request, synthetic_path):
-    if request.param == "llama-cpp-python":
-        pytest.importorskip("llama_cpp")
-        peer = LlamaCpp(request.getfixturevalue("tq2_0_path"), model.threads)
-    elif request.param == "transformers":
-        pytest.importorskip("torch")
-        pytest.importorskip("transformers")
-        peer = Transformers(model.threads)
-    else:
-        if "LLAMA_BENCH" not in os.environ:
-            pytest.skip("LLAMA_BENCH names no program")
-        path = os.environ.get("LLAMA_BENCH_MODEL", synthetic_path)
-        peer = LlamaBench(os.environ["LLAMA_BENCH"], path, model.threads)
-    yield peer
+        yield model, peer, peer.prefill(SHORT) / SHORT
     peer.close()
 
 
-def ours(tokens_s, peer_tokens_s, peer):
-    return {"peer_tokens_s": peer_tokens_s, "ratio": tokens_s / peer_tokens_s, "peer": peer.about}
+def figures_of(model, tokens_s, peer_tokens_s, peer):
+    bits = model.weights.activation_bits
+    return {
+        "peer_tokens_s": peer_tokens_s,
+        "ratio": tokens_s / peer_tokens_s,
+        "activations": f"int{bits} in groups" if bits else "int8 with one scale a token",
+        "peer": peer.about,
+    }
 
 
-def test_decode(model, peer, timed, figures):
+def test_decode(pair, timed, figures):
+    model, peer, pace = pair
+    n_context = N_CONTEXT if pace * N_CONTEXT < PATIENCE else SHORT
     with model.session() as session, Bounds(model) as bounds:
-        session.feed([*range(1, N_CONTEXT + 1)])
+        peer.prefill(n_context)
+        session.feed([*range(1, n_context + 1)])
+        n_decoded = N_DECODED if peer.decode(1) * N_DECODED < PATIENCE / 6 else 2
 
         def decode():
-            session.trim(N_CONTEXT)
-            for token in range(1, N_DECODED + 1):
+            session.trim(n_context)
+            for token in range(1, n_decoded + 1):
                 session.best([token])
 
         def reference():
-            return np.array([peer.decode(N_DECODED), *bounds.measure()])
+            return np.array([peer.decode(n_decoded), *bounds.measure()])
 
         seconds, (other, *measured) = timed(decode, reference)
-        tokens_s = N_DECODED / seconds
-        figures(**bounds.figures(measured, tokens_s), **ours(tokens_s, N_DECODED / other, peer))
+        tokens_s = n_decoded / seconds
+        found = figures_of(model, tokens_s, n_decoded / other, peer)
+        figures(**bounds.figures(measured, tokens_s), **found)
 
 
-@pytest.mark.parametrize("n_tokens", [128, 512])
-def test_prefill(model, peer, n_tokens, timed, figures):
+@pytest.mark.parametrize("n_tokens", [SHORT, 128, 512])
+def test_prefill(pair, n_tokens, timed, figures):
+    model, peer, pace = pair
+    if n_tokens > SHORT and pace * n_tokens > PATIENCE:
+        pytest.skip(f"a prompt of {n_tokens} would take {pace * n_tokens:.0f} s: {peer.about}")
     with model.session() as session:
 
         def prefill():
@@ -193,4 +119,4 @@ def test_prefill(model, peer, n_tokens, timed, figures):
         rounds = 5 if n_tokens <= 128 else 2  # of 20 s
         seconds, other = timed(prefill, lambda: peer.prefill(n_tokens), rounds)
         tokens_s = n_tokens / seconds
-        figures(tokens_s=tokens_s, **ours(tokens_s, n_tokens / other, peer))
+        figures(tokens_s=tokens_s, **figures_of(model, tokens_s, n_tokens / other, peer))

@@ -23,11 +23,26 @@ def pytest_addoption(parser):
     )
 
     parser.addoption(
+        "--bonsai",
+        metavar="FOLDER",
+        type=Path,
+        help="of files of 8B and 1.7B shapes, 6.6 GB: used if they exist, else written and "
+        "kept (default: written to a temporary folder)",
+    )
+
+    parser.addoption(
         "--largest",
         metavar="N",
         type=int,
         default=1024,
         help="leave out model benchmarks of more than N tokens (default: 1024)",
+    )
+
+    parser.addoption(
+        "--bonsai",
+        choices=("1.7b", "4b", "8b"),
+        default="1.7b",
+        help="the size of Ternary Bonsai in bench_peers.py (default: 1.7b)",
     )
 
 

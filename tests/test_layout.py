@@ -258,7 +258,7 @@ def test_an_instruction_set_is_a_header_a_module_and_a_line():
     simd = PACKAGE / "kernels" / "simd"
     lines = {m["isa"]: m["header"] for m in isa_lines()}
     assert set(lines) == {path.stem for path in (PACKAGE / "kernels").glob("*.pyx")}
-    shared, parts = {"simd.h", "common.h", "x86.h"}, {"avx2_group.h"}  # parts: of avx2.h
+    shared, parts = {"simd.h", "common.h", "x86.h"}, {"avx2_group.h", "avx512_group.h"}
     assert set(lines.values()) | shared | parts == {path.name for path in simd.glob("*.h")}
     own = {simd / header for header in {*lines.values(), *parts}}
     for path in set(HEADERS) - own:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.memory_plan import ASKED_LIMIT, Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import check_choice, check_whole, format_bytes, parse_bytes
 from ..compute import ops
 from ..errors import MemoryLimitExceeded
+from ..generation.scheduler import DRAFT, NGRAM
 from ..models.config import ModelConfig
 from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
@@ -25,6 +27,7 @@ from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.chat_template import check_template
 from ..text.tokenizer import Tokenizer
+from .draft import check_draft
 from .model import Model
 
 log = logging.getLogger("bitnet")
@@ -60,6 +63,7 @@ class LoadSettings:
     prefix_folder_limit: int | str = "4GiB"
     chat_template: str | None = None
     activations: ActivationsMode | None = None
+    speculative: str | os.PathLike[str] | Model | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ def load(
     prefix_folder_limit: int | str = "4GiB",
     chat_template: str | None = None,
     activations: ActivationsMode | None = None,
+    speculative: str | os.PathLike[str] | Model | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
     one GGUF or one model in several types of it, or None for the model in the package.
@@ -114,13 +119,18 @@ def load(
         groups of columns: "int16", with a scale for each 128 columns, as good as float; "int8",
         with one for each 32, faster. None for "int16". Other models have 8 bits with one scale a
         token, as they were trained: ValueError for them.
+    speculative: how tokens are drafted where a generation does not say (see Model.generate), which
+        changes no text: "ngram", or a small model with the same vocabulary that drafts for this
+        one, a path as above. Of a Model its files are taken, which the system holds once. What it
+        needs is in this model's pool, memory_limit and report; context, kv_dtype, slots, threads,
+        mapping, layout and activations are those given here, as far as it has them.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
 
     FormatError for a damaged or unsupported file, OSError if it cannot be opened,
     MemoryLimitExceeded, before anything large is allocated, if the limit is too small, ValueError
-    for an argument out of range.
+    for an argument out of range, or a model that cannot draft for this one.
     """
     settings = LoadSettings(
         threads=threads,
@@ -135,6 +145,7 @@ def load(
         prefix_folder_limit=prefix_folder_limit,
         chat_template=chat_template,
         activations=activations,
+        speculative=speculative,
     )
     return load_model(path, settings)
 
@@ -163,6 +174,7 @@ def load_with_embedding(
         layout=LoadSettings.layout,
         prefix_cache=False,
         prefix_folder=None,
+        speculative=None,
     )
     second = _load_within(limit, embedding_path, beside, as_planned=True)
     try:
@@ -194,12 +206,21 @@ def _load_within(
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
+    draft = draft_path(settings.speculative)
     follows_machine = why not in cpu.ASKED
-    return _load(file, settings, limit, n_threads, follows_machine, as_planned)
+    return _load(file, draft, settings, limit, n_threads, follows_machine, as_planned)
+
+
+def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | None:
+    """The path of the small model that load's argument names; None where it names none."""
+    if isinstance(speculative, Model):
+        return speculative.path
+    return None if speculative in (None, NGRAM) else hub.find(speculative)
 
 
 def _load(
     file: Path,
+    draft_file: Path | None,
     settings: LoadSettings,
     limit: tuple[int, str] | None,
     n_threads: int,
@@ -210,6 +231,7 @@ def _load(
 
     before = memory_report.usage().anonymous
     checkpoint = open_checkpoint(file, layout=settings.layout)
+    draft = None if draft_file is None else open_checkpoint(draft_file, layout=settings.layout)
     context = context_of(checkpoint.config, settings.context)
     plan = Settings(
         context,
@@ -219,25 +241,30 @@ def _load(
         settings.mapping,
         settings.activations,
     )
-    planner = Planner(checkpoint)
+    planner = Planner(checkpoint, draft)
     if as_planned and limit is not None:
         limit = min(limit[0], planner.private(plan)), limit[1]
-    pool, files, model = Pool(_pool_limit(limit, planner, plan)), None, None
+    pool, model = Pool(_pool_limit(limit, planner, plan)), None
+    opened: list[weights.Weights] = []
     try:
-        source = checkpoint.tokenizer_source.with_template(settings.chat_template)
-        tokenizer = Tokenizer.from_source(source, checkpoint.config)
+        vocabulary = checkpoint.tokenizer_source.with_template(settings.chat_template)
+        tokenizer = Tokenizer.from_source(vocabulary, checkpoint.config)
         _return_free_heap()
         after = memory_report.usage().anonymous
         grown = None if before is None or after is None else after - before
-        files = weights.of_checkpoint(
-            checkpoint, pool=pool, n_threads=n_threads, activations=settings.activations
-        )
-        if settings.mapping == "lock":
-            files.lock()
-        elif settings.mapping == "copy":
-            files.copy_into(pool)
+        if draft is not None:
+            check_draft(checkpoint, tokenizer, draft)
+            _return_free_heap()
+        for source in (checkpoint, draft):
+            if source is not None:
+                files = _weights(source, pool, n_threads, settings, is_draft=source is draft)
+                opened.append(files)
+                if settings.mapping == "lock":
+                    files.lock()
+                elif settings.mapping == "copy":
+                    files.copy_into(pool)
         model = Model(
-            files,
+            opened[0],
             pool,
             tokenizer,
             plan,
@@ -245,6 +272,8 @@ def _load(
             prefix_folder=settings.prefix_folder,
             prefix_folder_limit=parse_bytes("prefix_folder_limit", settings.prefix_folder_limit),
             fair=settings.fair,
+            draft=opened[1] if draft is not None else None,
+            speculative=_method(settings, draft),
             follows_machine=follows_machine,
             needs=planner.needs(plan),
             measured=[] if grown is None else [("tokenizer", grown)],
@@ -254,10 +283,29 @@ def _load(
         return model
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold arrays of the pool
-        for part in (model, files, pool):
+        for part in (model, *opened, pool):
             if part is not None:
                 _close_in_any_case(part)
         raise
+
+
+def _method(settings: LoadSettings, draft: Checkpoint | None) -> str | None:
+    """How drafts are made where a generation does not say."""
+    if draft is not None:
+        return DRAFT
+    return None if settings.speculative is None else NGRAM
+
+
+def _weights(
+    checkpoint: Checkpoint, pool: Pool, n_threads: int, settings: LoadSettings, is_draft: bool
+) -> weights.Weights:
+    """The weights of the model, or of the small one, for which activations may be no choice."""
+    activations = settings.activations
+    if is_draft and not checkpoint.has_group_scales:
+        activations = None
+    return weights.of_checkpoint(
+        checkpoint, pool=pool, n_threads=n_threads, activations=activations
+    )
 
 
 def _close_in_any_case(part: Model | weights.Weights | Pool) -> None:

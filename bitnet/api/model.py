@@ -17,20 +17,18 @@ from ..checks import TokenIds, check_choice, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation.detokenizer import Detokenizer
 from ..generation.grammar import Grammars
-from ..generation.prefix_cache import PrefixCache
-from ..generation.prompt_lookup import make_drafts
 from ..generation.request import Completion, Constraint, Request
 from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
-from ..models.transformer import Transformer
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
+from .engine import new_scheduler
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, form_of, named_options, sampling_of, stopping_of
 from .scores import Prompt, Scores
@@ -59,8 +57,9 @@ class Model(Scores):
     """A loaded model; made by load, a context manager. May be used from several threads.
 
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
-    weights: the Weights, for measurements. needs: what was planned. measured: [(name, bytes)] of
-    what the process grew by, measured at its loading.
+    weights: the Weights, for measurements. draft: those of the small model that drafts, or None.
+    speculative: how drafts are made where a generation does not say. needs: what was planned.
+    measured: [(name, bytes)] of what the process grew by, measured at its loading.
     """
 
     path: Path
@@ -78,27 +77,18 @@ class Model(Scores):
         prefix_folder: str | os.PathLike[str] | None = None,
         prefix_folder_limit: int = 0,
         fair: bool = False,
+        draft: Weights | None = None,
+        speculative: str | None = None,
         follows_machine: bool = False,
         needs: Sequence[Need] = (),
         measured: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.path, self.config, self.context = weights.path, weights.config, settings.context
         self.weights, self.needs, self.measured = weights, needs, measured
+        self.draft, self.speculative = draft, speculative
         self._pool, self._tokenizer = pool, tokenizer
-        transformer = Transformer(
-            weights,
-            pool,
-            n_threads=settings.threads,
-            context=settings.context,
-            max_sequences=settings.slots,
-            prefetch=settings.mapping == "prefetch",
-        )
-        self._scheduler: Scheduler | None = Scheduler(
-            transformer,
-            slots=settings.slots,
-            kv_dtype=settings.kv_dtype,
-            prefix_cache=PrefixCache() if prefix_cache else None,
-            fair=fair,
+        self._scheduler: Scheduler | None = new_scheduler(
+            weights, draft, pool, settings, prefix_cache=prefix_cache, fair=fair
         )
         if prefix_folder is not None:
             fingerprint = weights.fingerprint()
@@ -171,8 +161,9 @@ class Model(Scores):
             unless it says otherwise), a grammar in llguidance's Lark or llama.cpp's GBNF, an
             expression of Rust's crate regex, texts to choose from. They need the extra `grammar`;
             GrammarError for what cannot be followed.
-        speculative=None: "ngram" drafts tokens by prompt lookup (Saxena 2023) and checks several in
-            one step: the same text, sooner where it repeats itself or the prompt.
+        speculative=None: what load was told. "ngram" drafts tokens by prompt lookup (Saxena 2023)
+            and checks several in one step: the same text, sooner where it repeats itself or the
+            prompt. "draft": the small model that load was given drafts them. "off": neither.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         check_choice("errors", errors, ("raise", "return"))
@@ -340,7 +331,7 @@ class Model(Scores):
             stopping,
             detokenizer,
             n_logprobs=n_logprobs,
-            drafts=make_drafts(options.get("speculative")),
+            drafts=scheduler.new_drafts(options.get("speculative") or self.speculative),
             constraint=constraint,
             reuses=cache_prompt,
         )
@@ -419,8 +410,11 @@ class Model(Scores):
         from ..runtime import memory_report
 
         self._open()
-        planned = {need.purpose: need.nbytes for need in self.needs}
-        return memory_report.measure(self.weights.mappings(), self._pool, self.measured, planned)
+        planned: dict[str, int] = {}  # a model that drafts has needs of the same purposes
+        for need in self.needs:
+            planned[need.purpose] = planned.get(need.purpose, 0) + need.nbytes
+        mappings = [m for weights in self._all_weights() for m in weights.mappings()]
+        return memory_report.measure(mappings, self._pool, self.measured, planned)
 
     def close(self) -> None:
         """Cancel what runs and free everything. May be repeated.
@@ -441,7 +435,8 @@ class Model(Scores):
             session.close()
         # Its thread ends with the worker, whose shutdown may wait for what a handler interrupts.
         self._scheduler = self._worker = self._tokenizer = None
-        self.weights.close()
+        for weights in self._all_weights():
+            weights.close()
         try:
             self._pool.close()
         except BufferError:
@@ -472,3 +467,6 @@ class Model(Scores):
 
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="bitnet")
         return self._worker
+
+    def _all_weights(self) -> list[Weights]:
+        return [self.weights] if self.draft is None else [self.weights, self.draft]

@@ -36,7 +36,7 @@ class GenerationOptions(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: Sequence[int]
-    speculative: Literal["ngram"] | None
+    speculative: Literal["ngram", "draft", "off"] | None
     json_schema: Mapping[str, Any] | bool | None
     grammar: str | None
     regex: str | None

@@ -62,10 +62,14 @@ class Settings:
 
 
 class Planner:
-    """The needs of one model with any settings. The checkpoint is read, and not kept."""
+    """The needs of one model with any settings. The checkpoint is read, and not kept.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    draft: the checkpoint of a small model that drafts for it, or None.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, draft: Checkpoint | None = None) -> None:
         self.config = checkpoint.config
+        self._draft = None if draft is None else Planner(draft)
         metadata = checkpoint.tokenizer_source.metadata
         tokens = () if metadata is None else metadata.get("tokenizer.ggml.tokens", ())
         self.n_tokens = self.config.vocab_size if metadata is None else len(tokens)
@@ -81,6 +85,7 @@ class Planner:
         self._headers -= sum(len(t.data) for f in checkpoint.files for t in f.tensors.values())
         self._has_cache = repack_cache.has_folder()
         self._activation_bits = checkpoint.activation_bits
+        self.has_group_scales = checkpoint.has_group_scales
         head = checkpoint.screened_head() if self._has_cache else None
         self._is_screened = head is not None
         if head:
@@ -98,10 +103,26 @@ class Planner:
         )  # fmt: skip
         return [
             *needs,
+            *self._needs_of_draft(settings),
             Need("free", FREE_BYTES, "what chunks leave unused of the pool's pages"),
             Need("files", mapped, "mapped, shared by processes", "files"),
             Need("libraries", CODE_BYTES, "mapped, shared by processes", "files"),
         ]
+
+    def _needs_of_draft(self, settings: Settings) -> list[Need]:
+        """What the small model needs of pool and files: the rest is there for the large one."""
+        if self._draft is None:
+            return []
+        needs = self._draft.needs(self._settings_of_draft(settings))
+        return [
+            replace(need, what=f"draft: {need.what}")
+            for need in needs
+            if need.where != "heap" and need.purpose not in ("free", "libraries")
+        ]
+
+    def _settings_of_draft(self, settings: Settings) -> Settings:
+        assert self._draft is not None
+        return settings_of_draft(settings, self._draft.config, self._draft.has_group_scales)
 
     def private(self, settings: Settings) -> int:
         """Bytes private to the process, every slot full."""
@@ -109,11 +130,11 @@ class Planner:
 
     def minimum(self, settings: Settings) -> int:
         """The bytes without which load refuses: one slot full, the others wait for room."""
-        return self.private(settings) - (settings.slots - 1) * self._state_bytes(settings)
+        return self.private(settings) - (settings.slots - 1) * self.slot_bytes(settings)
 
     def full_slots(self, settings: Settings, limit: int) -> int:
         """How many slots may be full at once under a limit."""
-        spare = (limit - self.minimum(settings)) // self._state_bytes(settings)
+        spare = (limit - self.minimum(settings)) // self.slot_bytes(settings)
         return min(settings.slots, 1 + spare)
 
     def check(self, settings: Settings, limit: int, setter: str = ASKED_LIMIT) -> int:
@@ -148,7 +169,13 @@ class Planner:
             context = self._largest_fitting(all_smallest, "context", choices["context"], limit)
             remedies = [smallest | context] if context else []
         remedies = [changes for changes in remedies if changes]
-        needed = [self._minimum_with(settings, changes) for changes in [*remedies, {}]]
+        needed = [self._minimum_with(settings, changes) for changes in remedies]
+        if self._draft is not None:
+            alone = self.minimum(settings) - self._minimum_of_draft(settings)
+            if alone <= limit:
+                remedies.append({"speculative": None})
+                needed.append(alone)
+        needed.append(self.minimum(settings))
         remedies.append({ASKED_LIMIT: f"{-(-needed[-1] >> 20)}MiB"})
         return list(zip(remedies, needed, strict=True))
 
@@ -170,8 +197,33 @@ class Planner:
             return self._in_place + self._repacked
         return 0 if self._has_cache else self._repacked
 
-    def _state_bytes(self, settings: Settings) -> int:
-        return state_bytes(self.config, settings.context, settings.kv_dtype)
+    def slot_bytes(self, settings: Settings) -> int:
+        """Bytes of what a full slot holds."""
+        own = state_bytes(self.config, settings.context, settings.kv_dtype)
+        if self._draft is None:
+            return own
+        return own + self._draft.slot_bytes(self._settings_of_draft(settings))
+
+    def _minimum_of_draft(self, settings: Settings) -> int:
+        """What minimum would be less by without the small model."""
+        assert self._draft is not None
+        needs = self._needs_of_draft(settings)
+        full = sum(need.nbytes for need in needs if need.where != "files")
+        state = self._draft.slot_bytes(self._settings_of_draft(settings))
+        return full - (settings.slots - 1) * state
+
+
+def settings_of_draft(settings: Settings, config: ModelConfig, has_groups: bool) -> Settings:
+    """The settings of a small model that drafts for a large one.
+
+    settings: of the large one. config: of the small one. has_groups: whether its weights have
+    scales of groups, for which alone rounding of activations is a choice.
+    """
+    return replace(
+        settings,
+        context=min(settings.context, config.max_position_embeddings),
+        activations=settings.activations if has_groups else None,
+    )
 
 
 def plan(

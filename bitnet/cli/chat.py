@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ".\nA model without a chat template continues the text of both."
     )
     options.add_load(parser)
+    options.add_speculative(parser)
     options.add_chat_template(parser)
     options.add_thinking(parser)
     options.add_generation(parser, max_tokens=512)
@@ -34,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
     keywords = options.generation_keywords(args)
     status = Status()
     template = options.chat_template(args)
-    with options.load(args, status, *args.positionals, chat_template=template) as model:
+    more = {"chat_template": template, "speculative": args.speculative}
+    with options.load(args, status, *args.positionals, **more) as model:
         model.request([0], **keywords)  # an embedding model says at once that it does not talk
         if model.tokenizer.chat_template is None:
             if args.system is not None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..api.load import BUNDLED_MODEL, context_of, limit_of
+from ..api.load import BUNDLED_MODEL, context_of, draft_path, limit_of
 from ..checkpoints import hub
 from ..checkpoints.memory_plan import Planner, Settings, table
 from ..checkpoints.open_checkpoint import open_checkpoint
@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "shared\nby processes and counts against no limit."
     )
     options.add_load(parser)
+    options.add_speculative(parser)
     options.add_slots(parser, 1, "sequences at once")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
@@ -42,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
-    planner = Planner(open_checkpoint(path, layout=args.layout))
+    draft_file = draft_path(args.speculative)
+    draft = draft_file and open_checkpoint(draft_file, layout=args.layout)
+    planner = Planner(open_checkpoint(path, layout=args.layout), draft)
     n_threads = cpu.threads(args.threads)[0]
     context = context_of(planner.config, args.context)
     settings = Settings(
@@ -62,7 +65,8 @@ def main(args: argparse.Namespace) -> int:
 def _measure(path, args, context):
     """The MemoryReport of the model with every slot full."""
     status = Status()
-    with options.load(args, status, path, slots=args.slots) as model:
+    more = {"slots": args.slots, "speculative": args.speculative}
+    with options.load(args, status, path, **more) as model:
         status.show("filling the slots")
         n_tokens = min(args.tokens or context, context)
         held = _fill(model, args.slots, n_tokens)

@@ -17,7 +17,6 @@ from ..checkpoints.choose_file import ggufs
 from ..checkpoints.model_files import CONFIG
 from ..checks import check_number, parse_bytes
 from ..formats.text_files import read_text
-from ..generation import prompt_lookup
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..runtime.cpu import MAX_THREADS
@@ -121,6 +120,16 @@ def add_load(
         metavar="SIZE",
         help="refuse to grow beyond SIZE, such as 900M (default: "
         "BITNET_MEMORY_LIMIT, else what the cgroup leaves, or the machine has)",
+    )
+
+
+def add_speculative(parser: Any) -> None:
+    """``--speculative``, as of `bitnet.load`."""
+    parser.add_argument(
+        "--speculative",
+        metavar="MODEL",
+        help="draft tokens, which come sooner and are the same: with a small model that has the "
+        "same vocabulary, or `ngram`, from what the text repeats (default: do not)",
     )
 
 
@@ -242,12 +251,6 @@ def add_generation(parser: argparse.ArgumentParser, max_tokens: int) -> None:
             option = "--" + field.name.replace("_", "-")
             group.add_argument(option, type=field.kind, metavar=field.metavar, help=field.help)
     group.add_argument(
-        "--speculative",
-        choices=prompt_lookup.METHODS,
-        help="look up in the text what may come next: the same text, sooner where it repeats "
-        "itself (default: do not)",
-    )
-    group.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
@@ -279,13 +282,12 @@ def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:
     names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     limits = {"max_tokens": args.max_tokens, "stop": tuple(args.stop or ())}
-    drafts = {"speculative": args.speculative} if args.speculative else {}
     try:
         Sampling(**given)
         StopConditions(**limits)
     except ValueError as error:
         args.parser.error(str(error))
-    return given | limits | drafts
+    return given | limits
 
 
 def looks_like_model(word: str) -> bool:

@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "before it answers go to stderr if that is a terminal."
     )
     options.add_load(parser)
+    options.add_speculative(parser)
     options.add_chat_template(parser)
     options.add_thinking(parser)
     options.add_generation(parser, StopConditions.max_tokens)
@@ -72,7 +73,8 @@ def main(args: argparse.Namespace) -> int:
         prompt = _standard_input()
     status = Status()
     template = options.chat_template(args)
-    with options.load(args, status, *model_path, chat_template=template) as model:
+    more = {"chat_template": template, "speculative": args.speculative}
+    with options.load(args, status, *model_path, **more) as model:
         chat = args.chat
         if chat is None:
             chat = model.tokenizer.chat_template is not None

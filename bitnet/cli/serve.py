@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "BITNET_API_KEY does what --api-key does, and does not show in `ps`."
     )
     options.add_load(parser)
+    options.add_speculative(parser)
     options.add_chat_template(parser)
     default = Options()
     group = parser.add_argument_group("server")
@@ -158,6 +159,7 @@ def main(args: argparse.Namespace) -> int:
     settings = LoadSettings(
         **options.load_keywords(args),
         chat_template=options.chat_template(args),
+        speculative=args.speculative,
         slots=args.slots,
         prefix_folder=args.prefix_folder,
         prefix_folder_limit=args.prefix_folder_limit,

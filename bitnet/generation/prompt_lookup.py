@@ -6,7 +6,6 @@ one number for each position, decides as it would have: a draft is accepted as f
 the sampler chooses. So the tokens are those of plain decoding, whatever is proposed.
 """
 
-METHODS = ("ngram",)
 # Tokens of the run at the text's end that is looked up. Runs of two are often an accident: in 200
 # tokens that the bundled model sampled, 35 of 116 drafted ones were accepted and the text took 5 %
 # longer; with runs of three 24 of 64, and 2 %. A greedy text came 1.15 and 1.32 times as fast.
@@ -64,12 +63,3 @@ def lookup(text: str, n: int) -> list[int]:
             after = text[at + length :][:n]
             return [ord(after[i % len(after)]) for i in range(n)]
     return []
-
-
-def make_drafts(method: str | None) -> NgramDrafts | None:
-    """The drafts of one sequence by a method; None for None. ValueError for an unknown one."""
-    if method is None:
-        return None
-    if method not in METHODS:
-        raise ValueError(f"speculative: {method!r} ({' or '.join(METHODS)}, or None)")
-    return NgramDrafts()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +63,8 @@ class Constraint(Protocol):
 
 
 class Drafts(Protocol):
-    """Proposals of the next tokens of one sequence: see prompt_lookup.NgramDrafts.
+    """Proposals of the next tokens of one sequence: see prompt_lookup.NgramDrafts and
+    draft_model.ModelDrafts.
 
     drafted, accepted: how many tokens were proposed, and how many of them were right.
     """
@@ -180,6 +181,12 @@ class Request:
         """Whether its state has no room for the latest settled token, and no window moves on."""
         return self._n_settled >= self.state.capacity and not self.stopping.n_sinks
 
+    @property
+    def prompt_seconds(self) -> float:
+        """From its first forward pass to its first token."""
+        started, first, _ = self._times or (0.0, 0.0, 0.0)
+        return first - started
+
     # ------------------------------------------------------------------------------------ one step
     def begin_step(self) -> None:
         """To be called before a forward pass: its time, and the place to which it can be undone."""
@@ -199,13 +206,17 @@ class Request:
         if not state.trim(length) and not (checkpoint and state.rollback(checkpoint)):
             state.trim(0)
 
+    def draft_room(self, n_max: int) -> int:
+        """How many of n_max drafted tokens the next step has use and room for; may be negative."""
+        rest = self.stopping.max_tokens - (len(self.tokens) - self.n_prompt)
+        return min(n_max, rest - 1, self.state.capacity - len(self.tokens))
+
     def make_draft(self, n_max: int) -> None:
         """Propose at most n_max tokens for the next step, as far as there is use and room."""
         self.draft = []
         if self.drafts is None:
             return
-        rest = self.stopping.max_tokens - (len(self.tokens) - self.n_prompt)
-        n_max = min(n_max, rest - 1, self.state.capacity - len(self.tokens))
+        n_max = self.draft_room(n_max)
         if n_max > 0:
             self.draft = self.drafts.propose(self.tokens, n_max)
 
@@ -221,6 +232,25 @@ class Request:
             return [None] * n
         ids = [*(self._seen or self._counts), *self.draft]
         return [self.sampler.query(len(self.tokens) + i, ids) for i in range(n)]
+
+    def guess_query(self, draft: list[int]) -> LogitsQuery | None:
+        """Which logits of another model guess needs; None for all."""
+        ids = [*(self._seen or self._counts), *draft]
+        return self.sampler.query(len(self.tokens) + len(draft), ids)
+
+    def guess(self, logits: NDArray[np.float32], draft: list[int]) -> int:
+        """The token behind the text and a draft, from another model's logits (vocab,).
+
+        Chosen as sample does, with the noise of that position, but for what a constraint allows.
+        """
+        seen: Sequence[int] = ()
+        counts = self._counts
+        if self.sampler.penalises:
+            seen = list(dict.fromkeys([*self._seen, *draft]))
+        if self.sampler.counts:
+            counts = Counter(self._counts)
+            counts.update(draft)
+        return self.sampler(logits, len(self.tokens) + len(draft), seen, counts)
 
     def advance(self, logits: NDArray[np.float32]) -> None:
         """Sample from logits (1 + len(draft), vocab): as many tokens as the draft was right, + 1.

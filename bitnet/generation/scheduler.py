@@ -21,18 +21,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_ids
+from ..checks import check_choice, check_ids
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
 from ..models.workspace import DRAFT_ROWS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from ..runtime.step_lock import StepLock
+from .draft_model import DraftModel
 from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
 from .prefix_cache_disk import DiskPrefixCache
-from .request import Completion, Request
+from .prompt_lookup import NgramDrafts
+from .request import Completion, Drafts, Request
 
+# How to draft: by prompt lookup, by a small model, not at all.
+SPECULATION_METHODS = NGRAM, DRAFT, OFF = "ngram", "draft", "off"
 CLOSED = "the model is closed"
 FORKED = "the model was in use in another thread when the process was forked: load it again"
 REENTERED = (
@@ -57,6 +61,9 @@ class Scheduler:
     fair: prompts take no more than half of the time while others generate, and the prompt that came
     first no more than half of what prompts get while others are shorter. Otherwise a step reads as
     much of the prompts as it can, in order of arrival.
+
+    draft_model: None, or what drafts for the requests whose drafts are of its new_drafts. Its
+    states give way where the transformer needs memory.
     """
 
     def __init__(
@@ -67,9 +74,11 @@ class Scheduler:
         kv_dtype: str = DEFAULT_KV_DTYPE,
         prefix_cache: PrefixCache | None = None,
         fair: bool = False,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self._transformer: Transformer | None = transformer  # until it is closed
         self.kv_dtype, self.prefix_cache, self.fair = kv_dtype, prefix_cache, fair
+        self.draft_model = draft_model
         self._max_batch = transformer.max_batch
         self.slots = min(slots, self._max_batch)
         self._budget = PrefillBudget()
@@ -164,6 +173,8 @@ class Scheduler:
         """Let the transformer compute on n threads, from the next step on."""
         with self.alone():
             self.transformer.n_threads = n
+            if self.draft_model is not None:
+                self.draft_model.transformer.n_threads = n
 
     @property
     def is_inside(self) -> bool:
@@ -181,12 +192,14 @@ class Scheduler:
         **options: Any,
     ) -> NDArray[np.float32]:
         """The transformer's forward, within alone(). Where the pool has no room for it, kept
-        prefixes are dropped, one after the other; PoolExhausted once there is none."""
+        prefixes are dropped, one after the other, then states of the draft model; PoolExhausted
+        once there is none."""
         while True:
             try:
                 return self.transformer.forward(token_ids, sequences, **options)
             except PoolExhausted:
-                if self.prefix_cache is None or not self.prefix_cache.drop_oldest():
+                holders = (self.prefix_cache, self.draft_model)
+                if not any(holder is not None and holder.drop_oldest() for holder in holders):
                     raise
 
     def close(self) -> None:
@@ -197,7 +210,9 @@ class Scheduler:
             self._drop_cancelled()
             if self.prefix_cache is not None:
                 self.prefix_cache.clear()
-            self._transformer = self.prefix_cache = None
+            if self.draft_model is not None:
+                self.draft_model.close()
+            self._transformer = self.prefix_cache = self.draft_model = None
 
     def after_fork(self) -> None:
         """In the child of a fork: a step that another thread was running does not go on here."""
@@ -210,6 +225,19 @@ class Scheduler:
         if self._transformer is None:
             raise ValueError(self._why_closed)
         return self._transformer
+
+    def new_drafts(self, method: str | None) -> Drafts | None:
+        """The drafts of one sequence by a method, one of SPECULATION_METHODS; None where that is
+        None or "off". ValueError for an unknown one, or without a model that drafts."""
+        if method is not None:
+            check_choice("speculative", method, SPECULATION_METHODS)
+        if method == NGRAM:
+            return NgramDrafts()
+        if method != DRAFT:
+            return None
+        if self.draft_model is None:
+            raise ValueError("speculative: 'draft', but load was given no model that drafts")
+        return self.draft_model.new_drafts()
 
     def _forget_done(self) -> None:
         for request in tuple(self._requests):  # in place: submit appends without the lock
@@ -279,8 +307,12 @@ class Scheduler:
         batch, has_prompts = self._plan()
         if batch:
             start = time.perf_counter()
+            n_rows = sum(n for _, n in batch)
             self._run(batch)
-            self._budget.record(has_prompts, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._budget.record(has_prompts, seconds)
+            if self.draft_model is not None and not has_prompts:
+                self.draft_model.record_step([r for r, _ in batch], n_rows, seconds)
         self._forget_done()
         return bool(batch)
 
@@ -300,14 +332,16 @@ class Scheduler:
             (running if pending == 1 else prompts).append(request)
         del running[self._max_batch :]
         shares = self._shares(running, prompts)
-        self._make_drafts(running, self._max_batch - len(running) - sum(shares.values()))
+        n_left = min(self._max_batch - len(running) - sum(shares.values()), DRAFT_ROWS)
+        if self.draft_model is not None and running and not shares:
+            self.draft_model.prepare(running, n_left)
+        self._make_drafts(running, n_left)
         generating = [(r, 1 + len(r.draft)) for r in running]
         reading = [(r, r.state.reservable(shares[r])) for r in prompts if shares.get(r)]
         return generating + reading, bool(reading)
 
     def _make_drafts(self, running: list[Request], n_left: int) -> None:
-        """Drafts of those that generate, within the rows that are left and those of DRAFT_ROWS."""
-        n_left = min(n_left, DRAFT_ROWS)
+        """Drafts of those that generate, within the rows that are left for them."""
         for request in running:
             request.make_draft(n_left)
             n_left -= len(request.draft)
@@ -383,6 +417,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         if not request.has_slot:
             return
+        if self.draft_model is not None:
+            self.draft_model.release(request)
         if self.prefix_cache is not None and request.completion is not None:
             self._insert_prefix(self.prefix_cache, request)
         else:

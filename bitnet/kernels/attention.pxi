@@ -1,457 +1,495 @@
-# Rotary positions, keys and values in their pages (kv_page.h), and attention over pages.
+# Attention over the pages of keys and values.
 
 ctypedef void (*WeightedSum)(float* out, Py_ssize_t out_stride, const float* a,
                              Py_ssize_t a_stride, const void* m, Py_ssize_t stride,
-                             Py_ssize_t column, Py_ssize_t n_heads, Py_ssize_t n,
-                             Py_ssize_t n_vectors, const char* ahead) noexcept nogil
+                             Py_ssize_t column, Py_ssize_t n_queries, Py_ssize_t n,
+                             Py_ssize_t n_vectors, bint adds, const char* ahead) noexcept nogil
 
 cdef extern from "weighted_sum.h" nogil:
-    enum: WEIGHTED_SUM_VECTORS          # vectors of sums at once, those of all heads together
-    WeightedSum weighted_sum_f32, weighted_sum_f16, weighted_sum_i8
+    enum: WEIGHTED_SUM_QUERIES          # queries of a tile: an item is converted once for all
+    WeightedSum weighted_sum_f32, weighted_sum_f16
+
+cdef extern from "exact_sum.h" nogil:
+    enum: EXACT_SUM_QUERIES             # the same of int8 items
+    float MAX_CODE(Py_ssize_t n) noexcept
+    int32_t code_at(const int8_t* codes, Py_ssize_t n, Py_ssize_t i) noexcept
+    const int8_t* codes_from(const int8_t* codes, Py_ssize_t i) noexcept
+    int32_t codes_store(int8_t* codes, const float* x, float factor, Py_ssize_t n) noexcept
+    void exact_sum(int32_t* out, Py_ssize_t out_stride, const int8_t* codes, Py_ssize_t n,
+                   const int32_t* code_sums, const int8_t* m, Py_ssize_t stride, Py_ssize_t column,
+                   Py_ssize_t n_queries, Py_ssize_t n_quads, Py_ssize_t n_vectors,
+                   const char* ahead) noexcept
+
+cdef extern from "softmax.h" nogil:
+    ctypedef struct page_weights:
+        float sum, largest
+    float scores_max(float* x, float scale, float before, Py_ssize_t low,
+                     Py_ssize_t high) noexcept
+    float scores_exp(float* x, float top, bint is_rounded, Py_ssize_t low,
+                     Py_ssize_t high) noexcept
+    float sums_max(float* x, const int32_t* sums, const float* scales, float before,
+                   Py_ssize_t begin, Py_ssize_t low, Py_ssize_t high, Py_ssize_t end) noexcept
+    page_weights weights_exp(float* x, float top, float scale, const float* scales,
+                             Py_ssize_t begin, Py_ssize_t end) noexcept
+    int32_t weights_store(int8_t* codes, const float* x, float largest, Py_ssize_t begin,
+                          Py_ssize_t end, Py_ssize_t n_codes) noexcept
+    void factors_of(float* factors, const float* before, const float* after, const float* scales,
+                    Py_ssize_t n) noexcept
+    void sums_add(float* out, const int32_t* sums, float factor, float scale,
+                  Py_ssize_t n) noexcept
 
 cdef enum:
-    # query heads that share one pass over keys and values: an item is converted once for all
-    PASS_HEADS = 4
-    # bytes left of some keys or values that are worth a prefetch
-    MIN_PREFETCH = 2048
+    # vectors of 16 lanes that all tiles of queries pass over in turn, so that they stay in the
+    # first cache: 16 KiB of float16
+    STRIP = 4
 
 
-cdef void rope(float* x, const float* cosines, const float* sines, int interleaved,
-               Py_ssize_t head_dim) noexcept nogil:
-    """Rotate the pairs (j, j + D/2), or (2j, 2j + 1) where interleaved (llama-arch GGUF)."""
-    cdef Py_ssize_t j, half = head_dim // 2
-    cdef float a, b
-    if interleaved:
-        for j in range(half):
-            a, b = x[2 * j], x[2 * j + 1]
-            x[2 * j] = a * cosines[j] - b * sines[j]
-            x[2 * j + 1] = b * cosines[j] + a * sines[j]
-        return
-    for j in range(half):
-        a, b = x[j], x[j + half]
-        x[j] = a * cosines[j] - b * sines[j]
-        x[j + half] = b * cosines[j] + a * sines[j]
-
-
-cdef void cos_sin(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
-                  int is_rounded, Py_ssize_t n) noexcept nogil:
-    """By additions and multiplications alone, which give the same bits on every machine; libm's and
-    NumPy's cosines differ in the last place. Off by less than 6.1e-8 for positions up to 2^24, less
-    than 3e-7 up to 2^30."""
-    cdef Py_ssize_t j
-    cdef int64_t quadrant
-    cdef double x, k, r, z, c, s
-    for j in range(n):
-        x = <double>position * <double>frequencies[j]
-        if is_rounded:
-            x = <double>(<float>position * frequencies[j])
-        k = (x * 0.63661977236758134 + 6755399441055744.0) - 6755399441055744.0     # 1.5 * 2^52
-        # pi / 2 in three parts of 33 bits: k times the first two is exact for k < 2^20
-        r = ((x - k * 1.5707963267341256e00) - k * 6.0771005063039660e-11) \
-            - k * 2.0222662487959506e-21
-        z = r * r
-        s = r * (1 + z * (-1.0 / 6.0 + z * (1.0 / 120.0 + z * (-1.0 / 5040.0 + z * (
-            1.0 / 362880.0 + z * (-1.0 / 39916800.0 + z * (
-                1.0 / 6227020800.0 - z * (1.0 / 1307674368000.0))))))))
-        c = 1 + z * (-1.0 / 2.0 + z * (1.0 / 24.0 + z * (-1.0 / 720.0 + z * (1.0 / 40320.0 + z * (
-            -1.0 / 3628800.0 + z * (1.0 / 479001600.0 + z * (
-                -1.0 / 87178291200.0 + z * (1.0 / 20922789888000.0))))))))
-        quadrant = <int64_t>k
-        if quadrant & 1:
-            s, c = c, s
-        cosines[j] = <float>(-c if (quadrant + 1) & 2 else c)
-        sines[j] = <float>(-s if quadrant & 2 else s)
-
-
-# ---------------------------------------------------------------------------------------- pages
-cdef void store_kv(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
-                   Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil:
-    cdef Py_ssize_t h, key, value
-    cdef float* scale
-    for h in range(n_kv_heads):
-        key = kv_key_item(h, slot, head_dim)
-        value = kv_value_item(h, slot, n_kv_heads, head_dim)
-        if type == KV_F32:
-            store_f32(<float*>page + key, k + h * head_dim, LANES, head_dim)
-            store_f32(<float*>page + value, v + h * head_dim, 1, head_dim)
-        elif type == KV_F16:
-            store_f16(<uint16_t*>page + key, k + h * head_dim, LANES, head_dim)
-            store_f16(<uint16_t*>page + value, v + h * head_dim, 1, head_dim)
-        else:
-            scale = <float*>(page + kv_scale_offset(h, slot, n_kv_heads, head_dim))
-            scale[0] = store_i8(<int8_t*>page + key, k + h * head_dim, LANES, head_dim)
-            scale[n_kv_heads * PAGE] = store_i8(<int8_t*>page + value, v + h * head_dim, 1,
-                                                head_dim)
-
-
-cdef inline void store_f32(float* out, const float* x, Py_ssize_t step,
-                           Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i * step] = x[i]
-
-
-cdef inline void store_f16(uint16_t* out, const float* x, Py_ssize_t step,
-                           Py_ssize_t n) noexcept nogil:
-    cdef uint16_t halves[LANES]
-    cdef Py_ssize_t i, j
-    for i in range(0, n - LANES + 1, 16):
-        f32_store_f16(halves, f32_load(x + i))
-        for j in range(LANES):
-            out[(i + j) * step] = halves[j]
-    for i in range(n - n % LANES, n):
-        out[i * step] = f16_of_f32(x[i])
-
-
-cdef inline float store_i8(int8_t* out, const float* x, Py_ssize_t step,
-                           Py_ssize_t n) noexcept nogil:
-    """Codes = round half even (x * 127 / max |x|); returns their scale, max |x| / 127.
-
-    Where one is not finite the scale is NaN and codes are 0: that cannot pass unseen.
-    """
-    cdef int8_t codes[LANES]
-    cdef int32_t largest = largest_bits(x, n)
-    cdef float biggest
-    cdef f32x16 factor
-    cdef Py_ssize_t i, j
-    memcpy(&biggest, &largest, 4)
-    biggest = biggest if biggest > <float>1e-30 else <float>1e-30      # 127 / biggest is finite
-    factor = f32_set1(<float>127.0 / biggest if largest < 0x7F800000 else <float>0.0)
-    for i in range(0, n, 16):
-        if largest >= 0x7F800000:
-            memset(codes, 0, sizeof(codes))
-        else:
-            f32_store_i8(codes, f32_mul(load_some(x + i, min(<Py_ssize_t>LANES, n - i)), factor))
-        for j in range(min(<Py_ssize_t>LANES, n - i)):
-            out[(i + j) * step] = codes[j]
-    return biggest / <float>127.0 if largest < 0x7F800000 else <float>NAN
-
-
-cdef inline float load_lane(const char* m, Py_ssize_t i, int type) noexcept nogil:
-    if type == KV_F16:
-        return f32_of_f16((<const uint16_t*>m)[i])
-    if type == KV_INT8:
-        return <float>(<const int8_t*>m)[i]
-    return (<const float*>m)[i]
-
-
-cdef inline const char* page_of(const View* view, Py_ssize_t page) noexcept nogil:
-    return view.pages[kv_slot_of(page, view.n_pages)]
-
-
-cdef inline const char* keys_of(const View* view, const char* page, Py_ssize_t slot) noexcept nogil:
-    """The keys of the view's head from a slot on that is a multiple of LANES."""
-    return page + kv_key_item(view.kv_head, slot, view.head_dim) * kv_item_bytes(view.type)
-
-
-cdef inline const char* values_of(const View* view, const char* page,
-                                  Py_ssize_t slot) noexcept nogil:
-    return page + (kv_value_item(view.kv_head, slot, view.n_kv_heads, view.head_dim)
-                   * kv_item_bytes(view.type))
-
-
-cdef inline const float* scales_of(const View* view, const char* page) noexcept nogil:
-    """PAGE scales of the keys; those of the values are n_kv_heads * PAGE further on."""
-    return <const float*>(page + kv_scale_offset(view.kv_head, 0, view.n_kv_heads, view.head_dim))
-
-
-# --------------------------------------------------------------------------------- prefetching
-cdef struct PrefetchCursor:             # what is prefetched next: keys of a page, its values, ...
-    const View* view                    # the view that it is in, NULL at the end
-    const View* next                    # the view that comes after it, or NULL
-    Py_ssize_t page, last               # the page that it is in, and the view's last one
-    bint is_at_values                   # whether in the values of the page, not in its keys
-    const char* at
-    Py_ssize_t n_bytes                  # bytes left of these keys or values
-
-
-cdef PrefetchCursor cursor_behind(const View* view, const View* next, Py_ssize_t page,
-                                  Py_ssize_t last) noexcept nogil:
-    """A cursor behind the keys of a page: its values are next, then the pages up to the last one,
-    then the view ``next``."""
-    return PrefetchCursor(view, next, page, last, False, <const char*>view, 0)
-
-
-cdef void cursor_step(PrefetchCursor* cursor) noexcept nogil:
-    """Move to the values of the page, the keys of the next one, or the first keys of the next view.
-
-    Scales of a KV_INT8 page are prefetched with its keys: 16 cache lines at once.
-    """
-    cdef Py_ssize_t i, low, high
-    cdef const View* view
-    cdef const char* page
-    cdef const float* scales
-    if cursor.is_at_values:
-        cursor.is_at_values = False
-        cursor.page += 1
-        if cursor.page > cursor.last:
-            cursor.view, cursor.next = cursor.next, NULL
-            if cursor.view is NULL:
-                return
-            cursor.page = cursor.view.first // PAGE
-            cursor.last = cursor.view.last // PAGE
-    else:
-        cursor.is_at_values = True
-    view = cursor.view
-    page = page_of(view, cursor.page)
-    low = max(view.first - cursor.page * PAGE, <Py_ssize_t>0)
-    high = min(view.last - cursor.page * PAGE + 1, <Py_ssize_t>PAGE)
-    if cursor.is_at_values:
-        cursor.at = values_of(view, page, low)
-    else:
-        low -= low % LANES
-        high = (high + LANES - 1) // LANES * LANES
-        cursor.at = keys_of(view, page, low)
-        scales = scales_of(view, page)
-        for i in range(low, high if view.type == KV_INT8 else 0, 16):
-            prefetch_t0(scales + i)
-            prefetch_t0(scales + view.n_kv_heads * PAGE + i)
-    cursor.n_bytes = (high - low) * view.head_dim * kv_item_bytes(view.type)
-
-
-cdef inline const char* cursor_take(PrefetchCursor* cursor, Py_ssize_t n_bytes) noexcept nogil:
-    """Address of the next n_bytes to be prefetched, which count as prefetched then."""
-    cdef const char* at
-    while cursor.n_bytes < MIN_PREFETCH and cursor.view is not NULL:
-        cursor_step(cursor)
-    at = cursor.at
-    if cursor.view is not NULL:
-        cursor.at += n_bytes
-        cursor.n_bytes -= n_bytes
-    return at
-
-
-# ------------------------------------------------------------------------------------ attention
 cdef void weighted_sum(float* out, Py_ssize_t out_stride, const float* a, Py_ssize_t a_stride,
                        const char* m, Py_ssize_t stride, Py_ssize_t column, int type,
-                       Py_ssize_t n_heads, Py_ssize_t n, Py_ssize_t n_lanes,
+                       Py_ssize_t n_queries, Py_ssize_t n, Py_ssize_t n_lanes, bint adds,
                        PrefetchCursor* cursor) noexcept nogil:
-    """out[g, lane] += sum over i, in order, of a[g, i] * m[i, lane], for up to PASS_HEADS heads g.
+    """out[g, lane] = or += sum over i, in order, of a[g, i] * m[i, lane], for queries g.
 
-    column: items of m from 16 lanes to the next 16. As many bytes are prefetched as are read.
-    Scores (m the transposed keys) and weighted values (m the values) alike: no horizontal sums,
-    and a row of m is read and converted once for all heads.
+    column: items of m from 16 lanes to the next 16. As many bytes are prefetched as are read, or
+    nothing where cursor is NULL. Scores (m the transposed keys) and weighted values (m the values)
+    alike: no horizontal sums, and a row of m is read and converted once for a tile of queries.
     """
-    cdef WeightedSum kernel = (weighted_sum_i8 if type == KV_INT8 else
-                               weighted_sum_f16 if type == KV_F16 else weighted_sum_f32)
-    cdef Py_ssize_t g, i, at, lane, v = 0, item = kv_item_bytes(type), n_vectors = n_lanes // LANES
-    cdef Py_ssize_t n_at_once = WEIGHTED_SUM_VECTORS // n_heads
+    cdef WeightedSum kernel = weighted_sum_f16 if type == KV_F16 else weighted_sum_f32
+    cdef Py_ssize_t n_tiles = (n_queries + WEIGHTED_SUM_QUERIES - 1) // WEIGHTED_SUM_QUERIES
+    cdef Py_ssize_t g, i, t, at, begin, end, lane, n_strip, v = 0, item = kv_item_bytes(type)
+    cdef Py_ssize_t n_vectors = n_lanes // LANES
+    cdef Py_ssize_t n_most = STRIP if n_tiles > 1 else 2 * STRIP
+    cdef const char* strip
+    cdef const char* ahead
     cdef float total
     while v < n_vectors:
-        kernel(out + v * LANES, out_stride, a, a_stride, m + v * column * item, stride, column,
-               n_heads, n, min(n_at_once, n_vectors - v),
-               cursor_take(cursor, n * n_at_once * LANES * item))
-        v += n_at_once
+        n_strip = min(n_most, n_vectors - v)
+        ahead = strip = m + v * column * item
+        if cursor is not NULL:
+            ahead = cursor_take(cursor, n * n_strip * LANES * item)
+        begin = 0
+        for t in range(n_tiles):
+            end = n_queries * (t + 1) // n_tiles
+            kernel(out + begin * out_stride + v * LANES, out_stride, a + begin * a_stride,
+                   a_stride, strip, stride, column, end - begin, n, n_strip, adds, ahead)
+            begin, ahead = end, strip
+        v += n_strip
     for lane in range(n_vectors * LANES, n_lanes):              # head_dim 100: the last 4 of a row
         at = n_vectors * column + lane % LANES
-        for g in range(n_heads):
-            total = out[g * out_stride + lane]
+        for g in range(n_queries):
+            total = out[g * out_stride + lane] if adds else 0
             for i in range(n):
                 total += a[g * a_stride + i] * load_lane(m, i * stride + at, type)
             out[g * out_stride + lane] = total
 
 
-cdef inline void scale_lanes(float* x, const float* scales, Py_ssize_t low,
-                             Py_ssize_t high) noexcept nogil:
-    """x[j] *= scales[j] for the vectors that hold low..high - 1."""
-    cdef Py_ssize_t j
-    for j in range(low - low % LANES, high, 16):
-        f32_store(x + j, f32_mul(f32_load(x + j), f32_load(scales + j)))
+cdef void exact_sums(int32_t* out, Py_ssize_t out_stride, const int8_t* codes, Py_ssize_t n_codes,
+                     const int32_t* code_sums, const char* m, Py_ssize_t stride,
+                     Py_ssize_t column, Py_ssize_t n_queries, Py_ssize_t n_quads,
+                     Py_ssize_t n_lanes, PrefetchCursor* cursor) noexcept nogil:
+    """out[g, lane] = sum over i < 4 n_quads of code i of query g times m[i / 4, lane, i % 4]: as
+    weighted_sum of int8 items."""
+    cdef Py_ssize_t n_tiles = (n_queries + EXACT_SUM_QUERIES - 1) // EXACT_SUM_QUERIES
+    cdef Py_ssize_t g, i, t, begin, end, lane, n_strip, v = 0, n_vectors = n_lanes // LANES
+    cdef Py_ssize_t n_most = STRIP if n_tiles > 1 else 2 * STRIP
+    cdef const int8_t* strip
+    cdef const int8_t* at
+    cdef const char* ahead
+    cdef int32_t total
+    while v < n_vectors:
+        n_strip = min(n_most, n_vectors - v)
+        strip = <const int8_t*>m + v * column
+        ahead = cursor_take(cursor, n_quads * n_strip * 4 * LANES)
+        begin = 0
+        for t in range(n_tiles):
+            end = n_queries * (t + 1) // n_tiles
+            exact_sum(out + begin * out_stride + v * LANES, out_stride,
+                      codes + 2 * n_codes * begin, n_codes, code_sums + begin, strip, stride,
+                      column, end - begin, n_quads, n_strip, ahead)
+            begin, ahead = end, <const char*>strip
+        v += n_strip
+    for lane in range(n_vectors * LANES, n_lanes):
+        at = <const int8_t*>m + n_vectors * column + lane % LANES * 4
+        for g in range(n_queries):
+            total = 0
+            for i in range(4 * n_quads):
+                total += (code_at(codes + 2 * n_codes * g, n_codes, i)
+                          * at[i // 4 * stride + i % 4])
+            out[g * out_stride + lane] = total
+
+
+cdef struct Pass:                       # attention of some rows and heads to the positions so far
+    const View* view
+    const float* q                      # (n_rows, q_stride): n_heads of head_dim numbers each
+    Py_ssize_t q_stride
+    Py_ssize_t n_heads                  # query heads that share a pass over keys and values
+    Py_ssize_t n_codes                  # of a query, head_dim filled up to vectors: KV_INT8
+    float[MAX_QUERIES] score_scale      # of each query: what makes its score of a product
+    int32_t[MAX_QUERIES] code_sum       # of a query's codes: KV_INT8
+    float[MAX_QUERY_FLOATS] query       # (n_rows * n_heads, head_dim), or codes, rotated for sinks
+    float[MAX_QUERY_FLOATS] out         # (n_rows * n_heads, head_dim): sums of weighted values
+    float[MAX_QUERIES] max_score        # in units of score_scale
+    float[MAX_QUERIES] weight_sum       # sum of the weights, e^(score - max_score)
+
+
+cdef struct Rows:                       # rows begin..end - 1 see the slots low[r]..high[r] - 1
+    Py_ssize_t begin, end
+    Py_ssize_t[MAX_QUERIES] low
+    Py_ssize_t[MAX_QUERIES] high
+    Py_ssize_t first, last              # the smallest low, the largest high
+
+
+cdef void set_queries(Pass* p, const Rows* rows, bint is_rotated) noexcept nogil:
+    """Queries of some rows as the kernels multiply them. is_rotated: for the sinks."""
+    cdef const View* view = p.view
+    cdef Py_ssize_t r, g, i, D = view.head_dim
+    cdef float rotated[MAX_HEAD_DIM]
+    cdef const float* q
+    for r in range(rows.begin, rows.end):
+        for g in range(p.n_heads):
+            i = r * p.n_heads + g
+            p.score_scale[i] = <float>1.0 / sqrtf(<float>D)
+            q = p.q + r * p.q_stride + g * D
+            if is_rotated:
+                memcpy(rotated, q, D * sizeof(float))
+                rope(rotated, view.cosines, view.sines, view.interleaved, D)
+                q = rotated
+            if view.type == KV_INT8:
+                encode_query(p, i, q)
+            else:
+                memcpy(p.query + i * D, q, D * sizeof(float))
+    if view.type == KV_F16:
+        round_to_13_bits(p.query + rows.begin * p.n_heads * D,
+                         (rows.end - rows.begin) * p.n_heads * D)
+
+
+cdef inline void start_sums(Pass* p, const Rows* rows) noexcept nogil:
+    """Nothing is summed up yet."""
+    cdef Py_ssize_t i, D = p.view.head_dim
+    for i in range(rows.begin * p.n_heads, rows.end * p.n_heads):
+        p.max_score[i], p.weight_sum[i] = -INFINITY, 0
+        memset(p.out + i * D, 0, D * sizeof(float))
+
+
+cdef inline void encode_query(Pass* p, Py_ssize_t i, const float* q) noexcept nogil:
+    """Codes = round half even (q * MAX_CODE / max |q|); score_scale makes of sums of codes, times
+    a key's scale, scores for powers of 2. Where one is not finite it is NaN."""
+    cdef Py_ssize_t D = p.view.head_dim
+    cdef int32_t largest = largest_bits(q, D)
+    cdef float biggest
+    memcpy(&biggest, &largest, 4)
+    biggest = biggest if biggest > <float>1e-30 else <float>1e-30
+    p.code_sum[i] = codes_store(<int8_t*>p.query + i * 2 * p.n_codes, q,
+                                MAX_CODE(D) / biggest if largest < 0x7F800000 else <float>0.0, D)
+    p.score_scale[i] *= biggest / MAX_CODE(D) * <float>M_LOG2E
+    if largest >= 0x7F800000:
+        p.score_scale[i] = NAN
 
 
 cdef inline void round_to_13_bits(float* x, Py_ssize_t n) noexcept nogil:
-    """Round x to 13 bits, so that its products with items of a page are exact. x has whole vectors.
-    """
+    """Round x to 13 bits, so that its products with items of a page are exact. Whole vectors of x
+    may be written, up to 15 numbers behind n."""
     cdef Py_ssize_t j
     for j in range(0, n, 16):
         f32_store(x + j, f32_round_to_13_bits(f32_load(x + j)))
 
 
-cdef struct Partial:                    # attention of some query heads to the positions so far
-    float* out                          # (n_heads, head_dim): sums of weighted values
-    float* q                            # (n_heads, head_dim)
-    Py_ssize_t n_heads
-    float[PASS_HEADS] max_score
-    float[PASS_HEADS] weight_sum        # sum of the weights, e^(score - max_score)
+cdef inline Py_ssize_t lanes_begin(Py_ssize_t low) noexcept nogil:
+    return low - low % LANES
 
 
-cdef float softmax_page(float* scores, float* max_score, float* weight_sum, float scale,
-                        Py_ssize_t low, Py_ssize_t high) noexcept nogil:
-    """Turn scores[low:high] of a page into weights relative to the running maximum.
-
-    Updates the maximum and the running sum of weights; returns the factor for earlier sums
-    (online softmax: Milakov and Gimelshein 2018). Lanes outside low..high - 1 become 0.
-    """
-    cdef Py_ssize_t j, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
-    cdef float lanes[LANES]
-    cdef float before = max_score[0]
-    cdef f32x16 v, top, sums = f32_zero()
-    for j in range(begin, low):
-        scores[j] = -INFINITY
-    for j in range(high, end):
-        scores[j] = -INFINITY
-    top = f32_set1(before)
-    for j in range(begin, end, 16):
-        v = f32_mul(f32_load(scores + j), f32_set1(scale))
-        f32_store(scores + j, v)
-        top = f32_max(top, v)
-    f32_store(lanes, top)
-    for j in range(LANES):
-        if lanes[j] > max_score[0]:
-            max_score[0] = lanes[j]
-    for j in range(begin, end, 16):
-        v = f32_exp(f32_sub(f32_load(scores + j), f32_set1(max_score[0])))
-        f32_store(scores + j, v)
-        sums = f32_add(sums, v)
-    f32_store(lanes, f32_exp(f32_set1(before - max_score[0])))
-    weight_sum[0] = weight_sum[0] * lanes[0] + f32_sum(sums)
-    return lanes[0]
+cdef inline Py_ssize_t lanes_end(Py_ssize_t high) noexcept nogil:
+    return (high + LANES - 1) // LANES * LANES
 
 
-cdef void attend_page(Partial* partial, const View* view, Py_ssize_t page, Py_ssize_t low,
-                      Py_ssize_t high, PrefetchCursor* cursor) noexcept nogil:
-    """Add positions low..high - 1 of a page."""
-    cdef float scores[PASS_HEADS * PAGE]
-    cdef Py_ssize_t g, d, begin = low - low % LANES, end = (high + LANES - 1) // LANES * LANES
-    cdef Py_ssize_t D = view.head_dim
-    cdef float factor, scale = <float>1.0 / sqrtf(<float>D)
-    cdef const char* data = page_of(view, page)
-    cdef const float* scales = scales_of(view, data)
-    memset(scores, 0, sizeof(scores))
-    weighted_sum(scores + begin, PAGE, partial.q, D, keys_of(view, data, begin), LANES, LANES * D,
-                 view.type, partial.n_heads, D, end - begin, cursor)
-    for g in range(partial.n_heads):
-        if view.type == KV_INT8:
-            scale_lanes(scores + g * PAGE, scales, low, high)
-        factor = softmax_page(scores + g * PAGE, &partial.max_score[g], &partial.weight_sum[g],
-                              scale, low, high)
-        for d in range(D):
-            partial.out[g * D + d] *= factor
-        if view.type == KV_INT8:
-            scale_lanes(scores + g * PAGE, scales + view.n_kv_heads * PAGE, low, high)
-        if view.type != KV_F32:
-            round_to_13_bits(scores + g * PAGE + begin, high - begin)
-    weighted_sum(partial.out, D, scores + low, PAGE, values_of(view, data, low), D, LANES,
-                 view.type, partial.n_heads, high - low, D, cursor)
-
-
-cdef void attend_split(Partial* partial, const View* view, Py_ssize_t split,
-                       PrefetchCursor* cursor) noexcept nogil:
-    """Set partial to the attention to the positions of a split; the split behind the last is the
-    sinks.
-
-    Pages and splits count by absolute position, so that the order of additions depends on first
-    and last alone, not on threads, chunks of prefill or forks.
-    """
-    cdef float query[PASS_HEADS * MAX_HEAD_DIM]
-    cdef Py_ssize_t page, low, high, g, n = partial.n_heads * view.head_dim
-    cdef Py_ssize_t begin = (view.first // SPLIT + split) * SPLIT_PAGES
-    cdef Py_ssize_t last = min(begin + SPLIT_PAGES - 1, view.last // PAGE)
-    cdef bint has_sinks = split == kv_n_splits(view.first, view.last)
-    cdef float* q = partial.q
-    for g in range(partial.n_heads):
-        partial.max_score[g] = -INFINITY
-        partial.weight_sum[g] = 0
-    memset(partial.out, 0, n * sizeof(float))
-    memcpy(query, q, n * sizeof(float))
-    if has_sinks:
-        for g in range(partial.n_heads):
-            rope(query + g * view.head_dim, view.cosines, view.sines, view.interleaved,
-                 view.head_dim)
-    if view.type != KV_F32:
-        round_to_13_bits(query, n)
-    partial.q = query
-    if has_sinks:
-        attend_page(partial, view, 0, 0, view.n_sinks, cursor)
-        partial.q = q
+cdef void attend_floats(Pass* p, const Rows* rows, const char* data,
+                        PrefetchCursor* cursor) noexcept nogil:
+    """Add positions of a page of floats."""
+    cdef float scores[MAX_QUERIES * PAGE]
+    cdef float before[MAX_QUERIES]
+    cdef float factors[MAX_QUERIES]
+    cdef const View* view = p.view
+    cdef Py_ssize_t r, g, i, d, D = view.head_dim, n_heads = p.n_heads
+    cdef Py_ssize_t begin = lanes_begin(rows.first), end = lanes_end(rows.last)
+    cdef Py_ssize_t one = rows.begin * n_heads, n = (rows.end - rows.begin) * n_heads
+    cdef Py_ssize_t low = rows.low[rows.end - 1], high = rows.high[rows.begin]
+    weighted_sum(scores + one * PAGE + begin, PAGE, p.query + one * D, D,
+                 keys_of(view, data, begin), LANES, LANES * D, view.type, n, D, end - begin,
+                 False, cursor)
+    memcpy(before + one, p.max_score + one, n * sizeof(float))
+    for r in range(rows.begin, rows.end):
+        for g in range(n_heads):
+            i = r * n_heads + g
+            p.max_score[i] = scores_max(scores + i * PAGE, p.score_scale[i], before[i],
+                                        rows.low[r], rows.high[r])
+    factors_of(factors + one, before + one, p.max_score + one, NULL, n)
+    for r in range(rows.begin, rows.end):
+        for g in range(n_heads):
+            i = r * n_heads + g
+            p.weight_sum[i] = p.weight_sum[i] * factors[i] + scores_exp(
+                scores + i * PAGE, p.max_score[i], view.type != KV_F32, rows.low[r], rows.high[r])
+            if factors[i] != 1 and before[i] != -INFINITY:
+                for d in range(i * D, (i + 1) * D):
+                    p.out[d] *= factors[i]
+    # what all rows see they share; a row adds what only some see by itself, in the same order
+    if low >= high:
+        for r in range(rows.begin, rows.end):
+            add_values(p, scores, data, r, r + 1, rows.low[r], rows.high[r],
+                       cursor if r == rows.begin else NULL)
         return
-    begin = max(begin, view.first // PAGE)
-    for page in range(begin, last + 1):
-        low = max(view.first - page * PAGE, <Py_ssize_t>0)
-        high = min(view.last - page * PAGE + 1, <Py_ssize_t>PAGE)
-        attend_page(partial, view, page, low, high, cursor)
-    partial.q = q
+    for r in range(rows.begin, rows.end):
+        add_values(p, scores, data, r, r + 1, rows.low[r], low, NULL)
+    add_values(p, scores, data, rows.begin, rows.end, low, high, cursor)
+    for r in range(rows.begin, rows.end):
+        add_values(p, scores, data, r, r + 1, high, rows.high[r], NULL)
+
+
+cdef inline void add_values(Pass* p, const float* scores, const char* data, Py_ssize_t begin,
+                            Py_ssize_t end, Py_ssize_t low, Py_ssize_t high,
+                            PrefetchCursor* cursor) noexcept nogil:
+    """Add the weighted values of slots low..high - 1 to the sums of rows begin..end - 1."""
+    cdef Py_ssize_t D = p.view.head_dim, one = begin * p.n_heads
+    if low < high:
+        weighted_sum(p.out + one * D, D, scores + one * PAGE + low, PAGE,
+                     values_of(p.view, data, low), D, LANES, p.view.type,
+                     (end - begin) * p.n_heads, high - low, D, True, cursor)
+
+
+cdef void attend_codes(Pass* p, const Rows* rows, const char* data,
+                       PrefetchCursor* cursor) noexcept nogil:
+    """Add positions of a page of int8: exact sums, scaled once for a query and page."""
+    cdef float scores[MAX_QUERIES * PAGE]
+    cdef int8_t codes[MAX_QUERIES * 2 * PAGE]
+    cdef int32_t sums[MAX_QUERY_FLOATS]         # of at least MAX_QUERIES * PAGE
+    cdef int32_t code_sums[MAX_QUERIES]
+    cdef float before[MAX_QUERIES]
+    cdef float factors[MAX_QUERIES]
+    cdef float scales[MAX_QUERIES]
+    cdef const View* view = p.view
+    cdef const float* key_scales = scales_of(view, data)
+    cdef const float* value_scales = key_scales + view.n_kv_heads * PAGE
+    cdef Py_ssize_t r, g, i, D = view.head_dim, n_heads = p.n_heads
+    cdef Py_ssize_t width = kv_key_width(KV_INT8, D)
+    cdef Py_ssize_t begin = lanes_begin(rows.first), end = lanes_end(rows.last)
+    cdef Py_ssize_t one = rows.begin * n_heads, n = (rows.end - rows.begin) * n_heads
+    cdef page_weights w
+    exact_sums(sums + one * PAGE + begin, PAGE, <int8_t*>p.query + one * 2 * p.n_codes, p.n_codes,
+               p.code_sum + one, keys_of(view, data, begin), 4 * LANES, LANES * width, n,
+               width // 4, end - begin, cursor)
+    memcpy(before + one, p.max_score + one, n * sizeof(float))
+    for r in range(rows.begin, rows.end):
+        for g in range(n_heads):
+            i = r * n_heads + g
+            p.max_score[i] = sums_max(scores + i * PAGE, sums + i * PAGE, key_scales, before[i],
+                                      begin, rows.low[r], rows.high[r], end)
+    factors_of(factors + one, before + one, p.max_score + one, p.score_scale + one, n)
+    for i in range(one, one + n):
+        w = weights_exp(scores + i * PAGE, p.max_score[i], p.score_scale[i], value_scales, begin,
+                        end)
+        p.weight_sum[i] = p.weight_sum[i] * factors[i] + w.sum
+        scales[i] = w.largest
+    for i in range(one, one + n):       # apart: a division and its input are waited for together
+        code_sums[i] = weights_store(codes + i * 2 * PAGE, scores + i * PAGE, scales[i], begin,
+                                     end, PAGE)
+        scales[i] /= MAX_CODE(PAGE)
+    exact_sums(sums + one * D, D, codes_from(codes + one * 2 * PAGE, begin), PAGE, code_sums + one,
+               values_of(view, data, begin), 4 * D, 4 * LANES, n, (end - begin) // 4, D, cursor)
+    for i in range(one, one + n):
+        sums_add(p.out + i * D, sums + i * D, factors[i], scales[i], D)
+
+
+cdef inline void attend_page(Pass* p, const Rows* rows, const char* data,
+                             PrefetchCursor* cursor) noexcept nogil:
+    if p.view.type == KV_INT8:
+        attend_codes(p, rows, data, cursor)
+    else:
+        attend_floats(p, rows, data, cursor)
+
+
+cdef void finish_pass(Pass* p, const Rows* rows) noexcept nogil:
+    """Scores for powers of e."""
+    cdef Py_ssize_t i
+    if p.view.type == KV_INT8:
+        for i in range(rows.begin * p.n_heads, rows.end * p.n_heads):
+            p.max_score[i] *= p.score_scale[i] * <float>M_LN2
+
+
+cdef inline Rows all_rows(const View* view) noexcept nogil:
+    cdef Rows rows
+    rows.begin, rows.end = 0, view.n_rows
+    return rows
+
+
+cdef Rows rows_at(const View* view, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """The rows that see some of the positions first..last, and which of them, from first on."""
+    cdef Rows rows
+    cdef Py_ssize_t r
+    rows.begin = max(<Py_ssize_t>0, first - view.position)
+    rows.end = rows.begin
+    rows.first, rows.last = last - first + 1, 0
+    for r in range(rows.begin, view.n_rows):
+        rows.low[r] = max(first_seen(view, r) - first, <Py_ssize_t>0)
+        rows.high[r] = min(view.position + r, last) - first + 1
+        if rows.low[r] >= rows.high[r]:
+            break                       # the windows of rows behind it begin still later
+        rows.first, rows.last = min(rows.first, rows.low[r]), max(rows.last, rows.high[r])
+        rows.end = r + 1
+    return rows
+
+
+cdef Rows rows_with_sinks(const View* view) noexcept nogil:
+    """The rows that see the sinks: those that see all that is held."""
+    cdef Rows rows
+    rows.begin, rows.end, rows.first, rows.last = 0, 0, 0, view.n_sinks
+    while view.n_sinks and rows.end < view.n_rows and first_seen(view, rows.end) == view.start:
+        rows.low[rows.end], rows.high[rows.end] = 0, view.n_sinks
+        rows.end += 1
+    return rows
+
+
+cdef Rows attend_split(Pass* p, Py_ssize_t split, PrefetchCursor* cursor) noexcept nogil:
+    """Attention to the positions of a split, for the rows that see some of them.
+
+    Pages and splits count by absolute position, so that the order of additions depends on what a
+    row sees alone, not on threads, chunks of prefill or forks.
+    """
+    cdef const View* view = p.view
+    cdef Rows at_page, rows = rows_at(view, split * SPLIT, (split + 1) * SPLIT - 1)
+    cdef Py_ssize_t page
+    start_sums(p, &rows)
+    for page in range(max(split * SPLIT_PAGES, first_seen(view, 0) // PAGE),
+                      min((split + 1) * SPLIT_PAGES, last_seen(view) // PAGE + 1)):
+        at_page = rows_at(view, page * PAGE, (page + 1) * PAGE - 1)
+        attend_page(p, &at_page, page_of(view, page), cursor)
+    finish_pass(p, &rows)
+    return rows
+
+
+cdef Rows attend_sinks(Pass* p, PrefetchCursor* cursor) noexcept nogil:
+    cdef Rows rows = rows_with_sinks(p.view)
+    if rows.end:
+        set_queries(p, &rows, True)
+        start_sums(p, &rows)
+        attend_page(p, &rows, page_of(p.view, 0), cursor)
+        finish_pass(p, &rows)
+    return rows
+
+
+cdef struct Partial:                    # attention of one query
+    float* out                          # (head_dim,): sums of weighted values
+    float max_score
+    float weight_sum
 
 
 cdef void merge_partial(Partial* partial, const Partial* new, Py_ssize_t head_dim) noexcept nogil:
     """Add the attention of a split to that of the splits before it."""
     cdef float factors[LANES]
-    cdef float top, factor, new_factor
-    cdef Py_ssize_t g, d
-    for g in range(partial.n_heads):
-        top = max(partial.max_score[g], new.max_score[g])
-        f32_store(factors, f32_exp(f32_set1(partial.max_score[g] - top)))
-        factor = factors[0]
-        f32_store(factors, f32_exp(f32_set1(new.max_score[g] - top)))
-        new_factor = factors[0]
-        partial.max_score[g] = top
-        partial.weight_sum[g] = partial.weight_sum[g] * factor + new.weight_sum[g] * new_factor
-        for d in range(g * head_dim, (g + 1) * head_dim):
-            partial.out[d] = partial.out[d] * factor + new.out[d] * new_factor
+    cdef float top = max(partial.max_score, new.max_score)
+    cdef float factor, new_factor
+    cdef Py_ssize_t d
+    f32_store(factors, f32_exp(f32_set1(partial.max_score - top)))
+    factor = factors[0]
+    f32_store(factors, f32_exp(f32_set1(new.max_score - top)))
+    new_factor = factors[0]
+    partial.max_score = top
+    partial.weight_sum = partial.weight_sum * factor + new.weight_sum * new_factor
+    for d in range(head_dim):
+        partial.out[d] = partial.out[d] * factor + new.out[d] * new_factor
+
+
+cdef inline Partial partial_of(Pass* p, Py_ssize_t i) noexcept nogil:
+    cdef float* out = p.out             # Cython would copy an array into the struct
+    return Partial(out + i * p.view.head_dim, p.max_score[i], p.weight_sum[i])
 
 
 cdef inline void normalize(Partial* partial, Py_ssize_t head_dim) noexcept nogil:
-    cdef Py_ssize_t g, d
-    for g in range(partial.n_heads):
-        for d in range(g * head_dim, (g + 1) * head_dim):
-            partial.out[d] /= partial.weight_sum[g]
+    cdef Py_ssize_t d
+    for d in range(head_dim):
+        partial.out[d] /= partial.weight_sum
 
 
-cdef void attention(float* out, const float* q, const View* view, const View* next,
-                    Py_ssize_t n_group) noexcept nogil:
-    cdef float sums[PASS_HEADS * MAX_HEAD_DIM]
-    cdef Partial partial, new
+cdef void merge_rows(Partial* totals, Pass* p, const Rows* rows) noexcept nogil:
+    """Add a pass to the totals; its sums are those of a row that has none yet."""
+    cdef Py_ssize_t i, D = p.view.head_dim
+    cdef Partial new
+    for i in range(rows.begin * p.n_heads, rows.end * p.n_heads):
+        new = partial_of(p, i)
+        if totals[i].max_score == -INFINITY and totals[i].weight_sum == 0:
+            memcpy(totals[i].out, new.out, D * sizeof(float))
+            totals[i].max_score, totals[i].weight_sum = new.max_score, new.weight_sum
+        else:
+            merge_partial(&totals[i], &new, D)
+
+
+cdef void attention(float* out, Py_ssize_t out_stride, const float* q, Py_ssize_t q_stride,
+                    const View* view, const View* next, Py_ssize_t n_group) noexcept nogil:
+    cdef Partial totals[MAX_QUERIES]
+    cdef Pass p
+    cdef Rows rows
     cdef PrefetchCursor cursor
-    cdef Py_ssize_t g, split
-    for g in range(0, n_group, 4):
-        partial.out, partial.q = out + g * view.head_dim, <float*>q + g * view.head_dim
-        partial.n_heads = min(<Py_ssize_t>PASS_HEADS, n_group - g)
-        new.out, new.q, new.n_heads = sums, partial.q, partial.n_heads
-        cursor = cursor_behind(view, next if g + PASS_HEADS >= n_group else NULL,
-                               view.first // PAGE, view.last // PAGE)
-        attend_split(&partial, view, 0, &cursor)
-        for split in range(1, kv_n_splits(view.first, view.last) + (view.n_sinks > 0)):
-            attend_split(&new, view, split, &cursor)
-            merge_partial(&partial, &new, view.head_dim)
-        normalize(&partial, view.head_dim)
+    cdef Py_ssize_t i, split, g = 0, n_heads = max_queries(view.head_dim) // view.n_rows
+    while g < n_group:
+        p.view, p.q, p.q_stride = view, q + g * view.head_dim, q_stride
+        p.n_heads, p.n_codes = min(n_heads, n_group - g), lanes_end(view.head_dim)
+        cursor = cursor_behind(view, next if g + n_heads >= n_group else NULL,
+                               first_seen(view, 0) // PAGE, last_seen(view) // PAGE)
+        for i in range(view.n_rows * p.n_heads):
+            totals[i] = Partial(out + i // p.n_heads * out_stride
+                                + (g + i % p.n_heads) * view.head_dim, -INFINITY, 0)
+        rows = all_rows(view)
+        set_queries(&p, &rows, False)
+        for split in range(first_seen(view, 0) // SPLIT, last_seen(view) // SPLIT + 1):
+            rows = attend_split(&p, split, &cursor)
+            merge_rows(totals, &p, &rows)
+        rows = attend_sinks(&p, &cursor)
+        merge_rows(totals, &p, &rows)
+        for i in range(view.n_rows * p.n_heads):
+            normalize(&totals[i], view.head_dim)
+        g += n_heads
 
 
 cdef void attention_split(float* partials, const float* q, const View* view, const View* next,
                           Py_ssize_t split, Py_ssize_t n_group) noexcept nogil:
     """Write a split's out (n_group, head_dim), max_score (n_group) and weight_sum (n_group)."""
     cdef float* max_scores = partials + n_group * view.head_dim
-    cdef Py_ssize_t first_page = (view.first // SPLIT + split) * SPLIT_PAGES
-    cdef Partial partial
+    cdef Py_ssize_t at = first_seen(view, 0) // SPLIT + split
+    cdef Py_ssize_t i, g = 0, n_heads = max_queries(view.head_dim)
+    cdef Pass p
+    cdef Rows rows = all_rows(view)
+    cdef Partial new
     cdef PrefetchCursor cursor
-    cdef Py_ssize_t g
-    for g in range(0, n_group, 4):
-        partial.out, partial.q = partials + g * view.head_dim, <float*>q + g * view.head_dim
-        partial.n_heads = min(<Py_ssize_t>PASS_HEADS, n_group - g)
-        cursor = cursor_behind(view, next if g + PASS_HEADS >= n_group else NULL,
-                               max(first_page, view.first // PAGE),
-                               min(first_page + SPLIT_PAGES - 1, view.last // PAGE))
-        attend_split(&partial, view, split, &cursor)
-        memcpy(max_scores + g, partial.max_score, partial.n_heads * sizeof(float))
-        memcpy(max_scores + n_group + g, partial.weight_sum, partial.n_heads * sizeof(float))
+    while g < n_group:
+        p.view, p.q, p.q_stride = view, q + g * view.head_dim, 0
+        p.n_heads, p.n_codes = min(n_heads, n_group - g), lanes_end(view.head_dim)
+        cursor = cursor_behind(view, next if g + n_heads >= n_group else NULL,
+                               max(at * SPLIT_PAGES, first_seen(view, 0) // PAGE),
+                               min((at + 1) * SPLIT_PAGES - 1, last_seen(view) // PAGE))
+        if at > last_seen(view) // SPLIT:
+            attend_sinks(&p, &cursor)
+        else:
+            set_queries(&p, &rows, False)
+            attend_split(&p, at, &cursor)
+        for i in range(p.n_heads):
+            new = partial_of(&p, i)
+            memcpy(partials + (g + i) * view.head_dim, new.out, view.head_dim * sizeof(float))
+            max_scores[g + i], max_scores[n_group + g + i] = new.max_score, new.weight_sum
+        g += n_heads
 
 
 cdef void attention_merge(float* out, const float* partials, Py_ssize_t n_splits,
                           Py_ssize_t n_group, Py_ssize_t head_dim) noexcept nogil:
-    cdef Partial partial, new
-    cdef const float* max_scores
     cdef Py_ssize_t g, split
-    for g in range(0, n_group, 4):
-        partial.out, partial.n_heads = out + g * head_dim, min(<Py_ssize_t>PASS_HEADS, n_group - g)
-        new.n_heads = partial.n_heads
+    cdef const float* at
+    cdef Partial total, new
+    for g in range(n_group):
+        total = Partial(out + g * head_dim, 0, 0)
         for split in range(n_splits):
-            new.out = <float*>partials + split * n_group * (head_dim + 2) + g * head_dim
-            max_scores = partials + split * n_group * (head_dim + 2) + n_group * head_dim + g
-            memcpy(new.max_score, max_scores, new.n_heads * sizeof(float))
-            memcpy(new.weight_sum, max_scores + n_group, new.n_heads * sizeof(float))
+            at = partials + split * n_group * (head_dim + 2)
+            new = Partial(<float*>at + g * head_dim, at[n_group * head_dim + g],
+                          at[n_group * (head_dim + 1) + g])
             if split:
-                merge_partial(&partial, &new, head_dim)
+                merge_partial(&total, &new, head_dim)
                 continue
-            memcpy(partial.out, new.out, new.n_heads * head_dim * sizeof(float))
-            memcpy(partial.max_score, new.max_score, new.n_heads * sizeof(float))
-            memcpy(partial.weight_sum, new.weight_sum, new.n_heads * sizeof(float))
-        normalize(&partial, head_dim)
+            memcpy(total.out, new.out, head_dim * sizeof(float))
+            total.max_score, total.weight_sum = new.max_score, new.weight_sum
+        normalize(&total, head_dim)

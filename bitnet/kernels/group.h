@@ -1,4 +1,5 @@
-/* Tiles of rows with scales of groups (group_rows.h) times tokens, out of simd.h's group_vec.
+/* Rows with scales of groups (group_rows.h) times tokens, out of simd.h's group_vec: one token, or
+ * a tile of a row and up to four tokens; group_lanes.h has rows side by side.
  *
  * A unit is what has one scale on either side: 128 columns, 64 where the two halves of 128 have
  * different scales, 32 with int8 activations. Its sum of codes times codes is exact in int32, and
@@ -10,11 +11,6 @@
 #include "group_rows.h"
 #include "simd/simd.h"
 
-static inline int16_t group_half_at(const uint8_t *p) {
-    int16_t h;
-    memcpy(&h, p, 2);
-    return h;
-}
 /* Four scales, put together in a register of integers, which has room where those of vectors have
  * not: decode of blocks of 64 has 1.3 times the speed on a Zen 3, of 128 1.04. */
 static inline uint64_t group_halves_at(const uint8_t *s, ptrdiff_t step) {
@@ -32,13 +28,13 @@ static inline uint64_t group_larger_at(const uint8_t *s, ptrdiff_t step, ptrdiff
     return halves;
 }
 
-#if defined(GROUP_PARTS)
-#define GROUP_TOKENS 4          /* tokens of a tile at most */
-#else                           /* plain C: a part is a block of 128 columns */
-#define GROUP_TOKENS 1
+#if !defined(GROUP_PARTS)       /* plain C: a part is a block of 128 columns */
+#define GROUP_TILE_TOKENS 1     /* tokens of a tile at most */
 #define GROUP_PARTS 4
 typedef struct { uint8_t code[32]; } group_field;
 typedef struct { int32_t lane[8]; } group_vec;      /* lane i: of bytes 4 i to 4 i + 3 */
+typedef const int8_t *group_planes;
+static inline group_planes group_load(const int8_t *x) { return x; }
 static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
                                 int halves) {
     (void)block, (void)halves;
@@ -53,7 +49,7 @@ static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
         for (int j = 0; j < 32; j++) s.lane[j / 4] += c[f].code[j] * x[64 * f + j];
     return s;
 }
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+static inline group_vec group_dot_16(const group_field *c, group_planes x) {
     const group_vec high = group_dot_8(c, x), low = group_dot_8(c, x + 256);
     group_vec s;
     for (int i = 0; i < 8; i++) s.lane[i] = 256 * high.lane[i] + low.lane[i];
@@ -81,9 +77,53 @@ static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
 }
 #endif
 
+/* Rows that are done together where units are of 128 columns: their sums are added up across lanes
+ * together. Numbers of them lie row by row, four each. */
+#if !defined(GROUP_ROWS)
+#define GROUP_ROWS 1
+typedef f32x4 group_floats;
+typedef i32x4 group_ints;
+static inline group_floats group_four_floats(const float *p) { return f32x4_load(p); }
+static inline group_ints group_four_ints(const int32_t *p) { return i32x4_load(p); }
+static inline group_floats group_floats_of_f16(const uint64_t *h) { return f32x4_of_f16(h[0]); }
+static inline group_ints group_sums_of_rows(group_vec (*s)[GROUP_PARTS]) {
+    return group_sums_128(s[0]);
+}
+#endif
+
 /* Where the codes of a part's blocks begin in those of a quad of activations. */
 static inline const int8_t *group_input(const int8_t *x, int part, int bits) {
     return x + part * 4 / GROUP_PARTS / 2 * 32 * bits + part * 4 / GROUP_PARTS % 2 * 32;
+}
+
+static inline uint64_t group_scales_128(const uint8_t *scales, ptrdiff_t block, ptrdiff_t half,
+                                        const int HALVES) {
+    return HALVES ? group_larger_at(scales, block, half)    /* equal, or one is of zeros alone */
+                  : group_halves_at(scales, block);
+}
+
+/* One quad of GROUP_ROWS rows times a token; its 16-bit activations, and units of 128 columns. */
+static inline __attribute__((always_inline)) group_floats group_quad_of_rows(
+        group_floats p, const uint8_t *codes, ptrdiff_t row_codes, ptrdiff_t block_codes,
+        ptrdiff_t half_codes, const uint8_t *scales, ptrdiff_t row_scales, ptrdiff_t block_scales,
+        ptrdiff_t half_scales, const int8_t *x, const float *x_scales, const int32_t *x_sums,
+        const int HALVES) {
+    group_vec sum[GROUP_ROWS][GROUP_PARTS];
+    uint64_t halves[GROUP_ROWS];
+    UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
+        const group_planes planes = group_load(group_input(x, i, 16));
+        UNROLL for (int r = 0; r < GROUP_ROWS; r++) {
+            group_field c[4];
+            group_fields(c, codes + r * row_codes + i * (4 / GROUP_PARTS) * block_codes,
+                         block_codes, half_codes, HALVES);
+            sum[r][i] = group_dot_16(c, planes);
+        }
+    }
+    UNROLL for (int r = 0; r < GROUP_ROWS; r++)
+        halves[r] = group_scales_128(scales + r * row_scales, block_scales, half_scales, HALVES);
+    const group_ints exact = group_sums_of_rows(sum) - group_four_ints(x_sums);
+    return p + __builtin_convertvector(exact, group_floats)
+               * (group_floats_of_f16(halves) * group_four_floats(x_scales));
 }
 
 /* One quad of a row times T tokens. HALVES: whether the halves of 128 columns have scales of their
@@ -93,7 +133,7 @@ static inline __attribute__((always_inline)) void group_quad(
         const uint8_t *scales, ptrdiff_t block_scales, ptrdiff_t half_scales, const int8_t *x,
         ptrdiff_t x_stride, const float *x_scales, ptrdiff_t scales_stride, const int32_t *x_sums,
         ptrdiff_t sums_stride, const int T, const int UNIT, const int HALVES) {
-    group_vec sum[GROUP_TOKENS][GROUP_PARTS];
+    group_vec sum[GROUP_TILE_TOKENS][GROUP_PARTS];
     UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
         group_field c[4];
         group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes,
@@ -101,13 +141,10 @@ static inline __attribute__((always_inline)) void group_quad(
         UNROLL for (int t = 0; t < T; t++)
             sum[t][i] = UNIT == 32
                 ? group_dot_8(c, group_input(x + t * x_stride, i, 8))
-                : group_dot_16(c, group_input(x + t * x_stride, i, 16));
+                : group_dot_16(c, group_load(group_input(x + t * x_stride, i, 16)));
     }
     f32x4 d, d2;                /* of 128 columns; of their first 64 and of the others */
-    if (HALVES && UNIT == 128)  /* equal, or one is of zeros alone */
-        d = f32x4_of_f16(group_larger_at(scales, block_scales, half_scales));
-    else
-        d = f32x4_of_f16(group_halves_at(scales, block_scales));
+    d = f32x4_of_f16(group_scales_128(scales, block_scales, half_scales, HALVES && UNIT == 128));
     d2 = HALVES && UNIT != 128 ? f32x4_of_f16(group_halves_at(scales + half_scales, block_scales))
                                : d;
     UNROLL for (int t = 0; t < T; t++) {
@@ -136,6 +173,67 @@ static inline __attribute__((always_inline)) void group_quad(
     }
 }
 
+/* The last columns of a row, fewer than a quad, and zeros: nothing behind them is read. */
+typedef struct {
+    uint8_t codes[128];
+    uint16_t scales[8];         /* of 64 columns each */
+} GroupRest;
+static inline void group_copy_rest(GroupRest *rest, const GroupRows *w, const uint8_t *codes,
+                                   const uint8_t *scales, int n_halves) {
+    memset(rest, 0, sizeof *rest);
+    for (int h = 0; h < n_halves; h++) {
+        memcpy(rest->codes + 16 * h, codes + h / 2 * w->block_codes + h % 2 * w->half_codes, 16);
+        memcpy(rest->scales + h, scales + h / 2 * w->block_scales + h % 2 * w->half_scales, 2);
+    }
+}
+
+/* A quad of so many rows, in the order in which they lie in memory. */
+static inline void group_prefetch(const uint8_t *p, const int n_rows, int streaming) {
+    UNROLL for (int i = 0; i < n_rows * 136; i += 64) {
+        if (streaming) prefetch_nta(p + i + PREFETCH_DISTANCE);
+        else prefetch_t0(p + i + PREFETCH_DISTANCE);
+    }
+}
+
+/* GROUP_ROWS rows from `row` on times a token: out[r] = or +=. */
+static inline __attribute__((always_inline)) void group_rows_of_128(
+        float *out, const GroupRows *w, ptrdiff_t row, const GroupInputs *x, ptrdiff_t token,
+        int add, int streaming, const int HALVES, const int BLOCK_BYTES, const int HALF_BYTES) {
+    const ptrdiff_t n_quads = w->n_cols / QUAD, row_codes = w->row_codes;
+    const ptrdiff_t row_scales = BLOCK_BYTES ? row_codes : w->row_scales;
+    const ptrdiff_t block_codes = BLOCK_BYTES ? BLOCK_BYTES : w->block_codes;
+    const ptrdiff_t block_scales = BLOCK_BYTES ? BLOCK_BYTES : w->block_scales;
+    const ptrdiff_t half_codes = BLOCK_BYTES ? HALF_BYTES : w->half_codes;
+    const ptrdiff_t half_scales = BLOCK_BYTES ? HALF_BYTES : w->half_scales;
+    const uint8_t *codes = w->codes + row * row_codes, *scales = w->scales + row * row_scales;
+    const int8_t *xc = x->codes + token * x->codes_stride;
+    const float *xa = x->scales + token * x->scales_stride;
+    const int32_t *xs = x->sums + token * x->sums_stride;
+    const uint8_t *ahead = codes + (GROUP_ROWS - 1) * row_codes;   /* all rows of a quad */
+    group_floats p = {0};
+    for (ptrdiff_t q = 0; q < n_quads; q++) {
+        group_prefetch(ahead, GROUP_ROWS, streaming);
+        ahead += GROUP_ROWS * 4 * block_codes;
+        p = group_quad_of_rows(p, codes, row_codes, block_codes, half_codes,
+                               BLOCK_BYTES ? codes - 2 : scales, row_scales,
+                               block_scales, half_scales, xc, xa, xs, HALVES);
+        codes += 4 * block_codes, scales += 4 * block_scales;
+        xc += 2 * QUAD, xa += QUAD_SCALES, xs += QUAD_SUMS;
+    }
+    const int n_halves = (int)(w->n_cols % QUAD / 64);
+    if (n_halves) {
+        GroupRest rest[GROUP_ROWS];
+        for (int r = 0; r < GROUP_ROWS; r++)
+            group_copy_rest(&rest[r], w, codes + r * row_codes, scales + r * row_scales, n_halves);
+        p = group_quad_of_rows(p, rest->codes, sizeof *rest, 32, 16, (uint8_t *)rest->scales,
+                               sizeof *rest, 4, 2, xc, xa, xs, 1);
+    }
+    UNROLL for (int r = 0; r < GROUP_ROWS; r++) {
+        const float y = (p[4 * r] + p[4 * r + 1]) + (p[4 * r + 2] + p[4 * r + 3]);
+        out[r] = add ? out[r] + y : y;
+    }
+}
+
 /* Row `row` times T tokens: out[t * out_stride] = or +=. */
 static inline __attribute__((always_inline)) void group_row(
         float *out, ptrdiff_t out_stride, const GroupRows *w, ptrdiff_t row, const GroupInputs *x,
@@ -150,27 +248,20 @@ static inline __attribute__((always_inline)) void group_row(
     const float *xa = x->scales + token * a_stride;
     const int32_t *xs = x->sums + token * s_stride;
     const ptrdiff_t block_codes = w->block_codes, block_scales = w->block_scales;
-    f32x4 p[GROUP_TOKENS] = {{0}};
+    f32x4 p[GROUP_TILE_TOKENS] = {{0}};
     for (ptrdiff_t q = 0; q < n_quads; q++) {
-        UNROLL for (int i = 0; i < 136; i += 64) {
-            if (streaming) prefetch_nta(codes + i + PREFETCH_DISTANCE);
-            else prefetch_t0(codes + i + PREFETCH_DISTANCE);
-        }
+        group_prefetch(codes, 1, streaming);
         group_quad(p, codes, block_codes, w->half_codes, scales, block_scales, w->half_scales, xc,
                    x_stride, xa, a_stride, xs, s_stride, T, UNIT, HALVES);
         codes += 4 * block_codes, scales += 4 * block_scales;
         xc += QUAD * (BITS / 8), xa += n_scales, xs += n_sums;
     }
-    const int n_halves = (int)(w->n_cols % QUAD / 64);      /* the rest: nothing behind is read */
+    const int n_halves = (int)(w->n_cols % QUAD / 64);
     if (n_halves) {
-        uint8_t rest[128] = {0};
-        uint16_t halves[8] = {0};
-        for (int h = 0; h < n_halves; h++) {
-            memcpy(rest + 16 * h, codes + h / 2 * block_codes + h % 2 * w->half_codes, 16);
-            memcpy(halves + h, scales + h / 2 * block_scales + h % 2 * w->half_scales, 2);
-        }
-        group_quad(p, rest, 32, 16, (const uint8_t *)halves, 4, 2, xc, x_stride, xa, a_stride, xs,
-                   s_stride, T, UNIT, 1);
+        GroupRest rest;
+        group_copy_rest(&rest, w, codes, scales, n_halves);
+        group_quad(p, rest.codes, 32, 16, (uint8_t *)rest.scales, 4, 2, xc, x_stride, xa, a_stride,
+                   xs, s_stride, T, UNIT, 1);
     }
     UNROLL for (int t = 0; t < T; t++) {
         const float y = (p[t][0] + p[t][1]) + (p[t][2] + p[t][3]);
@@ -178,38 +269,53 @@ static inline __attribute__((always_inline)) void group_row(
     }
 }
 
-#define GROUP_ROWS(NAME, T, UNIT, HALVES)                                                         \
-    static void NAME(float *out, ptrdiff_t out_stride, const GroupRows *w, ptrdiff_t row,         \
-                     const GroupInputs *x, ptrdiff_t token, ptrdiff_t n_rows, int add,            \
-                     int streaming) {                                                             \
-        for (ptrdiff_t r = 0; r < n_rows; r++)                                                    \
+#define GROUP_FUNCTION(T, UNIT, HALVES)                                                           \
+    static void group_rows_##T##_##UNIT##_##HALVES(                                               \
+            float *out, ptrdiff_t out_stride, const GroupRows *w, ptrdiff_t row,                  \
+            const GroupInputs *x, ptrdiff_t token, ptrdiff_t n_rows, int add, int streaming) {    \
+        ptrdiff_t r = 0;                                                                          \
+        const int in_place = w->scales == w->codes - 2                                            \
+            && (HALVES ? w->half_codes == 18 && w->block_codes == 36 : w->block_codes == 34);     \
+        if (in_place)                                                                             \
+            for (; T == 1 && UNIT == 128 && r + GROUP_ROWS <= n_rows; r += GROUP_ROWS)            \
+                group_rows_of_128(out + r, w, row + r, x, token, add, streaming, HALVES,          \
+                                  HALVES ? 36 : 34, HALVES ? 18 : 16);                            \
+        for (; T == 1 && UNIT == 128 && r + GROUP_ROWS <= n_rows; r += GROUP_ROWS)                \
+            group_rows_of_128(out + r, w, row + r, x, token, add, streaming, HALVES, 0, 0);       \
+        for (; r < n_rows; r++)                                                                   \
             group_row(out + r, out_stride, w, row + r, x, token, add, streaming, T, UNIT,         \
                       HALVES);                                                                    \
     }
-#if GROUP_TOKENS == 4
-#define GROUP_ROWS_ALL(UNIT, HALVES)                                                              \
-    GROUP_ROWS(group_rows_1_##UNIT##_##HALVES, 1, UNIT, HALVES)                                   \
-    GROUP_ROWS(group_rows_2_##UNIT##_##HALVES, 2, UNIT, HALVES)                                   \
-    GROUP_ROWS(group_rows_3_##UNIT##_##HALVES, 3, UNIT, HALVES)                                   \
-    GROUP_ROWS(group_rows_4_##UNIT##_##HALVES, 4, UNIT, HALVES)
+#if GROUP_TILE_TOKENS == 4
+#define GROUP_FUNCTIONS(UNIT, HALVES)                                                             \
+    GROUP_FUNCTION(1, UNIT, HALVES)                                                               \
+    GROUP_FUNCTION(2, UNIT, HALVES)                                                               \
+    GROUP_FUNCTION(3, UNIT, HALVES)                                                               \
+    GROUP_FUNCTION(4, UNIT, HALVES)
 #define GROUP_BY_TOKENS(UNIT, HALVES)                                                             \
     {group_rows_1_##UNIT##_##HALVES, group_rows_2_##UNIT##_##HALVES,                              \
      group_rows_3_##UNIT##_##HALVES, group_rows_4_##UNIT##_##HALVES}
 #else
-#define GROUP_ROWS_ALL(UNIT, HALVES) GROUP_ROWS(group_rows_1_##UNIT##_##HALVES, 1, UNIT, HALVES)
+#define GROUP_FUNCTIONS(UNIT, HALVES) GROUP_FUNCTION(1, UNIT, HALVES)
 #define GROUP_BY_TOKENS(UNIT, HALVES) {group_rows_1_##UNIT##_##HALVES}
 #endif
-GROUP_ROWS_ALL(128, 0)
-GROUP_ROWS_ALL(128, 1)
-GROUP_ROWS_ALL(64, 1)
-GROUP_ROWS_ALL(32, 0)
-GROUP_ROWS_ALL(32, 1)
+GROUP_FUNCTIONS(128, 0)
+GROUP_FUNCTIONS(128, 1)
+GROUP_FUNCTIONS(64, 1)
+GROUP_FUNCTIONS(32, 0)
+GROUP_FUNCTIONS(32, 1)
 
 typedef void (*group_rows_function)(float *, ptrdiff_t, const GroupRows *, ptrdiff_t,
                                     const GroupInputs *, ptrdiff_t, ptrdiff_t, int, int);
-static const group_rows_function group_functions[5][GROUP_TOKENS] = {
+static const group_rows_function group_functions[5][GROUP_TILE_TOKENS] = {
     GROUP_BY_TOKENS(128, 0), GROUP_BY_TOKENS(128, 1), GROUP_BY_TOKENS(64, 1),
     GROUP_BY_TOKENS(32, 0), GROUP_BY_TOKENS(32, 1)};
+
+#if defined(GROUP_LANES)
+#include "group_lanes.h"
+#else
+#define GROUP_TOKENS GROUP_TILE_TOKENS
+#endif
 
 /* Rows first_row to first_row + n_rows - 1 times 1 to GROUP_TOKENS tokens from `token` on:
  * out[t * out_stride + r]. unit: 128, 64 or 32. */
@@ -219,6 +325,12 @@ static inline void group_rows(float *out, ptrdiff_t out_stride, const GroupRows 
                               int streaming) {
     const int halves = w->half_scales != 0 || w->half_codes != 16;
     const int i = unit == 128 ? halves : unit == 64 ? 2 : 3 + halves;
+#if defined(GROUP_LANES)
+    if (n_tokens > 1) {
+        group_lanes_rows(out, out_stride, w, first_row, x, token, n_rows, n_tokens, unit, add);
+        return;
+    }
+#endif
     group_functions[i][n_tokens - 1](out, out_stride, w, first_row, x, token, n_rows, add,
                                      streaming);
 }

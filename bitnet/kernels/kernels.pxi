@@ -1,6 +1,6 @@
 # The kernels, written once; every module beside includes this, compiled with flags of its own.
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport INFINITY, NAN, sqrtf
+from libc.math cimport INFINITY, M_LN2, M_LOG2E, NAN, sqrtf
 from libc.stdint cimport (
     INT16_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
@@ -11,7 +11,7 @@ from .group_rows cimport (
 )
 from .kv_page cimport (
     KV_F16, KV_F32, KV_INT8, LANES, PAGE, SPLIT, SPLIT_PAGES, kv_item_bytes, kv_key_item,
-    kv_n_splits, kv_scale_offset, kv_slot_of, kv_value_item,
+    kv_key_width, kv_scale_offset, kv_slot_of, kv_value_item,
 )
 from .simd cimport (
     PREFETCH_DISTANCE, f16_of_f32, f32_add, f32_div, f32_exp, f32_load, f32_load_bf16,
@@ -20,9 +20,10 @@ from .simd cimport (
     prefetch_nta, prefetch_t0, prefetch_t1,
 )
 from .table cimport (
-    BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, ROWS_BF16, ROWS_F16, ROWS_F32,
-    ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0, ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K,
-    ROWS_Q8_0, CoarseInputs, Kernels, View,
+    BLOCK, BLOCK_BYTES, LOOKUP_TABLE_BYTES, MAX_HEAD_DIM, MAX_QUERIES, MAX_QUERY_FLOATS,
+    ROWS_BF16, ROWS_F16, ROWS_F32, ROWS_IQ4_NL, ROWS_Q4_0, ROWS_Q4_1, ROWS_Q4_K, ROWS_Q5_0,
+    ROWS_Q5_1, ROWS_Q5_K, ROWS_Q6_K, ROWS_Q8_0, CoarseInputs, Kernels, View, first_seen, last_seen,
+    max_queries,
 )
 
 # There are LANES = 16 partial sums. Loops step by a literal 16, for Cython makes a plain C loop of
@@ -168,6 +169,7 @@ include "ternary.pxi"
 include "lookup.pxi"
 include "group.pxi"
 include "group_lookup.pxi"
+include "kv.pxi"
 include "attention.pxi"
 include "rows.pxi"
 include "screen.pxi"

@@ -2,9 +2,13 @@
  * page is: the kernels, the cache (runtime/kv_cache) and attention's division among threads
  * (compute) all go by it.
  *
- *   keys    [n_kv_heads][PAGE / LANES][head_dim][LANES]    transposed: LANES positions a vector
- *   values  [n_kv_heads][PAGE][head_dim]
- *   scales  [2][n_kv_heads][PAGE], float32                 KV_INT8 alone: of keys, then of values
+ *   KV_F32, KV_F16
+ *     keys    [n_kv_heads][PAGE / LANES][head_dim][LANES]      transposed: LANES positions a vector
+ *     values  [n_kv_heads][PAGE][head_dim]
+ *   KV_INT8: four neighbours that are summed over lie side by side
+ *     keys    [n_kv_heads][PAGE / LANES][head_dim / 4, rounded up][LANES][4]
+ *     values  [n_kv_heads][PAGE / 4][head_dim][4]
+ *     scales  [2][n_kv_heads][PAGE], float32                   of keys, then of values
  *
  * An item is one number of a key or a value, in the page's type; items and offsets in bytes count
  * from the page's first byte. */
@@ -26,21 +30,32 @@ static inline ptrdiff_t kv_item_bytes(int type) {
     return type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1;
 }
 
-/* The item of a key's first number; the next ones follow LANES items apart. */
-static inline ptrdiff_t kv_key_item(ptrdiff_t kv_head, ptrdiff_t slot, ptrdiff_t head_dim) {
-    return (kv_head * PAGE + slot - slot % LANES) * head_dim + slot % LANES;
+/* Items of a key in its page: those behind head_dim are never read but to be multiplied by 0. */
+static inline ptrdiff_t kv_key_width(int type, ptrdiff_t head_dim) {
+    return type == KV_INT8 ? (head_dim + 3) & ~(ptrdiff_t)3 : head_dim;
 }
 
-/* The item of a value's first number; the next ones follow one by one. */
-static inline ptrdiff_t kv_value_item(ptrdiff_t kv_head, ptrdiff_t slot, ptrdiff_t n_kv_heads,
-                                      ptrdiff_t head_dim) {
-    return ((n_kv_heads + kv_head) * PAGE + slot) * head_dim;
+/* The item of a key's first number. The next ones follow LANES items apart; in int8 numbers 4 i to
+ * 4 i + 3 side by side, 4 LANES items apart from the next four. */
+static inline ptrdiff_t kv_key_item(int type, ptrdiff_t kv_head, ptrdiff_t slot,
+                                    ptrdiff_t head_dim) {
+    return (kv_head * PAGE + slot - slot % LANES) * kv_key_width(type, head_dim)
+           + slot % LANES * (type == KV_INT8 ? 4 : 1);
+}
+
+/* The item of a value's first number; the next ones follow one by one, in int8 four items apart. */
+static inline ptrdiff_t kv_value_item(int type, ptrdiff_t kv_head, ptrdiff_t slot,
+                                      ptrdiff_t n_kv_heads, ptrdiff_t head_dim) {
+    const ptrdiff_t item = n_kv_heads * PAGE * kv_key_width(type, head_dim);
+    if (type == KV_INT8) return item + (kv_head * PAGE + slot - slot % 4) * head_dim + slot % 4;
+    return item + (kv_head * PAGE + slot) * head_dim;
 }
 
 /* The offset in bytes of a key's scale; of its value's with n_kv_heads + kv_head. KV_INT8 alone. */
 static inline ptrdiff_t kv_scale_offset(ptrdiff_t kv_head, ptrdiff_t slot, ptrdiff_t n_kv_heads,
                                         ptrdiff_t head_dim) {
-    return 2 * n_kv_heads * PAGE * head_dim + (kv_head * PAGE + slot) * (ptrdiff_t)sizeof(float);
+    return n_kv_heads * PAGE * (kv_key_width(KV_INT8, head_dim) + head_dim)
+           + (kv_head * PAGE + slot) * (ptrdiff_t)sizeof(float);
 }
 
 static inline ptrdiff_t kv_page_bytes(int type, ptrdiff_t n_kv_heads, ptrdiff_t head_dim) {

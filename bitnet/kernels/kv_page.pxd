@@ -10,8 +10,10 @@ cdef extern from "kv_page.h" nogil:
     enum: KV_F16
     enum: KV_INT8
     Py_ssize_t kv_item_bytes(int type) noexcept
-    Py_ssize_t kv_key_item(Py_ssize_t kv_head, Py_ssize_t slot, Py_ssize_t head_dim) noexcept
-    Py_ssize_t kv_value_item(Py_ssize_t kv_head, Py_ssize_t slot, Py_ssize_t n_kv_heads,
+    Py_ssize_t kv_key_width(int type, Py_ssize_t head_dim) noexcept
+    Py_ssize_t kv_key_item(int type, Py_ssize_t kv_head, Py_ssize_t slot,
+                           Py_ssize_t head_dim) noexcept
+    Py_ssize_t kv_value_item(int type, Py_ssize_t kv_head, Py_ssize_t slot, Py_ssize_t n_kv_heads,
                              Py_ssize_t head_dim) noexcept
     Py_ssize_t kv_scale_offset(Py_ssize_t kv_head, Py_ssize_t slot, Py_ssize_t n_kv_heads,
                                Py_ssize_t head_dim) noexcept

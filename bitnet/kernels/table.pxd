@@ -14,7 +14,9 @@ cdef enum:
     BLOCK_BYTES = 32                    # bytes of a block's codes, four a byte
     MAX_TILE_TOKENS = 5                 # tokens: the largest tile_tokens of any instruction set
     LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: fits into L1
-    MAX_HEAD_DIM = 1024                 # floats; attention has four queries, 16 KiB, on the stack
+    MAX_HEAD_DIM = 1024                 # floats of a head
+    MAX_QUERIES = 24                    # of attention to a page at once: whole tiles of 6 and of 8
+    MAX_QUERY_FLOATS = 4096             # floats of them: 16 KiB on the stack, as their sums
 
 cdef enum:                              # types of the rows of an embedding or a head
     ROWS_F32
@@ -30,14 +32,17 @@ cdef enum:                              # types of the rows of an embedding or a
     ROWS_Q6_K
     ROWS_IQ4_NL
 
-cdef struct View:                       # what a query sees of its sequence: sinks and first..last
+cdef struct View:                       # what rows see of their sequence: sinks and a window
     char** pages                        # (n_pages) of one layer: kv_page.h has what lies where
     Py_ssize_t n_pages
     int type                            # KV_F32, KV_F16 or KV_INT8: kv_page.h
     Py_ssize_t n_kv_heads, head_dim
     Py_ssize_t kv_head                  # the head whose keys and values are read
-    Py_ssize_t first, last              # positions
-    Py_ssize_t n_sinks                  # positions 0..n_sinks - 1 are seen too, all before first
+    Py_ssize_t n_rows                   # at the positions position, position + 1, ...
+    Py_ssize_t position                 # of the first row
+    Py_ssize_t start                    # the first position that is held
+    Py_ssize_t window                   # positions that a row sees at most, its own included
+    Py_ssize_t n_sinks                  # positions 0..n_sinks - 1, before start, that are seen too
     const float* cosines                # (head_dim / 2): the rotation of q that sinks are seen by
     const float* sines                  # (head_dim / 2)
     int interleaved                     # whether RoPE rotates pairs (2j, 2j + 1)
@@ -72,11 +77,12 @@ cdef struct Kernels:
     # one position's keys and values (n_kv_heads, head_dim) into a slot 0..PAGE - 1 of its page
     void (*store_kv)(char* page, const float* k, const float* v, Py_ssize_t slot, int type,
                      Py_ssize_t n_kv_heads, Py_ssize_t head_dim) noexcept nogil
-    # out (n_group, head_dim): softmax(q k / sqrt(head_dim)) v over what q sees
-    # head_dim up to MAX_HEAD_DIM; next: what the caller works on after that, prefetched meanwhile,
-    # or NULL
-    void (*attention)(float* out, const float* q, const View* view, const View* next,
-                      Py_ssize_t n_group) noexcept nogil
+    # out[r * out_stride + (g, :)] = softmax(q k / sqrt(head_dim)) v over what row r sees, heads g <
+    # n_group of head_dim numbers, up to MAX_HEAD_DIM; q: as out. next: what the caller works on
+    # after that, prefetched meanwhile, or NULL. A row's sinks are seen where its window is not
+    # cut off by the model's own
+    void (*attention)(float* out, Py_ssize_t out_stride, const float* q, Py_ssize_t q_stride,
+                      const View* view, const View* next, Py_ssize_t n_group) noexcept nogil
     void (*relu2_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*silu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
     void (*gelu_gate)(float* out, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
@@ -94,8 +100,8 @@ cdef struct Kernels:
     # cosines and sines (n,) of position times each frequency, the product rounded to float32 or not
     void (*cos_sin)(float* cosines, float* sines, const float* frequencies, Py_ssize_t position,
                     int is_rounded, Py_ssize_t n) noexcept nogil
-    # attention of one split of what q sees, and the merge of all of them, which gives the same bits
-    # as attention. split: 0 .. kv_n_splits - 1, then the sinks; partials: (n_splits, n_group *
+    # attention of one split of what a row sees, and the merge of all of them, which gives the same
+    # bits as attention. split: 0 .. kv_n_splits - 1, then the sinks; partials: (n_splits, n_group *
     # (head_dim + 2)), what attention_split writes for a split, side by side
     void (*attention_split)(float* partials, const float* q, const View* view, const View* next,
                             Py_ssize_t split, Py_ssize_t n_group) noexcept nogil
@@ -145,6 +151,21 @@ cdef struct Kernels:
     void (*group_dequantize_row)(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil
     Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
     Py_ssize_t plane_bits               # bits of an input's low plane: 7 or 8
+
+
+cdef inline Py_ssize_t max_queries(Py_ssize_t head_dim) noexcept nogil:
+    """Queries, rows times heads, that attention takes over a page together: at least 4."""
+    return min(<Py_ssize_t>MAX_QUERIES, MAX_QUERY_FLOATS // ((head_dim + 15) // 16 * 16))
+
+
+cdef inline Py_ssize_t first_seen(const View* view, Py_ssize_t row) noexcept nogil:
+    """The first position that a row of a view sees, the sinks apart."""
+    return max(view.start, view.position + row - view.window + 1)
+
+
+cdef inline Py_ssize_t last_seen(const View* view) noexcept nogil:
+    """The last position that the last row sees, its own."""
+    return view.position + view.n_rows - 1
 
 
 cdef inline Py_ssize_t group_work_bytes(Py_ssize_t n_rows, Py_ssize_t n_sets) noexcept nogil:

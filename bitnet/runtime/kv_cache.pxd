@@ -1,9 +1,9 @@
 # The KV cache of one sequence: a ring of reference-counted pages, taken from a pool as it grows.
 #
-# A page holds PAGE positions of one layer: keys[kv_head][PAGE / LANES][head_dim][LANES], transposed
-# so that a kernel scores LANES positions with one vector, then values[kv_head][PAGE][head_dim]. In
-# int8 behind both float32 scales[2][kv_head][PAGE]: of the keys and of the values of each position.
-# Page number p of a layer (positions from p * PAGE) lies in kv_slot_of(p) of its n_pages slots.
+# A page holds PAGE positions of one layer: keys, transposed so that a kernel scores LANES positions
+# with one vector, then values, in int8 also a float32 scale of each position's key and value;
+# kernels/kv_page.h has what lies where. Page number p of a layer (positions from p * PAGE) lies in
+# kv_slot_of(p) of its n_pages slots.
 #
 #   0 .. sinks ......... start ................ length ............ writable
 #     kept     dropped         held, readable          reserved          (== length until reserve)

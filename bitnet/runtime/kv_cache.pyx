@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from ..kernels.kv_page cimport (
-    KV_F16, KV_F32, KV_INT8, kv_page_bytes, kv_scale_offset, kv_slot_of,
+    KV_F16, KV_F32, KV_INT8, kv_key_width, kv_page_bytes, kv_scale_offset, kv_slot_of,
 )
 from .pool cimport Allocation, Pool
 
@@ -206,7 +206,8 @@ cdef class KVCache:
     def read(self, Py_ssize_t layer, Py_ssize_t position):
         """(keys, values) of a held or reserved position: float32 copies (n_kv_heads, head_dim)."""
         return tuple(
-            numbers.astype(np.float32) * (1 if scales is None else scales[:, None])
+            numbers.reshape(self.n_kv_heads, -1)[:, :self.head_dim].astype(np.float32)
+            * (1 if scales is None else scales[:, None])
             for numbers, scales in self.vectors(layer, position))
 
     def write(self, Py_ssize_t layer, Py_ssize_t position, keys, values):
@@ -219,7 +220,8 @@ cdef class KVCache:
         for (numbers, scales), x in zip(self.vectors(layer, position), (keys, values)):
             if scales is not None:
                 x, scales[...] = codes_and_scales(np.asarray(x, np.float32))
-            numbers[...] = x
+            n_padding = numbers[0].size - self.head_dim
+            numbers[...] = np.pad(x, ((0, 0), (0, n_padding))).reshape(numbers.shape)
 
     def export_page(self, Py_ssize_t layer, Py_ssize_t page):
         """Positions from page * PAGE of a layer, as they lie: a uint8 view, or a copy of the last.
@@ -233,9 +235,10 @@ cdef class KVCache:
             return data
         data = data.copy()
         keys, values, scales = self.arrays(data)
-        keys[:, n_filled // LANES, :, n_filled % LANES:] = 0
-        keys[:, n_filled // LANES + 1:] = 0
-        values[:, n_filled:] = 0
+        for numbers in keys, values:
+            n_side = numbers.shape[2]
+            numbers[:, n_filled // n_side, n_filled % n_side:] = 0
+            numbers[:, n_filled // n_side + 1:] = 0
         if scales is not None:
             scales[..., n_filled:] = 0
         return data
@@ -259,20 +262,30 @@ cdef class KVCache:
         return np.frombuffer(page_set.pages[layer], np.uint8)
 
     cdef arrays(self, data):
-        """Of a page's bytes: keys (n_kv_heads, PAGE / LANES, head_dim, LANES), values (n_kv_heads,
-        PAGE, head_dim), in the dtype; their scales (2, n_kv_heads, PAGE), or None."""
+        """Of a page's bytes: keys (n_kv_heads, PAGE / LANES, LANES, head_dim), values (n_kv_heads,
+        PAGE / 4, 4, head_dim), views in the dtype; their scales (2, n_kv_heads, PAGE), or None.
+
+        In int8 a key's numbers are in fours, and there may be some more: (head_dim / 4 up, 4).
+        """
+        cdef Py_ssize_t width = kv_key_width(self.type, self.head_dim)
+        cdef Py_ssize_t n_heads = self.n_kv_heads
         scales, item = None, DTYPES[self.dtype][1]
         if self.type == KV_INT8:
-            begin = kv_scale_offset(0, 0, self.n_kv_heads, self.head_dim)
-            scales = data[begin:].view(np.float32).reshape(2, self.n_kv_heads, PAGE)
+            begin = kv_scale_offset(0, 0, n_heads, self.head_dim)
+            scales = data[begin:].view(np.float32).reshape(2, n_heads, PAGE)
             data = data[:begin]
-        keys, values = data.view(item).reshape(2, self.n_kv_heads, PAGE * self.head_dim)
-        keys = keys.reshape(self.n_kv_heads, PAGE // LANES, self.head_dim, LANES)
-        return keys, values.reshape(self.n_kv_heads, PAGE, self.head_dim), scales
+        data = data.view(item)
+        keys, values = data[:n_heads * PAGE * width], data[n_heads * PAGE * width:]
+        if self.type == KV_INT8:
+            keys = keys.reshape(n_heads, PAGE // LANES, width // 4, LANES, 4)
+            values = values.reshape(n_heads, PAGE // 4, self.head_dim, 4)
+            return keys.swapaxes(2, 3), values.swapaxes(2, 3), scales
+        keys = keys.reshape(n_heads, PAGE // LANES, width, LANES)
+        return keys.swapaxes(2, 3), values.reshape(n_heads, PAGE // 4, 4, self.head_dim), scales
 
     cdef vectors(self, Py_ssize_t layer, Py_ssize_t position):
-        """(keys, scales), (values, scales) of a position: views, (n_kv_heads, head_dim) in the
-        dtype and (n_kv_heads,) or None."""
+        """(keys, scales), (values, scales) of a position: views, as of arrays in the dtype, and
+        (n_kv_heads,) or None."""
         cdef Py_ssize_t i = position % PAGE
         self.check()
         is_sink = 0 <= position < self.n_sinks and self.start > 0
@@ -280,7 +293,7 @@ cdef class KVCache:
             raise IndexError(f"position: {position} ({self.start} to {self.writable - 1})")
         keys, values, scales = self.arrays(self.page_data(layer, position // PAGE))
         of_keys, of_values = (None, None) if scales is None else scales[..., i]
-        return (keys[:, i // LANES, :, i % LANES], of_keys), (values[:, i], of_values)
+        return (keys[:, i // LANES, i % LANES], of_keys), (values[:, i // 4, i % 4], of_values)
 
     cdef int check(self) except -1:
         if self.pages is NULL:

@@ -14,8 +14,8 @@ import bitnet
 from bitnet.api.load import KV_DTYPES, KVDtype, Layout, LoadSettings
 from bitnet.api.options import DEFAULTS, FORMS, GenerationOptions
 from bitnet.checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
-from bitnet.generation import prompt_lookup
 from bitnet.generation.sampling import SAMPLING_FIELDS, Sampling
+from bitnet.generation.scheduler import SPECULATION_METHODS
 from bitnet.generation.stopping import CONTEXT_ENDS, StopConditions
 
 PROGRAM = ROOT / "tests" / "api" / "typed_program.py"
@@ -111,7 +111,7 @@ def test_the_options_are_those_of_sampling_and_stopping():
         assert hints[field.name] == (field.kind | None if has_none else field.kind), field.name
     assert get_args(hints["context_end"]) == CONTEXT_ENDS
     (methods, _) = get_args(hints["speculative"])
-    assert get_args(methods) == prompt_lookup.METHODS
+    assert get_args(methods) == SPECULATION_METHODS
 
 
 def test_sampling_s_fields_are_typed_as_they_are_checked():

@@ -11,7 +11,8 @@ from bitnet.runtime.kv_cache import KVCache
 from bitnet.runtime.pool import Pool
 
 DTYPES = ["f32", "f16", "int8"]
-# From attention over what the pages hold, of the largest value: weights have 13 bits.
+# From attention over what the pages hold, of the largest value: weights have 13 bits, those for
+# int8 15 of the largest one in a page, as queries of their largest number.
 BOUND = {"f32": 1e-6, "f16": 2.0**-14 + 1e-6, "int8": 2.0**-14 + 1e-6}
 
 
@@ -59,9 +60,9 @@ def held(cache, layer, n):
 
 
 def shortened(q, dtype):
-    """q as kernels multiply it with keys that are not float32: with 13 significant bits."""
+    """q as kernels multiply it with float16 keys: with 13 significant bits."""
     bits = q.view(np.int32)
-    return q if dtype == "f32" else (bits + 0x3FF + (bits >> 11 & 1) & ~0x7FF).view(np.float32)
+    return q if dtype != "f16" else (bits + 0x3FF + (bits >> 11 & 1) & ~0x7FF).view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------- rotation
@@ -144,12 +145,47 @@ def test_attention_through_a_window(isa, window):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_chunks_and_threads_change_no_bit(isa, dtype):
+    """Rows are taken together, up to 24 queries: as many as chunks and threads leave. With 1 row a
+    chunk it is decode."""
     qkv = rng(4).standard_normal((700, 4 * 32)).astype(np.float32)
+    whole = [(0, 700, 1), (700, 7, 2), (2**40, 100, 1), (0, 256, 5), (0, 1, 1)]
+    for windows in whole, [(200, 700, 1), (200, 1, 2), (200, 30, 1)], [(3, 700, 1), (3, 9, 1)]:
+        found = set()
+        for window, chunk, n_threads in windows:
+            cache = cache_of(700, head_dim=32, dtype=dtype)
+            found.add(attend(cache, qkv, 2, window, n_threads, chunk).tobytes())
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim, n_heads", [(10, 24), (40, 7), (100, 30), (1024, 5)])
+def test_shapes_of_tiles_change_no_bit(isa, dtype, head_dim, n_heads):
+    """Heads that fill tiles, leave a rest, or have no room beside each other; a rest of lanes."""
+    qkv = rng(head_dim).standard_normal((150, (n_heads + 2) * head_dim)).astype(np.float32)
     found = set()
-    for window, chunk, n_threads in ((0, 700, 1), (700, 7, 2), (2**40, 100, 1), (0, 256, 5)):
-        cache = cache_of(700, head_dim=32, dtype=dtype)
-        found.add(attend(cache, qkv, 2, window, n_threads, chunk).tobytes())
+    for chunk in (150, 1):
+        cache = cache_of(150, head_dim=head_dim, dtype=dtype)
+        found.add(attend(cache, qkv, n_heads, 0, 1, chunk).tobytes())
     assert len(found) == 1
+    k, v = held(cache, 0, 150)
+    q = shortened(qkv[-1, : n_heads * head_dim], dtype).reshape(n_heads, -1)
+    want, got = reference.attention(q, k, v).reshape(-1), np.frombuffer(found.pop(), np.float32)
+    np.testing.assert_allclose(got[-want.size :], want, atol=BOUND[dtype] * np.abs(v).max())
+
+
+@pytest.mark.parametrize("head_dim", [512, 1024])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_int8(isa, head_dim, sign):
+    """All codes at their limits: sums of scores reach 2.1e9, those of values 5.3e8 a page."""
+    qkv = np.full((257, 3 * head_dim), sign, np.float32)
+    qkv[:, head_dim : 2 * head_dim] = 1 / 32  # scores of one size, so that no weight is small
+    got = attend(cache_of(257, head_dim=head_dim, dtype="int8"), qkv, 1)
+    np.testing.assert_allclose(got, qkv[:, 2 * head_dim :], rtol=1e-6)
+    q, k = np.ones((1, head_dim), np.float32), np.float32([[1] * head_dim, [-1] * head_dim])
+    rows = np.concatenate([np.repeat(q, 2, 0), k / 32, [[1] * head_dim, [0] * head_dim]], 1)
+    got = attend(cache_of(2, head_dim=head_dim, dtype="int8"), rows.astype(np.float32), 1)
+    score = np.sqrt(head_dim) / 32  # of the first key, - score of the second
+    np.testing.assert_allclose(got[1], 1 / (1 + np.exp(-2 * score)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,7 +252,7 @@ def test_sinks_and_a_moving_window(isa, dtype, interleaved):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim", [20, 64])
+@pytest.mark.parametrize("head_dim", [10, 20, 64])
 def test_the_page_layout_is_what_the_cache_reads(isa, dtype, head_dim):
     """store_kv writes where KVCache.read looks, and rounds as KVCache.write does."""
     cache = cache_of(200, head_dim=head_dim, n_kv_heads=3, n_layers=2, dtype=dtype)
@@ -239,11 +275,21 @@ def test_the_page_layout_is_what_the_cache_reads(isa, dtype, head_dim):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_cannot_pass_unseen(isa, bad):
-    qkv = np.ones((3, 4 * 32), np.float32)
-    qkv[1, 3 * 32 + 5] = bad  # of the values
-    got = attend(cache_of(10, head_dim=32, dtype="int8"), qkv, 2)
-    assert np.isfinite(got[0]).all() and np.isnan(got[1:]).all()
+@pytest.mark.parametrize("of", ["query", "key", "value"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_cannot_pass_unseen(isa, bad, of, dtype):
+    """Nor does a row before it see it, though rows are taken together."""
+    qkv = np.ones((20, 4 * 32), np.float32)
+    qkv[7, {"query": 40, "key": 2 * 32 + 5, "value": 3 * 32 + 5}[of]] = bad
+    got = attend(cache_of(30, head_dim=32, dtype=dtype), qkv, 2)
+    assert np.isfinite(got[:7]).all()
+    if of == "query":
+        assert np.isnan(got[7, 32:]).all() and np.isfinite(got[8:]).all()
+        assert np.isfinite(got[7, :32]).all()
+    elif dtype == "int8":
+        assert np.isnan(got[7:]).all()
+    elif of == "value":
+        assert not np.isfinite(got[7:, [5, 37]]).any()
 
 
 def test_zeros_and_tiny_numbers_in_int8(isa):

@@ -166,8 +166,8 @@ def test_streams_and_prefixes():
 
 
 def test_another_kind_is_refused(model):
-    with pytest.raises(ValueError, match="speculative: 'draft' \\(ngram, or None\\)"):
-        model.generate("And", speculative="draft")
+    with pytest.raises(ValueError, match="speculative: 'trie' \\(ngram or draft or off\\)"):
+        model.generate("And", speculative="trie")
 
 
 # ----------------------------------------------------------------- the engine on a mock model

@@ -9,6 +9,7 @@ from support.paths import DATA
 import bitnet
 from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
+from bitnet.formats import gguf
 from bitnet.formats.gguf import GGUFFile
 from bitnet.runtime.pool import Pool
 
@@ -112,6 +113,10 @@ def test_files_of_others_are_refused(model, tmp_path):
         session.restore(path)
 
 
+def version_of(dtype):
+    return f"{3 if dtype == 'int8' else 2}, of {dtype} keys and values"
+
+
 def test_files_of_0_1_0_are_refused_in_one_sentence(model, tmp_path):
     """Their fingerprint saw four rows of a tensor."""
     path = tmp_path / "s.gguf"
@@ -121,7 +126,27 @@ def test_files_of_0_1_0_are_refused_in_one_sentence(model, tmp_path):
         path.write_bytes(path.read_bytes().replace(b"session.version", b"session.xersion"))
         with pytest.raises(FormatError) as error:
             session.restore(path)
-    assert str(error.value) == f"{path}: session.version: missing (2: save it again)"
+    limit = version_of(model.scheduler.kv_dtype) + ": save it again"
+    assert str(error.value) == f"{path}: session.version: missing ({limit})"
+
+
+def test_int8_files_of_before_exact_sums_are_refused_and_others_are_not(model, tmp_path):
+    """Their pages lay otherwise, and what followed would have had other bits."""
+    path, dtype = tmp_path / "s.gguf", model.scheduler.kv_dtype
+    with model.session() as session:
+        session.feed(IDS[:50])
+        session.save(path)
+        file = GGUFFile(path)
+        stored = [(n, t.shape, t.type, t.data.copy()) for n, t in file.tensors.items()]
+        gguf.write(path, {**file.metadata, "session.version": 2}, stored)
+        if dtype != "int8":
+            session.restore(path)
+            return
+        with pytest.raises(FormatError) as error:
+            session.restore(path)
+        assert session.token_ids == IDS[:50]
+    limit = version_of(dtype) + ": save it again"
+    assert str(error.value) == f"{path}: session.version: 2 ({limit})"
 
 
 def test_a_model_with_other_rows_but_four_of_each_tensor_is_another(tmp_path):

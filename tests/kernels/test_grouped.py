@@ -108,7 +108,7 @@ def r_ties(n_cols):
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_rows, n_cols", SIZES + ODD_SIZES)
-@pytest.mark.parametrize("n_tokens", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("n_tokens", [1, 2, 3, 4, 5, 6, 7, 9])
 def test_products_equal_numpy(isa, n_rows, n_cols, kind, bits, n_tokens):
     group = 64 if kind == "Q2_0_G64" or n_cols % 128 else 128
     if kind == "PQ2_0" and group == 64:
@@ -128,7 +128,7 @@ def test_products_equal_numpy(isa, n_rows, n_cols, kind, bits, n_tokens):
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_rows, n_cols", [(256, 128), (1537, 384), (301, 1152), (300, 576)])
-@pytest.mark.parametrize("n_tokens", [10, 11, 26, 27, 65])
+@pytest.mark.parametrize("n_tokens", [10, 11, 26, 27, 48, 49, 65])
 def test_many_tokens_equal_numpy(isa, n_rows, n_cols, kind, bits, n_tokens):
     """Beyond what tables are used from, whole sets of 16 tokens and those that are left."""
     if n_tokens > 33 and n_rows > 1000:

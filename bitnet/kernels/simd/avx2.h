@@ -23,6 +23,10 @@ static inline __m256 i8x8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 static inline f32x16 f32_load_i8(const int8_t *p) { return (f32x16){i8x8(p), i8x8(p + 8)}; }
+static inline f32x16 f32_load_i32(const int32_t *p) {
+    return (f32x16){_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p)),
+                    _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(p + 8)))};
+}
 static inline void f32_store(float *p, f32x16 a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
@@ -46,6 +50,12 @@ F32_BOTH(f32_max, _mm256_max_ps)
 F32_BOTH(f32_min, _mm256_min_ps)
 static inline float f32_sum(f32x16 a) {
     return f32_sum_8(_mm256_add_ps(a.lo, a.hi));
+}
+static inline float f32_max_lanes(f32x16 a) {
+    const __m256 m = _mm256_max_ps(a.lo, a.hi);
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
 static inline void f32_store_i8(int8_t *p, f32x16 a) {
     __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
@@ -323,5 +333,96 @@ static inline void lookup_fold(int32_t *sums, int16_t *halves, ptrdiff_t n_rows)
             halves[r * 16 + t] = 0;
         }
 }
+
+/* ------------------------------------------------------------------------------- weighted_sum.h */
+#define WEIGHTED_SUM_QUERIES 6  /* 12 sums stay in 16 registers, beside a row and a factor */
+#define WEIGHTED_SUM_VECTORS(n) ((n) == 1 ? 4 : (n) == 2 ? 2 : 1)
+
+/* ---------------------------------------------------------------------------------- exact_sum.h */
+#define EXACT_SUM_QUERIES 6
+#define EXACT_SUM_UNITS(n) 1
+typedef __m256i quad_codes;
+typedef struct { __m256i lo, hi; } quads;
+typedef struct { __m256i lo, hi; } quad_sums;
+static inline quad_sums quads_zero(void) {
+    return (quad_sums){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+/* 16 int16: the codes nearest to x */
+static inline __m256i quads_round(f32x16 x) {
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.lo),
+                                                       _mm256_cvtps_epi32(x.hi)), 0xD8);
+}
+static inline f32x16 quads_rounded(__m256i c) {
+    return (f32x16){_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(c))),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(c, 1)))};
+}
+#if defined(__AVXVNNI__)
+#define QUAD_LANES 16
+#define QUAD_PLANES 2
+#define QUAD_OFFSET 128         /* dpbusd takes items unsigned */
+static inline quads quads_load(const int8_t *m) {
+    const __m256i top = _mm256_set1_epi8(-128);
+    return (quads){_mm256_xor_si256(_mm256_loadu_si256((const __m256i *)m), top),
+                   _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(m + 32)), top)};
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+static inline quad_sums quads_256(quad_sums s) {
+    return (quad_sums){_mm256_slli_epi32(s.lo, 8), _mm256_slli_epi32(s.hi, 8)};
+}
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) {
+    return (quad_sums){vec_dot(s.lo, m.lo, x), vec_dot(s.hi, m.hi, x)};
+}
+static inline void quads_store(int32_t *out, quad_sums s, int32_t offset) {
+    const __m256i o = _mm256_set1_epi32(offset);
+    _mm256_storeu_si256((__m256i *)out, _mm256_sub_epi32(s.lo, o));
+    _mm256_storeu_si256((__m256i *)(out + 8), _mm256_sub_epi32(s.hi, o));
+}
+static inline f32x16 codes_store_16(int8_t *codes, ptrdiff_t n, ptrdiff_t i, f32x16 x) {
+    const __m256i c = quads_round(x);
+    __m256i high = _mm256_srai_epi16(_mm256_add_epi16(c, _mm256_set1_epi16(128)), 8);
+    __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(c, 8), 8);
+    low = _mm256_permute4x64_epi64(_mm256_packs_epi16(high, low), 0xD8);
+    _mm_storeu_si128((__m128i *)(codes + i), _mm256_castsi256_si128(low));
+    _mm_storeu_si128((__m128i *)(codes + n + i), _mm256_extracti128_si256(low, 1));
+    return quads_rounded(c);
+}
+#else
+/* Items are widened to 16 bits once for all queries; a lane's four are summed in two int32. */
+#define QUAD_LANES 8
+#define QUAD_PLANES 1
+#define QUAD_OFFSET 0
+static inline quads quads_load(const int8_t *m) {
+    return (quads){_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)m)),
+                   _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(m + 16)))};
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    int64_t four;
+    memcpy(&four, codes, sizeof four);
+    return _mm256_set1_epi64x(four);
+}
+static inline quad_sums quads_256(quad_sums s) { return s; }
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) {
+    s.lo = _mm256_add_epi32(s.lo, _mm256_madd_epi16(m.lo, x));
+    s.hi = _mm256_add_epi32(s.hi, _mm256_madd_epi16(m.hi, x));
+    PIN(s.lo);
+    PIN(s.hi);
+    return s;
+}
+static inline void quads_store(int32_t *out, quad_sums s, int32_t offset) {
+    (void)offset;
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(
+        _mm256_hadd_epi32(s.lo, s.hi), 0xD8));
+}
+static inline f32x16 codes_store_16(int8_t *codes, ptrdiff_t n, ptrdiff_t i, f32x16 x) {
+    const __m256i c = quads_round(x);
+    (void)n;
+    _mm256_storeu_si256((__m256i *)(codes + 2 * i), c);
+    return quads_rounded(c);
+}
+#endif
 
 #include "avx2_group.h"

@@ -3,6 +3,7 @@
 #pragma once
 
 /* -------------------------------------------------------------------------------------- group.h */
+#define GROUP_TILE_TOKENS 4
 #define GROUP_PARTS 4           /* a block of 128 columns each: lane i has bytes 4 i to 4 i + 3 */
 typedef __m256i group_field;
 typedef __m256i group_vec;
@@ -19,19 +20,19 @@ static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t bloc
     c[2] = _mm256_and_si256(_mm256_srli_epi16(p, 4), mask);
     c[3] = _mm256_and_si256(_mm256_srli_epi16(p, 6), mask);
 }
+typedef const int8_t *group_planes;
+static inline group_planes group_load(const int8_t *x) { return x; }
 static inline __m256i group_plane(const int8_t *x, int field) {
     return _mm256_loadu_si256((const __m256i *)(x + 64 * field));
 }
 #if defined(__AVXVNNI__)
-static inline __m256i group_dot(__m256i sum, const group_field *c, const int8_t *x) {
+static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
+    __m256i sum = _mm256_setzero_si256();
     UNROLL for (int f = 0; f < 4; f++) sum = _mm256_dpbusd_avx_epi32(sum, c[f], group_plane(x, f));
     return sum;
 }
-static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
-    return group_dot(_mm256_setzero_si256(), c, x);
-}
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
-    return group_dot(_mm256_slli_epi32(group_dot_8(c, x), 8), c, x + 256);
+static inline group_vec group_dot_16(const group_field *c, group_planes x) {
+    return _mm256_add_epi32(_mm256_slli_epi32(group_dot_8(c, x), 8), group_dot_8(c, x + 256));
 }
 #else
 /* int16 sums of four products of two: at most 4 * 2 * 2 * 128 = 2,048 */
@@ -45,7 +46,7 @@ static inline __m256i group_dot(const group_field *c, const int8_t *x) {
 static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
     return _mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(1));
 }
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+static inline group_vec group_dot_16(const group_field *c, group_planes x) {
     return _mm256_add_epi32(_mm256_madd_epi16(group_dot(c, x), _mm256_set1_epi16(256)),
                             _mm256_madd_epi16(group_dot(c, x + 256), _mm256_set1_epi16(1)));
 }
@@ -65,6 +66,31 @@ static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
         sums[i] = (i32x4)_mm_unpacklo_epi64(a, b);
         sums[i + 1] = (i32x4)_mm_unpackhi_epi64(a, b);
     }
+}
+
+#define GROUP_ROWS 2            /* decode of 4B on a Zen 5: AVX-VNNI 1.17 times, AVX2 1.05 */
+typedef float group_floats __attribute__((vector_size(32)));
+typedef int32_t group_ints __attribute__((vector_size(32)));
+static inline group_floats group_four_floats(const float *p) {
+    return (group_floats)_mm256_broadcast_ps((const __m128 *)p);
+}
+static inline group_ints group_four_ints(const int32_t *p) {
+    return (group_ints)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+static inline group_floats group_floats_of_f16(const uint64_t *h) {
+    return (group_floats)_mm256_cvtph_ps(_mm_set_epi64x((int64_t)h[1], (int64_t)h[0]));
+}
+static inline __m256i group_add_by_2(__m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+}
+static inline group_ints group_sums_of_rows(group_vec (*s)[GROUP_PARTS]) {
+    __m256i row[2];             /* sums of four blocks, of the first 64 columns and of the others */
+    UNROLL for (int r = 0; r < 2; r++) {
+        const __m256i a = group_add_by_2(s[r][0], s[r][1]), b = group_add_by_2(s[r][2], s[r][3]);
+        row[r] = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    }
+    return (group_ints)_mm256_add_epi32(_mm256_permute2x128_si256(row[0], row[1], 0x20),
+                                        _mm256_permute2x128_si256(row[0], row[1], 0x31));
 }
 
 /* ------------------------------------------------------------------------------- group_lookup.h */

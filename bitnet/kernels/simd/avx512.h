@@ -16,6 +16,9 @@ static inline f32x16 f32_load_bf16(const uint16_t *p) {
 static inline f32x16 f32_load_i8(const int8_t *p) {
     return (f32x16){_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
 }
+static inline f32x16 f32_load_i32(const int32_t *p) {
+    return (f32x16){_mm512_cvtepi32_ps(_mm512_loadu_si512(p))};
+}
 static inline void f32_store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
@@ -34,6 +37,7 @@ static inline float f32_sum(f32x16 a) {
                              _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
     return f32_sum_8(s);
 }
+static inline float f32_max_lanes(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 static inline void f32_store_i8(int8_t *p, f32x16 a) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
@@ -42,8 +46,8 @@ static inline f32x16 f32_pow2(f32x16 magic) {
     return (f32x16){_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3F800000)))};
 }
 static inline f32x16 f32_zero_below(f32x16 a, f32x16 x, float limit) {
-    __mmask16 below = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_LT_OQ);
-    return (f32x16){_mm512_mask_mov_ps(a.v, below, _mm512_setzero_ps())};
+    const __mmask16 kept = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
+    return (f32x16){_mm512_maskz_mov_ps(kept, a.v)};
 }
 
 /* ------------------------------------------------------------------------------------ ternary.h */
@@ -54,6 +58,7 @@ typedef __m512i vec;
 #define TILE_1_ROWS 2
 #define TILE_1_SUMS 4
 #define PIN(v) __asm__("" : "+v"(v))
+#define PIN_ADDRESS(p) __asm__("" : "+r"(p))
 static inline vec vec_zero(void) { return _mm512_setzero_si512(); }
 static inline ptrdiff_t vec_steps(ptrdiff_t n_blocks) { return n_blocks / 2; }
 static inline vec vec_two(const void *low, const void *high) {
@@ -100,58 +105,6 @@ static inline void vec_sums(int32_t *out, vec a, vec b, vec c, vec d) {
                                                    _mm256_extracti128_si256(s, 1)));
 }
 
-/* -------------------------------------------------------------------------------------- group.h */
-#define GROUP_PARTS 2           /* two blocks of 128 columns, side by side: lane i has 4 bytes */
-typedef __m512i group_field;
-typedef __m512i group_vec;
-static inline __m256i group_block(const uint8_t *w, ptrdiff_t half, int halves) {
-    return halves
-        ? _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)w)),
-                                  _mm_loadu_si128((const __m128i *)(w + half)), 1)
-        : _mm256_loadu_si256((const __m256i *)w);
-}
-static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
-                                int halves) {
-    const __m512i mask = _mm512_set1_epi8(3);
-    const __m512i p = _mm512_inserti64x4(_mm512_castsi256_si512(group_block(w, half, halves)),
-                                         group_block(w + block, half, halves), 1);
-    c[0] = _mm512_and_si512(p, mask);
-    c[1] = _mm512_and_si512(_mm512_srli_epi16(p, 2), mask);
-    c[2] = _mm512_and_si512(_mm512_srli_epi16(p, 4), mask);
-    c[3] = _mm512_and_si512(_mm512_srli_epi16(p, 6), mask);
-}
-static inline __m512i group_dot(__m512i sum, const group_field *c, const int8_t *x) {
-    UNROLL for (int f = 0; f < 4; f++)
-        sum = _mm512_dpbusd_epi32(sum, c[f], _mm512_loadu_si512(x + 64 * f));
-    return sum;
-}
-static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
-    return group_dot(_mm512_setzero_si512(), c, x);
-}
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
-    return group_dot(_mm512_slli_epi32(group_dot_8(c, x), 8), c, x + 256);
-}
-/* sums of four lanes: those of the first 64 columns of four blocks, then those of the others */
-static inline __m256i group_halves(const group_vec *s) {
-    const __m512i u = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]),
-                                       _mm512_unpackhi_epi32(s[0], s[1]));
-    const __m512i v = _mm512_add_epi32(u, _mm512_shuffle_epi32(u, (_MM_PERM_ENUM)0x4E));
-    return _mm256_unpacklo_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-}
-static inline i32x4 group_sums_128(const group_vec *s) { return group_128(group_halves(s)); }
-static inline void group_sums_64(i32x4 *sums, const group_vec *s) {
-    group_64(sums, group_halves(s));
-}
-static inline void group_sums_32(i32x4 *sums, const group_vec *s) {
-    UNROLL for (int i = 0; i < 2; i++) {
-        const __m256i h = _mm256_hadd_epi32(_mm512_castsi512_si256(s[i]),
-                                            _mm512_extracti64x4_epi64(s[i], 1));
-        const __m128i a = _mm256_castsi256_si128(h), b = _mm256_extracti128_si256(h, 1);
-        sums[2 * i] = (i32x4)_mm_unpacklo_epi64(a, b);
-        sums[2 * i + 1] = (i32x4)_mm_unpackhi_epi64(a, b);
-    }
-}
-
 /* ------------------------------------------------------------------------------------- screen.h */
 #define SCREEN_WIDE 64
 typedef struct { __m512i high, low; } screen_wide;
@@ -178,4 +131,38 @@ static inline vec coarse_codes(const int8_t *w) {
 }
 
 /* ------------------------------------------------------------------------------- weighted_sum.h */
-#define WEIGHTED_SUM_VECTORS 16     /* there are registers to hide the latency of sums */
+#define WEIGHTED_SUM_QUERIES 8
+#define WEIGHTED_SUM_VECTORS(n) ((n) <= 2 ? 8 : (n) <= 6 ? 4 : 2)   /* 12 sums and more at once */
+
+/* ---------------------------------------------------------------------------------- exact_sum.h */
+#define EXACT_SUM_QUERIES 8
+#define EXACT_SUM_UNITS WEIGHTED_SUM_VECTORS
+#define QUAD_LANES 16
+#define QUAD_PLANES 2
+#define QUAD_OFFSET 128         /* dpbusd takes items unsigned */
+typedef __m512i quads;
+typedef __m512i quad_codes;
+typedef __m512i quad_sums;
+static inline quads quads_load(const int8_t *m) {
+    return _mm512_xor_si512(_mm512_loadu_si512(m), _mm512_set1_epi8(-128));
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+static inline quad_sums quads_zero(void) { return _mm512_setzero_si512(); }
+static inline quad_sums quads_256(quad_sums s) { return _mm512_slli_epi32(s, 8); }
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) { return vec_dot(s, m, x); }
+static inline void quads_store(int32_t *out, quad_sums s, int32_t offset) {
+    _mm512_storeu_si512(out, _mm512_sub_epi32(s, _mm512_set1_epi32(offset)));
+}
+static inline f32x16 codes_store_16(int8_t *codes, ptrdiff_t n, ptrdiff_t i, f32x16 x) {
+    const __m512i c = _mm512_cvtps_epi32(x.v);
+    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(c, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128((__m128i *)(codes + n + i), _mm512_cvtepi32_epi8(c));
+    return (f32x16){_mm512_cvtepi32_ps(c)};
+}
+
+#include "avx512_group.h"

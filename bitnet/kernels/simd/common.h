@@ -7,10 +7,13 @@
 #define PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define UNROLL PRAGMA(clang loop unroll(full))
+#define ROLLED PRAGMA(clang loop unroll(disable))
 #elif defined(__GNUC__)
 #define UNROLL PRAGMA(GCC unroll 16)
+#define ROLLED PRAGMA(GCC unroll 1)
 #else
 #define UNROLL
+#define ROLLED
 #endif
 
 enum { LOOKUP_ENTRIES = 81 };   /* entries of a table of lookup.h: 3^4 sums of four products */
@@ -42,6 +45,20 @@ typedef int32_t i32x4 __attribute__((vector_size(16)));
 static inline f32x4 f32x4_load(const float *p) { f32x4 a; memcpy(&a, p, sizeof a); return a; }
 static inline i32x4 i32x4_load(const int32_t *p) { i32x4 a; memcpy(&a, p, sizeof a); return a; }
 static inline f32x4 f32x4_of_i32(i32x4 a) { return __builtin_convertvector(a, f32x4); }
+
+/* -------------------------------------------------------------------------------------- group.h */
+static inline int16_t group_half_at(const uint8_t *p) {
+    int16_t h;
+    memcpy(&h, p, 2);
+    return h;
+}
+/* The scales of four rows, put together in a register of integers. */
+static inline uint64_t group_halves_of(const uint8_t *const *rows, ptrdiff_t at) {
+    return (uint16_t)group_half_at(rows[0] + at)
+        | (uint64_t)(uint16_t)group_half_at(rows[1] + at) << 16
+        | (uint64_t)(uint16_t)group_half_at(rows[2] + at) << 32
+        | (uint64_t)(uint16_t)group_half_at(rows[3] + at) << 48;
+}
 
 /* Bytes between what is read and what is prefetched. A file's pages are too small for the hardware
  * to prefetch far, and a core has more requests underway to its second-level cache than to the

@@ -35,6 +35,11 @@ static inline f32x16 f32_load_i8(const int8_t *p) {
     }
     return r;
 }
+static inline f32x16 f32_load_i32(const int32_t *p) {
+    f32x16 r;
+    EACH(i) r.v[i] = vcvtq_f32_s32(vld1q_s32(p + 4 * i));
+    return r;
+}
 static inline void f32_store(float *p, f32x16 a) { EACH(i) vst1q_f32(p + 4 * i, a.v[i]); }
 static inline void f32_store_f16(uint16_t *p, f32x16 a) {
     EACH(i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
@@ -55,6 +60,9 @@ F32_EACH(f32_min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 static inline float f32_sum(f32x16 a) {
     float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
     return vpadds_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)));
+}
+static inline float f32_max_lanes(f32x16 a) {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
 static inline void f32_store_i8(int8_t *p, f32x16 a) {
     int16x4_t s[4];
@@ -137,9 +145,12 @@ static inline vec vec_fold(vec sum, vec acc) {
 #endif
 
 /* -------------------------------------------------------------------------------------- group.h */
+#define GROUP_TILE_TOKENS 4
 #define GROUP_PARTS 4           /* a part is a block of 128 columns, its halves in two registers */
 typedef struct { int8x16_t half[2]; } group_field;
 typedef struct { int32x4_t half[2]; } group_vec;
+typedef const int8_t *group_planes;
+static inline group_planes group_load(const int8_t *x) { return x; }
 static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
                                 int halves) {
     (void)block;
@@ -172,7 +183,7 @@ static inline group_vec group_dot_8(const group_field *c, const int8_t *x) {
     }
     return s;
 }
-static inline group_vec group_dot_16(const group_field *c, const int8_t *x) {
+static inline group_vec group_dot_16(const group_field *c, group_planes x) {
     const group_vec high = group_dot_8(c, x), low = group_dot_8(c, x + 256);
     group_vec s;
     UNROLL for (int h = 0; h < 2; h++)
@@ -223,3 +234,95 @@ static inline int64_t screen_sum(const screen_vec *a) {
 #define coarse_dot vec_dot
 static inline vec coarse_codes(const int8_t *w) { return vec_codes((const uint8_t *)w); }
 #endif
+
+/* ------------------------------------------------------------------------------- weighted_sum.h */
+#define WEIGHTED_SUM_QUERIES 6  /* 24 sums stay in 32 registers, beside a row and a factor */
+#define WEIGHTED_SUM_VECTORS(n) ((n) == 1 ? 4 : (n) == 2 ? 2 : 1)
+
+/* ---------------------------------------------------------------------------------- exact_sum.h */
+#define EXACT_SUM_QUERIES 6
+#define EXACT_SUM_UNITS(n) 1
+#define QUAD_LANES 16
+#define QUAD_OFFSET 0
+typedef struct { int32x4_t v[4]; } quad_sums;
+static inline quad_sums quads_zero(void) {
+    quad_sums s;
+    EACH(i) s.v[i] = vdupq_n_s32(0);
+    return s;
+}
+static inline void quads_store(int32_t *out, quad_sums s, int32_t offset) {
+    (void)offset;
+    EACH(i) vst1q_s32(out + 4 * i, s.v[i]);
+}
+#if defined(__ARM_FEATURE_DOTPROD)
+#define QUAD_PLANES 2
+typedef struct { int8x16_t v[4]; } quads;
+typedef int8x16_t quad_codes;
+static inline quads quads_load(const int8_t *m) {
+    quads r;
+    EACH(i) r.v[i] = vld1q_s8(m + 16 * i);
+    return r;
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+static inline quad_sums quads_256(quad_sums s) {
+    EACH(i) s.v[i] = vshlq_n_s32(s.v[i], 8);
+    return s;
+}
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) {
+    EACH(i) s.v[i] = vdotq_s32(s.v[i], m.v[i], x);
+    return s;
+}
+#else
+/* The first items of 16 lanes, their second ones, ...: widened to 16 bits once for all queries. */
+#define QUAD_PLANES 1
+typedef struct { int16x8_t v[4][2]; } quads;
+typedef int16x4_t quad_codes;
+static inline quads quads_load(const int8_t *m) {
+    const int8x16x4_t items = vld4q_s8(m);
+    quads r;
+    EACH(i) {
+        r.v[i][0] = vmovl_s8(vget_low_s8(items.val[i]));
+        r.v[i][1] = vmovl_high_s8(items.val[i]);
+    }
+    return r;
+}
+static inline quad_codes quads_codes(const int8_t *codes) {
+    return vreinterpret_s16_s8(vld1_s8(codes));
+}
+static inline quad_sums quads_256(quad_sums s) { return s; }
+#define QUADS_ITEM(k)                                                                             \
+    s.v[0] = vmlal_lane_s16(s.v[0], vget_low_s16(m.v[k][0]), x, k);                               \
+    s.v[1] = vmlal_high_lane_s16(s.v[1], m.v[k][0], x, k);                                        \
+    s.v[2] = vmlal_lane_s16(s.v[2], vget_low_s16(m.v[k][1]), x, k);                               \
+    s.v[3] = vmlal_high_lane_s16(s.v[3], m.v[k][1], x, k)
+static inline quad_sums quads_dot(quad_sums s, quads m, quad_codes x) {
+    QUADS_ITEM(0);
+    QUADS_ITEM(1);
+    QUADS_ITEM(2);
+    QUADS_ITEM(3);
+    return s;
+}
+#endif
+static inline f32x16 codes_store_16(int8_t *codes, ptrdiff_t n, ptrdiff_t i, f32x16 x) {
+    int16x8_t c[2];
+    for (int h = 0; h < 2; h++)
+        c[h] = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.v[2 * h])),
+                            vqmovn_s32(vcvtnq_s32_f32(x.v[2 * h + 1])));
+#if QUAD_PLANES == 2
+    const int16x8_t half = vdupq_n_s16(128);
+    vst1q_s8(codes + i, vcombine_s8(vshrn_n_s16(vaddq_s16(c[0], half), 8),
+                                    vshrn_n_s16(vaddq_s16(c[1], half), 8)));
+    vst1q_s8(codes + n + i, vcombine_s8(vmovn_s16(c[0]), vmovn_s16(c[1])));
+#else
+    (void)n;
+    vst1q_s8(codes + 2 * i, vreinterpretq_s8_s16(c[0]));
+    vst1q_s8(codes + 2 * i + 16, vreinterpretq_s8_s16(c[1]));
+#endif
+    EACH(j) x.v[j] = vcvtq_f32_s32(j & 1 ? vmovl_high_s16(c[j >> 1])
+                                         : vmovl_s16(vget_low_s16(c[j >> 1])));
+    return x;
+}
