@@ -213,9 +213,9 @@ def _load_within(
 
 def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | None:
     """The path of the small model that load's argument names; None where it names none."""
-    if isinstance(speculative, Model):
-        return speculative.path
-    return None if speculative in (None, NGRAM) else hub.find(speculative)
+    if speculative is None or speculative == NGRAM:
+        return None
+    return speculative.path if isinstance(speculative, Model) else hub.find(speculative)
 
 
 def _load(
