@@ -57,7 +57,8 @@ EXTRAS = {
         "bitnet-engine[test,server,grammar,hub]",
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
         # what tests compare with
-        *("gguf", "safetensors", "sentencepiece", "openai", "threadpoolctl", "jsonschema"),
+        *("gguf", "safetensors", "sentencepiece", "openai", "anthropic", "threadpoolctl"),
+        "jsonschema",
     ],
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import logging
 import os
@@ -149,25 +150,72 @@ def load(
     return load_model(path, settings)
 
 
-@in_ieee_mode
 def load_model(path: str | os.PathLike[str] | None, settings: LoadSettings) -> Model:
     """The Model of a path as load takes it, with these settings."""
+    return _load_within(limit_of(settings.memory_limit), path, settings)
+
+
+def load_with_embedding(
+    path: str | os.PathLike[str] | None,
+    settings: LoadSettings,
+    embedding_path: str | os.PathLike[str],
+) -> tuple[Model, Model]:
+    """The same of a path, and a model of embeddings beside it, within one memory limit.
+
+    The embedding model has its own default context and prefix_cache=False, and takes what its plan
+    says at most; the other one has what that leaves. ValueError if it is no embedding model.
+    """
+    limit = limit_of(settings.memory_limit)
+    beside = dataclasses.replace(
+        settings,
+        context=None,
+        chat_template=None,
+        activations=None,
+        layout=LoadSettings.layout,
+        prefix_cache=False,
+        prefix_folder=None,
+        speculative=None,
+    )
+    second = _load_within(limit, embedding_path, beside, as_planned=True)
+    try:
+        if second.config.pooling is None:
+            raise ValueError(
+                f"{second.path.name}: {second.config.architecture} is no embedding model"
+            )
+        if limit is not None:
+            planned = sum(need.nbytes for need in second.needs if need.where != "files")
+            limit = max(1, limit[0] - planned), f"{limit[1]} without the embedding model's"
+        return _load_within(limit, path, settings), second
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        _close_in_any_case(second)
+        raise
+
+
+@in_ieee_mode
+def _load_within(
+    limit: tuple[int, str] | None,
+    path: str | os.PathLike[str] | None,
+    settings: LoadSettings,
+    *,
+    as_planned: bool = False,
+) -> Model:
     dispatch.check()
     n_threads, why = cpu.threads(settings.threads)
     n_threads = ops.startable_threads(n_threads)
-    limit = limit_of(settings.memory_limit)
     file = BUNDLED_MODEL if path is None else hub.find(path)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
     draft = draft_path(settings.speculative)
-    return _load(file, draft, settings, limit, n_threads, follows_machine=why not in cpu.ASKED)
+    follows_machine = why not in cpu.ASKED
+    return _load(file, draft, settings, limit, n_threads, follows_machine, as_planned)
 
 
 def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | None:
     """The path of the small model that load's argument names; None where it names none."""
-    if isinstance(speculative, Model):
-        return speculative.path
-    return None if speculative in (None, NGRAM) else hub.find(speculative)
+    if speculative is None or speculative == NGRAM:
+        return None
+    return speculative.path if isinstance(speculative, Model) else hub.find(speculative)
 
 
 def _load(
@@ -177,6 +225,7 @@ def _load(
     limit: tuple[int, str] | None,
     n_threads: int,
     follows_machine: bool,
+    as_planned: bool,
 ) -> Model:
     from ..runtime import memory_report  # last of all: growth is counted from its import
 
@@ -193,6 +242,8 @@ def _load(
         settings.activations,
     )
     planner = Planner(checkpoint, draft)
+    if as_planned and limit is not None:
+        limit = min(limit[0], planner.private(plan)), limit[1]
     pool, model = Pool(_pool_limit(limit, planner, plan)), None
     opened: list[weights.Weights] = []
     try:

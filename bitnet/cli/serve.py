@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 
-from ..api.load import LoadSettings, load_model
+from ..api.load import LoadSettings, load_model, load_with_embedding
 from ..server import serve
 from ..server.options import Options
 from . import options
@@ -92,6 +92,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="refuse unknown fields, other names of the model, and what of a schema cannot "
         "be followed (default: pass over them, with a line in the log once for each)",
     )
+    group.add_argument(
+        "--response-store",
+        type=options.size,
+        default=default.response_store,
+        metavar="SIZE",
+        help="keep the latest of /v1/responses in so many bytes of memory, for "
+        "previous_response_id (default: keep none)",
+    )
+    group.add_argument(
+        "--embedding-model",
+        metavar="MODEL",
+        help="a second model, which answers /v1/embeddings, within the same memory limit",
+    )
+    group.add_argument(
+        "--embedding-name",
+        metavar="NAME",
+        help="what clients call that one (default: the file's or the hub's name)",
+    )
     options.add_reasoning_format(
         group,
         "what a model thinks stays in a reply's content",
@@ -124,6 +142,8 @@ def main(args: argparse.Namespace) -> int:
         "read_seconds",
         "write_seconds",
         "reasoning_format",
+        "response_store",
+        "embedding_name",
     )
     chosen = Options(
         **{name: getattr(args, name) for name in names},
@@ -133,6 +153,9 @@ def main(args: argparse.Namespace) -> int:
     )
     if not chosen.model_names and path is not None and not os.path.exists(path):
         chosen = dataclasses.replace(chosen, model_names=(path,))  # a name of the hub
+    second = args.embedding_model
+    if second is not None and chosen.embedding_name is None and not os.path.exists(second):
+        chosen = dataclasses.replace(chosen, embedding_name=second)
     settings = LoadSettings(
         **options.load_keywords(args),
         chat_template=options.chat_template(args),
@@ -142,5 +165,8 @@ def main(args: argparse.Namespace) -> int:
         prefix_folder_limit=args.prefix_folder_limit,
         fair=True,
     )
-    serve(lambda: load_model(path, settings), chosen)
+    if second is None:
+        serve(lambda: [load_model(path, settings)], chosen)
+    else:
+        serve(lambda: load_with_embedding(path, settings, second), chosen)
     return 0

@@ -1,5 +1,6 @@
-"""An HTTP server that speaks OpenAI's protocol; needs the extra `server`."""
+"""An HTTP server that speaks OpenAI's and Anthropic's protocols; needs the extra `server`."""
 
-from .start import EXTRA, serve
+from .options import Options
+from .start import EXTRA, asgi, serve
 
-__all__ = ["EXTRA", "serve"]
+__all__ = ["EXTRA", "Options", "asgi", "serve"]

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .anthropic_errors import error_response, is_anthropic
 from .errors import ApiError, ClientGone
 from .log import log, log_mistake
 from .metrics import Metrics
@@ -26,6 +27,7 @@ OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
+ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
 _ID = re.compile(rb"[\w.:-]{1,128}")  # of a request that a client named
 
@@ -57,7 +59,7 @@ class AccessPolicy:
             self._metrics.cancelled += 1
             exchange.abort()
         finally:
-            path = scope["path"]
+            path = route_path(scope)
             route = path if path in self._routes else "other"
             self._metrics.count(route, exchange.status)
             milliseconds = 1000 * (time.perf_counter() - exchange.start)
@@ -80,28 +82,34 @@ class AccessPolicy:
                 error = ApiError(500, "the server made a mistake; its log says where")
             if exchange.status:
                 raise ClientGone from None
-            await error.response()(scope, exchange.receive, exchange.send)
+            await _written(error, scope)(scope, exchange.receive, exchange.send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The response to a request that may not pass, or to a CORS preflight; None for others."""
         error = _size_error(scope) or self._host_error(headers) or self._origin_error(headers)
         if error is not None:
-            return error.response()
+            return _written(error, scope)
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
             allowed = {
                 "access-control-allow-methods": "GET, POST",
-                "access-control-allow-headers": "authorization, content-type",
+                "access-control-allow-headers": ALLOWED_HEADERS,
                 "access-control-max-age": "600",
             }
             return Response(status_code=204, headers=allowed if self._cors(headers) else {})
-        if self._key is not None and scope["path"] not in OPEN_ROUTES:
-            given = headers.get(b"authorization", b"")
-            scheme, _, key = given.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
-                challenge = {"www-authenticate": "Bearer"}
-                message = "no valid API key (Authorization: Bearer KEY)"
-                return ApiError(401, message, code="invalid_api_key", headers=challenge).response()
+        if route_path(scope) not in OPEN_ROUTES and not self._has_key(headers):
+            challenge = {"www-authenticate": "Bearer"}
+            message = "no valid API key (Authorization: Bearer KEY, or x-api-key: KEY)"
+            error = ApiError(401, message, code="invalid_api_key", headers=challenge)
+            return _written(error, scope)
         return None
+
+    def _has_key(self, headers: Headers) -> bool:
+        """Whether a request has the key, where there is one: in OpenAI's header or Anthropic's."""
+        if self._key is None:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        given = (token if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
+        return any(hmac.compare_digest(key.strip(), self._key) for key in given)
 
     def _host_error(self, headers: Headers) -> ApiError | None:
         """An address is safe, a name only if it is ours: others could point here."""
@@ -133,9 +141,27 @@ class AccessPolicy:
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
 
 
+def route_path(scope: Scope) -> str:
+    """The path within the application, wherever that is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and (path == root or path.startswith(root.rstrip("/") + "/")):
+        return path[len(root.rstrip("/")) :] or "/"
+    return path
+
+
+def _written(error: ApiError, scope: Scope) -> Response:
+    """An error as the clients of its endpoint read it."""
+    return error_response(error) if is_anthropic(route_path(scope)) else error.response()
+
+
 def _size_error(scope: Scope) -> ApiError | None:
     """For what came at once; uvicorn refuses those that come in pieces."""
-    n = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"])
+    n = (
+        len(scope["method"])
+        + len(scope.get("raw_path") or scope["path"])
+        + len(scope["query_string"])
+    )
     n += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if n <= MAX_HEADER_BYTES:
         return None

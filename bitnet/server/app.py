@@ -1,7 +1,8 @@
 """The ASGI application: the table of endpoints, behind the policy of who may call."""
 
+import errno
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from .access_policy import AccessPolicy
 from .endpoints.chat import chat
 from .endpoints.completions import completions
 from .endpoints.embeddings import embeddings
+from .endpoints.messages import count_tokens, messages
 from .endpoints.models import models
 from .endpoints.page import page
 from .endpoints.responses import responses
@@ -36,15 +38,22 @@ ENDPOINTS = (
     ("POST", "/v1/chat/completions", chat),
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/responses", responses),
+    ("POST", "/v1/messages", messages),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/v1/embeddings", embeddings),
 )
 
 
 class Application:
-    """The ASGI application around a Worker. service: what its endpoints work with."""
+    """The ASGI application around one model, and one of embeddings beside it.
 
-    def __init__(self, model: Model, worker: Worker, options: Options) -> None:
-        self.service = service = Service(model, worker, options)
+    service: what its endpoints work with. begin() and stop() are called by what runs it.
+    """
+
+    def __init__(self, models: Sequence[Model], options: Options) -> None:
+        model, *others = models
+        self.worker = Worker(model, options.queue)
+        self.service = service = Service(model, self.worker, options, *others)
         routes = [
             Route(path, partial(_answer, service, endpoint), methods=[method])
             for method, path, endpoint in ENDPOINTS
@@ -52,6 +61,20 @@ class Application:
         router = Router(routes, redirect_slashes=False)
         paths = {path for _, path, _ in ENDPOINTS}
         self._guarded = AccessPolicy(router, options, service.metrics, paths)
+
+    def begin(self) -> None:
+        """Start the threads, in the event loop that is to be used. OSError where there are none."""
+        try:
+            self.worker.begin()
+            self.service.begin()
+        except RuntimeError as error:
+            message = f"the server's three threads cannot be started: {error} (see ulimit -u)"
+            raise OSError(errno.EAGAIN, message) from None
+
+    def stop(self) -> None:
+        """Cancel what runs and end the threads, after the step that the model is in."""
+        self.service.stop()
+        self.worker.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guarded(scope, receive, send)

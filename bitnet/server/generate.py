@@ -44,6 +44,7 @@ async def generate(
     max_tokens: 0 to read the prompts and write nothing.
     n_logprobs: how many of the likeliest tokens get their log probability; None for no logprobs.
     """
+    service.check_kind(body.model, embeds=False)
     capacity = service.worker.capacity
     if n_sequences > capacity:
         message = f"n: {n_sequences} sequences (at most {capacity} may run or wait)"

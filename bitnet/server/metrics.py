@@ -1,7 +1,8 @@
 """Counters in Prometheus's text format: numbers only, nothing of a prompt."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..runtime.pool import PoolStats
@@ -51,8 +52,8 @@ class Metrics:
         self.first_token.add(generation.first)
         self.duration.add(generation.ended)
 
-    def text(self, worker: Worker, pool: PoolStats) -> str:
-        """What /metrics shows. pool: runtime.pool.PoolStats."""
+    def text(self, worker: Worker, pools: Sequence[PoolStats]) -> str:
+        """What /metrics shows. pools: of each model, shown as one."""
         lines = ["# TYPE bitnet_requests_total counter"]
         for (route, status), n in sorted(self.requests.items()):
             lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')
@@ -64,13 +65,16 @@ class Metrics:
         ]
         gauges = {
             "sequences": worker.n_open, "sequences_limit": worker.capacity, "slots": worker.slots,
-            "pool_reserved_bytes": pool.reserved, "pool_limit_bytes": pool.limit,
+            "pool_reserved_bytes": sum(pool.reserved for pool in pools),
+            "pool_limit_bytes": sum(pool.limit for pool in pools),
         }  # fmt: skip
         for name, value in gauges.items():
             lines += [f"# TYPE bitnet_{name} gauge", f"bitnet_{name} {value}"]
         lines.append("# TYPE bitnet_pool_bytes gauge")
-        for purpose, counts in sorted(pool.by_purpose.items()):
-            lines.append(f'bitnet_pool_bytes{{purpose="{purpose}"}} {counts[0]}')
+        used: Counter[str] = Counter()
+        for pool in pools:
+            used.update({purpose: counts[0] for purpose, counts in pool.by_purpose.items()})
+        lines += [f'bitnet_pool_bytes{{purpose="{name}"}} {n}' for name, n in sorted(used.items())]
         for name, histogram in (
             ("bitnet_first_token_seconds", self.first_token),
             ("bitnet_generation_seconds", self.duration),

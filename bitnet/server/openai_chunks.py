@@ -47,6 +47,7 @@ class ChatChunks:
         self._prompts: Sequence[Prompt] = ()  # of each choice, where it is repeated or scored
         self._splitters: dict[int, ReasoningSplitter] | None = None  # {choice: its splitter}
         self._begins_inside = False
+        self.n_prompt = 0  # tokens, once they are known
         self.head: Chunk = {
             "id": self.prefix + secrets.token_hex(12),
             "object": self.chunk_object,

@@ -23,12 +23,13 @@ class Options:
     host, port: where to listen; port 0: a free one. api_key: what clients must send, None for
     nothing. allow_hosts: names this server may be called by, beside localhost, its host and IP
     addresses. cors_origins: web pages of other origins that may use it. queue: sequences that may
-    wait for a slot. model_names: what clients call the model, its name
-    first; () for the file's. strict: refuse unknown fields, other names of the model, and what of a
-    schema is not followed. drain_seconds: how long requests may go on
-    after SIGTERM. read_seconds, write_seconds: how long a client may take to send its headers, and
-    its body, and to take what is sent. reasoning_format: one of text.reasoning.FORMATS, where a
-    request says nothing.
+    wait for a slot. model_names: what clients call the model, its name first; () for the file's.
+    embedding_name: what they call the model of embeddings beside it, None for the file's. strict:
+    refuse unknown fields, other names of the model, and what of a schema is not followed.
+    drain_seconds: how long requests may go on after SIGTERM. read_seconds, write_seconds: how long
+    a client may take to send its headers, and its body, and to take what is sent. reasoning_format:
+    one of text.reasoning.FORMATS, where a request says nothing. response_store: bytes of responses
+    that are kept for previous_response_id, 0 for none.
     """
 
     host: str = "127.0.0.1"
@@ -38,11 +39,13 @@ class Options:
     cors_origins: tuple[str, ...] = ()
     queue: int = 32
     model_names: tuple[str, ...] = ()
+    embedding_name: str | None = None
     strict: bool = False
     drain_seconds: float = 30.0
     read_seconds: float = 20.0
     write_seconds: float = 20.0
     reasoning_format: str = "auto"
+    response_store: int = 0
 
     def __post_init__(self) -> None:
         if self.api_key is not None and len(self.api_key) < MIN_KEY_LENGTH:

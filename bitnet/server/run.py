@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -20,8 +19,6 @@ from .access_policy import MAX_HEADER_BYTES
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
-from .service import Service
-from .worker import Worker
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
 KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays open
@@ -30,21 +27,19 @@ KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays ope
 SWITCH_SECONDS = 5e-4
 
 
-def run(load: Callable[[], Model], options: Options) -> None:
+def run(load: Callable[[], Sequence[Model]], options: Options) -> None:
     """See serve."""
     set_up()
-    with _bound(options) as listener, load() as model:
+    with _bound(options) as listener, contextlib.ExitStack() as opened:
+        models = [opened.enter_context(model) for model in load()]
         sys.setswitchinterval(SWITCH_SECONDS)
         os.environ.setdefault(NO_THREADS, "false")
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # AccessPolicy logs ours
-        worker = Worker(model, options.queue)
-        application = Application(model, worker, options)
-        server = Server(_config(application, options), worker, application.service)
+        application = Application(models, options)
         try:
-            server.run(sockets=[listener])
+            Server(_config(application, options), application).run(sockets=[listener])
         finally:
-            application.service.stop()
-            worker.stop()
+            application.stop()
     log.info("ended")
 
 
@@ -126,27 +121,19 @@ def _log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains and the process exits 0; the second ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
-        self._worker, self._service = worker, service
+        self._application = application
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_unhandled)
-        self._begin_threads()
+        self._application.begin()  # now, so that it is no client who learns of what is missing
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
-            log.info("serving %s on http://%s:%d", self._service.model_name, where, port)
-
-    def _begin_threads(self) -> None:
-        """Now, so that it is no client who learns that there are none. OSError."""
-        try:
-            self._worker.begin()
-            self._service.begin()
-        except RuntimeError as error:
-            message = f"the server's three threads cannot be started: {error} (see ulimit -u)"
-            raise OSError(errno.EAGAIN, message) from None
+            names = " and ".join(one.name for one in self._application.service.served)
+            log.info("serving %s on http://%s:%d", names, where, port)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -157,5 +144,5 @@ class Server(uvicorn.Server):
 
     def _on_signal(self) -> None:
         self.force_exit = self.should_exit
-        self.should_exit = self._worker.is_draining = True
+        self.should_exit = self._application.worker.is_draining = True
         log.info("ending at once" if self.force_exit else "draining")

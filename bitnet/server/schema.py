@@ -352,6 +352,8 @@ class ChatRequest(CompletionsRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
+    truncates: ClassVar[bool] = False  # see truncation.py
+
 
 class TextRequest(CompletionsRequest):
     prompt: (
@@ -361,79 +363,6 @@ class TextRequest(CompletionsRequest):
         ]
     )
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-
-class InputText(Nested, tag_field="type", tag="input_text"):
-    text: str
-
-
-class OutputText(Nested, tag_field="type", tag="output_text"):
-    text: str
-    annotations: Ignored = None
-    logprobs: Ignored = None
-
-
-class InputMessage(Nested):
-    """A message of /v1/responses. type: what OpenAI has beside messages is not supported."""
-
-    role: str
-    content: str | list[InputText | OutputText]
-    type: Literal["message"] = "message"
-    id: Ignored = None
-    status: Ignored = None
-
-    def as_dict(self) -> dict[str, str]:
-        """What a chat template takes; templates call a developer system."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": _joined(self.content)}
-
-
-class TextFormat(Nested, tag_field="type", tag="text"):
-    schema: ClassVar[JSONSchema | None] = None
-
-
-class ObjectFormat(Nested, tag_field="type", tag="json_object"):
-    schema: ClassVar[JSONSchema | None] = {"type": "object"}
-
-
-class FlatSchemaFormat(NamedSchema, tag_field="type", tag="json_schema"):
-    pass
-
-
-class TextOptions(Nested):
-    """``text`` of /v1/responses."""
-
-    format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
-
-    def shown(self) -> Any:
-        """The format as a response repeats it."""
-        return msgspec.to_builtins(self.format or TextFormat())
-
-
-class ResponsesRequest(GenerationRequest):
-    input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    instructions: str | None = None
-    max_output_tokens: Count | None = None
-    text: TextOptions | None = None
-    chat_template_kwargs: TemplateValues | None = None
-
-    n: ClassVar[int] = 1
-
-    @property
-    def form(self) -> tuple[str, Form] | None:
-        """As CompletionsRequest has it."""
-        schema = None if self.text is None or self.text.format is None else self.text.format.schema
-        return None if schema is None else ("text.format", ("json_schema", schema))
-
-    def messages(self) -> Iterator[dict[str, str]]:
-        """What a chat template takes."""
-        if self.instructions is not None:
-            yield {"role": "system", "content": self.instructions}
-        if isinstance(self.input, str):
-            yield {"role": "user", "content": self.input}
-        else:
-            yield from (message.as_dict() for message in self.input)
 
 
 class EmbeddingRequest(AnyRequest):

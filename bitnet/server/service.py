@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from .errors import ApiError, to_api_error, unavailable
 from .job_thread import JobThread
 from .metrics import Metrics
 from .options import Options
+from .response_store import ResponseStore
 from .worker import Worker
 
 SHORT_BODY = 1 << 16  # bytes: 2 ms, which the event loop can spare
@@ -34,17 +36,25 @@ B = TypeVar("B", bound=schema.AnyRequest)
 class Service:
     """Made once by the Application, given to every endpoint.
 
-    model_name: what clients call the model; model_names: this and other names of it. passed: notes
-    what requests ask for and do not get. Grammars are made in a thread of their own, where nobody
-    waits who sends no schema.
+    model_name: what clients call the model; model_names: this and other names of it. embedder,
+    embedder_name: the model of embeddings beside it, or the same one. passed: notes what requests
+    ask for and do not get. Grammars are made in a thread of their own, where nobody waits who sends
+    no schema.
     """
 
-    def __init__(self, model: Model, worker: Worker, options: Options) -> None:
+    def __init__(
+        self, model: Model, worker: Worker, options: Options, embedder: Model | None = None
+    ) -> None:
         self.model, self.worker, self.options = model, worker, options
+        self.embedder = embedder or model
         self.metrics, self.passed = Metrics(), parsing.Passed(options.strict)
         self.model_names = options.model_names or (_name_of(model.path),)
-        self.model_name = self.model_names[0]
-        self.bodies = BodyLimit()
+        self.model_name = self.embedder_name = self.model_names[0]
+        if embedder is not None:
+            self.embedder_name = options.embedding_name or _name_of(embedder.path)
+            if self.embedder_name in self.model_names:
+                raise ValueError(f"embedding model: both models are called {self.embedder_name!r}")
+        self.bodies, self.responses = BodyLimit(), ResponseStore(options.response_store)
         self._tool_form: ToolForm | None = None  # once it was asked for
         # tokenizers and templates take milliseconds that the event loop cannot spare
         self._prompt_thread = JobThread("bitnet-prompts")
@@ -73,15 +83,40 @@ class Service:
         else:
             raw.count_values(data, await self.in_prompt_thread(n_values, data))
             body = await self.in_prompt_thread(parsing.parse, data, kind, self.passed)
-        if self.options.strict:
+        if self.options.strict or self.embedder is not self.model:
             self.check_model(body.model)
         return body
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 unless this, or None, is a name of the model."""
-        if name is not None and name not in self.model_names:
-            message = f"model: {name[:80]!r} is not here (this server has {self.model_name!r})"
+        """ApiError 404 unless this, or None, is the name of a model that is here."""
+        if name is not None and name not in (*self.model_names, self.embedder_name):
+            known = " and ".join(repr(one.name) for one in self.served)
+            message = f"model: {name[:80]!r} is not here (this server has {known})"
             raise ApiError(404, message, param="model", code="model_not_found")
+
+    def check_kind(self, name: str | None, *, embeds: bool) -> None:
+        """ApiError 400 where two models are served and this is the name of the other one."""
+        others = self.model_names if embeds else (self.embedder_name,)
+        if name in others and self.embedder is not self.model:
+            kind = "no embedding model" if embeds else "an embedding model"
+            raise ApiError(400, f"model: {name} is {kind}", param="model")
+
+    @property
+    def served(self) -> "list[Named]":
+        """The models, each with its name, by all of their names."""
+        models = [Named(name, self.model) for name in self.model_names]
+        if self.embedder is not self.model:
+            models.append(Named(self.embedder_name, self.embedder))
+        return models
+
+    @property
+    def embedder_names(self) -> tuple[str, ...]:
+        """All names of the model of embeddings."""
+        return self.model_names if self.embedder is self.model else (self.embedder_name,)
+
+    def named(self, name: str | None) -> Model:
+        """The model of a name that was checked; None for the first."""
+        return next((one.model for one in self.served if one.name == name), self.model)
 
     async def in_prompt_thread(self, function: Callable[..., R], *arguments: object) -> R:
         """The result of what uses the tokenizer or the template; one text a call. ApiError."""
@@ -125,6 +160,14 @@ class Service:
         if data:
             return data.decode(errors="replace"), data
         return tokenizer.token(token_id) or "", data
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model and what clients call it."""
+
+    name: str
+    model: Model
 
 
 class Reservation:

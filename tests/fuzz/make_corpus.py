@@ -21,6 +21,7 @@ sys.path.append(str(HERE.parents[1]))  # last, as in worker.py
 
 from fuzz import request_targets, targets  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
+from support import agent_requests as agents  # noqa: E402
 from support import small_models as models  # noqa: E402
 from support.caches import feed  # noqa: E402
 from support.small_files import ARRAY, BOOL, GGUF, STRING, U32, numbers, strings, text  # noqa: E402
@@ -269,6 +270,23 @@ def encoded(value):
     return json.dumps(value).encode()
 
 
+def agent_requests():
+    """{folder of the corpus: the body of a request}"""
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"name": "exec_command"}]}
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
+    reference = {"type": "item_reference", "id": "msg_1"}
+    return {
+        "responses/first": agents.CODEX,
+        "responses/second": agents.CODEX | {"input": agents.CODEX_SECOND, "tool_choice": allowed},
+        "responses/plain": {"input": "x", "text": {"format": form}, "metadata": {"a": "b"}},
+        "responses/reference": {"input": [reference, {"role": "user", "content": "x"}]},
+        "messages/first": agents.claude_code("a1"),
+        "messages/second": agents.claude_code("b2", *agents.CLAUDE_CODE_LATER)
+        | {"tool_choice": {"type": "tool", "name": "Read", "disable_parallel_tool_use": True}},
+        "messages/plain": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    }
+
+
 def corpus_files():
     """{path in the corpus: bytes}"""
     found = {f"gguf/{name}.gguf": model.bytes() for name, model in gguf_models().items()}
@@ -276,6 +294,8 @@ def corpus_files():
     found |= {f"session/{name}": raw for name, raw in saved_sessions().items()}
     for name, part in models.split(gguf_models()["in-place"], 2).items():
         found[f"parts/split/{name}"] = part.bytes()
+    for name, body in agent_requests().items():
+        found[f"{name}/{request_targets.BODY}"] = json.dumps(body, indent=1).encode()
     for folder, files in hf_models().items():
         found |= {f"hf/{folder}/{name}": raw for name, raw in files.items()}
     for name, body in request_targets.CASES.items():

@@ -3,16 +3,17 @@
 import contextlib
 import json
 
-from bitnet.errors import GrammarError
+from bitnet.errors import FormatError, GrammarError
 from bitnet.generation.json_schema import prepared
-from bitnet.server import parsing, schema, tool_grammar, tools
+from bitnet.server import messages_schema, parsing, responses_schema, schema, tool_grammar, tools
+from bitnet.server.conversation import Conversation
 from bitnet.server.errors import ApiError
 from bitnet.text import tool_calls, tool_forms
 
 BODY = "body.json"
 KINDS = (
-    schema.ChatRequest, schema.TextRequest, schema.ResponsesRequest, schema.EmbeddingRequest,
-    schema.TokenizeRequest, schema.DetokenizeRequest,
+    schema.ChatRequest, schema.TextRequest, schema.EmbeddingRequest, schema.TokenizeRequest,
+    schema.DetokenizeRequest,
 )  # fmt: skip
 FORMS = (tool_forms.OURS, tool_forms.QWEN3, tool_forms.FALCON, tool_forms.LLAMA3, tool_forms.QWEN35)
 
@@ -60,6 +61,34 @@ def requests(folder):
         text = str(json.loads(raw)["text"])
     for form in FORMS:
         read_reply(form, text)
+
+
+def responses(folder):
+    """A request to /v1/responses; an item that it refers to is a message."""
+    item = {"type": "message", "role": "user", "content": "x"}
+
+    def chat_of(body):
+        return responses_schema.chat_request(body, Conversation(), [], lambda *name: item)[0]
+
+    _converted(folder, responses_schema.ResponsesRequest, chat_of)
+
+
+def messages(folder):
+    """A request to /v1/messages."""
+
+    def chat_of(body):
+        return messages_schema.chat_request(body, Conversation())
+
+    _converted(folder, messages_schema.MessagesRequest, chat_of)
+
+
+def _converted(folder, kind, chat_of):
+    """A request as one of a chat, and what is made of that."""
+    path = folder / BODY
+    try:
+        use(chat_of(parsing.parse(path.read_bytes(), kind, parsing.Passed())))
+    except (ApiError, GrammarError) as error:
+        raise FormatError(path, "request", str(error), "a request") from None
 
 
 def use(body):

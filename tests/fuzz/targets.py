@@ -108,3 +108,5 @@ except ImportError:  # without the server's extra
     request_targets = None
 else:
     TARGETS["requests"] = (request_targets.requests, "requests")
+    TARGETS["responses"] = (request_targets.responses, "responses")
+    TARGETS["messages"] = (request_targets.messages, "messages")

@@ -149,3 +149,10 @@ def openai_client(server):
     openai = pytest.importorskip("openai")
     url = f"http://127.0.0.1:{server.port}/v1"
     return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+
+
+def anthropic_client(server, **options):
+    """Anthropic's own client of a server; skips where it is not installed."""
+    anthropic = pytest.importorskip("anthropic")
+    options = {"api_key": "none", "max_retries": 0} | options
+    return anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", **options)

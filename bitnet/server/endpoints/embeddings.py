@@ -20,12 +20,13 @@ from ..service import Service
 async def embeddings(service: Service, request: Request) -> Response:
     """One embedding for each input, as floats or as base64 of little-endian float32."""
     body = await service.parse(request, schema.EmbeddingRequest)
+    service.check_kind(body.model, embeds=True)
     encoding = body.encoding_format or "float"
     _check(service, body, encoding)
     inputs = schema.sequences(body.input, "input", schema.MAX_INPUTS)
     if not all(isinstance(one, str) for one in inputs):
         _check_ids(service, body)
-    prompt = service.model.prompts[body.prompt_name] if body.prompt_name else ""
+    prompt = service.embedder.prompts[body.prompt_name] if body.prompt_name else ""
     with service.reservation(1):
         ids = await while_connected(request, _token_ids(service, inputs, prompt))
         embedded = await _embed(service, request, ids, encoding, body.dimensions)
@@ -35,20 +36,20 @@ async def embeddings(service: Service, request: Request) -> Response:
     ]
     n = sum(map(len, ids))
     usage = {"prompt_tokens": n, "total_tokens": n}
-    return JSON({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+    return JSON({"object": "list", "data": data, "model": service.embedder_name, "usage": usage})
 
 
 def _check(service: Service, body: schema.EmbeddingRequest, encoding: str) -> None:
-    config = service.model.config
+    config = service.embedder.config
     if config.pooling is None:
-        raise ApiError(400, f"model: {service.model_name} is no embedding model", param="model")
+        raise ApiError(400, f"model: {service.embedder_name} is no embedding model", param="model")
     if encoding not in ("float", "base64"):
         raise ApiError(400, "encoding_format: float or base64", param="encoding_format")
     if body.dimensions is not None and body.dimensions > config.hidden_size:
         message = f"dimensions: {body.dimensions} (at most {config.hidden_size})"
         raise ApiError(400, message, param="dimensions")
-    if body.prompt_name and body.prompt_name not in service.model.prompts:
-        known = ", ".join(service.model.prompts) or "none"
+    if body.prompt_name and body.prompt_name not in service.embedder.prompts:
+        known = ", ".join(service.embedder.prompts) or "none"
         message = f"prompt_name: {body.prompt_name[:80]!r} (the model has {known})"
         raise ApiError(400, message, param="prompt_name")
 
@@ -60,8 +61,10 @@ def _check_ids(service: Service, body: schema.EmbeddingRequest) -> None:
     """
     if body.prompt_name:
         raise ApiError(400, "prompt_name: for texts, not for token ids", param="prompt_name")
-    if body.model is not None and body.model not in service.model_names:
-        raise _foreign(f"token ids of {body.model[:80]!r}, but the model is {service.model_name!r}")
+    if body.model is not None and body.model not in service.embedder_names:
+        raise _foreign(
+            f"token ids of {body.model[:80]!r}, but the model is {service.embedder_name!r}"
+        )
 
 
 def _foreign(reason: str) -> ApiError:
@@ -72,7 +75,7 @@ def _foreign(reason: str) -> ApiError:
 async def _token_ids(
     service: Service, inputs: Sequence[str | list[int]], prompt: str
 ) -> list[list[int]]:
-    model = service.model
+    model = service.embedder
     encode = partial(model.tokenizer.encode, add_eos=True, limit=model.context)
     return [
         await service.in_prompt_thread(encode, prompt + one)
@@ -115,7 +118,7 @@ async def _embed(
             if gone.is_set():
                 raise ClientGone
             try:
-                rows = await service.worker.call(service.model.embed_tokens, group)
+                rows = await service.worker.call(service.embedder.embed_tokens, group)
             except Exception as error:
                 raise to_api_error(error, "input") or error from None
             if dimensions is not None:  # the first of them, of length 1 again

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/NAME: the one model there is, by each of its names."""
+"""GET /v1/models and /v1/models/NAME: the models there are, by all of their names."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,16 +8,19 @@ from ..service import Service
 
 
 async def models(service: Service, request: Request) -> Response:
-    """The list, or the one of a name; ApiError 404 for another name."""
+    """The list, or one of it by its name; ApiError 404 for another name."""
     about = {
-        "id": service.model_name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "local",
-        "max_model_len": service.model.context,
+        one.name: {
+            "id": one.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "local",
+            "max_model_len": one.model.context,
+        }
+        for one in service.served
     }
     name = request.path_params.get("name")
     if name is None:
-        return JSON({"object": "list", "data": [about | {"id": n} for n in service.model_names]})
+        return JSON({"object": "list", "data": list(about.values())})
     service.check_model(name)
-    return JSON(about | {"id": name})
+    return JSON(about[name])

@@ -1,29 +1,45 @@
-"""POST /v1/responses: one message of text, with OpenAI's typed events; nothing is stored."""
+"""POST /v1/responses: a chat in items, with OpenAI's typed events."""
+
+from functools import partial
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from .. import schema
-from ..generate import generate
+from ..chat_reply import reply_to
+from ..conversation import Conversation
+from ..errors import ApiError
+from ..openai_chunks import ChatChunks
+from ..reply_protocol import Chunk
 from ..response_events import ResponseEvents
+from ..responses_schema import NAMES, ResponsesRequest, chat_request
+from ..schema import Message
 from ..service import Service
-from ..tools import unmarked
 
 
 async def responses(service: Service, request: Request) -> ASGIApp:
-    """The response to ``input``, whole or as a stream."""
-    body = await service.parse(request, schema.ResponsesRequest)
+    """The response to ``input``, whole or as a stream; kept where that is switched on."""
+    body = await service.parse(request, ResponsesRequest)
+    store = service.responses
+    earlier, output = store.find(body.previous_response_id)
+    conversation = Conversation(earlier)
+    try:
+        convert = partial(chat_request, body, conversation, output, store.item)
+        chat, names = await service.in_prompt_thread(convert)
+        # without the instructions, which are of this response alone
+        said = chat.messages[body.instructions is not None :]
+        keep = partial(_keep, service, said) if body.store is not False else _forget
 
-    def prompt() -> list[int]:
-        messages = [unmarked(message) for message in body.messages()]
-        return service.model.encode_chat(messages, body.chat_template_kwargs)
+        def written(chunks: ChatChunks) -> ResponseEvents:
+            return ResponseEvents(chunks, body, names, service.model.tokenizer.decode, keep)
 
-    return await generate(
-        service,
-        request,
-        body,
-        ResponseEvents(body, service.model_name),
-        [prompt],
-        n_sequences=1,
-        max_tokens=body.max_output_tokens or service.model.context,
-    )
+        return await reply_to(service, request, chat, written)
+    except ApiError as error:
+        raise conversation.renamed(error, NAMES) from None
+
+
+def _keep(service: Service, said: list[Message], response: Chunk) -> None:
+    response["store"] = service.responses.put(response, said)
+
+
+def _forget(response: Chunk) -> None:
+    pass

@@ -21,5 +21,6 @@ async def ready(service: Service, request: Request) -> Response:
 
 async def metrics(service: Service, request: Request) -> Response:
     """Counters and gauges in Prometheus's text format."""
-    text = service.metrics.text(service.worker, service.model.pool_stats())
+    pools = [one.model.pool_stats() for one in service.served]
+    text = service.metrics.text(service.worker, pools)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

@@ -20,11 +20,12 @@ async def tokenize(service: Service, request: Request) -> Response:
     if (body.prompt is UNSET) == (body.messages is UNSET):
         raise ApiError(400, "prompt or messages: one of them is needed", param="prompt")
     with service.reservation(1):
+        model = service.named(body.model)
         has_calls = any(m.role == "tool" or m.tool_calls for m in body.messages or ())
-        form = await service.tool_form() if has_calls else OURS
-        encoded = service.in_prompt_thread(_token_ids, service.model.tokenizer, body, form)
+        form = await service.tool_form() if has_calls and model is service.model else OURS
+        encoded = service.in_prompt_thread(_token_ids, model.tokenizer, body, form)
         ids = await while_connected(request, encoded)
-    return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.model.context})
+    return JSON({"tokens": ids, "count": len(ids), "max_model_len": model.context})
 
 
 def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolForm) -> list[int]:
@@ -55,11 +56,12 @@ def _chat_ids(
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of ``tokens``."""
     body = await service.parse(request, schema.DetokenizeRequest)
-    size = service.model.config.vocab_size
+    model = service.named(body.model)
+    size = model.config.vocab_size
     if max(body.tokens, default=0) >= size:
         raise ApiError(400, f"tokens: an id outside of 0 to {size - 1}", param="tokens")
     with service.reservation(1):
-        text = await service.in_prompt_thread(service.model.tokenizer.decode, body.tokens)
+        text = await service.in_prompt_thread(model.tokenizer.decode, body.tokens)
     return JSON({"prompt": text})
 
 
