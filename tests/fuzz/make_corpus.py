@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 sys.path.append(str(HERE.parents[1]))  # last, as in worker.py
 
-from fuzz import request_targets, targets  # noqa: E402
+from fuzz import request_cases, targets  # noqa: E402
 from fuzz.cases import CORPUS  # noqa: E402
 from support import agent_requests as agents  # noqa: E402
 from support import small_models as models  # noqa: E402
@@ -295,11 +295,11 @@ def corpus_files():
     for name, part in models.split(gguf_models()["in-place"], 2).items():
         found[f"parts/split/{name}"] = part.bytes()
     for name, body in agent_requests().items():
-        found[f"{name}/{request_targets.BODY}"] = json.dumps(body, indent=1).encode()
+        found[f"{name}/{request_cases.BODY}"] = json.dumps(body, indent=1).encode()
     for folder, files in hf_models().items():
         found |= {f"hf/{folder}/{name}": raw for name, raw in files.items()}
-    for name, body in request_targets.CASES.items():
-        found[f"requests/{name}/{request_targets.BODY}"] = encoded(body)
+    for name, body in request_cases.CASES.items():
+        found[f"requests/{name}/{request_cases.BODY}"] = encoded(body)
     return found
 
 
