@@ -127,16 +127,15 @@ class DraftModel:
         self._plain_age = 0  # steps since one without a draft
         self._age = 0  # of costs: steps since one of the small model
         self._is_broken = False
-        self._measure()  # the first pass also looks for damage, which takes time of its own
+        self._measure(1, MIN_READ)  # the first pass also looks for damage, which takes time
         self.costs = StepCosts()
         for _ in range(N_KEPT):
-            self._measure()
+            self._measure(1, MIN_READ)
 
-    def _measure(self) -> None:
-        """Learn what a step of one row costs, and one of MIN_READ."""
+    def _measure(self, *numbers: int) -> None:
+        """Learn what steps of these numbers of rows cost."""
         with closing(self._new_state()) as state:
-            # Twice one row: after a while the first one took five times as long (mapped pages).
-            for n_rows in (1, 1, min(MIN_READ, self._max_rows, state.capacity)):
+            for n_rows in (min(n, self._max_rows, state.capacity) for n in numbers):
                 state.trim(0)
                 self._timed_forward([(state, [0] * n_rows)])
 
@@ -373,9 +372,12 @@ class DraftModel:
         self._sleep(request, N_ASLEEP)
         plain = self.target_costs.of(n_running)
         if self._age > MAX_AGE_WAITING and self.losses.left(plain) > 0:
-            self.costs = StepCosts()
-            begin = self._clock()
-            self._measure()
+            old, self.costs, begin = self.costs, StepCosts(), self._clock()
+            self._measure(1, 1)  # after a while the first one takes five times as long
+            if self.costs.of(1) < 0.9 * old.of(1):
+                self._measure(MIN_READ)
+            else:
+                self.costs = old
             self.losses.record(begin - self._clock(), plain)
 
     def _sleep(self, request: Request, n_tokens: int) -> None:
