@@ -19,7 +19,7 @@ from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import check_choice, check_whole, format_bytes, parse_bytes
 from ..compute import ops
 from ..errors import MemoryLimitExceeded
-from ..generation.scheduler import DRAFT, NGRAM
+from ..generation.scheduler import DRAFT, NGRAM, OFF
 from ..models.config import ModelConfig
 from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
@@ -212,9 +212,14 @@ def _load_within(
 
 
 def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | None:
-    """The path of the small model that load's argument names; None where it names none."""
+    """The path of the small model that load's argument names; None where it names none.
+
+    ValueError for what can name none, and for what only Model.generate takes.
+    """
     if speculative is None or speculative == NGRAM:
         return None
+    if speculative in ("", DRAFT, OFF) or isinstance(speculative, bytes | int | float):
+        raise ValueError(f"speculative: {speculative!r} (a model, {NGRAM!r} or None)")
     return speculative.path if isinstance(speculative, Model) else hub.find(speculative)
 
 

@@ -325,13 +325,14 @@ class Model(Scores):
         constraint = constraint or self._constraint(options)
         if constraint is not None and stopping.ignore_eos:
             raise ValueError("ignore_eos: not with a grammar, which the end token ends")
+        method = options.get("speculative")
         request = Request(
             token_ids,
             sampler,
             stopping,
             detokenizer,
             n_logprobs=n_logprobs,
-            drafts=scheduler.new_drafts(options.get("speculative") or self.speculative),
+            drafts=scheduler.new_drafts(self.speculative if method is None else method),
             constraint=constraint,
             reuses=cache_prompt,
         )

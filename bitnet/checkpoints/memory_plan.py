@@ -27,12 +27,12 @@ from .checkpoint import Checkpoint, TernaryTensor
 
 # What the process grows by beside the pool. Measured with vocabularies of 128,256 tokens: 42 to
 # 45 MiB for a tokenizer and 6 MiB for the words it remembers, 3 MiB for Python's objects, 8 MiB for
-# arrays of sampling, 12 KiB for a thread's stack (a huge page where every stack gets one).
+# arrays of sampling, 64 to 80 KiB for a thread's stack (a huge page where every stack gets one).
 WORDS_BYTES = 6 << 20  # bytes: the words a tokenizer remembers
 TOKEN_BYTES = 400  # bytes of the tokenizer for each token of the vocabulary
 OBJECTS_BYTES = 4 << 20  # bytes: Python's objects
 SAMPLING_BYTES = 64  # bytes of sampling's arrays for each token of the vocabulary
-THREAD_BYTES = 64 << 10  # bytes for each thread: the part of its stack that is touched
+THREAD_BYTES = 96 << 10  # bytes for each thread: the part of its stack that is touched
 CODE_BYTES = 7 << 20  # bytes: the libraries that are loaded with the first model
 FREE_BYTES = 64 << 10  # bytes the pool holds and does not use: it takes whole pages
 ASKED_LIMIT = "memory_limit"  # the argument of load

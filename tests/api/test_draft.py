@@ -111,6 +111,15 @@ def test_what_cannot_draft_is_refused(tmp_path):
         for method, message in (("draft", "load was given no model"), ("x.gguf", "ngram or draft")):
             with pytest.raises(ValueError, match=f"speculative: '{method}'.*{message}"):
                 model.generate("a", speculative=method)
+        for method in ("", False, 0):  # which are not None, what load was told
+            with pytest.raises(ValueError, match=f"^speculative: {method!r} "):
+                model.generate("a", speculative=method)
+
+
+@pytest.mark.parametrize("value", ["", "off", "draft", False, 3, b"model.gguf"])
+def test_what_names_no_model_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=r"^speculative: .*\(a model, 'ngram' or None\)$"):
+        bitnet.load(threads=1, speculative=value)
 
 
 def test_a_generation_may_say_otherwise(eager):

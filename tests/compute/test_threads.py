@@ -227,6 +227,31 @@ def test_threads_of_two_models_in_two_python_threads():
     assert texts[0] == texts[1] == texts[2]
 
 
+SMALL_STACKS = """
+import bitnet
+for kv_dtype in ("int8", "f16"):
+    texts = set()
+    for n in (1, 2):
+        with bitnet.load(threads=n, kv_dtype=kv_dtype, context=257) as model:
+            done = model.generate([1] * 250, max_tokens=20, seed=1, context_end="window")
+            texts.add(tuple(done.token_ids))
+    print(len(texts))
+"""
+
+
+@pytest.mark.skipif(not ops.openmp, reason="without OpenMP")
+def test_small_stacks_are_enough(isa):
+    """As docs/memory.md has it; musl gives a thread 128 KiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STACKS],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_STACKSIZE": "96K", "BITNET_ISA": isa},
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1"]), done.stderr
+
+
 REFUSED = """
 import resource, threading, bitnet
 from bitnet.compute import ops
