@@ -15,6 +15,7 @@ from ..generation.json_schema import JSONSchema
 from .errors import ApiError, json_error
 from .log import log
 from .schema import (
+    MAX_TOOLS,
     CalledFunction,
     CallId,
     Function,
@@ -26,6 +27,7 @@ from .schema import (
     ToolCall,
 )
 
+MAX_CONVERSATION = 8192  # messages that a request's turns, items or blocks may become
 NO_IMAGE = "[an image, which this model cannot see]"  # in the result of a tool
 
 T = TypeVar("T")
@@ -62,6 +64,8 @@ class Conversation:
         self._called.add(call.id)
         last = self.messages[-1] if self.messages else None
         if last is not None and last.role == "assistant" and not self._thought:
+            if len(last.tool_calls or ()) >= MAX_TOOLS:
+                raise refused(where, f"too many calls in one message (at most {MAX_TOOLS})")
             self.messages[-1] = msgspec.structs.replace(
                 last, tool_calls=[*(last.tool_calls or ()), call]
             )
@@ -80,6 +84,8 @@ class Conversation:
         if self._thought and message.role == "assistant":
             message = msgspec.structs.replace(message, reasoning_content=self._thought)
         self._thought = ""
+        if len(self.messages) >= MAX_CONVERSATION:
+            raise refused(where, f"too many messages and results (at most {MAX_CONVERSATION})")
         self.messages.append(message)
         self.origins.append(where)
 

@@ -50,7 +50,7 @@ NAMES = {
 }
 
 
-class Turn(Struct):
+class Turn(Nested):
     role: Literal["user", "assistant", "system"]
     content: str | list[Any]
 

@@ -275,6 +275,7 @@ class _Items:
         self, conversation: Conversation, names: Names, find_item: Callable[[str, str], Any]
     ) -> None:
         self._conversation, self._names, self._find_item = conversation, names, find_item
+        self._referred: set[str] = set()
         self._adders: dict[str, Callable[[dict[str, Any], str], None]] = {
             "message": self._message,
             "reasoning": self._reasoning,
@@ -305,9 +306,10 @@ class _Items:
         message = converted(item, _Message, where)
         field = f"{where}.content"
         if isinstance(message.content, list):
-            refusals = [p for p in message.content if isinstance(p, dict) and "refusal" in p]
             message.content = [
-                {"type": "text", "text": part["refusal"]} if part in refusals else part
+                {"type": "text", "text": part["refusal"]}
+                if isinstance(part, dict) and "refusal" in part
+                else part
                 for part in message.content
             ]
         self._conversation.say(message.role, texts(message.content, TEXT_PARTS, field), where)
@@ -331,7 +333,11 @@ class _Items:
         self._conversation.answer(item.get("call_id"), text, where, "call_id")
 
     def _reference(self, item: dict[str, Any], where: str) -> None:
-        found = self._find_item(str(item.get("id")), f"{where}.id")
+        item_id = str(item.get("id"))
+        if item_id in self._referred:  # a few bytes would stand for a long text again and again
+            raise refused(f"{where}.id", f"{item_id[:80]!r} is referred to twice")
+        self._referred.add(item_id)
+        found = self._find_item(item_id, f"{where}.id")
         if isinstance(found, dict) and found.get("type") != "item_reference":
             self._add(found, where)
 
