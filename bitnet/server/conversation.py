@@ -6,7 +6,7 @@ templates, tools, grammars and limits are the same whatever a client speaks.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,17 +32,30 @@ NO_IMAGE = "[an image, which this model cannot see]"  # in the result of a tool
 
 T = TypeVar("T")
 
+_ANY_INDEX = re.compile(r"\[\d+\]")
 _INDEX = re.compile(r"messages\[(\d+)\]")
 
 
 class Conversation:
-    """Messages, and where in the request each of them came from, for what is wrong with one."""
+    """Messages, and where in the request each of them came from, for what is wrong with one.
 
-    def __init__(self, earlier: Iterable[Message] = ()) -> None:
+    note: is told of fields that nobody knows, see parsing.Passed.field.
+    """
+
+    def __init__(
+        self, earlier: Iterable[Message] = (), note: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._note = note
         self.messages = list(earlier)
         self.origins = ["previous_response_id"] * len(self.messages)
         self._called = {c.id for m in self.messages for c in m.tool_calls or ()}
         self._thought = ""  # of the assistant's next message
+
+    def check(self, value: Mapping[str, Any], known: Collection[str], where: str) -> None:
+        """Tell of the fields of an object that are not known. ApiError where they are refused."""
+        for name in sorted(value.keys() - known):
+            if value[name] is not None:
+                self._note(f"{_ANY_INDEX.sub('[]', where)}.{name}")
 
     def say(self, role: str, text: str, where: str) -> None:
         """A message of text."""

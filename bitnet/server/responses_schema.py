@@ -49,6 +49,20 @@ INCLUDES = {
     "computer_call_output.output.image_url", "file_search_call.results",
     "message.input_image.image_url", "web_search_call.action.sources", "web_search_call.results",
 }  # fmt: skip
+# Fields of items and tools; of some, what they say changes nothing here
+ITEM_FIELDS = {
+    "message": {"role", "content", "phase"},
+    "reasoning": {"content", "summary", "encrypted_content"},
+    "function_call": {"call_id", "name", "arguments", "namespace", "caller"},
+    "custom_tool_call": {"call_id", "name", "input", "namespace", "caller"},
+    "function_call_output": {"call_id", "output", "caller"},
+    "custom_tool_call_output": {"call_id", "output", "caller"},
+    "item_reference": set[str](),
+}
+FUNCTION_FIELDS = {
+    "type", "name", "description", "parameters", "strict", "allowed_callers", "defer_loading",
+    "output_schema",
+}  # fmt: skip
 # fields of a chat request -> what they are called here; see Conversation.renamed
 NAMES = {
     r"tools\[(\d+)\]\.function": r"tools[\1]", "response_format": "text.format",
@@ -150,7 +164,7 @@ def chat_request(
     for name in set(body.include or ()) - INCLUDES:
         raise refused("include", f"{name[:80]!r} is not supported")
     names = Names()
-    tools, is_left_out = _tools(body, names)
+    tools, is_left_out = _tools(body, names, conversation)
     choice, tools = _choice(body, tools, names, is_left_out)
     items = _Items(conversation, names, find_item)
     items.add(output, "previous_response_id")
@@ -185,13 +199,16 @@ def _format(body: ResponsesRequest) -> ResponseFormat | None:
 
 
 # ------------------------------------------------------------------------------------------- tools
-def _tools(body: ResponsesRequest, names: Names) -> tuple[list[Tool], bool]:
+def _tools(
+    body: ResponsesRequest, names: Names, conversation: Conversation
+) -> tuple[list[Tool], bool]:
     """(the functions, whether any tool is left out)."""
     tools: list[Tool] = []
     is_left_out = False
     for i, tool in enumerate(body.tools or ()):
         where, kind = f"tools[{i}]", tool.get("type")
         if kind == "function":
+            conversation.check(tool, FUNCTION_FIELDS, where)
             tools.append(function_tool(tool, "parameters", where))
         elif kind == "custom":
             tools.append(_custom_tool(tool, where))
@@ -300,6 +317,8 @@ class _Items:
         adder = self._adders.get(kind) if isinstance(kind, str) else None
         if adder is None:
             raise refused(f"{where}.type", f"{str(kind)[:80]!r} is not supported")
+        assert isinstance(kind, str)
+        self._conversation.check(item, ITEM_FIELDS[kind] | {"type", "id", "status"}, where)
         adder(item, where)
 
     def _message(self, item: dict[str, Any], where: str) -> None:

@@ -32,6 +32,31 @@ def of_messages(*turns):
     )
 
 
+NEW = {"new": 1, "empty": None}
+
+
+@pytest.mark.parametrize("module, fields, told", [
+    (responses_schema, {"input": [{"role": "user", "content": "x"} | NEW] * 2}, "input[].new"),
+    (responses_schema,
+     {"input": "x", "tools": [{"type": "function", "name": "f"} | NEW]}, "tools[].new"),
+    (messages_schema, {"messages": [("user", [{"type": "text", "text": "x"} | NEW])]},
+     "messages[].content[].new"),
+    (messages_schema,
+     {"messages": [("user", "x")], "tools": [{"name": "f", "input_schema": {}} | NEW]},
+     "tools[].new"),
+])  # fmt: skip
+def test_unknown_fields_are_told(module, fields, told):
+    names = []
+    conversation = Conversation(note=names.append)
+    if module is responses_schema:
+        body = module.ResponsesRequest(**fields)
+        module.chat_request(body, conversation, [], lambda *_: None)
+    else:
+        turns = [module.Turn(*turn) for turn in fields.pop("messages")]
+        module.chat_request(module.PromptRequest(messages=turns, **fields), conversation)
+    assert set(names) == {told}
+
+
 def test_refusals_are_not_compared():
     parts = [Part(type="refusal", refusal=str(i)) for i in range(3)]
     (message,) = of_responses([{"role": "assistant", "content": parts}]).messages
