@@ -136,8 +136,15 @@ def chat_request(body: PromptRequest, conversation: Conversation) -> ChatRequest
         response_format=schema_format(given.schema) if given else None,
         chat_template_kwargs=body.chat_template_kwargs,
         reasoning_effort=_effort(body),
+        continue_final_message=_continues(conversation),
         **{name: getattr(body, name) for name in names},
     )
+
+
+def _continues(conversation: Conversation) -> bool:
+    """Whether the reply goes on with the assistant's last text, as it does in this protocol."""
+    last = conversation.messages[-1] if conversation.messages else None
+    return last is not None and last.role == "assistant" and not last.tool_calls
 
 
 def _effort(body: PromptRequest) -> str | None:
