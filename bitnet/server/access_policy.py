@@ -27,8 +27,8 @@ OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::\d{1,5})?")
+_HEADER_NAME = re.compile(r"[\w-]+", re.A)
 _ID = re.compile(rb"[\w.:-]{1,128}")  # of a request that a client named
 
 Headers = dict[bytes, bytes]  # a request's; names in lower case
@@ -82,17 +82,21 @@ class AccessPolicy:
                 error = ApiError(500, "the server made a mistake; its log says where")
             if exchange.status:
                 raise ClientGone from None
-            await _written(error, scope)(scope, exchange.receive, exchange.send)
+            await written(error, scope)(scope, exchange.receive, exchange.send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The response to a request that may not pass, or to a CORS preflight; None for others."""
         error = _size_error(scope) or self._host_error(headers) or self._origin_error(headers)
         if error is not None:
-            return _written(error, scope)
+            return written(error, scope)
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+            # the headers it asks for: clients name a dozen of their own (x-stainless-*), and what
+            # a page that is allowed may send needs no list
             allowed = {
                 "access-control-allow-methods": "GET, POST",
-                "access-control-allow-headers": ALLOWED_HEADERS,
+                "access-control-allow-headers": _names_in(
+                    headers.get(b"access-control-request-headers", b"")
+                ),
                 "access-control-max-age": "600",
             }
             return Response(status_code=204, headers=allowed if self._cors(headers) else {})
@@ -100,7 +104,7 @@ class AccessPolicy:
             challenge = {"www-authenticate": "Bearer"}
             message = "no valid API key (Authorization: Bearer KEY, or x-api-key: KEY)"
             error = ApiError(401, message, code="invalid_api_key", headers=challenge)
-            return _written(error, scope)
+            return written(error, scope)
         return None
 
     def _has_key(self, headers: Headers) -> bool:
@@ -138,7 +142,16 @@ class AccessPolicy:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin not in self._options.cors_origins:
             return []
-        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"vary", b"Origin"),
+        ]
+
+
+def _names_in(value: bytes) -> str:
+    """The names of headers in a list of them."""
+    return ", ".join(_HEADER_NAME.findall(value.decode("latin-1")))
 
 
 def route_path(scope: Scope) -> str:
@@ -150,7 +163,7 @@ def route_path(scope: Scope) -> str:
     return path
 
 
-def _written(error: ApiError, scope: Scope) -> Response:
+def written(error: ApiError, scope: Scope) -> Response:
     """An error as the clients of its endpoint read it."""
     return error_response(error) if is_anthropic(route_path(scope)) else error.response()
 

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..api.load import LoadSettings, load_model, load_with_embedding
 from ..api.model import Model
+from .access_policy import written
 from .app import Application
 from .errors import unavailable
 from .log import log, log_mistake
@@ -43,7 +44,7 @@ class ASGIApplication:
         elif self._application is None:
             log.error("a request before the application was started: it needs a lifespan")
             error = unavailable("the application was not started")
-            await error.response()(scope, receive, send)
+            await written(error, scope)(scope, receive, send)
         else:
             await self._application(scope, receive, send)
 

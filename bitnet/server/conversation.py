@@ -6,7 +6,7 @@ templates, tools, grammars and limits are the same whatever a client speaks.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from ..generation.json_schema import JSONSchema
 from .errors import ApiError, json_error
 from .log import log
 from .schema import (
+    MAX_TOOLS,
     CalledFunction,
     CallId,
     Function,
@@ -26,21 +27,35 @@ from .schema import (
     ToolCall,
 )
 
+MAX_CONVERSATION = 8192  # messages that a request's turns, items or blocks may become
 NO_IMAGE = "[an image, which this model cannot see]"  # in the result of a tool
 
 T = TypeVar("T")
 
+_ANY_INDEX = re.compile(r"\[\d+\]")
 _INDEX = re.compile(r"messages\[(\d+)\]")
 
 
 class Conversation:
-    """Messages, and where in the request each of them came from, for what is wrong with one."""
+    """Messages, and where in the request each of them came from, for what is wrong with one.
 
-    def __init__(self, earlier: Iterable[Message] = ()) -> None:
+    note: is told of fields that nobody knows, see parsing.Passed.field.
+    """
+
+    def __init__(
+        self, earlier: Iterable[Message] = (), note: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._note = note
         self.messages = list(earlier)
         self.origins = ["previous_response_id"] * len(self.messages)
         self._called = {c.id for m in self.messages for c in m.tool_calls or ()}
         self._thought = ""  # of the assistant's next message
+
+    def check(self, value: Mapping[str, Any], known: Collection[str], where: str) -> None:
+        """Tell of the fields of an object that are not known. ApiError where they are refused."""
+        for name in sorted(value.keys() - known):
+            if value[name] is not None:
+                self._note(f"{_ANY_INDEX.sub('[]', where)}.{name}")
 
     def say(self, role: str, text: str, where: str) -> None:
         """A message of text."""
@@ -62,6 +77,8 @@ class Conversation:
         self._called.add(call.id)
         last = self.messages[-1] if self.messages else None
         if last is not None and last.role == "assistant" and not self._thought:
+            if len(last.tool_calls or ()) >= MAX_TOOLS:
+                raise refused(where, f"too many calls in one message (at most {MAX_TOOLS})")
             self.messages[-1] = msgspec.structs.replace(
                 last, tool_calls=[*(last.tool_calls or ()), call]
             )
@@ -80,6 +97,8 @@ class Conversation:
         if self._thought and message.role == "assistant":
             message = msgspec.structs.replace(message, reasoning_content=self._thought)
         self._thought = ""
+        if len(self.messages) >= MAX_CONVERSATION:
+            raise refused(where, f"too many messages and results (at most {MAX_CONVERSATION})")
         self.messages.append(message)
         self.origins.append(where)
 

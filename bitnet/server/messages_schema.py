@@ -37,6 +37,17 @@ from .schema import (
 HOSTED = (
     "advisor", "code_execution", "mcp_toolset", "tool_search_tool", "web_fetch", "web_search",
 )  # fmt: skip
+# Fields of blocks and tools; of some, what they say changes nothing here
+BLOCK_FIELDS = {
+    "text": {"text", "citations"}, "thinking": {"thinking", "signature"},
+    "redacted_thinking": {"data"}, "tool_use": {"id", "name", "input", "caller"},
+    "tool_result": {"tool_use_id", "content", "is_error"},
+    "document": {"source", "title", "context", "citations"},
+}  # fmt: skip
+TOOL_FIELDS = {
+    "type", "name", "description", "input_schema", "strict", "cache_control", "allowed_callers",
+    "defer_loading", "eager_input_streaming", "input_examples",
+}  # fmt: skip
 # What Claude Code puts in front of its system prompt; it changes with every request and tells a
 # model nothing, and no prompt would begin like another
 ATTRIBUTION = "x-anthropic-billing-header:"
@@ -50,7 +61,7 @@ NAMES = {
 }
 
 
-class Turn(Struct):
+class Turn(Nested):
     role: Literal["user", "assistant", "system"]
     content: str | list[Any]
 
@@ -105,7 +116,7 @@ class MessagesRequest(PromptRequest, kw_only=True):
 
 def chat_request(body: PromptRequest, conversation: Conversation) -> ChatRequest:
     """The ChatRequest of a request, whose messages are added to the conversation. ApiError."""
-    tools, is_left_out = _tools(body)
+    tools, is_left_out = _tools(body, conversation)
     choice, parallel = _choice(body, tools, is_left_out)
     if body.system is not None and (system := _system(body.system)):
         conversation.say("system", system, "system")
@@ -125,8 +136,15 @@ def chat_request(body: PromptRequest, conversation: Conversation) -> ChatRequest
         response_format=schema_format(given.schema) if given else None,
         chat_template_kwargs=body.chat_template_kwargs,
         reasoning_effort=_effort(body),
+        continue_final_message=_continues(conversation),
         **{name: getattr(body, name) for name in names},
     )
+
+
+def _continues(conversation: Conversation) -> bool:
+    """Whether the reply goes on with the assistant's last text, as it does in this protocol."""
+    last = conversation.messages[-1] if conversation.messages else None
+    return last is not None and last.role == "assistant" and not last.tool_calls
 
 
 def _effort(body: PromptRequest) -> str | None:
@@ -144,7 +162,7 @@ def _system(content: str | list[Any]) -> str:
     return text
 
 
-def _tools(body: PromptRequest) -> tuple[list[Tool], bool]:
+def _tools(body: PromptRequest, conversation: Conversation) -> tuple[list[Tool], bool]:
     """(the functions, whether any tool is left out)."""
     tools: list[Tool] = []
     is_left_out = False
@@ -153,6 +171,7 @@ def _tools(body: PromptRequest) -> tuple[list[Tool], bool]:
         if kind in (None, "custom"):
             if tool.get("input_schema") is None:
                 raise refused(f"{where}.input_schema", "missing")
+            conversation.check(tool, TOOL_FIELDS, where)
             tools.append(function_tool(tool, "input_schema", where))
             continue
         hosted = next((name for name in HOSTED if str(kind).startswith(name)), None)
@@ -211,6 +230,8 @@ class _Blocks:
         reader = self._readers.get(kind) if isinstance(kind, str) else None
         if reader is None:
             raise refused(f"{where}.type", f"{str(kind)[:80]!r} is not supported")
+        assert isinstance(kind, str)
+        self._conversation.check(block, BLOCK_FIELDS[kind] | {"type", "cache_control"}, where)
         reader(block, where)
 
     def end(self, where: str) -> None:

@@ -49,6 +49,20 @@ INCLUDES = {
     "computer_call_output.output.image_url", "file_search_call.results",
     "message.input_image.image_url", "web_search_call.action.sources", "web_search_call.results",
 }  # fmt: skip
+# Fields of items and tools; of some, what they say changes nothing here
+ITEM_FIELDS = {
+    "message": {"role", "content", "phase"},
+    "reasoning": {"content", "summary", "encrypted_content"},
+    "function_call": {"call_id", "name", "arguments", "namespace", "caller"},
+    "custom_tool_call": {"call_id", "name", "input", "namespace", "caller"},
+    "function_call_output": {"call_id", "output", "caller"},
+    "custom_tool_call_output": {"call_id", "output", "caller"},
+    "item_reference": set[str](),
+}
+FUNCTION_FIELDS = {
+    "type", "name", "description", "parameters", "strict", "allowed_callers", "defer_loading",
+    "output_schema",
+}  # fmt: skip
 # fields of a chat request -> what they are called here; see Conversation.renamed
 NAMES = {
     r"tools\[(\d+)\]\.function": r"tools[\1]", "response_format": "text.format",
@@ -150,7 +164,7 @@ def chat_request(
     for name in set(body.include or ()) - INCLUDES:
         raise refused("include", f"{name[:80]!r} is not supported")
     names = Names()
-    tools, is_left_out = _tools(body, names)
+    tools, is_left_out = _tools(body, names, conversation)
     choice, tools = _choice(body, tools, names, is_left_out)
     items = _Items(conversation, names, find_item)
     items.add(output, "previous_response_id")
@@ -185,13 +199,16 @@ def _format(body: ResponsesRequest) -> ResponseFormat | None:
 
 
 # ------------------------------------------------------------------------------------------- tools
-def _tools(body: ResponsesRequest, names: Names) -> tuple[list[Tool], bool]:
+def _tools(
+    body: ResponsesRequest, names: Names, conversation: Conversation
+) -> tuple[list[Tool], bool]:
     """(the functions, whether any tool is left out)."""
     tools: list[Tool] = []
     is_left_out = False
     for i, tool in enumerate(body.tools or ()):
         where, kind = f"tools[{i}]", tool.get("type")
         if kind == "function":
+            conversation.check(tool, FUNCTION_FIELDS, where)
             tools.append(function_tool(tool, "parameters", where))
         elif kind == "custom":
             tools.append(_custom_tool(tool, where))
@@ -275,6 +292,7 @@ class _Items:
         self, conversation: Conversation, names: Names, find_item: Callable[[str, str], Any]
     ) -> None:
         self._conversation, self._names, self._find_item = conversation, names, find_item
+        self._referred: set[str] = set()
         self._adders: dict[str, Callable[[dict[str, Any], str], None]] = {
             "message": self._message,
             "reasoning": self._reasoning,
@@ -299,15 +317,18 @@ class _Items:
         adder = self._adders.get(kind) if isinstance(kind, str) else None
         if adder is None:
             raise refused(f"{where}.type", f"{str(kind)[:80]!r} is not supported")
+        assert isinstance(kind, str)
+        self._conversation.check(item, ITEM_FIELDS[kind] | {"type", "id", "status"}, where)
         adder(item, where)
 
     def _message(self, item: dict[str, Any], where: str) -> None:
         message = converted(item, _Message, where)
         field = f"{where}.content"
         if isinstance(message.content, list):
-            refusals = [p for p in message.content if isinstance(p, dict) and "refusal" in p]
             message.content = [
-                {"type": "text", "text": part["refusal"]} if part in refusals else part
+                {"type": "text", "text": part["refusal"]}
+                if isinstance(part, dict) and "refusal" in part
+                else part
                 for part in message.content
             ]
         self._conversation.say(message.role, texts(message.content, TEXT_PARTS, field), where)
@@ -331,7 +352,11 @@ class _Items:
         self._conversation.answer(item.get("call_id"), text, where, "call_id")
 
     def _reference(self, item: dict[str, Any], where: str) -> None:
-        found = self._find_item(str(item.get("id")), f"{where}.id")
+        item_id = str(item.get("id"))
+        if item_id in self._referred:  # a few bytes would stand for a long text again and again
+            raise refused(f"{where}.id", f"{item_id[:80]!r} is referred to twice")
+        self._referred.add(item_id)
+        found = self._find_item(item_id, f"{where}.id")
         if isinstance(found, dict) and found.get("type") != "item_reference":
             self._add(found, where)
 

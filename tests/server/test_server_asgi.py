@@ -66,6 +66,8 @@ def test_a_model_and_a_prefix(model):
 
     async def run():
         assert (await call(app, "GET", "/health")).status == 503  # not started
+        unready = await call(app, "POST", "/v1/messages", {})
+        assert unready.json["error"]["type"] == "overloaded_error"
         async with app.lifespan():
             for root in ("", "/llm", "/a/b"):
                 assert (await call(app, "GET", "/health", root=root)).status == 200

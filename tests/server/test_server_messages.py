@@ -341,3 +341,15 @@ def test_many_blocks_do_not_stop_others(server):
                  {"messages": [{"role": "user", "content": [block] * 20}] * 4096}):  # fmt: skip
         assert ask(server, **body).status == 400
     assert ask(server, max_tokens=2).status == 200
+
+
+@pytest.mark.parametrize("text", ["I have", "I have  ", ""])
+def test_a_reply_goes_on_with_the_assistants_last_text(server, text):
+    messages = [*USER, {"role": "assistant", "content": text}]
+    said = ask(server, messages=messages, max_tokens=6, **GREEDY).json
+    (block,) = said["content"]
+    fields = {"messages": messages, "max_tokens": 6, "continue_final_message": True, **GREEDY}
+    answer = server.post("/v1/chat/completions", fields).json
+    assert answer["choices"][0]["message"]["content"] == block["text"]
+    counted = server.post("/v1/messages/count_tokens", {"messages": messages}).json
+    assert counted["input_tokens"] == answer["usage"]["prompt_tokens"]

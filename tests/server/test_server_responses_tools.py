@@ -240,6 +240,8 @@ def test_an_item_by_its_id(server):
         for one in ({"type": "item_reference", "id": item["id"]}, item)
     ]
     assert counts[0] == counts[1]
+    twice = ask(server, input=[{"type": "item_reference", "id": item["id"]}] * 2)
+    assert (twice.status, twice.json["error"]["param"]) == (400, "input[1].id")
     answer = ask(server, input=[{"type": "item_reference", "id": "msg_none"}])
     assert (answer.status, answer.json["error"]["param"]) == (400, "input[0].id")
 

@@ -253,13 +253,22 @@ def test_no_cors_by_default(server):
 def test_cors_for_a_listed_origin(locked):
     origin = {"Origin": "https://page.example"}
     answer = locked.request(
-        "OPTIONS", CHAT, None, origin | {"Access-Control-Request-Method": "POST"}
-    )
+        "OPTIONS", CHAT, None, origin | {
+            "Access-Control-Request-Method": "POST",
+            # as OpenAI's client and Anthropic's send it from a page
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang,"
+            "anthropic-dangerous-direct-browser-access",
+        }
+    )  # fmt: skip
     assert answer.status == 204
+    assert answer.headers["access-control-allow-headers"] == (
+        "authorization, content-type, x-stainless-lang, anthropic-dangerous-direct-browser-access"
+    )
     assert answer.headers["access-control-allow-origin"] == "https://page.example"
     answer = locked.request("POST", CHAT, ask(), origin | {"Authorization": f"Bearer {KEY}"})
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == "https://page.example"
+    assert answer.headers["access-control-expose-headers"] == "x-request-id, retry-after"
     assert locked.get("/health", Host="models.example:443").status == 200
 
 

@@ -21,7 +21,7 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, ResponsesRequest)
     store = service.responses
     earlier, output = store.find(body.previous_response_id)
-    conversation = Conversation(earlier)
+    conversation = Conversation(earlier, service.passed.field)
     try:
         convert = partial(chat_request, body, conversation, output, store.item)
         chat, names = await service.in_prompt_thread(convert)
