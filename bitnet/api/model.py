@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -101,7 +101,15 @@ class Model(Scores):
         _models.add(self)
 
     def __repr__(self) -> str:
-        return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
+        closed = ", closed" if self._scheduler is None else ""
+        return (
+            f"<Model {self.path.name}: {self.config.architecture}, context {self.context}{closed}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a Model is of its process: load it there, bitnet.load({str(self.path)!r})"
+        )
 
     # ---------------------------------------------------------------------------------- generation
     @overload
@@ -251,6 +259,21 @@ class Model(Scores):
         may_think = form_of(options) is None
         ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
         return self._stream(ids, options)
+
+    @named_options
+    async def achat_stream(
+        self,
+        messages: Messages,
+        *,
+        chat_template_kwargs: TemplateValues | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncGenerator[str, None]:
+        """The same as an asynchronous iterator, as of astream."""
+        may_think = form_of(options) is None
+        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
+        async with contextlib.aclosing(self.astream(ids, **options)) as text:
+            async for delta in text:
+                yield delta
 
     def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
         return Stream(self.scheduler, self.request(token_ids, **options))

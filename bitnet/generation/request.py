@@ -51,6 +51,20 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and how it came about."""
+        import html  # 10 ms, for those who show one
+
+        figures = [
+            f"{self.completion_tokens} tokens ({self.finish_reason})",
+            f"{self.generation_tps:.1f} tokens/s",
+            f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} cached",
+            f"{self.prompt_tps:.1f} tokens/s",
+            f"seed {self.seed}",
+        ]
+        text, line = html.escape(self.text), html.escape(", ".join(figures))
+        return f'<div style="white-space: pre-wrap">{text}</div><small>{line}</small>'
+
 
 class Constraint(Protocol):
     """Which tokens may come next, as a grammar has it."""

@@ -19,7 +19,7 @@ from bitnet.generation.scheduler import SPECULATION_METHODS
 from bitnet.generation.stopping import CONTEXT_ENDS, StopConditions
 
 PROGRAM = ROOT / "tests" / "api" / "typed_program.py"
-GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "request"]
+GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "achat_stream", "request"]
 
 
 @pytest.fixture(scope="module")
