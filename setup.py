@@ -53,7 +53,7 @@ EXTRAS = {
     "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
     "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
     "eval": ["lm_eval>=0.4.13"],  # bitnet/lm_eval
-    "plot": ["matplotlib>=3.8"],  # bench/support/plot*.py
+    "plot": ["matplotlib>=3.8"],  # --plot of bench, compare and memory; bench/support/plot*.py
     "dev": [
         "bitnet-engine[test,server,grammar,hub]",
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
