@@ -30,7 +30,7 @@ from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
 from .engine import new_scheduler
 from .granted_threads import GrantedThreads
-from .options import GenerationOptions, form_of, named_options, sampling_of, stopping_of
+from .options import GenerationOptions, form_of, hooks_of, named_options, sampling_of, stopping_of
 from .scores import Prompt, Scores
 from .stream import Stream, deltas_in
 
@@ -172,6 +172,7 @@ class Model(Scores):
         speculative=None: what load was told. "ngram" drafts tokens by prompt lookup (Saxena 2023)
             and checks several in one step: the same text, sooner where it repeats itself or the
             prompt. "draft": the small model that load was given drafts them. "off": neither.
+        logits_processors, stopping: functions of your own, see generation.hooks.Hooks.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         check_choice("errors", errors, ("raise", "return"))
@@ -357,6 +358,7 @@ class Model(Scores):
             drafts=scheduler.new_drafts(options.get("speculative") or self.speculative),
             constraint=constraint,
             reuses=cache_prompt,
+            hooks=hooks_of(options),
         )
         scheduler.check(request)
         self._follow_machine()
