@@ -52,7 +52,8 @@ EXTRAS = {
     "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
     "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
     "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
-    "plot": ["matplotlib>=3.8"],  # bench/support/plot*.py
+    "eval": ["lm_eval>=0.4.13"],  # bitnet/lm_eval
+    "plot": ["matplotlib>=3.8"],  # --plot of bench, compare and memory; bench/support/plot*.py
     "dev": [
         "bitnet-engine[test,server,grammar,hub]",
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),

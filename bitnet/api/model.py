@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
 from .engine import new_scheduler
 from .granted_threads import GrantedThreads
-from .options import GenerationOptions, form_of, named_options, sampling_of, stopping_of
+from .options import GenerationOptions, form_of, hooks_of, named_options, sampling_of, stopping_of
 from .scores import Prompt, Scores
 from .stream import Stream, deltas_in
 
@@ -101,7 +101,15 @@ class Model(Scores):
         _models.add(self)
 
     def __repr__(self) -> str:
-        return f"<Model {self.path.name}: {self.config.architecture}, context {self.context}>"
+        closed = ", closed" if self._scheduler is None else ""
+        return (
+            f"<Model {self.path.name}: {self.config.architecture}, context {self.context}{closed}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a Model is of its process: load it there, bitnet.load({str(self.path)!r})"
+        )
 
     # ---------------------------------------------------------------------------------- generation
     @overload
@@ -164,6 +172,7 @@ class Model(Scores):
         speculative=None: what load was told. "ngram" drafts tokens by prompt lookup (Saxena 2023)
             and checks several in one step: the same text, sooner where it repeats itself or the
             prompt. "draft": the small model that load was given drafts them. "off": neither.
+        logits_processors, stopping: functions of your own, see generation.hooks.Hooks.
         """
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         check_choice("errors", errors, ("raise", "return"))
@@ -252,6 +261,21 @@ class Model(Scores):
         ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
         return self._stream(ids, options)
 
+    @named_options
+    async def achat_stream(
+        self,
+        messages: Messages,
+        *,
+        chat_template_kwargs: TemplateValues | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncGenerator[str, None]:
+        """The same as an asynchronous iterator, as of astream."""
+        may_think = form_of(options) is None
+        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
+        async with contextlib.aclosing(self.astream(ids, **options)) as text:
+            async for delta in text:
+                yield delta
+
     def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
         return Stream(self.scheduler, self.request(token_ids, **options))
 
@@ -335,6 +359,7 @@ class Model(Scores):
             drafts=scheduler.new_drafts(self.speculative if method is None else method),
             constraint=constraint,
             reuses=cache_prompt,
+            hooks=hooks_of(options),
         )
         scheduler.check(request)
         self._follow_machine()

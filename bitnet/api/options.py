@@ -1,7 +1,8 @@
 """The keyword arguments of generation, which generate, stream, chat and others have in common.
 
-They are those of Sampling and StopConditions (where their bounds and defaults stand), `speculative`
-and those of FORMS. tests/api/test_types.py holds the names and types here against them.
+They are those of Sampling and StopConditions (where their bounds and defaults stand),
+`speculative`, those of FORMS, and the caller's functions of Hooks. tests/api/test_types.py holds
+the names and types here against them.
 """
 
 import difflib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
+from ..generation.hooks import ChangeLogits, Hooks, ShouldStop
 from ..generation.sampling import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
@@ -41,6 +43,8 @@ class GenerationOptions(TypedDict, total=False):
     grammar: str | None
     regex: str | None
     choices: Sequence[str] | None
+    logits_processors: Sequence[ChangeLogits] | None
+    stopping: ShouldStop | None
 
 
 # What a text may have to follow, one of them at a time: see Model.generate
@@ -109,6 +113,14 @@ def stopping_of(options: GenerationOptions, eos_ids: frozenset[int]) -> StopCond
         raise ValueError(f"stop: {stop!r} (a string, or a list of strings)")
     stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return StopConditions(stop=stop, eos_ids=eos_ids, **given)
+
+
+def hooks_of(options: GenerationOptions) -> Hooks:
+    """The functions of the caller's own."""
+    processors = options.get("logits_processors")
+    if not isinstance(processors, Sequence | None):
+        raise ValueError(f"logits_processors: {processors!r} (a list of functions)")
+    return Hooks(tuple(processors or ()), options.get("stopping"))
 
 
 def form_of(options: GenerationOptions) -> tuple[str, Any] | None:

@@ -19,6 +19,11 @@ class Stream:
     def __init__(self, scheduler: Scheduler, request: Request) -> None:
         self._request, self._deltas = request, scheduler.stream(request)
 
+    def __repr__(self) -> str:
+        error = self._request.error
+        end = type(error).__name__ if error else "complete" if self.completion else "not complete"
+        return f"<Stream: {len(self._request.tokens) - self._request.n_prompt} tokens, {end}>"
+
     @property
     def completion(self) -> Completion | None:
         return self._request.completion

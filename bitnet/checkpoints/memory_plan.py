@@ -137,6 +137,13 @@ class Planner:
         spare = (limit - self.minimum(settings)) // self.slot_bytes(settings)
         return min(settings.slots, 1 + spare)
 
+    def longest_context(self, settings: Settings, limit: int) -> int:
+        """Tokens of the longest context with which one slot fits, in whole pages but for the
+        model's own longest; 0 where not even a page fits."""
+        longest = self.config.max_position_embeddings
+        contexts = [*range(PAGE, longest, PAGE), longest]
+        return int(self._largest_fitting(settings, "context", contexts, limit).get("context", 0))
+
     def check(self, settings: Settings, limit: int, setter: str = ASKED_LIMIT) -> int:
         """The bytes a limit leaves to the pool. MemoryLimitExceeded if one slot does not fit.
 

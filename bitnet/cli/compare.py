@@ -11,7 +11,7 @@ import bitnet
 from ..generation.perplexity import DEFAULT_CONTEXT
 from ..generation.saved_logits import MAGIC
 from ..runtime.kv_cache import DTYPES
-from . import options
+from . import options, plots
 from .perplexity import Estimate, add_windows, read_text
 from .terminal import Status
 
@@ -35,11 +35,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions", action="store_true", help="with --json: every position of the text as well"
     )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw how many positions diverge by how much, and b's probabilities against a's "
+        "(needs the extra `plot`)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
     status, (a, b, *file) = Status(), args.positionals
+    if args.plot is not None:
+        plots.check(args.plot)
     text = read_text(file[0]) if file else None
     context = args.context = args.context or DEFAULT_CONTEXT
     of_b = {"layout": args.b_layout}
@@ -62,6 +70,8 @@ def main(args: argparse.Namespace) -> int:
             progress=Estimate(status, "divergence", ".3e").show,
         )
         status.clear()
+    if args.plot is not None:
+        plots.plot_comparison(result, args.plot)
     print(json.dumps(result.as_dict(args.positions)) if args.json else result)
     return 0
 

@@ -2,15 +2,17 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from ..api.load import BUNDLED_MODEL, context_of, draft_path, limit_of
 from ..checkpoints import hub
 from ..checkpoints.memory_plan import Planner, Settings, table
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..checks import format_bytes
-from ..runtime import cpu
-from . import options
+from ..runtime import cgroup, cpu
+from ..runtime.kv_cache import DTYPES
+from . import options, plots
 from .terminal import Status, printable
 
 USAGE = "[MODEL]"
@@ -28,6 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_slots(parser, 1, "sequences at once")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw bytes by purpose, and the longest context that fits by --kv-dtype (needs the "
+        "extra `plot`); - for bars of text instead",
+    )
+    parser.add_argument(
         "--measure",
         action="store_true",
         help="load the model, fill every slot, and see where the memory is",
@@ -42,6 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.plot == "-" and (args.json or args.measure):
+        args.parser.error("--plot -: not with --json or --measure, which print something else")
+    if args.plot not in (None, "-"):
+        plots.check(args.plot)
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     draft_file = draft_path(args.speculative)
     draft = draft_file and open_checkpoint(draft_file, layout=args.layout)
@@ -55,11 +67,45 @@ def main(args: argparse.Namespace) -> int:
     if limit is not None:
         planner.check(settings, *limit)
     report = _measure(path, args, context) if args.measure else None
+    contexts = _longest_contexts(planner, settings, limit)
+    if args.plot not in (None, "-"):
+        title = f"{Path(path).name}, context {context}"
+        plots.plot_memory(_bytes_by_purpose(planner, settings), contexts, title, args.plot)
     if args.json:
-        print(json.dumps(_figures(path, planner, settings, limit, report)))
+        figures = _figures(path, planner, settings, limit, report)
+        print(json.dumps({**figures, "longest_context": contexts}))
+    elif args.plot == "-":
+        print("\n".join(_bars(planner, settings, contexts)))
     else:
         print(printable("\n".join(_lines(path, planner, settings, limit, report))))
     return 0
+
+
+def _longest_contexts(planner, settings, limit):
+    """{KV dtype: tokens of the longest context with which one slot fits}; without a limit, in the
+    machine's memory."""
+    n_bytes = cgroup.memory() if limit is None else limit[0]
+    return {
+        dtype: planner.longest_context(replace(settings, kv_dtype=dtype), n_bytes)
+        for dtype in DTYPES
+    }
+
+
+def _bytes_by_purpose(planner, settings):
+    """[(purpose, bytes)], the largest first; files and libraries are marked as mapped."""
+    found = {}
+    for need in planner.needs(settings):
+        name = need.purpose + (" (mapped)" if need.where == "files" else "")
+        found[name] = found.get(name, 0) + need.nbytes
+    return sorted(found.items(), key=lambda item: -item[1])
+
+
+def _bars(planner, settings, contexts):
+    needs = _bytes_by_purpose(planner, settings)
+    yield f"bytes by purpose, context {settings.context}, {settings.kv_dtype}"
+    yield from plots.bars([(name, n, format_bytes(n)) for name, n in needs])
+    yield "\nlongest context that fits, tokens"
+    yield from plots.bars([(dtype, n, f"{n:,}") for dtype, n in contexts.items()])
 
 
 def _measure(path, args, context):

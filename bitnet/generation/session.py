@@ -41,8 +41,14 @@ class Session:
     ) -> None:
         self._scheduler, self._state, self._siblings = scheduler, state, siblings
         self._fingerprint = fingerprint
+        self._is_closed = False
         self._token_ids: list[int] = []  # the first ``length`` count
         siblings.add(self)  # those the model closes
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "<Session: closed>"
+        return f"<Session: {self.length} of {self.capacity} tokens>"
 
     @property
     def token_ids(self) -> list[int]:
@@ -174,6 +180,7 @@ class Session:
             return
         with self._scheduler.alone():
             self._state.close()
+            self._is_closed = True
 
     def __enter__(self) -> Session:
         return self

@@ -37,6 +37,10 @@ class Tokenizer:
             )
             self.chat_template = ChatTemplate(vocabulary.chat_template, bos, eos)
 
+    def __repr__(self) -> str:
+        template = "a" if self.chat_template else "no"
+        return f"<Tokenizer: bos {self.bos_id}, eos {list(self.eos_ids)}, {template} chat template>"
+
     @classmethod
     def from_source(cls, source: TokenizerSource, config: ModelConfig) -> Self | None:
         """From the tokenizer_source of a Checkpoint and its ModelConfig; None where the model has

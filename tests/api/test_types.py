@@ -19,7 +19,8 @@ from bitnet.generation.scheduler import SPECULATION_METHODS
 from bitnet.generation.stopping import CONTEXT_ENDS, StopConditions
 
 PROGRAM = ROOT / "tests" / "api" / "typed_program.py"
-GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "request"]
+HOOKS = {"logits_processors", "stopping"}  # a caller's own functions
+GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "achat_stream", "request"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_signatures_have_every_name(name):
 def test_the_options_are_those_of_sampling_and_stopping():
     hints = get_type_hints(GenerationOptions)
     own = {f.name for f in fields(Sampling)} | {f.name for f in fields(StopConditions)}
-    assert hints.keys() == (own - {"eos_ids"}) | {"speculative", *FORMS}
+    assert hints.keys() == (own - {"eos_ids"}) | {"speculative", *FORMS} | HOOKS
     for field in SAMPLING_FIELDS:
         has_none = field.is_models or field.default is None
         assert hints[field.name] == (field.kind | None if has_none else field.kind), field.name

@@ -12,7 +12,6 @@ import pytest
 from support.paths import DATA
 
 import bitnet
-from bitnet.api import measure
 from bitnet.cli import run, terminal
 from bitnet.cli.command import COMMANDS
 from bitnet.runtime import dispatch
@@ -318,42 +317,6 @@ def test_no_model_text_can_drive_a_terminal(monkeypatch, capsys):
 def test_info(command):
     assert json.loads(command("info", "--json")[1]) == json.loads(json.dumps(bitnet.info()))
     assert f"isa             {bitnet.info()['isa']}\n" in command("info")[1]
-
-
-@pytest.mark.parametrize("path", [GGUF, FOLDER], ids=["mapped", "repacked"])
-def test_bench(command, monkeypatch, path):
-    monkeypatch.setenv("BITNET_CACHE", "off")
-    sizes = ["--prompt-tokens", 5, "-n", 3, "--rounds", 2]
-    found = json.loads(command("bench", path, "--json", *sizes)[1])
-    inspected = json.loads(command("inspect", path, "--json")[1])["tensors"]
-    n_weights = sum(t["weights"] for t in inspected if t["ternary"])
-    (head,) = [t["bytes"] for t in inspected if "embd" in t["name"] or "embed" in t["name"]]
-    assert found["bytes_per_token"] == n_weights // 4 + head
-    assert found["share"] == pytest.approx(found["decode_tps"] / found["bound_tps"])
-    assert found["prefill_tps"] > 0 and found["rounds"] == 2
-    code, out, _ = command("bench", path, *sizes)
-    assert code == 0 and "tokens/s" in out and "GB/s" in out
-
-
-def test_bench_measures_the_weights_as_they_were_loaded(command, monkeypatch):
-    monkeypatch.setenv("BITNET_CACHE", "off")
-    sizes = ["--prompt-tokens", 5, "-n", 3, "--rounds", 1, "--json"]
-    counts, plain = [], measure.weight_runs
-
-    def counted(weights):
-        runs = plain(weights)
-        counts.append(len(runs))
-        return runs
-
-    monkeypatch.setattr(measure, "weight_runs", counted)
-    for layout in ("128x32", "4row"):  # read in place; repacked into memory, a run for each tensor
-        assert command("bench", GGUF, "--layout", layout, *sizes)[0] == 0
-    assert counts[0] < counts[1]
-
-
-def test_bench_needs_room_for_its_tokens(command):
-    code, _, err = command("bench", GGUF, "--context", 8, "--prompt-tokens", 8, "-n", 1)
-    assert code == 1 and "9" in err
 
 
 def test_cache(command, tmp_path):
