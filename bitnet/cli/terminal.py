@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from ..text.reasoning import ReasoningSplitter
@@ -104,11 +104,14 @@ class Said:
     """A reply as it comes: the answer to stdout, what is thought before it, in grey, to stderr if
     that is a terminal. A context manager, which writes at its end what was held back.
 
-    splitter: None where all is answer. shown: whether anything is written at all. text, reasoning:
-    what has come of both.
+    splitter: None where all is answer. shown: whether anything is written at all. sink: what writes
+    the answer, None for `write`. text, reasoning: what has come of both.
     """
 
-    def __init__(self, status: Status, shown: bool = True) -> None:
+    def __init__(
+        self, status: Status, shown: bool = True, sink: Callable[[str], None] | None = None
+    ) -> None:
+        self._sink = sink
         self.splitter: ReasoningSplitter | None = None
         self.text = self.reasoning = ""
         self._status, self._shown = status, shown
@@ -129,7 +132,7 @@ class Said:
             if is_first and self.reasoning and self._status.on:
                 sys.stderr.write("\n\n")
                 sys.stderr.flush()
-            write(delta)
+            (self._sink or write)(delta)
 
     def __enter__(self) -> Self:
         return self
