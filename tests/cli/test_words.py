@@ -195,3 +195,10 @@ def test_quiet_and_verbose(command, start, screen, monkeypatch):
     assert terminal.Status().on and (log.level, log.propagate, log.handlers) == before
     code, out, _ = command("info", "-q", "--json")
     assert code == 0 and json.loads(out)["isa"]
+
+
+def test_a_person_sees_how_far_embeddings_are(start, screen):
+    words = [DATA / "hf_embedding_qwen3", "--slots", 2, "a", "b", "c"]
+    process = start("embed", *words, stderr=screen.end)
+    assert process.communicate(timeout=60)[0].count(b"\n") == 3
+    assert b"\r2 texts\r3 texts\r" in screen.all()
