@@ -50,12 +50,13 @@ DIRECTIVES = {
 EXTRAS = {
     "test": Path("tests/requirements.txt").read_text().splitlines(),
     "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
+    "chat": ["prompt_toolkit>=3.0.40", "rich>=13"],  # `bitnet chat`: editing, Markdown
     "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
     "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
     "eval": ["lm_eval>=0.4.13"],  # bitnet/lm_eval
     "plot": ["matplotlib>=3.8"],  # --plot of bench, compare and memory; bench/support/plot*.py
     "dev": [
-        "bitnet-engine[test,server,grammar,hub]",
+        "bitnet-engine[test,server,chat,grammar,hub]",
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
         # what tests compare with
         *("gguf", "safetensors", "sentencepiece", "openai", "anthropic", "threadpoolctl"),

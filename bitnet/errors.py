@@ -55,13 +55,24 @@ class NotFinite(ValueError):
 
 
 class ContextFull(Exception):
-    """A sequence of `length` tokens has no room for `requested` more within `capacity`."""
+    """A sequence of `length` tokens has no room for `requested` more within `capacity`.
 
-    def __init__(self, length: int, requested: int, capacity: int) -> None:
-        super().__init__(length, requested, capacity)
+    Where it has none yet (length 0) they are a prompt. is_estimate: whether the prompt was not read
+    to its end, so that it has about as many.
+    """
+
+    def __init__(
+        self, length: int, requested: int, capacity: int, is_estimate: bool = False
+    ) -> None:
+        super().__init__(length, requested, capacity, is_estimate)
         self.length, self.requested, self.capacity = length, requested, capacity
+        self.is_estimate = is_estimate
 
     def __str__(self) -> str:
+        if self.is_estimate:
+            return f"the prompt has more tokens than the context, {self.capacity}"
+        if not self.length:
+            return f"the prompt has {self.requested} tokens, the context {self.capacity}"
         return (
             f"no room for {self.requested} more positions after {self.length}: "
             f"the capacity is {self.capacity}"

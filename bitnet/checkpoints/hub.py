@@ -23,39 +23,25 @@ from ..formats.atomic_write import READABLE, atomic, check_free_space, check_tru
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
 from .choose_file import choose, ggufs, instead
+from .hub_names import HubReference, check_name, of_address, parse
 from .model_files import has_safetensors, joined
 from .repack_cache import cache_folder
 
 log = logging.getLogger("bitnet")
 
 HUB_EXTRA = "pip install 'bitnet-engine[hub]'"
-SYNTAX = "ORG/NAME[@REVISION][:FILE.gguf]"
 # The files a model is read from, beside its weights; no other file of a repository is fetched.
 FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "modules.json",
     "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
-MAX_REPO = 96  # characters, the hub's own limit
 TIMEOUT = 10  # seconds for the hub's first answer; the library would wait for ever
+NOTE_SUFFIX = ".hub.json"
 NOTE_VERSION = 1  # what a note holds; one of another number is ignored
-_WORD = r"\w(?:[\w.-]*\w)?"
-_NAME = re.compile(
-    rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
-    r"(?::(?P<file>[^:]+\.gguf))?",
-    re.ASCII,
-)
 _SHARD = re.compile(r"[^/]+-of-\d+\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2")  # HTTP clients the library has been built on
-
-
-class HubReference(NamedTuple):
-    """What a name asks for. revision: branch, tag or commit. file: one .gguf, or None."""
-
-    repo: str
-    revision: str
-    file: str | None
 
 
 class Facts(NamedTuple):
@@ -76,7 +62,7 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        return _repo_folder(self.repo) / "snapshots" / self.commit
+        return repo_folder(self.repo) / "snapshots" / self.commit
 
     @property
     def path(self) -> Path:
@@ -134,7 +120,7 @@ def fetch(
 ) -> Snapshot:
     """The Snapshot of a hub's model: what is not in the cache is downloaded, and all of it checked.
 
-    name: ORG/NAME[@REVISION][:FILE.gguf]. revision: a branch, tag or commit, "main" if neither says
+    name: as hub_names.parse takes it. revision: a branch, tag or commit, "main" if neither says
     so; resolved to a commit first. progress: called with a text when a step begins, with "" for the
     download, which has the library's own bars on a terminal.
     ValueError for a name of another form or a choice of files to be made, FormatError for a file
@@ -173,7 +159,7 @@ def cached(name: str) -> Snapshot | None:
     Nothing is asked of the network.
     """
     try:
-        return _read_note(parse(name))
+        return read_note(parse(name))
     except ValueError:
         return None
 
@@ -187,28 +173,11 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(chosen))).absolute()
 
 
-def _repo_folder(repo: str) -> Path:
+def repo_folder(repo: str) -> Path:
     return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 # names --------------------------------------------------------------------------------------------
-
-
-def parse(name: str, revision: str | None = None) -> HubReference:
-    """The HubReference of a name; ValueError if it has another form. Nothing is looked up."""
-    match = _NAME.fullmatch(name) if len(name) <= 4 * MAX_REPO else None
-    repo = match["repo"] if match else ""
-    if match is None or len(repo) > MAX_REPO or re.search(r"\.\.|--|\.git(/|\Z)", repo):
-        raise ValueError(f"model: {name!r} ({SYNTAX}; ORG/NAME of {MAX_REPO} characters at most)")
-    if revision is None:
-        revision = match["revision"] or "main"
-    elif match["revision"] or not re.fullmatch(rf"{_WORD}(/{_WORD})*", revision, re.ASCII):
-        raise ValueError(f"revision: {revision!r} (one branch, tag or commit)")
-    if ".." in revision:
-        raise ValueError(f"revision: {revision!r} (no '..')")
-    if match["file"]:
-        _check_name(match["file"], repo)
-    return HubReference(repo, revision, match["file"])
 
 
 def _is_local(name: str) -> bool:
@@ -217,15 +186,8 @@ def _is_local(name: str) -> bool:
     except ValueError:
         return True
     is_file_name = reference.file is None and name.endswith((".gguf", ".safetensors"))
-    n_slashes = name.partition(":")[0].count("/")
+    n_slashes = of_address(name).partition(":")[0].count("/")
     return n_slashes != 1 or is_file_name or os.path.lexists(name)
-
-
-def _check_name(name: Any, repo: str) -> None:
-    """A name from a repository may not lead out of a folder."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
-        raise FormatError(repo, "file name", name, "a path inside the repository")
 
 
 # the choice of files ------------------------------------------------------------------------------
@@ -241,7 +203,7 @@ def _chosen(info: Any, reference: HubReference) -> tuple[Snapshot, str]:
     if _COMMIT.fullmatch(revision) and commit != revision:
         raise FormatError(repo, "commit", commit, f"{revision} was asked for")
     for entry in info.siblings or ():
-        _check_name(entry.rfilename, repo)
+        check_name(entry.rfilename, repo)
     listed = {entry.rfilename: entry for entry in info.siblings or ()}
     names, remark = _choose(repo, sorted(listed), file)
     return Snapshot(repo, commit, {name: _facts(repo, listed[name]) for name in names}), remark
@@ -298,7 +260,7 @@ def _facts(repo: str, entry: Any) -> Facts:
 
 
 def _check_room(snapshot: Snapshot) -> None:
-    blobs = _repo_folder(snapshot.repo) / "blobs"
+    blobs = repo_folder(snapshot.repo) / "blobs"
     missing = {
         f.digest: f.n_bytes for f in snapshot.files.values() if not (blobs / f.digest).exists()
     }
@@ -340,12 +302,18 @@ def _delete(path: Path) -> None:
 # notes --------------------------------------------------------------------------------------------
 
 
+def note_paths() -> list[Path]:
+    """Every file in our cache folder that looks like a note."""
+    folder = cache_folder()
+    return [] if folder is None or not folder.is_dir() else sorted(folder.glob(f"*{NOTE_SUFFIX}"))
+
+
 def _note_path(reference: HubReference) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
     digest = hashlib.sha256(json.dumps(reference).encode()).hexdigest()
-    return folder / f"{reference.repo.replace('/', '--')}-{digest[:16]}.hub.json"
+    return folder / f"{reference.repo.replace('/', '--')}-{digest[:16]}{NOTE_SUFFIX}"
 
 
 def _write_note(reference: HubReference, snapshot: Snapshot) -> None:
@@ -363,7 +331,7 @@ def _write_note(reference: HubReference, snapshot: Snapshot) -> None:
         log.warning("no note of what was pulled, the next load asks the hub again: %s", error)
 
 
-def _read_note(reference: HubReference) -> Snapshot | None:
+def read_note(reference: HubReference) -> Snapshot | None:
     """The Snapshot that a note tells of, if all of it is still there; else None."""
     path = _note_path(reference)
     try:
@@ -374,7 +342,7 @@ def _read_note(reference: HubReference) -> Snapshot | None:
             return None
         files = {name: Facts(*facts) for name, facts in note["files"].items()}
         for name in (note["commit"], *files):
-            _check_name(name, reference.repo)
+            check_name(name, reference.repo)
         snapshot = Snapshot(reference.repo, note["commit"], files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -445,7 +413,7 @@ def _unreachable(reference: HubReference, error: object) -> _Unreachable:
     """The exception for a hub that cannot be asked, with what is here all the same."""
     reason = f"the hub cannot be reached ({_line(error)})"
     path = _foreign_model(reference)
-    if _read_note(reference):
+    if read_note(reference):
         advice = f"{reason}; the cache has a commit of it that other commands use"
     elif path:
         advice = f"{reason}; another program's download is in {path}: give that path"
@@ -457,7 +425,7 @@ def _unreachable(reference: HubReference, error: object) -> _Unreachable:
 def _foreign_model(reference: HubReference) -> Path | None:
     """The model in a snapshot of this revision that has no note of ours: a .gguf, or a folder of
     which nobody knows whether it is whole."""
-    repo = _repo_folder(reference.repo)
+    repo = repo_folder(reference.repo)
     commit = reference.revision
     with contextlib.suppress(OSError, ValueError):
         commit = (repo / "refs" / commit).read_text().strip()

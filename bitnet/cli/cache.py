@@ -1,6 +1,7 @@
 """cache: list or clear the folder of weights that could not be used in place."""
 
 import argparse
+import json
 
 from ..checkpoints import repack_cache
 from .terminal import printable
@@ -15,15 +16,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "BITNET_CACHE=off: none.\n"
         "With BITNET_CHECK_CACHE=1 a load compares every checksum in a file."
     )
+    parser.add_argument("--json", action="store_true", help="of list, one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
     (action,) = args.positionals
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")
-    if action == "list":
-        for path, n_bytes, source in repack_cache.cache_list():
-            print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
-    else:
+    if action == "clear":
+        if args.json:
+            args.parser.error("--json: of list, not of clear")
         print(f"{repack_cache.cache_clear():,} bytes freed")
+        return 0
+    found = repack_cache.cache_list()
+    total = sum(n_bytes for _, n_bytes, _ in found)
+    if args.json:
+        files = [
+            {"path": str(path), "bytes": n_bytes, "source": source}
+            for path, n_bytes, source in found
+        ]
+        print(json.dumps({"files": files, "bytes": total}))
+        return 0
+    for path, n_bytes, source in found:
+        print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
+    if found:
+        print(f"{total:>15,}  bytes of {len(found)} files")
     return 0

@@ -5,47 +5,19 @@ Exit codes: 0 done, 1 a file, value or limit stood in the way (a line on stderr 
 shows the traceback instead of the line.
 """
 
-import argparse
+import importlib
 import os
 import sys
+from types import ModuleType
 
 from .. import ContextFull, MemoryLimitExceeded, __version__
 from ..runtime import dispatch
-from . import (
-    bench,
-    cache,
-    chat,
-    compare,
-    convert,
-    embed,
-    info,
-    inspect,
-    memory,
-    perplexity,
-    pull,
-    run,
-    serve,
-    verify,
-)
-from .options import Parser
+from . import terminal
+from .commands import COMMANDS, answer
+from .examples import EXAMPLES
+from .parser import Parser
 from .terminal import printable
 
-COMMANDS = {
-    "run": run,
-    "chat": chat,
-    "serve": serve,
-    "embed": embed,
-    "pull": pull,
-    "convert": convert,
-    "verify": verify,
-    "inspect": inspect,
-    "memory": memory,
-    "info": info,
-    "perplexity": perplexity,
-    "compare": compare,
-    "bench": bench,
-    "cache": cache,
-}
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
 
@@ -53,8 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command, return its exit code. argv: without the program's name; None: sys.argv."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
+    words = sys.argv[1:] if argv is None else argv
+    shown: list[Parser] = []  # the command's own, once its words are read
     try:
-        code = _command(sys.argv[1:] if argv is None else argv)
+        code = answer(words)
+        if code is None:
+            code = _command(words, shown)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -74,40 +50,48 @@ def main(argv: list[str] | None = None) -> int:
         if sys.flags.dev_mode:
             raise
         _discard_stdout_if_broken()
-        print(f"bitnet: error: {_one_line(error)}", file=sys.stderr)
+        text = _one_line(error)
+        print(f"bitnet: error: {shown[0].in_options(text) if shown else text}", file=sys.stderr)
         return 1
 
 
-def _command(argv):
+def _command(words: list[str], shown: list[Parser]) -> int:
+    name, *rest = words
+    if name == "--version":
+        print(f"bitnet {__version__}")
+        return 0
+    if name == "help":
+        name, rest = rest[0], ["--help"]
+    module, parser = command(name)
+    args = parser.read(rest, module.N_ARGS)
+    shown.append(parser)
+    dispatch.check()
+    with terminal.verbosity(args.quiet, args.verbose):
+        code: int = module.main(args)
+    return code
+
+
+def command(name: str) -> tuple[ModuleType, Parser]:
+    """The module of a command, imported now, and what reads its words."""
+    module = importlib.import_module(f".{name}", __package__)
     parser = Parser(
-        prog="bitnet",
-        usage="bitnet COMMAND [options] [MODEL] ...",
-        description="Run ternary (BitNet b1.58) language models on the CPU.",
-        epilog="commands:\n"
-        + "".join(f"  {name:10} {_about(module)}\n" for name, module in COMMANDS.items())
-        + "\nMODEL is a .gguf file, a Hugging Face folder, or ORG/NAME of the Hugging Face hub, "
-        "pulled\nwhere it is not here yet; without one the bundled model runs. A lone word of "
-        "`run` is a prompt."
-        "\n`bitnet COMMAND --help` lists a command's options.",
-    )
-    parser.add_argument("--version", action="version", version=f"bitnet {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(argv)
-    module = COMMANDS[chosen.command]
-    parser = Parser(
-        prog=f"bitnet {chosen.command}",
-        description=_about(module),
-        usage=f"bitnet {chosen.command} [options] {module.USAGE}",
+        prog=f"bitnet {name}",
+        description=COMMANDS[name],
+        usage=f"bitnet {name} [options] {module.USAGE}",
     )
     module.configure(parser)
-    args = parser.read(chosen.rest, module.N_ARGS)
-    dispatch.check()
-    return module.main(args)
-
-
-def _about(module):
-    return module.__doc__.partition("\n")[0].partition(": ")[2]
+    if module.USAGE.startswith(("[MODEL]", "MODEL")):
+        parser.add_argument("-m", "--model", metavar="MODEL", help="the same as the first word")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress, figures and warnings on stderr"
+    )
+    output.add_argument(
+        "-v", "--verbose", action="store_true", help="what the engine logs, on stderr"
+    )
+    examples = "".join(f"\n  {line}" for line in EXAMPLES[name].strip().splitlines())
+    parser.epilog = f"{parser.epilog or ''}\n\nexamples:{examples}".lstrip()
+    return module, parser
 
 
 def _one_line(error):

@@ -33,11 +33,15 @@ def main(args: argparse.Namespace) -> int:
     status = Status()
     with options.load(args, status, path, slots=args.slots) as model:
         status.clear()
-        texts = iter(texts or _lines())
+        texts, n_done = iter(texts or _lines()), 0
         while group := list(islice(texts, args.slots)):
             rows = model.embed(group, prompt_name=args.prompt_name, prompt=args.prompt)
             for row in rows.tolist():
                 print(json.dumps(row))
+            n_done += len(group)
+            if not sys.stdout.isatty():  # else the lines themselves show it
+                status.show(f"{n_done} texts")
+        status.clear()
     return 0
 
 

@@ -26,30 +26,6 @@ from ..text.tokenizer import Tokenizer
 from .terminal import Status
 
 
-class Parser(argparse.ArgumentParser):
-    """Options may stand before, between and after the positional arguments; all that follows `--`
-    is positional."""
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
-        )
-
-    def read(self, argv: list[str], n_args: tuple[int, int]) -> argparse.Namespace:
-        """Parse ``argv``. ``args.positionals``: the arguments that belong to no option; n_args: the
-        minimum and maximum of how many there may be. ``args.parser``: this one."""
-        self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
-        end = argv.index("--") if "--" in argv else len(argv)
-        args = self.parse_intermixed_args(argv[:end])
-        args.positionals += argv[end + 1 :]
-        lower, upper = n_args
-        if not lower <= len(args.positionals) <= upper:
-            expected = str(upper) if lower == upper else f"{lower} to {upper}"
-            self.error(f"{len(args.positionals)} arguments given, {expected} expected")
-        args.parser = self
-        return args
-
-
 def number(
     kind: type[int] | type[float], lower: float, upper: float = math.inf
 ) -> Callable[[str], Any]:
@@ -74,6 +50,15 @@ def size(text: str) -> int | None:
         return parse_bytes("memory_limit", text)
     except ValueError as error:
         raise _argument_error(error) from None
+
+
+def bias(text: str) -> tuple[int, float]:
+    """An argparse type: (token id, what is added to its logit), of ID=X."""
+    token_id, _, value = text.partition("=")
+    try:
+        return int(token_id), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} (a token id, =, a number or -inf)") from None
 
 
 def _argument_error(error: ValueError) -> argparse.ArgumentTypeError:
@@ -251,6 +236,13 @@ def add_generation(parser: argparse.ArgumentParser, max_tokens: int) -> None:
             option = "--" + field.name.replace("_", "-")
             group.add_argument(option, type=field.kind, metavar=field.metavar, help=field.help)
     group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=bias,
+        metavar="ID=X",
+        help="add X to the logit of token ID, -inf to forbid it; may be given several times",
+    )
+    group.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
@@ -281,12 +273,14 @@ def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Model.generate` that were given, checked before anything is loaded."""
     names = [field.name for field in SAMPLING_FIELDS if field.help is not None]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.logit_bias:
+        given["logit_bias"] = dict(args.logit_bias)
     limits = {"max_tokens": args.max_tokens, "stop": tuple(args.stop or ())}
     try:
         Sampling(**given)
         StopConditions(**limits)
     except ValueError as error:
-        args.parser.error(str(error))
+        args.parser.error(args.parser.in_options(str(error)))
     return given | limits
 
 

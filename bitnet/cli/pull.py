@@ -3,14 +3,16 @@
 import argparse
 
 from ..checkpoints import hub
+from ..checkpoints.hub_names import SYNTAX
 from .terminal import Status, printable
 
-USAGE = hub.SYNTAX
+USAGE = SYNTAX
 N_ARGS = (1, 1)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
+        "The address of a model's page, or of a file's, does as well.\n"
         "Files go to the hub's own cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN opens "
         "private repositories.\nOther commands take the same name for a MODEL: what "
         "was pulled is used without network, at\nits commit, until the next pull."

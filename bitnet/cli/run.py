@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,20 @@ from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
 from .terminal import Said, Status, write
 
-USAGE = "[MODEL] PROMPT"
-N_ARGS = (1, 2)
+USAGE = "[MODEL] [PROMPT]"
+N_ARGS = (0, 2)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "One word is the prompt; with two the first is MODEL. PROMPT - reads standard "
-        "input.\nText goes to stdout as it comes; progress, timing and what the model thinks "
-        "before it answers go to stderr if that is a terminal."
+        "One word is the prompt; with two the first is MODEL. Without a prompt, and for PROMPT -, "
+        "it is\nwhat a pipe brings. Text goes to stdout as it comes; progress, timing and what the "
+        "model thinks\nbefore it answers go to stderr if that is a terminal."
     )
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; a lone word is MODEL")
+    given.add_argument("-f", "--file", metavar="FILE", help="the same from a file; - reads stdin")
+    parser.add_argument("--system", metavar="TEXT", help="a system message in front of the prompt")
     options.add_load(parser)
     options.add_speculative(parser)
     options.add_chat_template(parser)
@@ -63,14 +69,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    *model_path, prompt = args.positionals
-    if not model_path and options.looks_like_model(prompt):
-        args.parser.error(f"{prompt} is a model: the prompt is missing")
+    model_path, prompt = _words(args)
     keywords = options.generation_keywords(args) | {"context_end": args.context_end}
     if args.json_schema is not None:
         keywords["json_schema"] = _schema(Path(args.json_schema))
-    if prompt == "-":
-        prompt = _standard_input()
     status = Status()
     template = options.chat_template(args)
     more = {"chat_template": template, "speculative": args.speculative}
@@ -80,12 +82,15 @@ def main(args: argparse.Namespace) -> int:
             chat = model.tokenizer.chat_template is not None
         if args.no_thinking and not chat:
             raise ValueError("--no-thinking: the prompt is no message")
+        if args.system is not None and not chat:
+            raise ValueError("--system: the prompt is no message")
         status.show("reading the prompt")
         said = Said(status, not args.json)
         if chat:
             values = options.template_values(args, model.tokenizer)
-            message = {"role": "user", "content": prompt}
-            ids = model.encode_chat([message], values, may_think=args.json_schema is None)
+            messages = [{"role": "system", "content": args.system}] * (args.system is not None)
+            messages.append({"role": "user", "content": prompt})
+            ids = model.encode_chat(messages, values, may_think=args.json_schema is None)
             said.splitter = options.splitter(args, model.tokenizer, ids)
             stream = model.stream(ids, **keywords)
         else:
@@ -105,6 +110,39 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(about))
     status.say(summary(completion))
     return 0
+
+
+def _words(args: argparse.Namespace) -> tuple[list[str], str]:
+    """The model, as a list of one word or none, and the prompt."""
+    n_models = int(args.model is not None)
+    models, words = args.positionals[:n_models], args.positionals[n_models:]
+    if args.prompt is not None or args.file is not None:
+        if len(models) + len(words) > 1:
+            args.parser.error(f"{words[-1]!r}: the prompt is given twice")
+        if args.prompt is not None:
+            return models + words, args.prompt
+        is_stdin = args.file == "-"
+        text = _standard_input() if is_stdin else read_text(Path(args.file)).removesuffix("\n")
+        return models + words, text
+    if len(words) == 2 and models:
+        args.parser.error(f"{words[0]!r}: the model is given twice, by --model too")
+    if len(words) == 1 and not models and options.looks_like_model(words[0]):
+        models, words = words, []
+    if not words and not _is_piped():
+        what = f"{models[0]} is a model: " if models else ""
+        args.parser.error(f"{what}the prompt is missing (a word, --prompt, --file, or a pipe)")
+    if not words or words[-1] == "-":
+        return models + words[:-1], _standard_input()
+    return models + words[:-1], words[-1]
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file: what somebody means to be read."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or none at all
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def summary(completion: bitnet.Completion) -> str:

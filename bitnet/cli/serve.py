@@ -5,6 +5,7 @@ import dataclasses
 import os
 
 from ..api.load import LoadSettings, load_model, load_with_embedding
+from ..checkpoints.hub_names import of_address
 from ..server import serve
 from ..server.options import Options
 from . import options
@@ -152,10 +153,10 @@ def main(args: argparse.Namespace) -> int:
         model_names=tuple(args.model_name),
     )
     if not chosen.model_names and path is not None and not os.path.exists(path):
-        chosen = dataclasses.replace(chosen, model_names=(path,))  # a name of the hub
+        chosen = dataclasses.replace(chosen, model_names=(of_address(path),))  # of the hub
     second = args.embedding_model
     if second is not None and chosen.embedding_name is None and not os.path.exists(second):
-        chosen = dataclasses.replace(chosen, embedding_name=second)
+        chosen = dataclasses.replace(chosen, embedding_name=of_address(second))
     settings = LoadSettings(
         **options.load_keywords(args),
         chat_template=options.chat_template(args),

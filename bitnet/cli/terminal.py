@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from ..text.reasoning import ReasoningSplitter
@@ -24,11 +25,41 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+_quiet = False  # whether -q was given
+
+
+@contextlib.contextmanager
+def verbosity(quiet: bool, verbose: bool) -> Iterator[None]:
+    """What -q and -v ask for, while a command runs: quiet has no status and no warnings, verbose
+    writes what the package logs to stderr, a line each."""
+    global _quiet
+    log, handlers = logging.getLogger("bitnet"), list[logging.Handler]()
+    before = log.level, log.propagate, _quiet
+    _quiet = quiet
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub's library
+        log.setLevel(logging.ERROR)
+    elif verbose:
+        handlers.append(logging.StreamHandler())
+        handlers[0].setFormatter(logging.Formatter("bitnet: %(message)s"))
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+        level, log.propagate, _quiet = before
+        log.setLevel(level)
+
+
 class Status:
     """A line on stderr that replaces itself. Says nothing unless stderr is a terminal."""
 
     def __init__(self) -> None:
-        self.on = sys.stderr.isatty()
+        self.on = sys.stderr.isatty() and not _quiet
         self.width = 0
 
     def show(self, text: str) -> None:
@@ -55,7 +86,7 @@ class Status:
             return
         handler, level = _LogLine(self), log.level
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(min(level or logging.INFO, logging.INFO))
         try:
             yield
         finally:
@@ -73,11 +104,14 @@ class Said:
     """A reply as it comes: the answer to stdout, what is thought before it, in grey, to stderr if
     that is a terminal. A context manager, which writes at its end what was held back.
 
-    splitter: None where all is answer. shown: whether anything is written at all. text, reasoning:
-    what has come of both.
+    splitter: None where all is answer. shown: whether anything is written at all. sink: what writes
+    the answer, None for `write`. text, reasoning: what has come of both.
     """
 
-    def __init__(self, status: Status, shown: bool = True) -> None:
+    def __init__(
+        self, status: Status, shown: bool = True, sink: Callable[[str], None] | None = None
+    ) -> None:
+        self._sink = sink
         self.splitter: ReasoningSplitter | None = None
         self.text = self.reasoning = ""
         self._status, self._shown = status, shown
@@ -98,7 +132,7 @@ class Said:
             if is_first and self.reasoning and self._status.on:
                 sys.stderr.write("\n\n")
                 sys.stderr.flush()
-            write(delta)
+            (self._sink or write)(delta)
 
     def __enter__(self) -> Self:
         return self

@@ -128,8 +128,18 @@ class Sampling:
         help="the same seed gives the same text (default: a new one each time)",
     )
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    presence_penalty: float = _number(0.0, lower=-2.0, upper=2.0)
-    frequency_penalty: float = _number(0.0, lower=-2.0, upper=2.0)
+    presence_penalty: float = _number(
+        0.0,
+        lower=-2.0,
+        upper=2.0,
+        help="subtract X from the logits of tokens that were generated, once",
+    )
+    frequency_penalty: float = _number(
+        0.0,
+        lower=-2.0,
+        upper=2.0,
+        help="the same as often as each was generated",
+    )
 
     def __post_init__(self) -> None:
         for f in SAMPLING_FIELDS:

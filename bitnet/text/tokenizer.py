@@ -161,7 +161,7 @@ class Tokenizer:
         length = sum(len(text) for text in texts if isinstance(text, str))
         n_minimum = length // self._vocabulary.max_token_length
         if n_minimum > limit:
-            raise ContextFull(0, int(n_minimum), limit)
+            raise ContextFull(0, int(n_minimum), limit, True)
 
     def _check_beginning(self, text: str, begins: bool, limit: int) -> None:
         """ContextFull for a long text whose beginning has clearly more tokens.
@@ -173,7 +173,7 @@ class Tokenizer:
         while length < len(text):
             found = len(self._vocabulary.encode(text[:length], begins))
             if found > limit + limit // 8 + 64:  # what is behind can join some at the end
-                raise ContextFull(0, found, limit)
+                raise ContextFull(0, found, limit, True)
             length *= 2
 
 

@@ -113,7 +113,7 @@ def test_run_with_a_schema(capsys, tmp_path, monkeypatch):
     file.write_text(json.dumps(SCHEMA))
     assert main(["run", "--json-schema", str(file), "Who?"]) == 0
     assert json.loads(capsys.readouterr().out).keys() == {"sure"}
-    for text, reason in (("{", "no JSON"), ('{"type": 5}', "json_schema: type must be")):
+    for text, reason in (("{", "no JSON"), ('{"type": 5}', "--json-schema: type must be")):
         file.write_text(text)
         assert main(["run", "--json-schema", str(file), "Who?"]) == 1
         assert reason in capsys.readouterr().err

@@ -179,7 +179,7 @@ def test_the_plan_is_made_without_loading(command, monkeypatch, planner):
 
 def test_a_limit_that_is_too_small_or_not(command, planner, monkeypatch):
     code, out, err = command("--memory-limit", "12M")
-    assert (code, out) == (1, "") and re.search(r"memory_limit='1[789]MiB'", err)
+    assert (code, out) == (1, "") and re.search(r"--memory-limit 1[789]MiB ", err)
     _, out, _ = command("--memory-limit", "18M", "--slots", 4, "--threads", 1)
     assert re.search("it fits, with [12] of 4 slots full; others wait until there is room", out)
     monkeypatch.setenv("BITNET_MEMORY_LIMIT", "1G")

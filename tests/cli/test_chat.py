@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from math import inf
 
 import pytest
 from support.paths import DATA
@@ -11,6 +12,8 @@ from support.paths import DATA
 import bitnet
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.cli import chat, terminal
+from bitnet.cli.chat_commands import Commands
+from bitnet.cli.conversation import Conversation
 from bitnet.cli.terminal import Said, Status
 from bitnet.text.reasoning import ReasoningSplitter
 
@@ -29,7 +32,7 @@ def test_chat_says_what_the_model_says_without_reading_twice():
     lines = ["Who art thou?", "And where is the king?", "Why?"]
     options = {"max_tokens": 12, "temperature": 0.8, "seed": 5, "stop": ()}
     with bitnet.load(threads=1) as model:  # nobody else has read anything
-        talk = chat.Conversation(model, options)
+        talk = Conversation(model, options)
         said, read = [], []
         for line in lines:
             whole = model.tokenizer.chat([*talk.messages, {"role": "user", "content": line}])
@@ -43,7 +46,7 @@ def test_chat_says_what_the_model_says_without_reading_twice():
 
 def test_what_was_said_is_not_read_again_in_the_next_turn():
     with bitnet.load(threads=1) as model:
-        talk = chat.Conversation(model, {"max_tokens": 12, "seed": 5})
+        talk = Conversation(model, {"max_tokens": 12, "seed": 5})
         for line in ("Who art thou?", "And where is the king?", "Why?"):
             before = talk.completion
             "".join(talk.reply(line))
@@ -66,16 +69,16 @@ def test_an_embedding_model_does_not_talk(command, monkeypatch, name):
 
 
 def test_replies_have_one_seed(model):
-    talk = chat.Conversation(model, {"max_tokens": 4})
+    talk = Conversation(model, {"max_tokens": 4})
     seeds = []
     for line in ("Who art thou?", "Why?"):
         "".join(talk.reply(line))
         seeds.append(talk.completion.seed)
-    assert seeds[0] == seeds[1] != chat.Conversation(model, {}).keywords["seed"]
+    assert seeds[0] == seeds[1] != Conversation(model, {}).keywords["seed"]
 
 
 def test_an_interrupted_reply_is_remembered_as_far_as_it_came(model):
-    talk = chat.Conversation(model, {"max_tokens": 12, "stop": (), "seed": 1})
+    talk = Conversation(model, {"max_tokens": 12, "stop": (), "seed": 1})
     pieces = talk.reply("Who art thou?")
     first = next(pieces)
     pieces.close()
@@ -90,7 +93,7 @@ def test_ctrl_c_stops_a_reply_at_a_terminal(model, monkeypatch, capsys):
         if len(written) == 3:
             raise KeyboardInterrupt
 
-    conversation = chat.Conversation(model, {"max_tokens": 12, "seed": 1})
+    conversation = Conversation(model, {"max_tokens": 12, "seed": 1})
     monkeypatch.setattr(chat, "write", interrupted)
     monkeypatch.setattr(terminal, "write", interrupted)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -100,7 +103,9 @@ def test_ctrl_c_stops_a_reply_at_a_terminal(model, monkeypatch, capsys):
         def say(self, text):
             said.append(text)
 
-    chat.talk(conversation, ["Who art thou?", "Why?", "/exit"], Told())
+    status = Told()
+    commands = Commands(conversation, status)
+    chat.talk(conversation, ["Who art thou?", "Why?", "/exit"], status, commands)
     partial = "".join(written[:3])
     assert conversation.messages[1] == {"role": "assistant", "content": partial}
     assert [m["content"] for m in conversation.messages[::2]] == ["Who art thou?", "Why?"]
@@ -124,13 +129,13 @@ def test_chat_goes_on_after_a_line_that_is_too_long(start, model):
     out, err = process.communicate(b"a b c " * 5000 + b"\nWhy?\n", timeout=60)
     (expected,) = replies_of(model, ["Why?"], max_tokens=5, temperature=0)
     assert (process.returncode, out.decode()) == (0, expected + "\n")
-    assert b"capacity is" in err and err.count(b"\n") == 1
+    assert b"the prompt has " in err and err.count(b"\n") == 1
 
 
 def test_chat_without_a_template_continues_the_text(model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "chat_template", None)
     options = {"max_tokens": 8, "stop": (), "temperature": 0, "seed": 0}
-    talk = chat.Conversation(model, options)
+    talk = Conversation(model, options)
     first = "".join(talk.reply("The king"))
     second = "".join(talk.reply("The queen"))
     options.pop("stop")
@@ -158,6 +163,10 @@ CASES = {
     "--top-p": (["0.05"], {}, {"top_p": 0.05}),
     "--min-p": (["0.9"], {}, {"min_p": 0.9}),
     "--repetition-penalty": (["3"], {}, {"repetition_penalty": 3.0}),
+    "--presence-penalty": (["-2"], {}, {"presence_penalty": -2.0}),
+    "--frequency-penalty": (["-2"], {}, {"frequency_penalty": -2.0}),
+    "--logit-bias": (["39=-inf", "--logit-bias", "14=5"], {}, {"logit_bias": {39: -inf, 14: 5.0}}),
+    "--context-end": (["stop"], {}, {"context_end": "stop"}),
     "--seed": (["9"], {}, {"seed": 9}),
     "--speculative": ([str(BUNDLED_MODEL)], {"speculative": str(BUNDLED_MODEL)}, {}),
     "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
@@ -179,7 +188,8 @@ CASES = {
 def test_every_option_has_a_case(command):
     shown = command("chat", "--help")[1]
     found = set(re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[\w-]+)", shown, re.M))
-    assert found == {*CASES, "--activations", "--help"}
+    elsewhere = {"--activations", "--help", "--model", "--quiet", "--verbose"}
+    assert found == {*CASES, *elsewhere}
 
 
 def test_activations_are_for_scales_of_groups(command):
@@ -210,7 +220,7 @@ def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, opti
     code, out, err = command("chat", "-n", 8, "--seed", 5, option, *values)
     assert (code, out, err) == (0, "".join(f"{text}\n" for text in expected), "")
     assert load.items() <= loads[0].items()
-    if generation or system or "chat_template" in load:
+    if option != "--context-end" and (generation or system or "chat_template" in load):
         assert expected != replies_of(model, LINES, **USUAL)
 
 
@@ -260,7 +270,7 @@ def test_reasoning_and_answer_of_a_reply(capsys):
 
 
 def test_a_template_decides_what_earlier_reasoning_is_read_again(model, monkeypatch):
-    talk = chat.Conversation(model, {"max_tokens": 8}, new_splitter=lambda ids: ReasoningSplitter())
+    talk = Conversation(model, {"max_tokens": 8}, new_splitter=lambda ids: ReasoningSplitter())
     said = "".join(talk.reply("Why?"))
     assert talk.messages[-1] == {"role": "assistant", "content": said}  # all of it
 

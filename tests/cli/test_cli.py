@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from support.paths import DATA
 
 import bitnet
 from bitnet.cli import run, terminal
-from bitnet.cli.command import COMMANDS
+from bitnet.cli.commands import COMMANDS
+from bitnet.cli.examples import EXAMPLES
 from bitnet.runtime import dispatch
 from bitnet.verify import verify
 
@@ -116,9 +118,15 @@ def test_stop_texts_end_the_text(command):
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["nonsense"],
+        ["help", "nonsense"],
         ["run"],
+        ["run", "--prompt", "a", "--file", "b"],
+        ["run", "m", "a", "--prompt", "b"],
+        ["run", "--model", "m", "a", "b"],
+        ["run", "x", "--logit-bias", "3"],
+        ["cache", "clear", "--json"],
+        ["completion", "tcsh"],
         ["run", "a", "b", "c"],
         ["run", "x", "--top-p", "3"],
         ["run", "x", "--seed", "-1"],
@@ -176,15 +184,20 @@ def test_limits_and_values_that_cannot_be_met(command):
 def test_help_and_version(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "chat", "inspect", "memory", "info", "bench", "cache"):
+    for name in COMMANDS:
         assert f"  {name} " in out
-        assert command(name, "--help")[0] == 0
+        shown = command(name, "--help")
+        assert shown[0] == 0 and "\nexamples:\n  " in shown[1]
+        assert command("help", name) == shown
+    for words in ([], ["help"], ["-h"]):
+        assert command(*words) == (0, out, "")
     assert command("--version")[:2] == (0, f"bitnet {bitnet.__version__}\n")
 
 
-@pytest.mark.parametrize("module", COMMANDS.values(), ids=COMMANDS)
-def test_what_a_command_does_is_a_whole_sentence_in_one_line(module):
-    assert module.__doc__.partition("\n")[0].endswith(".")
+def test_every_command_has_a_module_a_sentence_and_examples():
+    modules = {path.stem for path in Path(run.__file__).parent.glob("*.py")}
+    assert set(COMMANDS) == set(EXAMPLES) <= modules
+    assert all(text.endswith(".") for text in COMMANDS.values())
 
 
 # ------------------------------------------------------------------------------ signals and pipes
@@ -321,10 +334,17 @@ def test_info(command):
 
 def test_cache(command, tmp_path):
     assert command("cache", "list") == (0, "", "")
+    empty = {"files": [], "bytes": 0}
+    assert json.loads(command("cache", "list", "--json")[1]) == empty
     shutil.copytree(FOLDER, tmp_path / "model")
     with bitnet.load(tmp_path / "model"):
         code, out, _ = command("cache", "list")
-    assert code == 0 and out.count("\n") == 1 and str(tmp_path / "cache") in out
+    assert code == 0 and str(tmp_path / "cache") in out
+    (file,) = (tmp_path / "cache").glob("*.gguf")
+    assert out.splitlines()[1:] == [f"{file.stat().st_size:>15,}  bytes of 1 files"]
+    found = json.loads(command("cache", "list", "--json")[1])
+    assert found["bytes"] == found["files"][0]["bytes"] == file.stat().st_size
+    assert found["files"][0]["path"] == str(file)
     code, out, _ = command("cache", "clear")
     assert code == 0 and out != "0 bytes freed\n"
     assert command("cache", "list") == (0, "", "")

@@ -100,7 +100,7 @@ def test_command(name, capsys, monkeypatch):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert np.array(rows, np.float32).tobytes() == wanted.tobytes()
     assert main(["embed", str(path_of(name)), "x", "--prompt-name", "nothing"]) == 1
-    assert "prompt_name" in capsys.readouterr().err
+    assert "--prompt-name: 'nothing'" in capsys.readouterr().err
 
 
 def test_an_embedding_that_is_not_finite_is_an_error(name):

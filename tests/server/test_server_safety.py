@@ -349,7 +349,7 @@ def test_memory_for_a_few_of_them(least_memory):
 def test_memory_for_none_of_them(least_memory):
     """A server that could not hold one sequence of full length does not begin to serve."""
     options = ("--memory-limit", least_memory + (1 << 20), "--kv-dtype", "f32")
-    with pytest.raises(RuntimeError, match=r"memory_limit: \d+ bytes .* are needed\n.* kv "):
+    with pytest.raises(RuntimeError, match=r"--memory-limit: \d+ bytes .* are needed\n.* kv "):
         ServerProcess("--slots", 16, *options)
 
 
