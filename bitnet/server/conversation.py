@@ -51,6 +51,12 @@ class Conversation:
         self._called = {c.id for m in self.messages for c in m.tool_calls or ()}
         self._thought = ""  # of the assistant's next message
 
+    def some(self, field: str) -> list[Message]:
+        """The messages. ApiError that names the request's field where it has said none."""
+        if not self.messages:
+            raise refused(field, "there is no message in it")
+        return self.messages
+
     def check(self, value: Mapping[str, Any], known: Collection[str], where: str) -> None:
         """Tell of the fields of an object that are not known. ApiError where they are refused."""
         for name in sorted(value.keys() - known):

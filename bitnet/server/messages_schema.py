@@ -125,7 +125,7 @@ def chat_request(body: PromptRequest, conversation: Conversation) -> ChatRequest
     given = body.output_format or (body.output_config and body.output_config.format)
     names = [field for field in SamplingRequest.__struct_fields__ if field != "model"]
     return ChatRequest(
-        messages=conversation.messages,
+        messages=conversation.some("messages"),
         model=body.model,
         stream=body.stream,
         stop=body.stop_sequences,

@@ -181,7 +181,7 @@ def chat_request(
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs}
     fields["reasoning_effort"] = body.reasoning.effort if body.reasoning else None
     return TurnsRequest(
-        messages=conversation.messages,
+        messages=conversation.some("input"),
         response_format=_format(body),
         max_completion_tokens=body.max_output_tokens,
         tools=tools or None,

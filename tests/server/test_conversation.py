@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("msgspec")
+
 from bitnet.server import messages_schema, responses_schema
 from bitnet.server.conversation import MAX_CONVERSATION, Conversation
 from bitnet.server.errors import ApiError

@@ -296,6 +296,7 @@ def turn(*blocks, role="user"):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": USER * 4097}, "messages"),
+        (turn({"type": "redacted_thinking", "data": "x"}, role="assistant"), "messages"),
         (turn(5), "messages[0].content[0].type"),
         (turn({"type": "text"}), "messages[0].content[0]"),
         (turn({"type": "text", "text": 5}), "messages[0].content[0].text"),

@@ -297,6 +297,7 @@ OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "x"}
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"type": 5}]}, "input[0].type"),
         ({"input": [{"type": ["message"]}]}, "input[0].type"),
