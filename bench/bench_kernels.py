@@ -100,23 +100,28 @@ def with_workspace(batch, n_tokens, n_threads, n_bytes):
     return operands.Batch(n_tokens, 1, n_threads, workspace=workspace).rows_only(n_tokens)
 
 
+def beside_read(rows, layers, codes, out, batch, n_threads, timed, figures):
+    """One token times all layers, whose bytes are rows, beside a plain read of them."""
+
+    def run():
+        for layer in layers:
+            ops.linear(out, layer, codes, batch)
+
+    seconds, read = timed(run, lambda: ops.read_bandwidth(rows.reshape(-1), n_threads))
+    figures(
+        packed_gb_s=rows.nbytes / seconds / 1e9,
+        read_gb_s=rows.nbytes / read / 1e9,
+        share=read / seconds,
+    )
+
+
 @pytest.mark.parametrize("bits", [16, 8])
 def test_grouped_matvec(isa, n_threads, bits, blocks, timed, figures):
     """One token times blocks of 128 weights with a scale, in place."""
     layers = [grouped.GroupedLinear([("PQ2_0", rows, None)], HIDDEN) for rows in blocks]
     codes = grouped_activations(1, n_threads, bits)
     _, out, batch = activations(1, n_threads)
-
-    def run():
-        for layer in layers:
-            ops.linear(out, layer, codes, batch)
-
-    seconds, read = timed(run, lambda: ops.read_bandwidth(blocks.reshape(-1), n_threads))
-    figures(
-        packed_gb_s=blocks.nbytes / seconds / 1e9,
-        read_gb_s=blocks.nbytes / read / 1e9,
-        share=read / seconds,
-    )
+    beside_read(blocks, layers, codes, out, batch, n_threads, timed, figures)
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -144,17 +149,7 @@ def test_grouped_matmul(isa, n_threads, n_tokens, bits, blocks, packed, timed, f
 def test_ternary_matvec(isa, n_threads, packed, timed, figures):
     layers = [linear(codes) for codes in packed]
     codes, out, batch = activations(1, n_threads)
-
-    def run():
-        for layer in layers:
-            ops.linear(out, layer, codes, batch)
-
-    seconds, read = timed(run, lambda: ops.read_bandwidth(packed.reshape(-1), n_threads))
-    figures(
-        packed_gb_s=packed.nbytes / seconds / 1e9,
-        read_gb_s=packed.nbytes / read / 1e9,
-        share=read / seconds,
-    )
+    beside_read(packed, layers, codes, out, batch, n_threads, timed, figures)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 8, 16, 32, 128])
@@ -173,8 +168,7 @@ def test_ternary_tables(isa, n_threads, n_tokens, packed, timed, figures):
         pytest.skip(f"{isa}: tiles are as fast")
     layer = linear(packed[0])
     codes, out, batch = activations(n_tokens, n_threads)
-    workspace = zeros((n_threads, n_bytes), np.uint8)
-    with_tables = operands.Batch(n_tokens, 1, n_threads, workspace=workspace).rows_only(n_tokens)
+    with_tables = with_workspace(batch, n_tokens, n_threads, n_bytes)
     seconds, tiles = timed(
         lambda: ops.linear(out, layer, codes, with_tables),
         lambda: seconds_of(lambda: ops.linear(out, layer, codes, batch)),
