@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.agent_requests import CLAUDE_CODE_LATER, READ, claude_code, long_model
-from support.server_process import USER, ServerProcess, anthropic_client
+from support.server_process import USER, ServerProcess, anthropic_client, server_with_template
 
 pytest.importorskip("llguidance")
 ASKED = USER[0]["content"]
@@ -30,9 +30,7 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "thinking.jinja"
-    path.write_text(THINKING)
-    with ServerProcess("--slots", 2, "--chat-template", path) as one:
+    with server_with_template(tmp_path_factory.mktemp("template"), THINKING) as one:
         yield one
 
 

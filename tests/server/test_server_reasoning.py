@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from support.server_process import NO_END, USER, ServerProcess, openai_client
+from support.server_process import NO_END, USER, ServerProcess, openai_client, server_with_template
 
 from bitnet.generation.request import Completion
 from bitnet.server.openai_chunks import ChatChunks
@@ -21,9 +21,7 @@ OFF = {"chat_template_kwargs": {"enable_thinking": False}}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "thinking.jinja"
-    path.write_text(TEMPLATE)
-    with ServerProcess("--slots", 2, "--chat-template", path) as one:
+    with server_with_template(tmp_path_factory.mktemp("template"), TEMPLATE) as one:
         yield one
 
 

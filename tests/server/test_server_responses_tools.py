@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.agent_requests import AGENTS, CODEX, CODEX_SECOND, PATCH, SHELL, long_model
-from support.server_process import NO_END, USER, ServerProcess, openai_client
+from support.server_process import NO_END, USER, ServerProcess, openai_client, server_with_template
 
 pytest.importorskip("llguidance")
 ASKED = USER[0]["content"]
@@ -32,9 +32,7 @@ def responses(server):
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "thinking.jinja"
-    path.write_text(THINKING)
-    with ServerProcess("--slots", 2, "--chat-template", path) as one:
+    with server_with_template(tmp_path_factory.mktemp("template"), THINKING) as one:
         yield one
 
 

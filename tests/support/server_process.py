@@ -156,3 +156,12 @@ def anthropic_client(server, **options):
     anthropic = pytest.importorskip("anthropic")
     options = {"api_key": "none", "max_retries": 0} | options
     return anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", **options)
+
+
+@contextlib.contextmanager
+def server_with_template(folder, template):
+    """A server of two slots whose chat template is this text, kept in folder."""
+    path = folder / "template.jinja"
+    path.write_text(template)
+    with ServerProcess("--slots", 2, "--chat-template", path) as server:
+        yield server
