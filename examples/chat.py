@@ -1,4 +1,4 @@
-"""A reply as it comes, then the next one: python examples/stream_chat.py [MODEL]"""
+"""A reply as it comes, then the next one: python examples/chat.py [MODEL]"""
 
 import sys
 
@@ -6,9 +6,10 @@ import bitnet
 
 messages = []
 with bitnet.load(*sys.argv[1:2]) as model:
-    for question in ("Who is there?", "And what news?"):
+    for question in ("What is a lighthouse?", "And what is a harbour?"):
         messages.append({"role": "user", "content": question})
         print(f"> {question}")
+        # What was read for the last reply is kept: of the longer conversation only the end is read.
         with model.chat_stream(messages, max_tokens=40, temperature=0.7, seed=1) as stream:
             reply = ""
             for piece in stream:
