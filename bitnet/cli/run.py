@@ -18,6 +18,10 @@ from .terminal import Said, Status, write
 
 USAGE = "[MODEL] [PROMPT]"
 N_ARGS = (0, 2)
+DEMONSTRATION = (
+    "[This is the small demonstration model. A real one (1.2 GB): "
+    "bitnet run microsoft/bitnet-b1.58-2B-4T-gguf PROMPT]"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +113,8 @@ def main(args: argparse.Namespace) -> int:
             about |= {"text": said.text, "reasoning_content": said.reasoning}
         print(json.dumps(about))
     status.say(summary(completion))
+    if not model_path and not args.json:
+        status.say(DEMONSTRATION)
     return 0
 
 

@@ -293,6 +293,17 @@ def test_a_person_at_a_terminal_sees_progress_and_timing(start, screen):
     assert b"loading the bundled model" in shown and b"4 written at" in shown
 
 
+def test_the_bundled_model_says_that_it_is_a_demonstration(start, screen):
+    """After its answer, in a line, to a person: to no pipe, and of no other model."""
+    hint = b"[This is the small demonstration model."
+    for words, is_said in ([], True), (["-q"], False), (["--json"], False), ([FOLDER], False):
+        process = start("run", *words, "--raw", PROMPT, "-n", 2, stderr=screen.end)
+        assert process.wait(60) == 0
+        shown, screen.shown = screen.all(), b""
+        assert (hint in shown) == is_said, words
+        assert not is_said or shown.rstrip().endswith(b" PROMPT]")
+
+
 def test_a_person_sees_what_a_first_load_writes(start, screen):
     process = start("run", FOLDER, "--raw", PROMPT, "-n", 2, stderr=screen.end)
     assert process.communicate(timeout=60)[0] and process.returncode == 0
