@@ -61,6 +61,7 @@ EXTRAS = {
         # what tests compare with
         *("gguf", "safetensors", "sentencepiece", "openai", "anthropic", "threadpoolctl"),
         "jsonschema",
+        *("fastapi", "pyte"),  # of examples/fastapi_app.py, docs/scripts/terminal.py
     ],
 }
 

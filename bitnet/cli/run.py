@@ -19,7 +19,7 @@ from .terminal import Said, Status, write
 USAGE = "[MODEL] [PROMPT]"
 N_ARGS = (0, 2)
 DEMONSTRATION = (
-    "[This is the small demonstration model. A real one (1.2 GB): "
+    "[A small demonstration model. A real one, 1.2 GB: "
     "bitnet run microsoft/bitnet-b1.58-2B-4T-gguf PROMPT]"
 )
 

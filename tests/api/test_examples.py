@@ -156,11 +156,3 @@ def test_fastapi_app(model):
         assert reply["choices"][0]["message"]["content"] == expected
         assert client.get("/llm/").headers["content-type"].startswith("text/html")
         assert client.get("/define", params={"word": "harbour"}).text.strip()
-
-
-def test_the_readme_s_program_runs(capsys):
-    """The block marked python in README.md, as a reader would paste it."""
-    text = (ROOT / "README.md").read_text()
-    (program,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    exec(compile(program, "README.md", "exec"), {})
-    assert "mapped files" in capsys.readouterr().out

@@ -295,7 +295,7 @@ def test_a_person_at_a_terminal_sees_progress_and_timing(start, screen):
 
 def test_the_bundled_model_says_that_it_is_a_demonstration(start, screen):
     """After its answer, in a line, to a person: to no pipe, and of no other model."""
-    hint = b"[This is the small demonstration model."
+    hint = b"[A small demonstration model."
     for words, is_said in ([], True), (["-q"], False), (["--json"], False), ([FOLDER], False):
         process = start("run", *words, "--raw", PROMPT, "-n", 2, stderr=screen.end)
         assert process.wait(60) == 0
