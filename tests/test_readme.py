@@ -56,11 +56,13 @@ def test_the_recording_shows_what_was_seen():
     """Two screens of a made-up session: every line once, one place for each moment."""
     terminal = pytest.importorskip("terminal", reason="needs pyte", exc_type=ImportError)
     plain, grey = ("default", False, False), ("brightblack", True, False)
-    first = ((0, "$ a<b", plain),), ()
-    second = (*first[:1], ((0, "yes", plain), (4, "no", grey)))
+    line, reply = ((0, "$ a<b", plain),), ((0, "yes", plain), (4, "no", grey))
+    first, second = (line, (), ()), (line, reply, ())
     frames = [terminal.Frame(0.0, first, (5, 0)), terminal.Frame(1.0, first, (5, 0)),
               terminal.Frame(2.0, second, None)]  # fmt: skip
-    text = terminal.svg(frames, 20, 2, "a session")
+    text = terminal.svg(frames, 20, "a session")
+    height = terminal.TITLE_HEIGHT + 2 * terminal.LINE_HEIGHT + terminal.MARGIN
+    assert f'height="{height}" viewBox' in text  # the third row is always blank
     assert text.count("$ a&lt;b") == 1 and text.count('href="#r0"') == 2
     assert text.count("<g transform=") == 2
     total = 2.0 + terminal.LAST_SECONDS

@@ -63,7 +63,7 @@ def draw_terminal(variables):
     from terminal import svg
 
     title = "bitnet, with the model that comes with it"
-    text = svg(record(variables), COLUMNS, ROWS, title)
+    text = svg(record(variables), COLUMNS, title)
     (PICTURES / "terminal.svg").write_text(text, "utf-8")
 
 

@@ -141,14 +141,16 @@ def _style(cell):
 # SVG ----------------------------------------------------------------------------------------------
 
 
-def svg(frames, columns, n_rows, title):
+def svg(frames, columns, title):
     """The text of an SVG file that shows the frames one after the other, for ever.
 
     All frames lie side by side, and the window moves over them. Where nothing moves (a printer, a
-    reader who wants no motion) the last one is seen.
+    reader who wants no motion) the last one is seen. Rows at the end that are always blank are left
+    out.
     """
     befores = [None, *frames[:-1]]
     frames = [f for before, f in zip(befores, frames, strict=True) if not _same(before, f)]
+    n_rows = 1 + max(y for frame in frames for y, row in enumerate(frame.rows) if row)
     width = columns * CELL_WIDTH + 2 * MARGIN
     height = TITLE_HEIGHT + n_rows * LINE_HEIGHT + MARGIN
     names, strip = {}, []
