@@ -12,6 +12,7 @@ from support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "scripts"))
 import command_line
+import memory_page
 import pictures
 import svg
 
@@ -141,3 +142,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     made = (tmp_path / "reference" / "python.html").read_text("utf-8")
     assert 'id="bitnet.Model.generate"' in made
     assert 'class="drawing"' in (tmp_path / "explanation" / "speed.html").read_text("utf-8")
+
+
+def test_pictures_of_the_memory_page_read_its_tables():
+    rows = memory_page.rows_of("shared")
+    assert memory_page.numbers(rows[1][1]) == [1888] and len(rows) == 3
+    assert memory_page.rows_of("cold")[0][0].startswith("`map`")
+    assert "4.3 s" in str(memory_page.cold()) and "45.1" not in str(memory_page.cold())

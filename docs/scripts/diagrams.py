@@ -114,12 +114,8 @@ def dot_product():
         )
         d.line([(x + room / 2, y + 63), (x + room / 2, y + 82)], "soft", arrow=True)
         d.rect(x + 2, y + 84, room - 6, 24, "none", FIELDS[f])
-        d.text(
-            x + room / 2, y + 100, "vpdbpusd".replace("pdb", "pd"), 12, anchor="middle", mono=True
-        )
-        d.text(
-            x + room / 2, y + 126, f"x {'+' if f else ''}{32 * f or ''} int8", 11, "soft", "middle"
-        )
+        d.text(x + room / 2, y + 100, "vpdpbusd", 12, anchor="middle", mono=True)
+        d.text(x + room / 2, y + 126, f"x[{32 * f}..{32 * f + 31}]", 11, "soft", "middle")
         d.line([(x + room / 2, y + 134), (WIDTH / 2, y + 160)], "grid")
     y += 160
     d.rect(90, y, 300, 26, "pale", "a")
@@ -140,30 +136,25 @@ def dot_product():
 def lookup_table():
     """Products by tables, AVX2."""
     d = Drawing("Prompts by tables of sums, AVX2", 0)
-    y = (
-        heading(
-            d, d.title, ["16 tokens side by side; a byte of codes is one lookup and one addition"]
-        )
-        + 8
-    )
-    d.text(0, y + 12, "activations of four columns, 16 tokens", 12)
-    for i in range(4):
-        d.rect(0, y + 22 + 17 * i, 150, 15, FIELDS[i])
-        d.text(75, y + 34 + 17 * i, f"x{i}: t0 t1 t2 ... t15", 11, "paper", "middle")
-    d.line([(156, y + 55), (196, y + 55)], "soft", arrow=True)
-    d.text(200, y + 12, "table: 81 entries of 16 int16", 12)
-    for i, text in enumerate(
-        ("- x0 - x1 - x2 - x3", "- x0 - x1 - x2", "...", "+ x0 + x1 + x2 + x3")
-    ):
-        d.rect(200, y + 22 + 17 * i, 178, 15, "pale")
-        d.text(289, y + 34 + 17 * i, text, 11, anchor="middle")
-    y += 104
-    d.text(0, y + 12, "byte of row r", 12)
-    d.rect(92, y, 58, 18, "none", "soft")
-    d.text(121, y + 13, "00 01 10 00", 10, anchor="middle", mono=True)
-    d.line([(154, y + 9), (196, y + 9)], "soft", arrow=True)
-    d.text(200, y + 13, "names an entry, which is added to the row's sums", 12)
-    d.height = y + 30
+    y = heading(d, d.title, ["16 tokens side by side in a register, sums of 16 bits"]) + 10
+    d.text(0, y + 10, "four columns of x", 12)
+    d.text(218, y + 10, "their 81 sums, made once", 12)
+    y += 18
+    entries = ("- x0 - x1 - x2 - x3", "- x0 - x1 - x2", "...", "+ x0 + x1 + x2 + x3")
+    for i, text in enumerate(entries):
+        d.rect(0, y + 18 * i, 160, 16, FIELDS[i])
+        d.text(80, y + 12 + 18 * i, f"x{i} of tokens 0 to 15", 11, "paper", "middle")
+        d.rect(218, y + 18 * i, 180, 16, "pale")
+        d.text(308, y + 12 + 18 * i, text, 11, anchor="middle")
+    d.line([(166, y + 35), (210, y + 35)], "soft", arrow=True)
+    y += 92
+    d.text(0, y, "a byte of row r", 12)
+    d.rect(0, y + 8, 160, 22, "none", "soft")
+    d.text(80, y + 23, "00 01 10 00", 12, anchor="middle", mono=True)
+    d.line([(166, y + 19), (210, y + 19)], "soft", arrow=True)
+    d.text(218, y + 16, "names one entry:", 12)
+    d.text(218, y + 32, "it is added to the sums of row r", 12)
+    d.height = y + 40
     return d
 
 

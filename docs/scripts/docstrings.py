@@ -11,7 +11,7 @@ import griffe
 ITEM = re.compile(r"^((?:\w+(?:=[^\s;,:]+)?)(?:(?:, |; )\w+(?:=[^\s;,:]+)?)*): (?=\S)")
 
 
-SIGNS = re.compile(r"(?=[\[\]<*_])")  # of Markdown: here they are what they look like
+SIGNS = re.compile(r"(?=[\[\]<*])")  # of Markdown: here they are what they look like
 
 
 def as_markdown(text):

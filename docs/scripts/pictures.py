@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import diagrams
+import memory_page
 import svg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,8 @@ def source_of(name, what):
 
 
 def table(head, rows):
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    numbers = [bool(re.match(r"[\d.,]+%?$", str(cell))) for cell in rows[0]]
+    lines = [head, ["---:" if is_number else "---" for is_number in numbers], *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
@@ -170,6 +172,7 @@ DRAWN = {
     "decode-by-context": context_picture,
     "memory-by-purpose": memory_picture,
     **diagrams.DRAWN,
+    **memory_page.DRAWN,
 }
 TABLES = {
     "decode-beside-peers": peers_table,

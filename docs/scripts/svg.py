@@ -137,10 +137,10 @@ def line_chart(title, source, series, x_label, y_label):
     for i in range(int(max_y // step_y) + 1):
         _, y = at(0, i * step_y)
         drawing.line([(left, y), (right, y)], "grid")
-        drawing.text(left - 6, y + 4, f"{i * step_y:,}", 11, "soft", "end")
+        drawing.text(left - 6, y + 4, f"{i * step_y:,g}", 11, "soft", "end")
     for i in range(int(max_x // step_x) + 1):
         x, _ = at(i * step_x, 0)
-        drawing.text(x, top + height + 16, f"{i * step_x:,}", 11, "soft", "middle")
+        drawing.text(x, top + height + 16, f"{i * step_x:,g}", 11, "soft", "middle")
     drawing.text(right, top + height + 32, x_label, 11, "soft", "end")
     for _, fill, points, is_dotted in series:
         places = [at(x, y) for x, y in points]
