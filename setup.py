@@ -55,6 +55,8 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
     "eval": ["lm_eval>=0.4.13"],  # bitnet/lm_eval
     "plot": ["matplotlib>=3.8"],  # --plot of bench, compare and memory; bench/support/plot*.py
+    # the site: `mkdocs build --strict`; its page of requests is made of the server's structs
+    "docs": ["bitnet-engine[server]", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     "dev": [
         "bitnet-engine[test,server,chat,grammar,hub]",
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),

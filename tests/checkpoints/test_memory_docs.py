@@ -1,11 +1,7 @@
 """docs/memory.md says what the planner says."""
 
-import json
-import struct
-
 import pytest
 from support.benches import bench
-from support.paths import ROOT
 
 import bitnet
 
@@ -16,28 +12,6 @@ TEXT = made.DOCUMENT.read_text("utf-8")
 def test_the_table_is_what_the_planner_says():
     _, inside, _ = made.parts(TEXT)
     assert inside == "".join(made.table()), "python bench/support/memory_table.py --write"
-
-
-def texts_of(png):
-    """{key: text} of a PNG's chunks."""
-    found, at = {}, 8
-    while at < len(png):
-        length, kind = struct.unpack_from(">I4s", png, at)
-        if kind == b"tEXt":
-            key, _, text = png[at + 8 : at + 8 + length].partition(b"\0")
-            found[key.decode()] = text.decode("latin-1")
-        at += 12 + length
-    return found
-
-
-def test_the_picture_shows_what_the_page_says(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench" / "support"))
-    plot = bench("plot_memory")
-    found = plot.figures(TEXT)
-    drawn = json.loads(texts_of(plot.PICTURE.read_bytes())[plot.TEXT_KEY])
-    assert drawn == found, "python bench/support/plot_memory.py"
-    assert found["cold"]["map"] == [1.0, 0.5] and found["less"][0] == [810, 45.1]
-    assert found["shared"][1] == [2, 1888, 1029, 826]
 
 
 @pytest.mark.parametrize("kv_dtype", made.DTYPES)
