@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -292,6 +292,11 @@ class Request:
                 self.rewind(len(self.tokens) - 1)
         if draft and self.drafts is not None:
             self.drafts.record(len(draft), n_right)
+            if self.completion is not None:  # it was made before the last draft was counted
+                n_drafted, n_accepted = self.drafts.drafted, self.drafts.accepted
+                self.completion = replace(
+                    self.completion, drafted_tokens=n_drafted, accepted_tokens=n_accepted
+                )
 
     def sample(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits (vocab,) and see to what follows from it."""
