@@ -5,7 +5,7 @@ import re
 
 import pytest
 from support.paths import DATA
-from support.server_process import NO_END, USER, ServerProcess
+from support.server_process import NO_END, ServerProcess
 
 import bitnet
 from bitnet.server.app import Application
