@@ -25,7 +25,8 @@ from .metrics import Metrics
 from .options import Options
 from .request_record import RequestRecord
 
-OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
+# They need no key: they tell nothing of what is here
+OPEN_ROUTES = ("/", "/health", "/ready", "/docs", "/openapi.json")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer

@@ -128,7 +128,8 @@ def test_jobs_and_calls_go_round_among_clients():
 
 @pytest.mark.parametrize(("host", "expected"), [
     ("10.1.2.3", "10.1.2.3"), ("::ffff:10.1.2.3", "10.1.2.3"), ("2001:db8::1", "2001:db8::/64"),
-    ("2001:db8::ffff:1", "2001:db8::/64"), ("2001:db8:0:1::1", "2001:db8:0:1::/64"), ("unix", "unix"),
+    ("2001:db8::ffff:1", "2001:db8::/64"), ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+    ("unix", "unix"),
 ])  # fmt: skip
 def test_an_address_is_a_client(host, expected):
     assert address_of({"client": (host, 1234)}) == expected
@@ -198,5 +199,5 @@ def test_what_is_no_key_and_no_proxy(tmp_path):
         with pytest.raises(ValueError, match=message):
             Options(**options)
     (tmp_path / "empty").write_text("\n")
-    with pytest.raises(RuntimeError, match="--api-key-file: .*empty: no key in it"):
+    with pytest.raises(RuntimeError, match=r"--api-key-file: .*empty: no key in it"):
         ServerProcess("--api-key-file", tmp_path / "empty")
