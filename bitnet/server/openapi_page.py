@@ -59,7 +59,7 @@ def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
         f"{escape(operation['summary'])}</summary>"
     )
     if "security" in operation:
-        yield "<p>Needs a key: <code>Authorization: Bearer KEY</code> or <code>x-api-key</code>.</p>"
+        yield "<p>Needs a key: <code>Authorization: Bearer</code> or <code>x-api-key</code>.</p>"
     parts = [("Body", operation.get("requestBody"))]
     parts += [(f"Answer ({code})", part) for code, part in operation["responses"].items()]
     for title, part in parts:

@@ -63,7 +63,9 @@ REPLIES: Mapping[str, Schema] = {
     "ChatCompletion": _object(
         _COMPLETION | {
             "object": _kind("chat.completion"),
-            "choices": _list_of(_object({"index": COUNT, "message": _ref("ReplyMessage")} | _REASON)),
+            "choices": _list_of(
+                _object({"index": COUNT, "message": _ref("ReplyMessage")} | _REASON)
+            ),
         },
         {"timings": _ref("Timings")},
     ),

@@ -1,6 +1,7 @@
 """/openapi.json: valid, of all endpoints, equal to what the server checks; /docs shows it."""
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -40,7 +41,6 @@ BAD = {
         {}, {"messages": []}, MESSAGES | {"temperature": -1}, MESSAGES | {"n": 0},
         MESSAGES | {"top_p": 2}, MESSAGES | {"stop": ["x"] * 17}, MESSAGES | {"seed": "x"},
         MESSAGES | {"tools": [{"type": "function", "function": {"name": "a b"}}]},
-        MESSAGES | {"tools": [{"type": "function", "function": {"name": "a\n"}}]},
         MESSAGES | {"reasoning_effort": "some"}, {"messages": [{"content": "x"}]},
     ],
     "/v1/completions": [{}, {"prompt": []}, {"prompt": [-1]}, {"prompt": "x", "logprobs": 99}],
@@ -102,10 +102,8 @@ def test_a_body_is_parsed_as_the_document_says(entry):
         def __getattr__(self, name):
             raise Stop
 
-    try:
+    with contextlib.suppress(Stop):
         asyncio.run(endpoint(Service(), SimpleNamespace(headers={})))
-    except Stop:
-        pass
     expected = OPERATIONS[method, path].request
     assert kinds == ([] if expected is None else [expected])
 
