@@ -49,7 +49,7 @@ DIRECTIVES = {
 # Here and not in pyproject.toml, where either all extras are read from files or none is.
 EXTRAS = {
     "test": Path("tests/requirements.txt").read_text().splitlines(),
-    "server": ["starlette>=0.49.1", "uvicorn>=0.30", "msgspec>=0.18"],
+    "server": ["starlette>=0.49.1", "uvicorn>=0.31", "msgspec>=0.18", "prometheus_client>=0.22"],
     "chat": ["prompt_toolkit>=3.0.40", "rich>=13"],  # `bitnet chat`: editing, Markdown
     "grammar": ["llguidance>=1.7"],  # schemas and tools of the server
     "hub": ["huggingface_hub>=0.23"],  # `bitnet pull`; tokenizers brings one along today
@@ -64,6 +64,7 @@ EXTRAS = {
         *("gguf", "safetensors", "sentencepiece", "openai", "anthropic", "threadpoolctl"),
         "jsonschema",
         *("fastapi", "pyte"),  # of examples/fastapi_app.py, docs/scripts/terminal.py
+        *("openapi-spec-validator", "trustme"),  # of /openapi.json and TLS
     ],
 }
 

@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import os
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
 
@@ -328,6 +328,7 @@ class Model(Scores):
         n_logprobs: int | None = None,
         constraint: Constraint | None = None,
         cache_prompt: bool = True,
+        client: Hashable = None,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """A generation that is checked and not submitted yet, for Scheduler.submit.
@@ -335,7 +336,7 @@ class Model(Scores):
         n_logprobs: of how many of the likeliest tokens the log probabilities are wanted at each
         place, beside the chosen one's; None for none at all. constraint: what says which tokens
         may come. cache_prompt: whether a beginning that was read before need not be read again.
-        Options and errors as of generate.
+        client: see generation.request.Request. Options and errors as of generate.
         """
         config, scheduler = self.config, self.scheduler
         if config.pooling is not None:
@@ -360,6 +361,7 @@ class Model(Scores):
             constraint=constraint,
             reuses=cache_prompt,
             hooks=hooks_of(options),
+            client=client,
         )
         scheduler.check(request)
         self._follow_machine()

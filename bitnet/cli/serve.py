@@ -7,7 +7,7 @@ import os
 from ..api.load import LoadSettings, load_model, load_with_embedding
 from ..checkpoints.hub_names import of_address
 from ..server import serve
-from ..server.options import Options
+from ..server.options import LOG_FORMATS, Options
 from . import options
 
 USAGE = "[MODEL]"
@@ -61,9 +61,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("BITNET_API_KEY") or None,
+        action="append",
         metavar="KEY",
-        help="what clients must send (default: BITNET_API_KEY, else nothing)",
+        help="what clients must send (default: BITNET_API_KEY, else nothing); may be given several "
+        "times: each key is a client then, who share the model fairly",
+    )
+    group.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="such keys, one a line",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="of a proxy, or a network of them, whose X-Forwarded-For tells clients apart",
+    )
+    group.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="speak HTTPS with this certificate and its chain, in PEM; with --tls-key",
+    )
+    group.add_argument("--tls-key", metavar="FILE", help="its key, in PEM")
+    group.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default=default.log_format,
+        help=f"of the lines on stderr (default: {default.log_format})",
     )
     group.add_argument(
         "--allow-host",
@@ -131,12 +156,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def keys_of(given: list[str] | None, path: str | None) -> list[str]:
+    """The keys of the command line and of a file; BITNET_API_KEY's where neither is given."""
+    keys = list(given or ())
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            found = [line.strip() for line in file if line.strip()]
+        if not found:
+            raise ValueError(f"--api-key-file: {path}: no key in it")
+        keys += found
+    if not keys and (key := os.environ.get("BITNET_API_KEY")):
+        keys = [key]
+    return keys
+
+
 def main(args: argparse.Namespace) -> int:
     path = args.positionals[0] if args.positionals else None
     names = (
         "host",
         "port",
-        "api_key",
         "queue",
         "strict",
         "drain_seconds",
@@ -145,9 +183,16 @@ def main(args: argparse.Namespace) -> int:
         "reasoning_format",
         "response_store",
         "embedding_name",
+        "tls_cert",
+        "tls_key",
+        "log_format",
     )
+    keys = keys_of(args.api_key, args.api_key_file)
     chosen = Options(
         **{name: getattr(args, name) for name in names},
+        api_key=keys[0] if keys else None,
+        more_keys=tuple(keys[1:]),
+        trusted_proxies=tuple(args.trusted_proxy),
         allow_hosts=tuple(args.allow_host),
         cors_origins=tuple(args.cors_origin),
         model_names=tuple(args.model_name),

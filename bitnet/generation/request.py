@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -101,7 +101,8 @@ class Request:
     None, or of how many of the likeliest tokens the probabilities are wanted at each place.
     drafts: None, or what proposes tokens that the next step is to try as well. constraint: None,
     or what says which tokens may come. reuses: whether it may begin with what the model remembers
-    of a sequence that began alike. hooks: the caller's own functions.
+    of a sequence that began alike. hooks: the caller's own functions. client: whose it is, where
+    slots are shared out among clients (fairness.ClientShares).
 
     deltas: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
@@ -120,15 +121,17 @@ class Request:
         constraint: Constraint | None = None,
         reuses: bool = True,
         hooks: Hooks | None = None,
+        client: Hashable = None,
     ) -> None:
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.stopping, self.detokenizer = sampler, stopping, detokenizer
         self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
-        self.reuses, self.hooks = reuses, hooks or Hooks()
+        self.reuses, self.hooks, self.client = reuses, hooks or Hooks(), client
         self.logprobs: list[list[tuple[int, float]]] = []
         self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
         self.n_cached = 0  # tokens of the prompt that another sequence had read
+        self.admitted = 0.0  # time.perf_counter() when it took its slot, 0 before
         self.deltas: deque[str] = deque()
         self.is_cancelled = False
         self.completion: Completion | None = None
@@ -180,7 +183,7 @@ class Request:
 
     def take_slot(self, state: SequenceState) -> None:
         """Begin with a state that has seen the first n_cached tokens."""
-        self._state, self.n_cached = state, state.length
+        self._state, self.n_cached, self.admitted = state, state.length, time.perf_counter()
 
     def leave_slot(self) -> SequenceState:
         """The state, which somebody else has to close."""
@@ -289,6 +292,11 @@ class Request:
                 self.rewind(len(self.tokens) - 1)
         if draft and self.drafts is not None:
             self.drafts.record(len(draft), n_right)
+            if self.completion is not None:  # it was made before the last draft was counted
+                n_drafted, n_accepted = self.drafts.drafted, self.drafts.accepted
+                self.completion = replace(
+                    self.completion, drafted_tokens=n_drafted, accepted_tokens=n_accepted
+                )
 
     def sample(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits (vocab,) and see to what follows from it."""

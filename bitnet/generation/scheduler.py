@@ -1,7 +1,8 @@
 """The scheduler: which sequence runs when, on one transformer. Knows token ids, no prompt text.
 
-Requests wait in order of arrival, join and leave between steps. A step is one ragged forward pass:
-one row for each sequence that generates, and as much of the waiting prompts as fits beside them.
+Requests wait in order of arrival, where they are of several clients these take turns; they join and
+leave between steps. A step is one ragged forward pass: one row for each sequence that generates,
+and as much of the waiting prompts as fits beside them.
 There is no thread: whoever waits for a request runs steps, for all of them; other threads queue.
 
 A thread that is inside a step may be called back: by a signal handler between two layers, a
@@ -29,7 +30,7 @@ from ..models.workspace import DRAFT_ROWS
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from ..runtime.step_lock import StepLock
 from .draft_model import DraftModel
-from .fairness import SHARED_ROWS, PrefillBudget, split_fair, split_fifo
+from .fairness import SHARED_ROWS, ClientShares, PrefillBudget, split_fair, split_fifo
 from .prefix_cache import PrefixCache
 from .prefix_cache_disk import DiskPrefixCache
 from .prompt_lookup import NgramDrafts
@@ -81,7 +82,7 @@ class Scheduler:
         self.draft_model = draft_model
         self._max_batch = transformer.max_batch
         self.slots = min(slots, self._max_batch)
-        self._budget = PrefillBudget()
+        self._budget, self._clients = PrefillBudget(), ClientShares()
         self._requests: list[Request] = []  # those not done, in order of arrival
         self._token_ids = np.empty(self._max_batch, np.int32)
         self._lock = StepLock(REENTERED)
@@ -176,6 +177,12 @@ class Scheduler:
             if self.draft_model is not None:
                 self.draft_model.transformer.n_threads = n
 
+    def counts(self) -> tuple[int, int]:
+        """(requests that have a slot, requests that wait for one)."""
+        requests = tuple(self._requests)
+        n_running = sum(r.has_slot for r in requests)
+        return n_running, len(requests) - n_running
+
     @property
     def is_inside(self) -> bool:
         """Whether this thread is inside a step, or alone()."""
@@ -240,9 +247,12 @@ class Scheduler:
         return self.draft_model.new_drafts()
 
     def _forget_done(self) -> None:
-        for request in tuple(self._requests):  # in place: submit appends without the lock
-            if request.is_done:
-                self._requests.remove(request)
+        done = [r for r in tuple(self._requests) if r.is_done]
+        for request in done:  # in place: submit appends without the lock
+            self._requests.remove(request)
+            self._clients.charge(request.client, 0, len(request.tokens) - request.n_prompt)
+        if done:
+            self._clients.forget_others({r.client for r in tuple(self._requests)})
 
     def _active(self) -> list[Request]:
         """Those that have a slot."""
@@ -250,17 +260,20 @@ class Scheduler:
 
     # ----------------------------------------------------------------------------------- admission
     def _admit(self) -> None:
-        """Give free slots to those who have waited longest, while their tokens will have room."""
-        waiting = [r for r in tuple(self._requests) if not r.has_slot]
-        if not waiting:
-            return
+        """Give free slots to those whose turn it is, while their tokens will have room."""
         running = self._active()
-        for request in waiting[: max(0, self.slots - len(running))]:
+        if len(running) == len(self._requests):
+            return
+        waiting = [r for r in tuple(self._requests) if not r.has_slot]
+        while waiting and len(running) < self.slots:
+            request = self._clients.next(waiting, running)
             if running and not self._has_room(request, running):
                 break
+            waiting.remove(request)
             running.append(request)
             try:
                 request.take_slot(self._state_for(request))
+                self._clients.charge(request.client, request.pending)
             except Exception as error:
                 self._end(request, error)
 

@@ -18,12 +18,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .anthropic_errors import error_response, is_anthropic
+from .clients import CLIENT, address_of, hash_of
 from .errors import ApiError, ClientGone
-from .log import log, log_mistake
+from .log import log_mistake, log_request
 from .metrics import Metrics
 from .options import Options
+from .request_record import RequestRecord
 
-OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
+# They need no key: they tell nothing of what is here
+OPEN_ROUTES = ("/", "/health", "/ready", "/docs", "/openapi.json")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
@@ -45,7 +48,7 @@ class AccessPolicy:
         self, app: ASGIApp, options: Options, metrics: Metrics, routes: Collection[str]
     ) -> None:
         self._app, self._options, self._metrics, self._routes = app, options, metrics, routes
-        self._key = None if options.api_key is None else options.api_key.encode()
+        self._keys = {key.encode(): hash_of(key.encode()) for key in options.keys}
         self._names = {"localhost", options.host.lower(), *map(str.lower, options.allow_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,18 +56,23 @@ class AccessPolicy:
             return
         headers = dict(scope["headers"])
         exchange = Exchange(scope, receive, send, self._options, self._cors(headers))
+        record = RequestRecord(exchange.id.decode(), self._keys.get(self._key_of(headers)))
+        # where keys tell clients apart they do, else addresses: all have the one key
+        several = len(self._keys) > 1 and record.key is not None
+        CLIENT.set(f"key {record.key}" if several else address_of(scope))
+        scope["state"] = {**scope.get("state", {}), "record": record}
         try:
             await self._respond(scope, headers, exchange)
         except (ClientGone, asyncio.CancelledError):
-            self._metrics.cancelled += 1
+            self._metrics.cancel()
             exchange.abort()
         finally:
             path = route_path(scope)
             route = path if path in self._routes else "other"
-            self._metrics.count(route, exchange.status)
-            milliseconds = 1000 * (time.perf_counter() - exchange.start)
+            seconds = time.perf_counter() - exchange.start
+            self._metrics.count(route, exchange.status, seconds)
             method = scope["method"] if scope["method"] in METHODS else "other"
-            log.info("%s %s %s %.1f ms", method, route, exchange.status, milliseconds)
+            log_request(method, route, exchange.status, seconds, **record.fields())
 
     async def _respond(self, scope: Scope, headers: Headers, exchange: "Exchange") -> None:
         """Call the application; what it raises becomes the answer if there is none yet."""
@@ -100,20 +108,24 @@ class AccessPolicy:
                 "access-control-max-age": "600",
             }
             return Response(status_code=204, headers=allowed if self._cors(headers) else {})
-        if route_path(scope) not in OPEN_ROUTES and not self._has_key(headers):
+        is_open = not self._keys or route_path(scope) in OPEN_ROUTES
+        if not is_open and not self._key_of(headers):
             challenge = {"www-authenticate": "Bearer"}
             message = "no valid API key (Authorization: Bearer KEY, or x-api-key: KEY)"
             error = ApiError(401, message, code="invalid_api_key", headers=challenge)
             return written(error, scope)
         return None
 
-    def _has_key(self, headers: Headers) -> bool:
-        """Whether a request has the key, where there is one: in OpenAI's header or Anthropic's."""
-        if self._key is None:
-            return True
+    def _key_of(self, headers: Headers) -> bytes:
+        """The key of the server's that a request has, in OpenAI's header or Anthropic's; b""."""
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = (token if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
-        return any(hmac.compare_digest(key.strip(), self._key) for key in given)
+        bearer = token if scheme.lower() == b"bearer" else b""
+        given = [bearer.strip(), headers.get(b"x-api-key", b"").strip()]
+        found = b""
+        for key in self._keys:  # all of them, so that the time tells nothing
+            for one in given:
+                found = key if hmac.compare_digest(one, key) else found
+        return found
 
     def _host_error(self, headers: Headers) -> ApiError | None:
         """An address is safe, a name only if it is ours: others could point here."""
@@ -182,7 +194,8 @@ def _size_error(scope: Scope) -> ApiError | None:
 
 
 class Exchange:
-    """One request and its answer. status: that was sent, 0 before. headers: more of the answer."""
+    """One request and its answer. id: the client's or one of ours. status: that was sent, 0 before.
+    headers: more of the answer."""
 
     def __init__(
         self,
@@ -197,7 +210,7 @@ class Exchange:
         self.status, self.start = 0, time.perf_counter()
         given = dict(scope["headers"])
         own_id = given.get(b"x-request-id", b"")
-        self._id = own_id if _ID.fullmatch(own_id) else secrets.token_hex(16).encode()
+        self.id = own_id if _ID.fullmatch(own_id) else secrets.token_hex(16).encode()
         length = given.get(b"content-length", b"0")
         # whether the client still writes its body; one that expects a 100 waits for the answer
         self._is_written = b"expect" in given or (
@@ -219,7 +232,7 @@ class Exchange:
             headers = [
                 *message.get("headers", ()),
                 (b"x-content-type-options", b"nosniff"),
-                (b"x-request-id", self._id),
+                (b"x-request-id", self.id),
             ]
             message = {**message, "headers": headers + self._headers}
         if message["type"] != "http.response.body" or message.get("more_body"):

@@ -16,6 +16,7 @@ from .endpoints.completions import completions
 from .endpoints.embeddings import embeddings
 from .endpoints.messages import count_tokens, messages
 from .endpoints.models import models
+from .endpoints.openapi import docs, openapi
 from .endpoints.page import page
 from .endpoints.responses import responses
 from .endpoints.status import health, metrics, ready
@@ -24,12 +25,15 @@ from .options import Options
 from .service import Service
 from .worker import Worker
 
-# (method, path, the endpoint's function): a new endpoint is a file of its own and a line here
+# (method, path, the endpoint's function): a new endpoint is a file of its own, a line here and one
+# in openapi.OPERATIONS
 ENDPOINTS = (
     ("GET", "/", page),
     ("GET", "/health", health),
     ("GET", "/ready", ready),
     ("GET", "/metrics", metrics),
+    ("GET", "/openapi.json", openapi),
+    ("GET", "/docs", docs),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("GET", "/tokenizer_info", tokenizer_info),

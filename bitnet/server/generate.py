@@ -10,6 +10,7 @@ from ..generation.grammar import Maker
 from ..generation.request import Request
 from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
 from ..generation.scoring import TokenScore
+from .clients import CLIENT
 from .errors import JSON, ApiError
 from .prompt_scores import score_prompts
 from .reply_protocol import Prompt, Reply
@@ -50,20 +51,24 @@ async def generate(
         message = f"n: {n_sequences} sequences (at most {capacity} may run or wait)"
         raise ApiError(400, message, param="n")
 
+    client = CLIENT.get()
+
     async def prepared() -> tuple[list[Request], list[int]]:
         make = await _constraint_maker(service, body, tools)
         ids = [await service.in_prompt_thread(prompt) for prompt in prompts[:-1]]
         last = prompts[-1]  # with it at once what comes then: most requests have one prompt
         return await service.in_prompt_thread(
-            lambda: _requests(service, body, [*ids, last()], max_tokens, n_logprobs, make)
+            lambda: _requests(service, body, [*ids, last()], max_tokens, n_logprobs, make, client)
         )
 
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await while_connected(request, prepared())
         await _tell_prompts(service, request, body, reply, requests, prompt_indices, n_logprobs)
-        generation = service.worker.start(requests, prompt_indices)
+        generation = service.worker.start(requests, prompt_indices, service.model_metrics)
+        record = request.state.record
+        record.generation, record.model = generation, service.model_name
         reservation.hand_over()  # each sequence gives its own back when it ends
-    stream = ResponseStream(request, generation, reply, service.metrics, max_tokens == 0)
+    stream = ResponseStream(request, generation, reply, max_tokens == 0)
     if not body.stream:
         return JSON(await stream.whole())
     has_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -105,6 +110,7 @@ def _requests(
     max_tokens: int,
     n_logprobs: int | None,
     make_constraint: Maker | None,
+    client: str,
 ) -> tuple[list[Request], list[int]]:
     """(the requests for every choice of every prompt, the index of the prompt of each)."""
     seed = draw_seed() if body.seed is None else body.seed
@@ -117,6 +123,7 @@ def _requests(
                 n_logprobs=n_logprobs,
                 constraint=make_constraint and make_constraint(),
                 cache_prompt=body.cache_prompt is not False,
+                client=client,
                 max_tokens=max(1, max_tokens),
                 seed=(seed + choice) % N_SEEDS,
                 **options,

@@ -1,17 +1,18 @@
 """A thread for work that the event loop cannot spare the time for: one job after the other."""
 
 import asyncio
-import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from .clients import CLIENT, Turns
+
 R = TypeVar("R")
 
 
 class JobThread:
-    """Runs functions in the order in which they come.
+    """Runs functions, in the order in which they come of each client; clients take turns.
 
     A job that nobody waits for any more is passed over. The thread does not keep the process alive:
     a job that is being run ends with the server.
@@ -19,8 +20,7 @@ class JobThread:
 
     def __init__(self, name: str) -> None:
         # (future, function, arguments)
-        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[..., Any], Any]]
-        self._jobs = queue.SimpleQueue()
+        self._jobs: Turns[tuple[asyncio.Future[Any], Callable[..., Any], Any]] = Turns()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def begin(self) -> None:
@@ -30,7 +30,7 @@ class JobThread:
     async def run(self, function: Callable[..., R], *arguments: object) -> R:
         """The result of a function that is called in the thread, or what it raises."""
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._jobs.put((result, function, arguments))
+        self._jobs.put(CLIENT.get(), (result, function, arguments))
         del function, arguments  # see perform
         return await result
 

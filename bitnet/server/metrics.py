@@ -1,83 +1,178 @@
-"""Counters in Prometheus's text format: numbers only, nothing of a prompt."""
+"""What /metrics shows, by prometheus_client: numbers only, nothing of a prompt.
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+Each server has a registry of its own, so that two in one process do not share their counters.
+"""
 
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from ..runtime import dispatch
 from ..runtime.pool import PoolStats
-from .worker import Generation, Worker
+from ..version import VERSION
 
-BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # seconds: two in a decade
+# Seconds: from a token of the smallest model to the reply of a large one, four in a decade
+BUCKETS = (0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1,
+           0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 300, 1000)  # fmt: skip
 
 
-class Histogram:
-    """How many times fell below each of BUCKETS, as Prometheus counts."""
+@dataclass
+class Counts:
+    """Of one generation: tokens of its prompts, of these known from earlier ones, written, drafted,
+    of these accepted; prompts that were looked up among earlier ones, and of these found."""
 
-    def __init__(self) -> None:
-        self._counts, self._sum = [0] * (len(BUCKETS) + 1), 0.0
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    lookups: int = 0
+    hits: int = 0
 
-    def add(self, seconds: float) -> None:
-        self._counts[bisect_left(BUCKETS, seconds)] += 1
-        self._sum += seconds
 
-    def lines(self, name: str) -> Iterator[str]:
-        """The lines of /metrics."""
-        total = 0
-        for bound, n in zip((*BUCKETS, "+Inf"), self._counts, strict=True):
-            total += n
-            yield f'{name}_bucket{{le="{bound}"}} {total}'
-        yield f"{name}_sum {self._sum:.6f}"
-        yield f"{name}_count {total}"
+@dataclass(frozen=True)
+class Load:
+    """Sequences of a model. open: all that have a place, also those whose prompt is not encoded
+    yet, and other work that takes one; running, waiting: those with a slot, and for one."""
+
+    open: int
+    running: int
+    waiting: int
+    capacity: int
+    slots: int
 
 
 class Metrics:
-    """The counters of one server; used in the event loop only."""
+    """The metrics of one server; used in the event loop only."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, int], int] = {}  # (route, status) -> how many
-        self.tokens = {"prompt": 0, "cached": 0, "generated": 0}
-        self.first_token, self.duration = Histogram(), Histogram()
-        self.cancelled = 0
+        self.registry = CollectorRegistry()
+        self._requests = self._counter(
+            "requests", "HTTP requests by route and status, 0 where the client left before one",
+            "route", "status")  # fmt: skip
+        self._request_seconds = self._histogram(
+            "request", "Time from a request's headers to the end of its answer", "route"
+        )
+        self._cancelled = self._counter("cancelled", "Requests whose client left before the end")
+        self.tokens = self._counter(
+            "tokens", "Tokens of prompts, of these known from earlier ones (cached), and generated",
+            "model", "kind")  # fmt: skip
+        self.drafted = self._counter("draft_tokens", "Tokens that speculation offered", "model")
+        self.accepted = self._counter(
+            "draft_accepted_tokens", "Tokens that speculation offered and that were right", "model"
+        )
+        self.lookups = self._counter(
+            "prefix_lookups", "Prompts that were looked up among earlier ones", "model"
+        )
+        self.hits = self._counter("prefix_hits", "Prompts that began like an earlier one", "model")
+        self.queue = self._histogram("queue", "Time a sequence waits for a slot", "model")
+        self.first_token = self._histogram(
+            "first_token", "Time from a place in the queue to the first token", "model"
+        )
+        self.between_tokens = self._histogram(
+            "between_tokens",
+            "Time from a piece of a sequence's text, as a rule a token, to the next",
+            "model",
+        )
+        self.generation = self._histogram(
+            "generation",
+            "Time from a place in the queue to the last token, of complete requests",
+            "model",
+        )
+        build = {"version": VERSION, "isa": str(dispatch.isa), "python": platform.python_version()}
+        Info("bitnet_build", "The version and its kernels", registry=self.registry).info(build)
+        ProcessCollector(registry=self.registry)
+        self._state = _State()
+        self.registry.register(self._state)
 
-    def count(self, route: str, status: int) -> None:
+    def count(self, route: str, status: int, seconds: float) -> None:
         """A request that was answered, or dropped with status 0."""
-        self.requests[route, status] = self.requests.get((route, status), 0) + 1
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
 
-    def finish(self, usage: dict[str, Any], generation: Generation) -> None:
-        """A generation that was completed, with its usage."""
-        self.tokens["prompt"] += usage["prompt_tokens"]
-        self.tokens["cached"] += usage["prompt_tokens_details"]["cached_tokens"]
-        self.tokens["generated"] += usage["completion_tokens"]
-        self.first_token.add(generation.first)
-        self.duration.add(generation.ended)
+    def cancel(self) -> None:
+        """A request whose client left."""
+        self._cancelled.inc()
 
-    def text(self, worker: Worker, pools: Sequence[PoolStats]) -> str:
-        """What /metrics shows. pools: of each model, shown as one."""
-        lines = ["# TYPE bitnet_requests_total counter"]
-        for (route, status), n in sorted(self.requests.items()):
-            lines.append(f'bitnet_requests_total{{route="{route}",status="{status}"}} {n}')
-        lines.append("# TYPE bitnet_tokens_total counter")
-        lines += [f'bitnet_tokens_total{{kind="{k}"}} {n}' for k, n in self.tokens.items()]
-        lines += [
-            "# TYPE bitnet_cancelled_total counter",
-            f"bitnet_cancelled_total {self.cancelled}",
-        ]
-        gauges = {
-            "sequences": worker.n_open, "sequences_limit": worker.capacity, "slots": worker.slots,
-            "pool_reserved_bytes": sum(pool.reserved for pool in pools),
-            "pool_limit_bytes": sum(pool.limit for pool in pools),
-        }  # fmt: skip
-        for name, value in gauges.items():
-            lines += [f"# TYPE bitnet_{name} gauge", f"bitnet_{name} {value}"]
-        lines.append("# TYPE bitnet_pool_bytes gauge")
-        used: Counter[str] = Counter()
-        for pool in pools:
-            used.update({purpose: counts[0] for purpose, counts in pool.by_purpose.items()})
-        lines += [f'bitnet_pool_bytes{{purpose="{name}"}} {n}' for name, n in sorted(used.items())]
-        for name, histogram in (
-            ("bitnet_first_token_seconds", self.first_token),
-            ("bitnet_generation_seconds", self.duration),
-        ):
-            lines += [f"# TYPE {name} histogram", *histogram.lines(name)]
-        return "\n".join(lines) + "\n"
+    def of_model(
+        self, name: str, pool: Callable[[], PoolStats], load: Callable[[], Load] | None = None
+    ) -> "ModelMetrics":
+        """The metrics of one model. pool, load: asked when somebody asks for the metrics; load is
+        None of one that generates nothing."""
+        self._state.models.append((name, pool, load))
+        return ModelMetrics(self, name)
+
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """(what /metrics shows, its media type). accept: the request's header."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"bitnet_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        name = f"bitnet_{name}_seconds"
+        return Histogram(name, text, labels, registry=self.registry, buckets=BUCKETS)
+
+
+class ModelMetrics:
+    """The metrics of one model; all of its series are there from the beginning, at 0."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        kinds = ("prompt", "cached", "generated")
+        self._tokens = {kind: metrics.tokens.labels(name, kind) for kind in kinds}
+        self._drafted = metrics.drafted.labels(name)
+        self._accepted = metrics.accepted.labels(name)
+        self._lookups, self._hits = metrics.lookups.labels(name), metrics.hits.labels(name)
+        self.queue, self.first_token = metrics.queue.labels(name), metrics.first_token.labels(name)
+        self.between_tokens = metrics.between_tokens.labels(name)
+        self.generation = metrics.generation.labels(name)
+
+    def count(self, counts: Counts) -> None:
+        """What a generation, or an embedding, has used."""
+        self._tokens["prompt"].inc(counts.prompt)
+        self._tokens["cached"].inc(counts.cached)
+        self._tokens["generated"].inc(counts.generated)
+        self._drafted.inc(counts.drafted)
+        self._accepted.inc(counts.accepted)
+        self._lookups.inc(counts.lookups)
+        self._hits.inc(counts.hits)
+
+
+class _State(Collector):
+    """What is asked for when somebody looks: memory, and the sequences that run and wait."""
+
+    def __init__(self) -> None:
+        self.models: list[tuple[str, Callable[[], PoolStats], Callable[[], Load] | None]] = []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        model = ["model"]
+        used = _gauge("pool_bytes", "Bytes of the memory pool in use", "model", "purpose")
+        reserved = _gauge("pool_reserved_bytes", "Bytes the memory pool has of the system", *model)
+        limit = _gauge("pool_limit_bytes", "Most bytes the memory pool may have", *model)
+        loads = {
+            "open": _gauge("sequences", "Sequences that have a place: all of a request's", *model),
+            "running": _gauge("sequences_running", "Sequences that have a slot", *model),
+            "waiting": _gauge("sequences_waiting", "Sequences that wait for a slot", *model),
+            "capacity": _gauge("sequences_limit", "Most sequences that may have a place", *model),
+            "slots": _gauge("slots", "Most sequences that run at once", *model),
+        }
+        for name, pool, load in self.models:
+            stats = pool()
+            for purpose, counts in stats.by_purpose.items():
+                used.add_metric([name, purpose], counts[0])
+            reserved.add_metric([name], stats.reserved)
+            limit.add_metric([name], stats.limit)
+            now = load and load()
+            for field, family in loads.items() if now else ():
+                family.add_metric([name], getattr(now, field))
+        yield from (used, reserved, limit, *loads.values())
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"bitnet_{name}", text, labels=labels)

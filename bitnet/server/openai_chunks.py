@@ -304,7 +304,8 @@ def finish_reason(completion: Completion | None) -> str | None:
 
 
 def usage(completions: Sequence[Completion], generation: Generation) -> Chunk:
-    """{"usage": tokens, "timings": milliseconds and tokens a second} of complete sequences.
+    """{"usage": tokens, "timings": milliseconds, tokens a second, and what was drafted where
+    anything was} of complete sequences.
 
     completions: of the sequences of a worker.Generation, in order.
 
@@ -318,6 +319,9 @@ def usage(completions: Sequence[Completion], generation: Generation) -> Chunk:
     n_cached = sum(c.cached_tokens for c in prompts.values())
     n_written = sum(c.completion_tokens for c in completions)
     rates = [c.generation_tps for c in completions]
+    n_drafted = sum(c.drafted_tokens for c in completions)
+    n_accepted = sum(c.accepted_tokens for c in completions)
+    drafts = {"draft_n": n_drafted, "draft_n_accepted": n_accepted}  # llama.cpp's names
     return {
         "usage": {
             "prompt_tokens": n_prompt,
@@ -330,5 +334,6 @@ def usage(completions: Sequence[Completion], generation: Generation) -> Chunk:
             "total_ms": round(1000 * generation.ended, 3),
             "prompt_per_second": round(completions[0].prompt_tps, 2),
             "predicted_per_second": round(sum(rates) / len(rates), 2),
+            **(drafts if n_drafted else {}),
         },
     }

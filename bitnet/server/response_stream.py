@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import Cancelled
 from ..generation.request import Completion
 from .errors import ApiError, ClientGone, to_api_error
-from .metrics import Metrics
 from .openai_chunks import usage
 from .reply_protocol import Chunk, Reply
 from .worker import Event, Generation
@@ -40,11 +39,10 @@ class ResponseStream:
         request: Request,
         generation: Generation,
         reply: Reply,
-        metrics: Metrics,
         is_silent: bool = False,
     ) -> None:
         self._request, self._generation = request, generation
-        self._reply, self._metrics, self._is_silent = reply, metrics, is_silent
+        self._reply, self._is_silent = reply, is_silent
         self._completions: dict[int, Completion] = {}
 
     async def whole(self) -> Chunk:
@@ -110,9 +108,7 @@ class ResponseStream:
 
     def _closing(self) -> Chunk:
         completions = [self._completions[index] for index in sorted(self._completions)]
-        used = usage(completions, self._generation)
-        self._metrics.finish(used["usage"], self._generation)
-        return self._reply.closing(used)
+        return self._reply.closing(usage(completions, self._generation))
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:

@@ -19,6 +19,8 @@ from .access_policy import MAX_HEADER_BYTES
 from .app import Application
 from .log import log, log_mistake, set_up
 from .options import Options
+from .systemd import Notifier
+from .tls import check_pair
 
 MAX_CONNECTIONS = 512  # connections at once: half of the 1024 files a process may usually open
 KEEP_ALIVE_SECONDS = 15  # seconds that a connection without a request stays open
@@ -29,7 +31,9 @@ SWITCH_SECONDS = 5e-4
 
 def run(load: Callable[[], Sequence[Model]], options: Options) -> None:
     """See serve."""
-    set_up()
+    set_up(options.log_format)
+    if options.tls_cert is not None and options.tls_key is not None:
+        check_pair(options.tls_cert, options.tls_key)
     with _bound(options) as listener, contextlib.ExitStack() as opened:
         models = [opened.enter_context(model) for model in load()]
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -71,7 +75,10 @@ def _config(application: Application, options: Options) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(options.trusted_proxies),
+        forwarded_allow_ips=list(options.trusted_proxies),
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]  # floats work
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -123,17 +130,28 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
-        self._application = application
+        self._application, self._systemd = application, Notifier()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_unhandled)
         self._application.begin()  # now, so that it is no client who learns of what is missing
         await super().startup(sockets)
+        scheme = "https" if self.config.is_ssl else "http"
+        names = " and ".join(one.name for one in self._application.service.served)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
-            names = " and ".join(one.name for one in self._application.service.served)
-            log.info("serving %s on http://%s:%d", names, where, port)
+            log.info("serving %s on %s://%s:%d", names, scheme, where, port)
+        self._systemd.tell("READY=1", f"STATUS=serving {' '.join(names.split())}")
+        self._tell_alive()
+
+    def _tell_alive(self) -> None:
+        """Again and again, while the event loop turns and the thread that computes is there."""
+        seconds = self._systemd.watchdog_seconds
+        if seconds is None or not self._application.worker.is_alive:
+            return
+        self._systemd.tell("WATCHDOG=1")
+        asyncio.get_running_loop().call_later(seconds, self._tell_alive)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -146,3 +164,4 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = self._application.worker.is_draining = True
         log.info("ending at once" if self.force_exit else "draining")
+        self._systemd.tell("STOPPING=1", "STATUS=draining")

@@ -16,6 +16,7 @@ from ..errors import FormatError
 from ..text.tool_forms import OURS, ToolForm
 from . import parsing, schema
 from .body_limit import BodyLimit, n_values
+from .clients import CLIENT
 from .errors import ApiError, to_api_error, unavailable
 from .job_thread import JobThread
 from .metrics import Metrics
@@ -37,8 +38,9 @@ class Service:
     """Made once by the Application, given to every endpoint.
 
     model_name: what clients call the model; model_names: this and other names of it. embedder,
-    embedder_name: the model of embeddings beside it, or the same one. passed: notes what requests
-    ask for and do not get. Grammars are made in a thread of their own, where nobody waits who sends
+    embedder_name: the model of embeddings beside it, or the same one. metrics: of the server;
+    model_metrics, embedder_metrics: of each model. passed: notes what requests ask for and do not
+    get. Grammars are made in a thread of their own, where nobody waits who sends
     no schema.
     """
 
@@ -47,13 +49,18 @@ class Service:
     ) -> None:
         self.model, self.worker, self.options = model, worker, options
         self.embedder = embedder or model
-        self.metrics, self.passed = Metrics(), parsing.Passed(options.strict)
+        self.passed = parsing.Passed(options.strict)
         self.model_names = options.model_names or (_name_of(model.path),)
         self.model_name = self.embedder_name = self.model_names[0]
         if embedder is not None:
             self.embedder_name = options.embedding_name or _name_of(embedder.path)
             if self.embedder_name in self.model_names:
                 raise ValueError(f"embedding model: both models are called {self.embedder_name!r}")
+        self.metrics = Metrics()
+        own = self.metrics.of_model(self.model_name, model.pool_stats, worker.load)
+        self.model_metrics = self.embedder_metrics = own
+        if embedder is not None:
+            self.embedder_metrics = self.metrics.of_model(self.embedder_name, embedder.pool_stats)
         self.bodies, self.responses = BodyLimit(), ResponseStore(options.response_store)
         self._tool_form: ToolForm | None = None  # once it was asked for
         # tokenizers and templates take milliseconds that the event loop cannot spare
@@ -144,14 +151,16 @@ class Service:
 
     @contextmanager
     def reservation(self, n: int) -> "Iterator[Reservation]":
-        """Room for n sequences in the worker; what is left in ``n`` is given back at the end."""
-        self.worker.reserve(n)
+        """Room for n sequences of the request's client; what is left in ``n`` is given back at the
+        end."""
+        client = CLIENT.get()
+        self.worker.reserve(n, client)
         held = Reservation(n)
         try:
             yield held
         finally:
             if held.n:
-                self.worker.release(held.n)
+                self.worker.release(held.n, client=client)
 
     def spell(self, token_id: int) -> tuple[str, bytes]:
         """(text, bytes) of a token; a special one has text only."""

@@ -9,19 +9,25 @@ import queue
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..api.model import Model
 from ..errors import Cancelled
 from ..generation.request import Completion, Request
+from .clients import CLIENT, Turns
 from .errors import overloaded, unavailable
 from .job_thread import perform
 from .log import log_mistake
+from .metrics import Counts, Load, ModelMetrics
 
 MAX_UNREAD = 16384  # events that a client has not taken; with more its request is cancelled
+# Places that a client may have for each free one, where others could want it: one who asks for all
+# gets three quarters of them, of the rest the next one the same share. (The dynamic thresholds of
+# Choudhury and Hahne, by which switches share a buffer.)
+SHARE = 3
 
 
 @dataclass(frozen=True)
@@ -44,16 +50,22 @@ class Generation:
 
     prompt_indices: of each sequence, which prompt of the HTTP request it continues.
     first, ended: when the first token and the last came, seconds since the start; 0 before.
+    metrics: told of it, None for nobody.
     """
 
     def __init__(
-        self, worker: "Worker", requests: Sequence[Request], prompt_indices: Sequence[int]
+        self,
+        worker: "Worker",
+        requests: Sequence[Request],
+        prompt_indices: Sequence[int],
+        metrics: ModelMetrics | None,
     ) -> None:
         self.requests, self.prompt_indices = requests, prompt_indices
-        self._worker, self._news = worker, asyncio.Event()
+        self._worker, self._news, self._metrics = worker, asyncio.Event(), metrics
         self._events: deque[Event] = deque()
         self._n_open = len(requests)
         self._started = time.perf_counter()
+        self._latest: dict[int, float] = {}  # index: when its latest text came, since the start
         self.first = self.ended = 0.0
         self.is_cancelled = False
 
@@ -80,15 +92,52 @@ class Generation:
     def put(self, event: Event) -> None:
         """Add an event of the worker."""
         now = time.perf_counter() - self._started
-        self.first = self.first or now
         self._events.append(event)
+        if event.error is None:
+            self._measure(event.index, now)
         if event.completion is not None or event.error is not None:
             self._n_open -= 1
             self.ended = now
-            self._worker.release(1, now)
+            self._worker.release(1, now, self.requests[event.index].client)
+            if not self._n_open and self._metrics is not None:
+                self._tell(self._metrics)
         if len(self._events) > MAX_UNREAD:
             self.cancel()
         self._news.set()
+
+    def counts(self) -> Counts:
+        """Tokens so far. A prompt counts once, however many texts continue it."""
+        found, read = Counts(), set()
+        for request, index in zip(self.requests, self.prompt_indices, strict=True):
+            found.generated += len(request.tokens) - request.n_prompt
+            if request.drafts is not None:
+                found.drafted += request.drafts.drafted
+                found.accepted += request.drafts.accepted
+            if not request.admitted or index in read:
+                continue
+            read.add(index)
+            found.prompt += request.n_prompt
+            found.cached += request.n_cached
+            found.lookups += request.reuses
+            found.hits += request.n_cached > 0
+        return found
+
+    def _measure(self, index: int, now: float) -> None:
+        self.first = self.first or now
+        if self._metrics is not None and index in self._latest:
+            self._metrics.between_tokens.observe(now - self._latest[index])
+        self._latest[index] = now
+
+    def _tell(self, metrics: ModelMetrics) -> None:
+        """Let the metrics have what became of it."""
+        metrics.count(self.counts())
+        for request in self.requests:
+            if request.admitted:
+                metrics.queue.observe(max(0.0, request.admitted - self._started))
+        if self.first:
+            metrics.first_token.observe(self.first)
+        if all(request.completion is not None for request in self.requests):
+            metrics.generation.observe(self.ended)
 
 
 News = tuple[Generation, Event]
@@ -107,9 +156,11 @@ class Worker:
         self.slots = self._scheduler.slots
         self.capacity = self.slots + n_waiting
         self.n_open = 0
+        self._held: Counter[Hashable] = Counter()  # of n_open, by client
         self.is_draining = False
         self._seconds = 1.0  # moving average: of a sequence from start to end
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._calls: Turns[Callable[[], object]] = Turns()  # what computes, one between two steps
         # (generation, index of the sequence, its request), used in the thread only
         self._open: list[tuple[Generation, int, Request]] = []
         self._is_stopping = False
@@ -127,33 +178,52 @@ class Worker:
         """Whether the thread runs; without it nothing will be computed."""
         return self._thread.is_alive()
 
-    def reserve(self, n: int) -> None:
-        """Take room for n sequences: ApiError 429 or 503 if there is none.
+    def reserve(self, n: int, client: Hashable = None) -> None:
+        """Take room for n sequences: ApiError 429 or 503 if there is none, or none for this client.
 
-        release gives it back, or each sequence of start at its end.
+        Who has many keeps some places free for others, see SHARE; slots that would be idle are
+        nobody's. release gives the room back, or each sequence of start at its end.
         """
         if self.is_draining or not self.is_alive:
             raise unavailable("the server is shutting down")
-        if self.n_open + n > self.capacity:
+        held, free = self._held[client], self.capacity - self.n_open
+        is_idle = self.n_open + n <= self.slots
+        if n > free or (held + n > SHARE * free and not is_idle):
             rounds = -(-self.n_open // self.slots)
             wait = min(60, max(1, round(self._seconds * rounds)))
-            raise overloaded(f"{self.n_open} sequences run or wait, no room for {n} more", wait)
+            others = "" if n > free else f", {held} of them yours: the free ones are for others"
+            message = f"{self.n_open} sequences run or wait, no room for {n} more{others}"
+            raise overloaded(message, wait)
         self.n_open += n
+        self._held[client] += n
 
-    def release(self, n: int, seconds: float | None = None) -> None:
-        """Give back what reserve gave. seconds: how long it was used."""
+    def release(self, n: int, seconds: float | None = None, client: Hashable = None) -> None:
+        """Give back what reserve gave to a client. seconds: how long it was used."""
         self.n_open -= n
+        self._held[client] -= n
+        if not self._held[client]:
+            del self._held[client]
         if seconds is not None:
             self._seconds += 0.1 * (seconds - self._seconds)
 
-    def start(
-        self, requests: Sequence[Request], prompt_indices: Sequence[int] | None = None
-    ) -> Generation:
-        """A Generation of requests of the model, for which there is a reservation.
+    def load(self) -> Load:
+        """How many sequences there are at this moment."""
+        running, waiting = self._scheduler.counts()
+        return Load(self.n_open, running, waiting, self.capacity, self.slots)
 
-        prompt_indices: see Generation; None where each has a prompt of its own.
+    def start(
+        self,
+        requests: Sequence[Request],
+        prompt_indices: Sequence[int] | None = None,
+        metrics: ModelMetrics | None = None,
+    ) -> Generation:
+        """A Generation of requests of the model, for which there is a reservation of their client.
+
+        prompt_indices, metrics: see Generation; prompt_indices None where each has a prompt of its
+        own.
         """
-        generation = Generation(self, requests, prompt_indices or range(len(requests)))
+        indices = prompt_indices or range(len(requests))
+        generation = Generation(self, requests, indices, metrics)
         self._inbox.put(lambda: self._submit(generation))
         return generation
 
@@ -164,9 +234,11 @@ class Worker:
         self._inbox.put(_nothing)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of a function that computes, in the thread, between two steps."""
+        """The result of a function that computes, in the thread, between two steps; clients take
+        turns."""
         result: asyncio.Future[Any] = self._loop.create_future()
-        self._inbox.put(lambda: self._call(result, function, arguments))
+        self._calls.put(CLIENT.get(), lambda: self._call(result, function, arguments))
+        self._inbox.put(_nothing)
         return await result
 
     def stop(self) -> None:
@@ -180,6 +252,8 @@ class Worker:
         try:
             while not self._is_stopping:
                 self._take_commands()
+                if (call := self._calls.get_now()) is not None:
+                    call()
                 if self._open:
                     self._step()
         except Exception as error:
@@ -191,7 +265,8 @@ class Worker:
         """Run what came in; wait for something if there is nothing to compute."""
         try:
             while True:
-                self._inbox.get(block=not self._open and not self._is_stopping)()
+                is_busy = self._open or self._calls or self._is_stopping
+                self._inbox.get(block=not is_busy)()
         except queue.Empty:
             pass
 

@@ -1,10 +1,12 @@
-"""Long prompts beside running sequences: time and rows are shared fairly; memory is waited for."""
+"""Rows and time are shared fairly among prompts, slots among clients; memory is waited for."""
 
 from types import SimpleNamespace
 
 import pytest
 from support.mock_model import MockTransformer
 from support.requests import PROMPTS, alone, plain, request
+
+from bitnet.generation.fairness import ClientShares
 
 
 @pytest.fixture
@@ -94,3 +96,83 @@ def test_requests_wait_until_the_pool_has_room_for_all_of_their_tokens():
     while scheduler.step():
         assert len(model.open_parts) <= 2
     assert all(r.completion for r in requests)
+
+
+# ------------------------------------------------------------------------------------------ clients
+def of(client, prompt="x", **options):
+    return request(prompt, options={"client": client}, **options)
+
+
+def admission_order(scheduler, requests):
+    """The clients of the requests, in the order in which these took their slots."""
+    for one in requests:
+        scheduler.submit(one)
+    while scheduler.step():
+        pass
+    assert all(one.completion for one in requests)
+    return [one.client for one in sorted(requests, key=lambda one: one.admitted)]
+
+
+def test_one_clients_sixty_do_not_keep_anothers_waiting():
+    scheduler = fair(MockTransformer(max_batch=64), slots=4)
+    many = [of("a", max_tokens=5, seed=i) for i in range(60)]
+    few = [of("b", max_tokens=5, seed=i) for i in range(3)]
+    order = admission_order(scheduler, [*many, *few])
+    assert order[:4] == list("abab")
+    assert [i for i, client in enumerate(order) if client == "b"][-1] < 8  # of 63
+    assert order[8:] == ["a"] * 55
+
+
+def test_those_who_come_later_get_the_next_slots():
+    scheduler = fair(MockTransformer(max_batch=64), slots=2)
+    many = [scheduler.submit(of("a", max_tokens=4, seed=i)) for i in range(20)]
+    scheduler.step()
+    late = scheduler.submit(of("b", max_tokens=4))
+    while not late.has_slot and scheduler.step():
+        pass
+    assert sum(one.is_done for one in many) <= 2 and sum(one.has_slot for one in many) <= 2
+
+
+def test_clients_get_as_many_tokens_as_each_other():
+    """One slot: who asks for four times as long texts has a quarter of the turns."""
+    scheduler = fair(MockTransformer(max_batch=64, script=lambda tokens: 65), slots=1)
+    long = [of("long", max_tokens=40, seed=i) for i in range(10)]
+    short = [of("short", max_tokens=10, seed=i) for i in range(40)]
+    order = admission_order(scheduler, [*long, *short])
+    assert 3 <= order[:20].count("long") <= 5
+    assert not scheduler.step() and scheduler.counts() == (0, 0)
+
+
+def test_one_clients_requests_run_in_order_of_arrival():
+    scheduler = fair(MockTransformer(max_batch=64), slots=2)
+    requests = [of("a", max_tokens=3 + i % 5, seed=i) for i in range(12)]
+    admission_order(scheduler, requests)
+    assert sorted(requests, key=lambda one: one.admitted) == requests
+
+
+def test_who_was_away_saves_nothing_up_and_owes_what_he_was_ahead():
+    shares = ClientShares()
+    a, b = SimpleNamespace(client="a"), SimpleNamespace(client="b")
+    assert shares.next([a], []) is a
+    shares.charge("a", 100)
+    shares.forget_others({"a"})
+    assert shares.next([a, b], []) is a  # b begins where a is: the first that came
+    shares.charge("b", 30, 10)  # 50: ahead of a
+    shares.forget_others({"a"})
+    assert shares.next([b, a], []) is a  # b went, and comes back
+    shares.charge("a", 60)
+    shares.forget_others({"a"})  # behind a by now: forgotten
+    assert shares.next([b, a], []) is b  # as one who is new
+    assert shares.next([a, b], [b]) is a  # whoever has fewer slots
+    shares.forget_others(set())
+    shares.charge("b", 1)
+    assert shares.next([a, b], []) is a
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_text_does_not_depend_on_whose_turn_it_is(slots):
+    scheduler = fair(MockTransformer(), slots=slots)
+    requests = [of(i % 3, p, seed=i) for i, p in enumerate(PROMPTS)]
+    assert [d.text for d in scheduler.complete(requests)] == [
+        alone(prompt=p, seed=i).text for i, p in enumerate(PROMPTS)
+    ]

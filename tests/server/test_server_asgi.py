@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -185,7 +186,9 @@ def test_one_memory_limit_for_both(embedder):
     async def run():
         async with both.lifespan():
             text = (await call(both, "GET", "/metrics")).body.decode()
-            return int(text.partition("\nbitnet_pool_limit_bytes ")[2].split("\n")[0])
+            limits = re.findall(r"^bitnet_pool_limit_bytes{model=.*} (.*)", text, re.M)
+            assert len(limits) == 2
+            return sum(map(float, limits))
 
     assert asyncio.run(run()) <= limit
     too_little = asgi(embedding_model=embedder, slots=1, memory_limit=max(first, second) + 1)

@@ -185,8 +185,8 @@ def test_a_client_that_leaves_gives_its_memory_back(fields):
     with ServerProcess("--slots", 16) as server:
         assert server.metrics().get(kv, 0) == 0
         with server.send(f"{head}\r\n{body}".encode()):
-            while not server.metrics().get(kv, 0):
-                assert server.metrics()['bitnet_tokens_total{kind="generated"}'] == 0
+            while not (found := server.metrics()).get(kv, 0):
+                assert found['bitnet_tokens_total{kind="generated"}'] == 0
         idle = server.wait_until_idle()
         assert idle.get(kv, 0) == 0 and idle["bitnet_cancelled_total"] == 1
 

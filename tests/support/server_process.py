@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 if "pytest" in sys.modules:  # bench/bench_server.py does without, and without skipping
     import pytest
 
-    for needed in ("starlette", "uvicorn", "msgspec"):
+    for needed in ("starlette", "uvicorn", "msgspec", "prometheus_client"):
         pytest.importorskip(needed)
 
 USER = [{"role": "user", "content": "Who goes there?"}]
@@ -37,7 +38,7 @@ class ServerProcess:
             stderr=self._log,
             env=os.environ | (environment or {}),
         )
-        while not (found := re.search(r"http://(.*):(\d+)\n", self.log())):
+        while not (found := re.search(r'https?://(\S*):(\d+)["\n]', self.log())):
             if self.process.poll() is not None:
                 raise RuntimeError(self.log())
             time.sleep(0.02)
@@ -121,9 +122,14 @@ class ServerProcess:
         return one
 
     def metrics(self):
-        """{name with labels: number}."""
-        lines = self.get("/metrics").body.decode().splitlines()
-        return {n: float(v) for n, _, v in (s.rpartition(" ") for s in lines if s[0] != "#")}
+        """{name with labels but the model's: number, of all models together}."""
+        found = Counter()
+        for line in self.get("/metrics").body.decode().splitlines():
+            if line[0] != "#":
+                name, _, value = line.rpartition(" ")
+                name = re.sub(r'(?<=[{,])model="[^"]*",?|,model="[^"]*"(?=})', "", name)
+                found[name.replace("{}", "")] += float(value)
+        return found
 
     def wait_until_idle(self, seconds=10):
         """The metrics once no sequence runs or waits."""

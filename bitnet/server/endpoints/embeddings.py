@@ -13,6 +13,7 @@ from ...api.model import Model
 from ...generation.embedding import normalized
 from .. import schema
 from ..errors import JSON, ApiError, ClientGone, to_api_error
+from ..metrics import Counts
 from ..response_stream import watched, while_connected
 from ..service import Service
 
@@ -35,6 +36,9 @@ async def embeddings(service: Service, request: Request) -> Response:
         for index, embedding in enumerate(embedded)
     ]
     n = sum(map(len, ids))
+    record = request.state.record
+    record.counts, record.model = Counts(prompt=n), service.embedder_name
+    service.embedder_metrics.count(record.counts)
     usage = {"prompt_tokens": n, "total_tokens": n}
     return JSON({"object": "list", "data": data, "model": service.embedder_name, "usage": usage})
 

@@ -1,7 +1,7 @@
 """GET /health, /ready, /metrics: whether the server works, takes requests, and how it fares."""
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from ..errors import JSON
 from ..service import Service
@@ -20,7 +20,6 @@ async def ready(service: Service, request: Request) -> Response:
 
 
 async def metrics(service: Service, request: Request) -> Response:
-    """Counters and gauges in Prometheus's text format."""
-    pools = [one.model.pool_stats() for one in service.served]
-    text = service.metrics.text(service.worker, pools)
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    """Counters, gauges and histograms in Prometheus's text format, or OpenMetrics for who asks."""
+    text, media_type = service.metrics.text(request.headers.get("accept", ""))
+    return Response(text, media_type=media_type)
