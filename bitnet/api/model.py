@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, check_choice, check_whole
+from ..checks import check_choice, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation.detokenizer import Detokenizer
 from ..generation.grammar import Grammars
@@ -22,6 +22,7 @@ from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
+from ..generation.token_ids import TokenIds
 from ..models.config import ModelConfig
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode

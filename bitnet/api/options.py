@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from ..generation.hooks import ChangeLogits, Hooks, ShouldStop
-from ..generation.sampling import SAMPLING_FIELDS, Sampling
+from ..generation.sampling_fields import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
 

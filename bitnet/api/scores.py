@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, token_array
 from ..errors import ContextFull
 from ..generation import embedding, scoring
 from ..generation.scheduler import Scheduler
+from ..generation.token_ids import TokenIds, token_array
 from ..models.config import ModelConfig
 from ..text.tokenizer import Tokenizer
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds
 from ..errors import NotFinite
 from ..models.transformer import Transformer
 from .scheduler import Scheduler
+from .token_ids import TokenIds
 
 Vectors = NDArray[np.float32]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_ids
+from ..checks import check_choice
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
@@ -34,6 +34,7 @@ from .prefix_cache import PrefixCache
 from .prefix_cache_disk import DiskPrefixCache
 from .prompt_lookup import NgramDrafts
 from .request import Completion, Drafts, Request
+from .token_ids import check_ids
 
 # How to draft: by prompt lookup, by a small model, not at all.
 SPECULATION_METHODS = NGRAM, DRAFT, OFF = "ngram", "draft", "off"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds
 from ..errors import PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..runtime.float_mode import in_ieee_mode
@@ -16,6 +15,7 @@ from .logits_processors import Logits
 from .sampling import best, check_finite, log_mass, log_probabilities
 from .scheduler import Scheduler
 from .session_file import common
+from .token_ids import TokenIds
 
 LOGITS_ROWS = 32  # rows of logits that are held at once: 16 MiB for a vocabulary of 128k
 MIN_SHARED = 8  # tokens: to read fewer again costs less than a fork, which copies a page a layer
