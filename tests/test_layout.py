@@ -13,9 +13,9 @@ PACKAGE = ROOT / "bitnet"
 
 # Each room may import those before it. Those that are no folders are files of the top folder.
 ROOMS = [
-    "version", "checks", "errors", "kernels", "runtime", "formats", "compute", "extensions",
-    "models", "text", "checkpoints", "generation", "api", "public", "__init__", "lm_eval", "verify",
-    "server", "cli", "__main__",
+    "version", "progress", "checks", "errors", "kernels", "runtime", "formats", "compute",
+    "extensions", "models", "text", "checkpoints", "generation", "api", "public", "__init__",
+    "lm_eval", "verify", "server", "cli", "__main__",
 ]  # fmt: skip
 
 SUFFIXES = {".py", ".pyx", ".pxd", ".pxi"}  # of what is a module, or text in one

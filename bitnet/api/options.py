@@ -83,6 +83,8 @@ def named_options(method: F) -> F:
         return method(*arguments, **keywords)
 
     shown: Any = checked
+    if inspect.iscoroutinefunction(method) and hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(shown)  # since Python 3.12
     shown.__signature__ = signature.replace(parameters=[*own, *common])
     return cast(F, shown)
 

@@ -26,6 +26,7 @@ from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
 from ..models.workspace import DRAFT_ROWS
+from ..progress import Steps, finish
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from ..runtime.step_lock import StepLock
 from .draft_model import DraftModel
@@ -102,9 +103,13 @@ class Scheduler:
         self._requests.append(request)
         return request
 
+    def check_outside(self) -> None:
+        """RuntimeError where this thread is inside a step."""
+        self._lock.check()
+
     def check(self, request: Request) -> None:
         """Raise what submit would; RuntimeError inside a step."""
-        self._lock.check()
+        self.check_outside()
         transformer = self.transformer
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
@@ -135,13 +140,18 @@ class Scheduler:
     def run(self, requests: Sequence[Request], *, stop_at_error: bool = True) -> None:
         """Submit, and run until all are done. stop_at_error: the first error, in their order, is
         raised and cancels the rest; otherwise each request keeps its own."""
+        finish(self.steps(requests, stop_at_error=stop_at_error))
+
+    def steps(self, requests: Sequence[Request], *, stop_at_error: bool = True) -> Steps[None]:
+        """The same a step at a time, to be closed where it is not finished: requests done."""
         try:
             for request in requests:
                 self.submit(request)
-            for request in requests:
+            for i, request in enumerate(requests):
                 while not request.is_done:
                     request.deltas.clear()  # nobody collects them
                     self.progress(request)
+                    yield i, len(requests)
                 if stop_at_error:
                     request.result()
         finally:

@@ -24,7 +24,10 @@ from bitnet.runtime import cpu, kv_cache
 
 PROGRAM = ROOT / "tests" / "api" / "typed_program.py"
 HOOKS = {"logits_processors", "stopping"}  # a caller's own functions
-GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "achat_stream", "request"]
+GENERATING = [
+    "generate", "stream", "chat", "chat_stream", "agenerate", "astream", "achat", "achat_stream",
+    "request",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
