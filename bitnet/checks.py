@@ -2,13 +2,8 @@
 
 import math
 import re
-from collections.abc import Collection, Sequence
-from typing import Any, overload
-
-import numpy as np
-from numpy.typing import NDArray
-
-TokenIds = Sequence[int] | NDArray[np.integer[Any]]
+from collections.abc import Collection
+from typing import overload
 
 # suffix of a size -> bytes: K, KiB are powers of 1024, KB of 1000; and so on up to T
 _UNITS = {
@@ -32,6 +27,8 @@ def check_number(
     kind: int for whole numbers only, float for all; NumPy's numbers count as well, bool does not.
     lower_allowed: whether lower itself is a value.
     """
+    import numpy as np  # here: `bitnet --help` does without
+
     types = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     if (
         isinstance(value, types)
@@ -57,28 +54,6 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """ValueError unless value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: {value!r} ({' or '.join(choices)})")
-
-
-def check_ids(token_ids: TokenIds, vocab_size: int) -> None:
-    """ValueError unless these are at least one token id of the vocabulary."""
-    if not len(token_ids):
-        raise ValueError("tokens: none (at least one; the model has no begin token to add)")
-    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
-        raise ValueError(f"tokens: an id is outside the vocabulary (0 to {vocab_size - 1})")
-
-
-def token_array(token_ids: TokenIds, vocab_size: int) -> NDArray[np.int32]:
-    """Token ids as int32 (n,), a new array. ValueError unless they are whole numbers in a row, at
-    least one, each of them of the vocabulary."""
-    try:
-        array = np.asarray(token_ids)
-    except ValueError:
-        array = np.asarray(token_ids, object)
-    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-        shown = f"{array.dtype} of shape {array.shape}"
-        raise ValueError(f"tokens: {shown} (whole numbers in a row)")
-    check_ids(array.tolist(), vocab_size)
-    return array.astype(np.int32)
 
 
 @overload

@@ -1,17 +1,39 @@
-"""Imports the compiled modules; where one is missing, a line says which command builds them."""
+"""Are the compiled modules there? Where one is missing, a line says which command builds them.
 
-from pathlib import Path
+Their files are looked for, and nothing is imported: that is for whoever needs them.
+"""
 
-try:
-    import bitnet.compute.openmp  # before ops: it loads OpenMP's library
-    import bitnet.compute.ops
-    import bitnet.runtime.mmap
-    import bitnet.runtime.step_lock  # these two are not imported by ops  # noqa: F401
-except ModuleNotFoundError as error:
-    if not (error.name or "").startswith("bitnet."):
-        raise  # NumPy, say
-    folder = Path(__file__).parents[1]
+import os
+from importlib.machinery import EXTENSION_SUFFIXES
+
+# A test holds these against the sources. Of the kernels those that every CPU has.
+COMPILED = {
+    "compute": (
+        "attention", "elementwise", "grouped", "gumbel", "linear", "lm_head", "operands",
+        "screen_bounds", "threads",
+    ),
+    "kernels": ("generic",),
+    "runtime": (
+        "cpu", "dispatch", "float_mode", "kv_cache", "mmap", "pool", "self_test", "step_lock",
+    ),
+}  # fmt: skip
+
+
+def check(package: str) -> None:
+    """ImportError unless the folder of the package has all of them."""
+    for room, names in COMPILED.items():
+        files = set(os.listdir(os.path.join(package, room)))
+        for name in names:
+            if not any(name + suffix in files for suffix in EXTENSION_SUFFIXES):
+                raise ImportError(_message(package, f"bitnet.{room}.{name}"))
+
+
+def _message(package: str, module: str) -> str:
+    folder = os.path.dirname(package)
     command = "`pip install --force-reinstall bitnet-engine` brings"
-    if (folder / "setup.py").exists():
+    if os.path.exists(os.path.join(folder, "setup.py")):
         command = f"`pip install -e .` in {folder} builds"
-    raise ImportError(f"{error.name} is not built: {command} bitnet's compiled modules") from None
+    return f"{module} is not built: {command} bitnet's compiled modules"
+
+
+check(os.path.dirname(os.path.abspath(__file__)))

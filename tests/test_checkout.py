@@ -9,6 +9,15 @@ import pytest
 from support.paths import ROOT
 
 import bitnet
+from bitnet.extensions import COMPILED
+
+
+def test_every_compiled_module_is_looked_for():
+    """Of the kernels only those that no CPU does without."""
+    sources = {p.relative_to(ROOT / "bitnet") for p in (ROOT / "bitnet").rglob("*.pyx")}
+    looked_for = {Path(room, f"{name}.pyx") for room, names in COMPILED.items() for name in names}
+    others = {p for p in sources - looked_for if p.parent != Path("kernels")}
+    assert looked_for <= sources and others == set()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,7 @@ class Finder:
             raise ModuleNotFoundError("No module named 'numpy'", name=name)
 sys.meta_path.insert(0, Finder())
 import bitnet
+bitnet.load
 """
 
 

@@ -1,13 +1,18 @@
 """The .pyi files say what the compiled modules have, by mypy's stubtest, where it is installed."""
 
+import ast
+import importlib
 import subprocess
 import sys
 
 import pytest
 from support.paths import ROOT
 
+import bitnet
+
 PACKAGE = ROOT / "bitnet"
-STUBS = sorted(PACKAGE.rglob("*.pyi"))
+FACE = PACKAGE / "__init__.pyi"  # stubtest would follow it into every module of the package
+STUBS = sorted(set(PACKAGE.rglob("*.pyi")) - {FACE})
 # What Cython makes of a module beside what is written in it; a cdef class takes its arguments in
 # __cinit__, which no signature shows.
 MADE_BY_CYTHON = r"""
@@ -27,6 +32,18 @@ def module(path):
 def test_every_compiled_module_but_the_kernels_has_one():
     compiled = {p.with_suffix(".pyi") for p in PACKAGE.rglob("*.pyx") if p.parent.name != "kernels"}
     assert {p for p in STUBS if p.with_suffix(".pyx").exists()} == compiled
+
+
+def test_the_face_of_the_package_has_what_its_stub_says():
+    tree = ast.parse(FACE.read_text())
+    listed = ast.literal_eval(next(n.value for n in tree.body if isinstance(n, ast.Assign)))
+    assert listed == bitnet.__all__
+    declared = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            home = importlib.import_module("." * node.level + node.module, "bitnet")
+            declared |= {alias.asname: getattr(home, alias.name) for alias in node.names}
+    assert declared == {name: getattr(bitnet, name) for name in bitnet.__all__}
 
 
 def test_stubs_and_modules_agree(tmp_path):

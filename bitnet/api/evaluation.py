@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from ..checks import check_number, token_array
+from ..checks import check_number
 from ..errors import ContextFull, FormatError
 from ..generation.comparison import Comparison, Position, compare_rows, comparison
 from ..generation.perplexity import (
@@ -19,6 +19,7 @@ from ..generation.perplexity import (
     windows,
 )
 from ..generation.saved_logits import LogitsWriter, SavedLogits
+from ..generation.token_ids import token_array
 from ..runtime.float_mode import in_ieee_mode
 from ..text.tokenizer import Tokenizer
 from .model import Model

@@ -10,7 +10,6 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from ..checkpoints import hub, weights
 from ..checkpoints.checkpoint import Checkpoint
@@ -23,24 +22,29 @@ from ..generation.scheduler import DRAFT, NGRAM, OFF
 from ..models.config import ModelConfig
 from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
-from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..runtime.pool import Pool
 from ..text.chat_template import check_template
 from ..text.tokenizer import Tokenizer
+from .choices import (
+    ACTIVATIONS,
+    DEFAULT_CONTEXT,
+    DEFAULT_KV_DTYPE,
+    DEFAULT_LAYOUT,
+    KV_DTYPES,
+    MAPPINGS,
+    MAX_SLOTS,
+    PREFIX_FOLDER_LIMIT,
+    ActivationsMode,
+    KVDtype,
+    Layout,
+    MappingMode,
+)
 from .draft import check_draft
 from .model import Model
 
 log = logging.getLogger("bitnet")
 
-DEFAULT_CONTEXT = 4096  # tokens, where load is not told: 300 MiB of keys and values in a 2B model
-MAX_SLOTS = 256  # sequences: a step has 256 rows, one for each that generates
-# For editors and checkers; tests hold them against kv_cache.DTYPES and checkpoint.I2_S_LAYOUTS.
-KVDtype = Literal["f16", "f32", "int8"]
-Layout = Literal["128x32", "64x16", "4row"]
-ActivationsMode = Literal["int16", "int8"]
-MappingMode = Literal["map", "prefetch", "lock", "copy"]
 CGROUP_LIMIT = "cgroup memory left"  # who has set a limit, where nobody asked for one
-KV_DTYPES, MAPPINGS = tuple(DTYPES), get_args(MappingMode)
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "model.gguf"
 
 
@@ -57,10 +61,10 @@ class LoadSettings:
     kv_dtype: KVDtype = DEFAULT_KV_DTYPE
     mapping: MappingMode = "map"
     slots: int = 1
-    layout: Layout = "128x32"
+    layout: Layout = DEFAULT_LAYOUT
     prefix_cache: bool = True
     prefix_folder: str | os.PathLike[str] | None = None
-    prefix_folder_limit: int | str = "4GiB"
+    prefix_folder_limit: int | str = PREFIX_FOLDER_LIMIT
     chat_template: str | None = None
     activations: ActivationsMode | None = None
     speculative: str | os.PathLike[str] | Model | None = None
@@ -70,7 +74,7 @@ class LoadSettings:
         check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         check_choice("mapping", self.mapping, MAPPINGS)
         if self.activations is not None:
-            check_choice("activations", self.activations, get_args(ActivationsMode))
+            check_choice("activations", self.activations, ACTIVATIONS)
         check_whole("slots", self.slots, MAX_SLOTS)
         parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
         if self.chat_template is not None:
@@ -88,10 +92,10 @@ def load(
     kv_dtype: KVDtype = DEFAULT_KV_DTYPE,
     mapping: MappingMode = "map",
     slots: int = 1,
-    layout: Layout = "128x32",
+    layout: Layout = DEFAULT_LAYOUT,
     prefix_cache: bool = True,
     prefix_folder: str | os.PathLike[str] | None = None,
-    prefix_folder_limit: int | str = "4GiB",
+    prefix_folder_limit: int | str = PREFIX_FOLDER_LIMIT,
     chat_template: str | None = None,
     activations: ActivationsMode | None = None,
     speculative: str | os.PathLike[str] | Model | None = None,

@@ -5,15 +5,15 @@ import dataclasses
 import gc
 import os
 import weakref
-from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
 import numpy as np
 
 from ..checkpoints.memory_plan import Need, Settings
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, check_choice, check_whole
+from ..checks import check_choice, check_whole
 from ..errors import ContextFull, FormatError
 from ..generation.detokenizer import Detokenizer
 from ..generation.grammar import Grammars
@@ -22,24 +22,25 @@ from ..generation.sampling import make_sampler
 from ..generation.scheduler import Scheduler
 from ..generation.session import Session
 from ..generation.stopping import StopConditions
+from ..generation.token_ids import TokenIds
 from ..models.config import ModelConfig
+from ..progress import Steps, finish
 from ..runtime import cpu
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
+from .asynchronous import Asynchronous
 from .engine import new_scheduler
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, form_of, hooks_of, named_options, sampling_of, stopping_of
-from .scores import Prompt, Scores
-from .stream import Stream, deltas_in
+from .scores import Prompt
+from .stream import Messages, Stream
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from ..runtime.memory_report import MemoryReport
-
-Messages = Iterable[Mapping[str, Any]]
 
 _models: weakref.WeakSet["Model"] = weakref.WeakSet()  # those that are open
 
@@ -53,7 +54,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Model(Scores):
+class Model(Asynchronous):
     """A loaded model; made by load, a context manager. May be used from several threads.
 
     config: ModelConfig. path: of the file or folder. context: tokens a sequence may hold.
@@ -174,15 +175,22 @@ class Model(Scores):
             prompt. "draft": the small model that load was given drafts them. "off": neither.
         logits_processors, stopping: functions of your own, see generation.hooks.Hooks.
         """
+        found: Completion | list[Completion] | list[Completion | BaseException]
+        found = finish(self._generation_steps(prompt, parse_special, errors, options))
+        return found
+
+    def _generation_steps(
+        self, prompt: Any, parse_special: bool, errors: str, options: GenerationOptions
+    ) -> Steps[Any]:
         one = isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], int | np.integer))
         check_choice("errors", errors, ("raise", "return"))
         returns = errors == "return" and not one
         prompts: Any = [prompt] if one else prompt
         parts = [self._request_of(p, parse_special, options, returns) for p in prompts]
         requests = [part for part in parts if isinstance(part, Request)]
-        self.scheduler.run(requests, stop_at_error=not returns)
+        yield from self.scheduler.steps(requests, stop_at_error=not returns)
         results: list[Any] = [p.outcome if isinstance(p, Request) else p for p in parts]
-        return cast(Completion, results[0]) if one else results
+        return results[0] if one else results
 
     def _request_of(
         self, prompt: Prompt, parse_special: bool, options: GenerationOptions, returns: bool
@@ -217,18 +225,12 @@ class Model(Scores):
         self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
     ) -> Stream:
         """The same for one prompt as a Stream: an iterator of the text as it comes."""
-        return self._stream(self.encode_prompt(prompt, parse_special), options)
+        return Stream(self.scheduler, self._prompt_request(prompt, parse_special, options))
 
-    @named_options
-    async def astream(
-        self, prompt: Prompt, *, parse_special: bool = False, **options: Unpack[GenerationOptions]
-    ) -> AsyncGenerator[str, None]:
-        """The same as an asynchronous iterator. Leaving it early (aclose) cancels generation."""
-        request = self.request(self.encode_prompt(prompt, parse_special), **options)
-        text = deltas_in(self._async_worker(), self.scheduler, request)
-        async with contextlib.aclosing(text):
-            async for delta in text:
-                yield delta
+    def _prompt_request(
+        self, prompt: Prompt, parse_special: bool, options: GenerationOptions
+    ) -> Request:
+        return self.request(self.encode_prompt(prompt, parse_special), **options)
 
     @named_options
     def chat(
@@ -244,9 +246,20 @@ class Model(Scores):
         Options as of generate. Special tokens in a content are text. TemplateError if the model has
         no chat template or its template fails.
         """
+        return finish(self._chat_steps(messages, chat_template_kwargs, options))
+
+    def _chat_steps(
+        self, messages: Messages, values: TemplateValues | None, options: GenerationOptions
+    ) -> Steps[Completion]:
+        request = self._chat_request(messages, values, options)
+        yield from self.scheduler.steps([request])
+        return request.result()
+
+    def _chat_request(
+        self, messages: Messages, values: TemplateValues | None, options: GenerationOptions
+    ) -> Request:
         may_think = form_of(options) is None  # what it has to follow begins with the answer
-        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
-        return self.scheduler.complete([self.request(ids, **options)])[0]
+        return self.request(self.encode_chat(messages, values, may_think=may_think), **options)
 
     @named_options
     def chat_stream(
@@ -257,27 +270,8 @@ class Model(Scores):
         **options: Unpack[GenerationOptions],
     ) -> Stream:
         """The same as a Stream."""
-        may_think = form_of(options) is None
-        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
-        return self._stream(ids, options)
-
-    @named_options
-    async def achat_stream(
-        self,
-        messages: Messages,
-        *,
-        chat_template_kwargs: TemplateValues | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> AsyncGenerator[str, None]:
-        """The same as an asynchronous iterator, as of astream."""
-        may_think = form_of(options) is None
-        ids = self.encode_chat(messages, chat_template_kwargs, may_think=may_think)
-        async with contextlib.aclosing(self.astream(ids, **options)) as text:
-            async for delta in text:
-                yield delta
-
-    def _stream(self, token_ids: list[int], options: GenerationOptions) -> Stream:
-        return Stream(self.scheduler, self.request(token_ids, **options))
+        request = self._chat_request(messages, chat_template_kwargs, options)
+        return Stream(self.scheduler, request)
 
     # ------------------------------------------------------------------- for those who schedule
     @in_ieee_mode

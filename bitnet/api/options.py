@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from ..generation.hooks import ChangeLogits, Hooks, ShouldStop
-from ..generation.sampling import SAMPLING_FIELDS, Sampling
+from ..generation.sampling_fields import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
 from ..models.config import ModelConfig
 
@@ -83,6 +83,8 @@ def named_options(method: F) -> F:
         return method(*arguments, **keywords)
 
     shown: Any = checked
+    if inspect.iscoroutinefunction(method) and hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(shown)  # since Python 3.12
     shown.__signature__ = signature.replace(parameters=[*own, *common])
     return cast(F, shown)
 

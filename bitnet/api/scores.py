@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds, token_array
 from ..errors import ContextFull
 from ..generation import embedding, scoring
 from ..generation.scheduler import Scheduler
+from ..generation.token_ids import TokenIds, token_array
 from ..models.config import ModelConfig
+from ..progress import Progress, Steps, finish, silent
+from ..runtime.float_mode import in_ieee_mode
 from ..text.tokenizer import Tokenizer
 
 Prompt = str | TokenIds
@@ -46,17 +48,26 @@ class Scores:
 
     @overload
     def loglikelihood(
-        self, context: Iterable[tuple[Prompt, Prompt]]
+        self, context: Iterable[tuple[Prompt, Prompt]], *, progress: Progress = silent
     ) -> list[tuple[float, bool]]: ...
 
-    def loglikelihood(self, context: Any, continuation: Any = None) -> Any:
+    @in_ieee_mode
+    def loglikelihood(
+        self, context: Any, continuation: Any = None, *, progress: Progress = silent
+    ) -> Any:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
         Two texts, or two lists of token ids. Texts are encoded together, spaces at the context's
         end counting to the continuation. Greedy: each token is the most likely one at its place.
         Of a list of (context, continuation) a list: what they begin with alike is read once, and as
-        many as the model has slots are read side by side.
+        many as the model has slots are read side by side. progress: is told the pairs that are
+        done, see bitnet/progress.py.
         """
+        return finish(
+            self._loglikelihood_steps(context, continuation), "scoring continuations", progress
+        )
+
+    def _loglikelihood_steps(self, context: Any, continuation: Any) -> Steps[Any]:
         pairs = [(context, continuation)] if continuation is not None else list(context)
         limit = self.context + 1  # the last one is not fed
         sequences = []
@@ -65,7 +76,7 @@ class Scores:
                 lambda text: self.tokenizer.encode(text, limit=limit), pair
             )
             sequences.append((self._token_ids(ids, limit), n_context))
-        scores = scoring.loglikelihoods(self.scheduler, sequences)
+        scores = yield from scoring.loglikelihood_steps(self.scheduler, sequences)
         return scores if continuation is None else scores[0]
 
     # --------------------------------------------------------------------------------- embeddings
@@ -83,6 +94,11 @@ class Scores:
         for others. prompt: text put in front of each, as such models want for queries; prompt_name:
         the same by its name in model.prompts. With slots several texts share a forward pass.
         """
+        return finish(self._embed_steps(texts, prompt_name, prompt))
+
+    def _embed_steps(
+        self, texts: str | Sequence[str], prompt_name: str | None, prompt: str
+    ) -> Steps[NDArray[np.float32]]:
         if prompt_name is not None:
             if prompt_name not in self.prompts:
                 known = ", ".join(self.prompts) or "none; give a prompt instead"
@@ -91,18 +107,21 @@ class Scores:
         encode, limit = self.tokenizer.encode, self.context
         several = [texts] if isinstance(texts, str) else texts
         ids = [encode(prompt + text, add_eos=True, limit=limit) for text in several]
-        rows = self.embed_tokens(ids)
+        rows = yield from self._embed_token_steps(ids)
         return rows[0] if isinstance(texts, str) else rows
 
     def embed_tokens(self, token_ids: Sequence[TokenIds]) -> NDArray[np.float32]:
         """The same of lists of token ids, as they are: float32 (n, hidden_size)."""
+        return finish(self._embed_token_steps(token_ids))
+
+    def _embed_token_steps(self, token_ids: Sequence[TokenIds]) -> Steps[NDArray[np.float32]]:
         if self.config.pooling is None:
             raise ValueError(f"{self.path.name}: {self.config.architecture} is no embedding model")
         for i, sequence in enumerate(token_ids):
             if not len(sequence):
                 raise ValueError(f"texts[{i}]: no tokens (at least 1)")
         ids = [self._token_ids(sequence) for sequence in token_ids]
-        return embedding.embed(self.scheduler, ids)
+        return (yield from embedding.embed_steps(self.scheduler, ids))
 
     def _token_ids(self, token_ids: TokenIds, limit: int | None = None) -> list[int]:
         ids: list[int] = token_array(token_ids, self.config.vocab_size).tolist()

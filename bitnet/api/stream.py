@@ -1,13 +1,15 @@
 """The text of one generation as it comes."""
 
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Self
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from ..generation.request import Completion, Request
 from ..generation.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+Messages = Iterable[Mapping[str, Any]]  # of a chat: [{"role": "user", "content": text}, ...]
 
 
 class Stream:
@@ -49,7 +51,7 @@ async def deltas_in(
     worker: "Executor", scheduler: Scheduler, request: Request
 ) -> AsyncGenerator[str, None]:
     """The text deltas of one generation, each computed in a worker. aclose cancels the rest."""
-    import asyncio  # 60 ms, for those who have imported it already
+    import asyncio  # see asynchronous.py
 
     deltas, loop = scheduler.stream(request), asyncio.get_running_loop()
     try:

@@ -5,9 +5,7 @@ import itertools
 import json
 import time
 
-from ..api.load import DEFAULT_CONTEXT
-from ..api.measure import measure
-from ..runtime import cpu
+from ..api.choices import DEFAULT_CONTEXT, MAX_THREADS
 from . import bench_report, options, plots
 from .terminal import Status
 
@@ -33,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t",
         dest="thread_list",
-        type=numbers(1, cpu.MAX_THREADS),
+        type=numbers(1, MAX_THREADS),
         metavar="LIST",
         help="numbers of threads, in place of --threads",
     )
@@ -99,6 +97,8 @@ def numbers(lower, upper=float("inf")):
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..runtime import cpu
+
     if args.plot is not None:
         plots.check(args.plot)
     old = None if args.compare is None else bench_report.read_rows(args.compare)
@@ -131,6 +131,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _measure(model, args, status):
     """The figures of every combination, threads in the outer loop."""
+    from ..api.measure import measure
+
     lists = args.thread_list or [model.threads], args.batch, args.depth, args.prompt_tokens
     rows, every = [], list(itertools.product(*lists))
     for i, (threads, batch, depth, n_prompt) in enumerate(every):

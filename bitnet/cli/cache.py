@@ -3,7 +3,6 @@
 import argparse
 import json
 
-from ..checkpoints import repack_cache
 from .terminal import printable
 
 USAGE = "list|clear"
@@ -20,6 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints import repack_cache
+
     (action,) = args.positionals
     if action not in ("list", "clear"):
         args.parser.error(f"{action!r} is neither list nor clear")

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import bitnet
 
@@ -12,9 +13,11 @@ from ..generation.stopping import CONTEXT_ENDS, SINKS
 from . import options
 from .chat_commands import COMMANDS, Commands
 from .chat_input import lines
-from .conversation import Conversation
 from .markdown import markdown_writer
 from .terminal import Said, Status, write
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
@@ -43,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from .conversation import Conversation
+
     keywords = options.generation_keywords(args)
     status = Status()
     template = options.chat_template(args)
@@ -66,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def talk(
-    conversation: Conversation, said: Iterable[str], status: Status, commands: Commands
+    conversation: "Conversation", said: Iterable[str], status: Status, commands: Commands
 ) -> None:
     """Answer every line until /exit or the end of input."""
     is_full = False  # whether a person knows that the context is
@@ -89,7 +94,7 @@ def talk(
             )
 
 
-def _answer(conversation: Conversation, line: str, status: Status) -> None:
+def _answer(conversation: "Conversation", line: str, status: Status) -> None:
     status.show("reading")
     drawn = markdown_writer()
     try:
@@ -112,5 +117,5 @@ def _answer(conversation: Conversation, line: str, status: Status) -> None:
     status.say(conversation.summary())
 
 
-def _is_full(conversation: Conversation) -> bool:
+def _is_full(conversation: "Conversation") -> bool:
     return conversation.n_dropped > 0 or conversation.n_tokens() > conversation.model.context

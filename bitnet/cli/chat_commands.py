@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bitnet
 
 from .commands import did_you_mean
-from .conversation import Conversation
 from .terminal import Status, printable
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
 
 COMMANDS = {
     "/help": "this list",
@@ -32,7 +35,7 @@ class Commands:
     """Runs commands. say: how a person is answered. left: whether /exit came. draft: a line that is
     to be edited, for the next prompt."""
 
-    def __init__(self, conversation: Conversation, status: Status) -> None:
+    def __init__(self, conversation: "Conversation", status: Status) -> None:
         self.conversation, self._status = conversation, status
         self.left, self.draft = False, ""
 

@@ -10,8 +10,8 @@ import os
 import sys
 from types import ModuleType
 
-from .. import ContextFull, MemoryLimitExceeded, __version__
-from ..runtime import dispatch
+from ..errors import ContextFull, MemoryLimitExceeded
+from ..version import VERSION
 from . import terminal
 from .commands import COMMANDS, answer
 from .examples import EXAMPLES
@@ -58,14 +58,17 @@ def main(argv: list[str] | None = None) -> int:
 def _command(words: list[str], shown: list[Parser]) -> int:
     name, *rest = words
     if name == "--version":
-        print(f"bitnet {__version__}")
+        print(f"bitnet {VERSION}")
         return 0
     if name == "help":
         name, rest = rest[0], ["--help"]
     module, parser = command(name)
     args = parser.read(rest, module.N_ARGS)
     shown.append(parser)
-    dispatch.check()
+    if name != "completion":  # which computes nothing
+        from ..runtime import dispatch  # only now: numpy and the compiled modules take 0.2 s
+
+        dispatch.check()
     with terminal.verbosity(args.quiet, args.verbose):
         code: int = module.main(args)
     return code

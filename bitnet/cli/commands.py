@@ -1,6 +1,5 @@
 """The commands of `bitnet`, its help, and the answer to words that name none."""
 
-import difflib
 import sys
 
 # What a command, a module of bitnet/cli, does.
@@ -45,6 +44,8 @@ def answer(words: list[str]) -> int | None:
 
 def did_you_mean(word: str, names) -> str:
     """ "; did you mean NAME?" where a name is near: one that begins so, else one spelt alike."""
+    import difflib  # 4 ms
+
     begins = [name for name in names if len(word) > 2 and name.startswith(word)]
     close = begins or difflib.get_close_matches(word, names, 1)
     return f"; did you mean {close[0]}?" if close else ""

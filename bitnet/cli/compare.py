@@ -8,9 +8,7 @@ from typing import Any
 
 import bitnet
 
-from ..generation.perplexity import DEFAULT_CONTEXT
-from ..generation.saved_logits import MAGIC
-from ..runtime.kv_cache import DTYPES
+from ..api.choices import DEFAULT_WINDOW, KV_DTYPES
 from . import options, plots
 from .perplexity import Estimate, add_windows, read_text
 from .terminal import Status
@@ -29,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     options.add_layout(parser, "the layout of B", "--b-layout")
     parser.add_argument(
-        "--b-kv-dtype", choices=list(DTYPES), help="type of B's cached keys and values (as A's)"
+        "--b-kv-dtype", choices=KV_DTYPES, help="type of B's cached keys and values (as A's)"
     )
     options.add_activations(parser, "--b-activations", "how B's activations are rounded (as A's)")
     parser.add_argument(
@@ -49,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     if args.plot is not None:
         plots.check(args.plot)
     text = read_text(file[0]) if file else None
-    context = args.context = args.context or DEFAULT_CONTEXT
+    context = args.context = args.context or DEFAULT_WINDOW
     of_b = {"layout": args.b_layout}
     if args.b_kv_dtype is not None:
         of_b["kv_dtype"] = args.b_kv_dtype
@@ -78,6 +76,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _is_saved(path: str) -> bool:
     """Whether this is a file of saved logits."""
+    from ..generation.saved_logits import MAGIC
+
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:

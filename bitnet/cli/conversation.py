@@ -10,7 +10,8 @@ import bitnet
 from ..errors import FormatError
 from ..formats.atomic_write import PRIVATE, atomic
 from ..formats.text_files import read_json
-from ..generation.sampling import SAMPLING_FIELDS, draw_seed
+from ..generation.sampling import draw_seed
+from ..generation.sampling_fields import SAMPLING_FIELDS
 from ..generation.saved_prefix import restore_prefix, save_prefix
 from ..text.reasoning import ReasoningSplitter
 

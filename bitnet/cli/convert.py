@@ -5,9 +5,7 @@ import signal
 import sys
 import time
 
-from ..checkpoints import hub
-from ..checkpoints.convert import HEAD_TYPES, convert
-from ..checkpoints.convert_groups import GROUP_TYPES
+from ..api.choices import GROUP_TYPES, HEAD_TYPES
 from ..checks import format_bytes
 from . import options
 from .terminal import Status, printable
@@ -30,12 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--head",
-        choices=list(HEAD_TYPES),
+        choices=HEAD_TYPES,
         help="type of embedding and head in a GGUF (default: as in SRC, f16 for wider ones)",
     )
     parser.add_argument(
         "--type",
-        choices=list(GROUP_TYPES),
+        choices=GROUP_TYPES,
         help="type of the ternary tensors of a model whose groups of columns have scales, in a "
         "GGUF (default: pq2_0, q2_0 where a group is of 64)",
     )
@@ -59,6 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints import hub
+    from ..checkpoints.convert import convert
+
     src, dst = args.positionals
     names = ("to", "head", "type", "masters", "layout", "force", "verify")
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)

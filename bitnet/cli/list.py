@@ -2,9 +2,12 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
-from ..checkpoints.hub_pulled import Pulled, pulled
 from .terminal import printable
+
+if TYPE_CHECKING:
+    from ..checkpoints.hub_pulled import Pulled
 
 USAGE = ""
 N_ARGS = (0, 0)
@@ -19,6 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints.hub_pulled import pulled
+
     found = pulled()
     total = sum(entry.snapshot.n_bytes for entry in found)
     if args.json:
@@ -32,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def facts(entry: Pulled) -> dict[str, object]:
+def facts(entry: "Pulled") -> dict[str, object]:
     """A model for JSON."""
     snapshot = entry.snapshot
     return {

@@ -5,13 +5,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..api.load import BUNDLED_MODEL, context_of, draft_path, limit_of
-from ..checkpoints import hub
-from ..checkpoints.memory_plan import Planner, Settings, table
-from ..checkpoints.open_checkpoint import open_checkpoint
+from ..api.choices import KV_DTYPES
 from ..checks import format_bytes
-from ..runtime import cgroup, cpu
-from ..runtime.kv_cache import DTYPES
 from . import options, plots
 from .terminal import Status, printable
 
@@ -54,6 +49,12 @@ def main(args: argparse.Namespace) -> int:
         args.parser.error("--plot -: not with --json or --measure, which print something else")
     if args.plot not in (None, "-"):
         plots.check(args.plot)
+    from ..api.load import BUNDLED_MODEL, context_of, draft_path, limit_of
+    from ..checkpoints import hub
+    from ..checkpoints.memory_plan import Planner, Settings
+    from ..checkpoints.open_checkpoint import open_checkpoint
+    from ..runtime import cpu
+
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     draft_file = draft_path(args.speculative)
     draft = draft_file and open_checkpoint(draft_file, layout=args.layout)
@@ -84,10 +85,12 @@ def main(args: argparse.Namespace) -> int:
 def _longest_contexts(planner, settings, limit):
     """{KV dtype: tokens of the longest context with which one slot fits}; without a limit, in the
     machine's memory."""
+    from ..runtime import cgroup
+
     n_bytes = cgroup.memory() if limit is None else limit[0]
     return {
         dtype: planner.longest_context(replace(settings, kv_dtype=dtype), n_bytes)
-        for dtype in DTYPES
+        for dtype in KV_DTYPES
     }
 
 
@@ -149,6 +152,8 @@ def _figures(path, planner, settings, limit, report):
 
 
 def _lines(path, planner, settings, limit, report):
+    from ..checkpoints.memory_plan import table
+
     s = settings
     yield f"{path}, context={s.context} kv_dtype={s.kv_dtype} slots={s.slots}" + (
         f" threads={s.threads} mapping={s.mapping}"

@@ -6,24 +6,29 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bitnet
 
-from ..api.load import DEFAULT_CONTEXT, MAPPINGS, MAX_SLOTS
-from ..checkpoints import hub
-from ..checkpoints.checkpoint import ACTIVATIONS, DEFAULT_LAYOUT, I2_S_LAYOUTS
-from ..checkpoints.choose_file import ggufs
-from ..checkpoints.model_files import CONFIG
+from ..api.choices import (
+    ACTIVATIONS,
+    DEFAULT_CONTEXT,
+    DEFAULT_KV_DTYPE,
+    DEFAULT_LAYOUT,
+    KV_DTYPES,
+    LAYOUTS,
+    MAPPINGS,
+    MAX_SLOTS,
+    MAX_THREADS,
+)
 from ..checks import check_number, parse_bytes
-from ..formats.text_files import read_text
-from ..generation.sampling import SAMPLING_FIELDS, Sampling
+from ..generation.sampling_fields import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
-from ..runtime.cpu import MAX_THREADS
-from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES
 from ..text.reasoning import FORMATS, ReasoningSplitter
-from ..text.tokenizer import Tokenizer
 from .terminal import Status
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
 
 
 def number(
@@ -129,6 +134,8 @@ def add_chat_template(parser: Any) -> None:
 
 def chat_template(args: argparse.Namespace) -> str | None:
     """The text of ``--chat-template``, None where it is not given."""
+    from ..formats.text_files import read_text
+
     return None if args.chat_template is None else read_text(Path(args.chat_template))
 
 
@@ -153,7 +160,7 @@ def add_reasoning_format(parser: Any, none: str, auto: str) -> None:
     )
 
 
-def template_values(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, bool]:
+def template_values(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, bool]:
     """The chat_template_kwargs for ``--no-thinking``; ValueError where no template reads them."""
     if not args.no_thinking:
         return {}
@@ -164,7 +171,7 @@ def template_values(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
 
 
 def splitter(
-    args: argparse.Namespace, tokenizer: Tokenizer, prompt: Sequence[int]
+    args: argparse.Namespace, tokenizer: "Tokenizer", prompt: Sequence[int]
 ) -> ReasoningSplitter | None:
     """What takes reasoning out of the reply to a chat's prompt; None if it stays, or none comes."""
     template = tokenizer.chat_template
@@ -187,7 +194,7 @@ def add_kv_dtype(parser: Any) -> None:
     """``--kv-dtype``, as of `bitnet.load`."""
     parser.add_argument(
         "--kv-dtype",
-        choices=list(DTYPES),
+        choices=KV_DTYPES,
         default=DEFAULT_KV_DTYPE,
         help="type of cached keys and values (default: f16)",
     )
@@ -196,14 +203,14 @@ def add_kv_dtype(parser: Any) -> None:
 def add_activations(parser: Any, name: str, about: str) -> None:
     """``--activations``, or an option of another name that takes the same values; None where it is
     not given."""
-    parser.add_argument(name, choices=list(ACTIVATIONS), help=about)
+    parser.add_argument(name, choices=ACTIVATIONS, help=about)
 
 
 def add_layout(parser: Any, about: str, name: str = "--layout", others: Sequence[str] = ()) -> None:
     """``--layout``, or an option of another name that takes the same values, and ``others``."""
     parser.add_argument(
         name,
-        choices=[*others, *I2_S_LAYOUTS],
+        choices=[*others, *LAYOUTS],
         default=DEFAULT_LAYOUT,
         help=f"{about} (default: {DEFAULT_LAYOUT})",
     )
@@ -263,7 +270,7 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> bitnet.Model:
+def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> "bitnet.Model":
     """The model of a path, or the bundled one, as ``args`` and more keywords say."""
     with status.loading(path[0] if path else "the bundled model"):
         return bitnet.load(*path, **(load_keywords(args) | more))
@@ -289,6 +296,10 @@ def looks_like_model(word: str) -> bool:
 
     Of the hub's models those that were pulled: `either/or` is a prompt, and nobody is asked.
     """
+    from ..checkpoints import hub
+    from ..checkpoints.choose_file import ggufs
+    from ..checkpoints.model_files import CONFIG
+
     with contextlib.suppress(OSError, ValueError):  # a prompt may be no path at all
         if os.path.isdir(word) and ggufs(os.listdir(word)):
             return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bitnet
 
-from ..generation.perplexity import DEFAULT_CONTEXT, RECIPES
+from ..api.choices import DEFAULT_WINDOW, RECIPES
 from . import options
 from .terminal import Status
 
@@ -55,7 +55,7 @@ def add_windows(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     status, (path, file) = Status(), args.positionals
     text = read_text(file)
-    context = args.context = args.context or DEFAULT_CONTEXT
+    context = args.context = args.context or DEFAULT_WINDOW
     room = context + (args.stride or 0) // 2
     with options.load(args, status, path, context=room) as model:
         begin = time.perf_counter()

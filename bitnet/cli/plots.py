@@ -3,8 +3,6 @@ bars of text, which need nothing."""
 
 from pathlib import Path
 
-import numpy as np
-
 FORMATS = (".png", ".svg", ".pdf")
 
 BAR = 40  # characters of the longest bar
@@ -88,6 +86,8 @@ def plot_comparison(found, path):
     """Of a Comparison, how many positions diverge by more than so much, and the log probability of
     the token that comes, b's against a's."""
     made, (left, right) = figure(2)
+    import numpy as np
+
     divergences = np.sort([position.kl for position in found.positions])[::-1]
     shares = np.arange(1, len(divergences) + 1) / len(divergences)
     above = divergences > 0

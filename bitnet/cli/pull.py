@@ -2,7 +2,6 @@
 
 import argparse
 
-from ..checkpoints import hub
 from ..checkpoints.hub_names import SYNTAX
 from .terminal import Status, printable
 
@@ -20,6 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints import hub
+
     (name,) = args.positionals
     status = Status()
     snapshot = hub.fetch(name, progress=status.show)

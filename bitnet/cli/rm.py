@@ -3,7 +3,6 @@
 import argparse
 
 from ..checkpoints.hub_names import SYNTAX
-from ..checkpoints.hub_pulled import find, remove
 from .terminal import printable
 
 USAGE = SYNTAX
@@ -19,6 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints.hub_pulled import find, remove
+
     for entry in find(args.positionals[0]):
         freed = remove(entry)
         print(printable(f"{entry.name}: {freed:,} bytes freed", keep=""))

@@ -11,7 +11,6 @@ from typing import Any
 
 import bitnet
 
-from ..formats.text_files import read_text
 from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
 from .terminal import Said, Status, write
@@ -76,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     model_path, prompt = _words(args)
     keywords = options.generation_keywords(args) | {"context_end": args.context_end}
     if args.json_schema is not None:
-        keywords["json_schema"] = _schema(Path(args.json_schema))
+        keywords["json_schema"] = _schema(args.json_schema)
     status = Status()
     template = options.chat_template(args)
     more = {"chat_template": template, "speculative": args.speculative}
@@ -127,8 +126,7 @@ def _words(args: argparse.Namespace) -> tuple[list[str], str]:
             args.parser.error(f"{words[-1]!r}: the prompt is given twice")
         if args.prompt is not None:
             return models + words, args.prompt
-        is_stdin = args.file == "-"
-        text = _standard_input() if is_stdin else read_text(Path(args.file)).removesuffix("\n")
+        text = _standard_input() if args.file == "-" else _text_of(args.file).removesuffix("\n")
         return models + words, text
     if len(words) == 2 and models:
         args.parser.error(f"{words[0]!r}: the model is given twice, by --model too")
@@ -151,7 +149,7 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def summary(completion: bitnet.Completion) -> str:
+def summary(completion: "bitnet.Completion") -> str:
     """One line of figures for a person."""
     return (
         f"[{completion.prompt_tokens} tokens read at {completion.prompt_tps:,.1f} a second, "
@@ -160,10 +158,16 @@ def summary(completion: bitnet.Completion) -> str:
     )
 
 
-def _schema(path: Path) -> Any:
+def _text_of(path: str) -> str:
+    from ..formats.text_files import read_text
+
+    return read_text(Path(path))
+
+
+def _schema(path: str) -> Any:
     """The JSON of a file, which Model.generate checks."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(_text_of(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON ({error})") from None
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 
-from ..api.load import LoadSettings, load_model, load_with_embedding
+from ..api.choices import PREFIX_FOLDER_LIMIT
 from ..checkpoints.hub_names import of_address
 from ..server import serve
 from ..server.options import LOG_FORMATS, Options
@@ -47,9 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prefix-folder-limit",
         type=options.size,
-        default=LoadSettings.prefix_folder_limit,
+        default=PREFIX_FOLDER_LIMIT,
         metavar="SIZE",
-        help=f"bytes of those files at most (default: {LoadSettings.prefix_folder_limit})",
+        help=f"bytes of those files at most (default: {PREFIX_FOLDER_LIMIT})",
     )
     group.add_argument(
         "--queue",
@@ -171,6 +171,8 @@ def keys_of(given: list[str] | None, path: str | None) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..api.load import LoadSettings, load_model, load_with_embedding
+
     path = args.positionals[0] if args.positionals else None
     names = (
         "host",

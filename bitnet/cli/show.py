@@ -4,7 +4,6 @@ import argparse
 import json
 
 from ..checkpoints.hub_names import SYNTAX
-from ..checkpoints.hub_pulled import find
 from .list import facts
 from .terminal import printable
 
@@ -18,6 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..checkpoints.hub_pulled import find
+
     found = find(args.positionals[0])
     if args.json:
         print(json.dumps({"models": [facts(entry) for entry in found]}))

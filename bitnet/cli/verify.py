@@ -3,9 +3,7 @@
 import argparse
 import json
 
-from ..api.load import BUNDLED_MODEL
-from ..checkpoints import hub
-from ..verify import AUTO, verify
+from ..api.choices import AUTO_LAYOUT
 from . import options
 from .terminal import Status, printable
 
@@ -28,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "how the I2_S tensors of a GGUF lie, which the file does not say; "
         "auto: score a text under all and name the likely one",
-        others=(AUTO,),
+        others=(AUTO_LAYOUT,),
     )
     options.add_layout(parser, "the same of SRC", "--against-layout")
     parser.add_argument(
@@ -43,6 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..api.load import BUNDLED_MODEL
+    from ..checkpoints import hub
+    from ..verify import verify
+
     path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
     against = hub.find(args.against) if args.against else None
     template = options.chat_template(args)

@@ -1,4 +1,4 @@
-"""How idle threads of OpenMP wait: chosen before its library is loaded. Import this before ops.
+"""How idle threads of OpenMP wait: chosen before its library is loaded.
 
 libgomp reads its settings once, when it is loaded, and by default an idle thread spins for
 milliseconds before it sleeps. A spinning thread (23 ns an iteration) takes up the next operation
@@ -12,7 +12,7 @@ of that hour gave two threads 1.2 times what it gave one):
 
 A thread whose core is taken is withheld (threads.pyx): without that it was 0.93 with 300
 iterations, 0.8 with 1000 and 0.49 with 10000. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user are
-left alone.
+left alone. The room's `__init__` imports this before any other module of it.
 """
 
 import os

@@ -7,21 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds
 from ..errors import NotFinite
 from ..models.transformer import Transformer
+from ..progress import Steps
 from .scheduler import Scheduler
+from .token_ids import TokenIds
 
 Vectors = NDArray[np.float32]
 
 
-def embed(scheduler: Scheduler, token_ids: Sequence[TokenIds]) -> Vectors:
-    """The embedding of each list of token ids: float32 (n, hidden_size), each row of length 1."""
-    with scheduler.alone():
-        transformer = scheduler.transformer
-        out = np.empty((len(token_ids), transformer.config.hidden_size), np.float32)
-        for first, group in _groups(token_ids, transformer):
-            _embed_group(out[first : first + len(group)], scheduler, group)
+def embed_steps(scheduler: Scheduler, token_ids: Sequence[TokenIds]) -> Steps[Vectors]:
+    """The embedding of each list of token ids: float32 (n, hidden_size), each row of length 1.
+
+    The steps count lists.
+    """
+    hidden_size = scheduler.transformer.config.hidden_size
+    out = np.empty((len(token_ids), hidden_size), np.float32)
+    for first, group in list(_groups(token_ids, scheduler.transformer)):  # which may be closed
+        last = first + len(group)
+        with scheduler.alone():
+            _embed_group(out[first:last], scheduler, group)
+        yield last, len(token_ids)
     return out
 
 
@@ -43,7 +49,7 @@ def _groups(
 
 
 def _embed_group(out: Vectors, scheduler: Scheduler, group: list[TokenIds]) -> None:
-    transformer, forward = scheduler.transformer, scheduler.forward
+    transformer, forward = scheduler.transformer, scheduler.forward  # ValueError once it is closed
     states = [transformer.new_state(len(ids), scheduler.kv_dtype) for ids in group]
     try:
         ids, step = np.concatenate(group).astype(np.int32), transformer.max_batch

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 
-from ..checks import check_ids
 from . import session_file
 from .scheduler import Scheduler
+from .token_ids import check_ids
 
 
 def save_prefix(

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_ids
+from ..checks import check_choice
 from ..errors import Cancelled, ContextFull, PoolExhausted
 from ..models.sequence_state import SequenceState
 from ..models.transformer import Transformer
 from ..models.workspace import DRAFT_ROWS
+from ..progress import Steps, finish
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, check_window
 from ..runtime.step_lock import StepLock
 from .draft_model import DraftModel
@@ -35,6 +36,7 @@ from .prefix_cache import PrefixCache
 from .prefix_cache_disk import DiskPrefixCache
 from .prompt_lookup import NgramDrafts
 from .request import Completion, Drafts, Request
+from .token_ids import check_ids
 
 # How to draft: by prompt lookup, by a small model, not at all.
 SPECULATION_METHODS = NGRAM, DRAFT, OFF = "ngram", "draft", "off"
@@ -102,9 +104,13 @@ class Scheduler:
         self._requests.append(request)
         return request
 
+    def check_outside(self) -> None:
+        """RuntimeError where this thread is inside a step."""
+        self._lock.check()
+
     def check(self, request: Request) -> None:
         """Raise what submit would; RuntimeError inside a step."""
-        self._lock.check()
+        self.check_outside()
         transformer = self.transformer
         check_ids(request.tokens, transformer.vocab_size)
         if request.n_prompt > transformer.context:
@@ -135,13 +141,18 @@ class Scheduler:
     def run(self, requests: Sequence[Request], *, stop_at_error: bool = True) -> None:
         """Submit, and run until all are done. stop_at_error: the first error, in their order, is
         raised and cancels the rest; otherwise each request keeps its own."""
+        finish(self.steps(requests, stop_at_error=stop_at_error))
+
+    def steps(self, requests: Sequence[Request], *, stop_at_error: bool = True) -> Steps[None]:
+        """The same a step at a time, to be closed where it is not finished: requests done."""
         try:
             for request in requests:
                 self.submit(request)
-            for request in requests:
+            for i, request in enumerate(requests):
                 while not request.is_done:
                     request.deltas.clear()  # nobody collects them
                     self.progress(request)
+                    yield i, len(requests)
                 if stop_at_error:
                     request.result()
         finally:

@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds
 from ..errors import PoolExhausted
 from ..models.sequence_state import SequenceState
+from ..progress import Steps
 from ..runtime.float_mode import in_ieee_mode
 from .logits_processors import Logits
 from .sampling import best, check_finite, log_mass, log_probabilities
 from .scheduler import Scheduler
 from .session_file import common
+from .token_ids import TokenIds
 
 LOGITS_ROWS = 32  # rows of logits that are held at once: 16 MiB for a vocabulary of 128k
 MIN_SHARED = 8  # tokens: to read fewer again costs less than a fork, which copies a page a layer
@@ -126,16 +127,16 @@ def _token_score(logits: Logits, token_id: int, position: int, n_best: int) -> T
     return TokenScore(rank, list(zip(ids, log_probabilities(logits, ids), strict=True)))
 
 
-@in_ieee_mode
-def loglikelihoods(
+def loglikelihood_steps(
     scheduler: Scheduler, sequences: Sequence[tuple[Sequence[int], int]]
-) -> list[Score]:
+) -> Steps[list[Score]]:
     """The score of token_ids[n_context:] after those before, of each (token_ids, n_context).
 
     What several of them begin with is read once, and continuations are read side by side, as many
-    as the model has slots: with the same bits as each alone.
+    as the model has slots: with the same bits as each alone. The steps count scored sequences, and
+    are to be done in IEEE mode.
     """
-    return _Scoring(scheduler, sequences).run()
+    return _Scoring(scheduler, sequences).steps()
 
 
 class _Scoring:
@@ -147,7 +148,7 @@ class _Scoring:
         self._n_contexts = [n_context for _, n_context in sequences]
         self._scores: dict[int, Score] = {}
 
-    def run(self) -> list[Score]:
+    def steps(self) -> Steps[list[Score]]:
         """All scores."""
         order = sorted(range(len(self._ids)), key=lambda i: self._ids[i].tolist())
         if not order:
@@ -155,15 +156,20 @@ class _Scoring:
         capacity = max(len(ids) for ids in self._ids) - 1
         try:
             with closing(new_state(self._scheduler, capacity)) as root:
-                self._score_all(order, root, 0)
+                for _ in self._score_all(order, root, 0):
+                    yield len(self._scores), len(order)
         except PoolExhausted:  # forks take some pages more than one sequence
             for i in order:
                 if i not in self._scores:
                     self._score_alone(i, None)
+                    yield len(self._scores), len(order)
         return [self._scores[i] for i in range(len(self._ids))]
 
-    def _score_all(self, indices: list[int], state: SequenceState, depth: int) -> None:
-        """Score sequences, in the order of their tokens; the state has seen what all begin with."""
+    def _score_all(
+        self, indices: list[int], state: SequenceState, depth: int
+    ) -> Generator[None, None, None]:
+        """Score sequences, in the order of their tokens; the state has seen what all begin with.
+        Yield behind each batch."""
         leaves = []
         for group in self._groups(indices, state.length + MIN_SHARED):
             n_shared = self._shared(group)
@@ -172,13 +178,14 @@ class _Scoring:
                 continue
             with closing(state.fork()) as node:
                 read(self._scheduler, node, self._ids[group[0]][node.length : n_shared])
-                self._score_all(group, node, depth + 1)
+                yield from self._score_all(group, node, depth + 1)
         for batch in self._batches(leaves, state.length):
             if len(batch) > 1:
                 self._score_together(batch, state)
             else:
                 with closing(state.fork()) as fork:
                     self._score_alone(batch[0], fork)
+            yield
 
     def _groups(self, indices: list[int], n: int) -> Iterator[list[int]]:
         """Neighbours that share their first n tokens."""

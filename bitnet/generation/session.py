@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import TokenIds, check_ids, check_number, token_array
+from ..checks import check_number
 from ..compute import ops
 from ..models.lm_head_screen import LogitsQuery
 from ..models.sequence_state import SequenceState
 from . import session_file
 from .sampling import check_finite
 from .scheduler import Scheduler
+from .token_ids import TokenIds, check_ids, token_array
 
 if TYPE_CHECKING:
     from weakref import WeakSet

@@ -21,6 +21,7 @@ from .registry import (
     by_tensors,
 )
 from .rope_scaling import RopeScaling
+from .sampling_limits import SAMPLING_LIMITS
 
 log = logging.getLogger("bitnet")
 
@@ -45,10 +46,7 @@ LIMITS = {
     "rope_local_base_freq": (1.0, 1e12),
     "query_pre_attn_scalar": (1.0, 1e6),
     "sliding_window": (0, 1 << 24),
-    # These bound requests as well, but for top_k: see generation/sampling.py.
-    "temperature": (0.0, 100.0),
-    "top_k": (0, 1 << 21),
-    "top_p": (0.0, 1.0),
+    **SAMPLING_LIMITS,
 }
 
 # field: key of GGUF metadata, after the "<arch>."

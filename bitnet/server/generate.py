@@ -8,7 +8,8 @@ from starlette.types import ASGIApp
 
 from ..generation.grammar import Maker
 from ..generation.request import Request
-from ..generation.sampling import N_SEEDS, SAMPLING_FIELDS, draw_seed
+from ..generation.sampling import draw_seed
+from ..generation.sampling_fields import N_SEEDS, SAMPLING_FIELDS
 from ..generation.scoring import TokenScore
 from .clients import CLIENT
 from .errors import JSON, ApiError

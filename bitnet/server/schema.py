@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..generation.json_schema import JSONSchema
-from ..generation.sampling import SAMPLING_FIELDS, SamplingField
+from ..generation.sampling_fields import SAMPLING_FIELDS, SamplingField
 from .errors import ApiError
 
 MAX_N = 16  # choices of a request

@@ -77,6 +77,8 @@ COMPUTING = {
     "generate of several": lambda model, session, path: model.generate([PROMPT, PROMPT]),
     "stream": lambda model, session, path: list(model.stream(PROMPT, max_tokens=2)),
     "astream": lambda model, session, path: asyncio.run(anext(model.astream(PROMPT))),
+    "agenerate": lambda model, session, path: asyncio.run(model.agenerate(PROMPT, max_tokens=2)),
+    "aloglikelihood": lambda model, session, path: asyncio.run(model.aloglikelihood([1], [2])),
     "chat": lambda model, session, path: model.chat([{"role": "user", "content": "a"}]),
     "request": lambda model, session, path: model.request(PROMPT),
     "logits": lambda model, session, path: model.logits(PROMPT),

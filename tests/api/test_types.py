@@ -11,16 +11,23 @@ import pytest
 from support.paths import ROOT
 
 import bitnet
-from bitnet.api.load import KV_DTYPES, KVDtype, Layout, LoadSettings
+from bitnet import verify
+from bitnet.api import choices
+from bitnet.api.load import LoadSettings
 from bitnet.api.options import DEFAULTS, FORMS, GenerationOptions
-from bitnet.checkpoints.checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS
-from bitnet.generation.sampling import SAMPLING_FIELDS, Sampling
+from bitnet.checkpoints import checkpoint, convert
+from bitnet.generation import perplexity
+from bitnet.generation.sampling_fields import SAMPLING_FIELDS, Sampling
 from bitnet.generation.scheduler import SPECULATION_METHODS
 from bitnet.generation.stopping import CONTEXT_ENDS, StopConditions
+from bitnet.runtime import cpu, kv_cache
 
 PROGRAM = ROOT / "tests" / "api" / "typed_program.py"
 HOOKS = {"logits_processors", "stopping"}  # a caller's own functions
-GENERATING = ["generate", "stream", "astream", "chat", "chat_stream", "achat_stream", "request"]
+GENERATING = [
+    "generate", "stream", "chat", "chat_stream", "agenerate", "astream", "achat", "achat_stream",
+    "request",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +132,24 @@ def test_sampling_s_fields_are_typed_as_they_are_checked():
 
 def test_the_settings_of_load_are_its_arguments():
     _, *parameters = inspect.signature(bitnet.load).parameters.values()
-    assert get_args(KVDtype) == KV_DTYPES and get_args(Layout) == tuple(I2_S_LAYOUTS)
-    assert LoadSettings.layout == DEFAULT_LAYOUT
     given = [(f.name, f.default, f.type) for f in fields(LoadSettings) if f.name != "fair"]
     assert given == [(p.name, p.default, p.annotation) for p in parameters]
+
+
+def test_what_help_lists_is_what_the_engine_has():
+    """choices.py, which imports nothing of it."""
+    assert tuple(kv_cache.DTYPES) == choices.KV_DTYPES
+    assert choices.DEFAULT_KV_DTYPE == kv_cache.DEFAULT_KV_DTYPE
+    assert tuple(checkpoint.I2_S_LAYOUTS) == choices.LAYOUTS
+    assert choices.DEFAULT_LAYOUT == checkpoint.DEFAULT_LAYOUT
+    assert tuple(checkpoint.ACTIVATIONS) == choices.ACTIVATIONS
+    assert choices.MAX_THREADS == cpu.MAX_THREADS and choices.AUTO_LAYOUT == verify.AUTO
+    assert (choices.RECIPES, choices.DEFAULT_WINDOW) == (
+        perplexity.RECIPES,
+        perplexity.DEFAULT_CONTEXT,
+    )
+    assert tuple(convert.HEAD_TYPES) == choices.HEAD_TYPES
+    assert tuple(convert.GROUP_TYPES) == choices.GROUP_TYPES
 
 
 def test_an_empty_stop_string_is_refused(model):

@@ -182,7 +182,7 @@ def test_a_picture(command, tmp_path):
 
 
 def test_what_stands_in_the_way_of_a_picture_is_said_at_once(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("bitnet.cli.bench.measure", None)  # nothing is measured
+    monkeypatch.setattr("bitnet.api.measure.measure", None)  # nothing is measured
     for path, said in [
         ("x.doc", "--plot: x.doc (.png"),
         (tmp_path / "no" / "x.png", "No such fol"),

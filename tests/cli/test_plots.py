@@ -6,12 +6,12 @@ import sys
 import pytest
 from support.paths import DATA
 
-import bitnet
+from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.memory_plan import Planner, Settings
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.cli import plots
 
-MODEL = str(bitnet.api.load.BUNDLED_MODEL)
+MODEL = str(BUNDLED_MODEL)
 TEXT = DATA / "heldout.txt"
 
 

@@ -11,6 +11,7 @@ from support.talker import TALKER
 
 import bitnet
 from bitnet import ContextFull, FormatError
+from bitnet.api.load import BUNDLED_MODEL
 from bitnet.cli import main
 from bitnet.generation import perplexity as made
 from bitnet.generation.saved_logits import SavedLogits
@@ -243,7 +244,7 @@ def test_saved_logits_from_and_to_what_is_no_file(model, text, tmp_path):
 
 def test_the_commands(tmp_path, capsys, text):
     path = str(tmp_path / "logits")
-    model = str(bitnet.api.load.BUNDLED_MODEL)
+    model = str(BUNDLED_MODEL)
     options = ["--context", "128", "--chunks", "3", "--threads", "1"]
     assert main(["perplexity", model, str(TEXT), *options, "--save-logits", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ import pytest
 from support.paths import DATA
 
 import bitnet
+from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
@@ -98,7 +99,7 @@ def test_files_of_others_are_refused(model, tmp_path):
         session.feed(IDS[:50])
         session.save(path)
         with pytest.raises(FormatError, match=r"general\.architecture: bitnet-b1"):
-            session.restore(bitnet.api.load.BUNDLED_MODEL)
+            session.restore(BUNDLED_MODEL)
         with pytest.raises(FileNotFoundError):
             session.restore(tmp_path / "nothing")
     with model.session(capacity=40) as small, pytest.raises(bitnet.ContextFull):
@@ -151,8 +152,8 @@ def test_int8_files_of_before_exact_sums_are_refused_and_others_are_not(model, t
 
 def test_a_model_with_other_rows_but_four_of_each_tensor_is_another(tmp_path):
     """All rows but those that the fingerprint of 0.1.0 looked at."""
-    raw = np.frombuffer(bitnet.api.load.BUNDLED_MODEL.read_bytes(), np.uint8).copy()
-    file = GGUFFile(bitnet.api.load.BUNDLED_MODEL)
+    raw = np.frombuffer(BUNDLED_MODEL.read_bytes(), np.uint8).copy()
+    file = GGUFFile(BUNDLED_MODEL)
     n_changed = 0
     for tensor in file.tensors.values():
         if tensor.type == "I2_S":
@@ -198,7 +199,7 @@ def test_repacked_in_a_file_or_in_memory_a_model_has_one_fingerprint(tmp_path, n
 
 
 def test_a_model_is_known_by_its_weights(tmp_path):
-    raw = bytearray(bitnet.api.load.BUNDLED_MODEL.read_bytes())
+    raw = bytearray(BUNDLED_MODEL.read_bytes())
     (tmp_path / "same.gguf").write_bytes(raw)
     tensor = GGUFFile(tmp_path / "same.gguf").tensors["blk.0.attn_norm.weight"]
     at = raw.index(tensor.data.tobytes())

@@ -12,7 +12,7 @@ from support.recurrent_model import RunningHash
 import bitnet
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
-from bitnet.cli import inspect
+from bitnet.cli import inspect_facts
 from bitnet.models import llama, registry
 from bitnet.models.architecture import BLOCK_ARRAYS, BLOCK_NORMS, LINEARS, Architecture
 from bitnet.models.sequence_state import attention_parts
@@ -66,7 +66,7 @@ def test_a_family_needs_its_architecture_alone(folder, tmp_path):
     assert (checkpoint.vector("norm") == 1 + stored).all()
     with bitnet.load(folder, threads=1) as model, model.session() as session:
         assert np.isfinite(session.feed([1, 2, 3])).all()
-    assert inspect.describe(folder)["family"] == "okapi"
+    assert inspect_facts.describe(folder)["family"] == "okapi"
 
 
 def test_its_models_are_converted_and_compared(folder, tmp_path):

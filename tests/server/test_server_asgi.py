@@ -14,6 +14,7 @@ from support.paths import DATA
 from support.server_process import USER, ServerProcess
 
 import bitnet
+from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import MemoryLimitExceeded
 from bitnet.server import Options, asgi
@@ -195,7 +196,7 @@ def test_one_memory_limit_for_both(embedder):
     with pytest.raises(MemoryLimitExceeded):
         asyncio.run(_start(too_little))
     with pytest.raises(ValueError, match="no embedding model"):
-        asyncio.run(_start(asgi(embedding_model=bitnet.api.load.BUNDLED_MODEL)))
+        asyncio.run(_start(asgi(embedding_model=BUNDLED_MODEL)))
     same = Options(model_names=("one",), embedding_name="one")
     with pytest.raises(ValueError, match="called 'one'"):
         asyncio.run(_start(asgi(options=same, embedding_model=embedder)))
