@@ -11,12 +11,17 @@ from typing import Any
 
 import bitnet
 
+from ..api.load import BUNDLED_MODEL
 from ..formats.text_files import read_text
 from ..generation.stopping import CONTEXT_ENDS, StopConditions
 from . import options
 from .terminal import Said, Status, write
 
 USAGE = "[MODEL] [PROMPT]"
+HINT = (
+    "This is the small demonstration model. A real one: "
+    'bitnet run microsoft/bitnet-b1.58-2B-4T-gguf "..."'
+)
 N_ARGS = (0, 2)
 
 
@@ -109,6 +114,8 @@ def main(args: argparse.Namespace) -> int:
             about |= {"text": said.text, "reasoning_content": said.reasoning}
         print(json.dumps(about))
     status.say(summary(completion))
+    if model.path == BUNDLED_MODEL and sys.stdout.isatty():
+        status.say(HINT)
     return 0
 
 

@@ -293,6 +293,24 @@ def test_a_person_at_a_terminal_sees_progress_and_timing(start, screen):
     assert b"loading the bundled model" in shown and b"4 written at" in shown
 
 
+def test_at_a_terminal_the_bundled_model_says_that_it_is_small(start, screen):
+    options = ["--raw", PROMPT, "-n", 4]
+    hint = f"{run.HINT}\r\n".encode()
+
+    def shown(*words, **ends):
+        before = len(screen.all())
+        process = start("run", *words, *options, **ends)
+        assert process.wait(60) == 0
+        return screen.all()[before:]
+
+    assert shown(stdout=screen.end, stderr=screen.end).endswith(hint)
+    assert b"written at" in (said := shown(stderr=screen.end)) and hint not in said
+    assert b"written at" not in (said := shown(stdout=screen.end)) and hint not in said
+    assert hint not in shown("-q", stdout=screen.end, stderr=screen.end)
+    said = shown(GGUF, stdout=screen.end, stderr=screen.end)
+    assert b"written at" in said and hint not in said
+
+
 def test_a_person_sees_what_a_first_load_writes(start, screen):
     process = start("run", FOLDER, "--raw", PROMPT, "-n", 2, stderr=screen.end)
     assert process.communicate(timeout=60)[0] and process.returncode == 0
