@@ -86,15 +86,20 @@ typedef i32x4 group_ints;
 static inline group_floats group_four_floats(const float *p) { return f32x4_load(p); }
 static inline group_ints group_four_ints(const int32_t *p) { return i32x4_load(p); }
 static inline group_floats group_floats_of_f16(const uint64_t *h) { return f32x4_of_f16(h[0]); }
-static inline group_ints group_sums_of_rows(group_vec (*s)[GROUP_PARTS]) {
-    return group_sums_128(s[0]);
+static inline group_ints group_sums_of_rows(const uint8_t *codes, ptrdiff_t row_codes,
+                                            ptrdiff_t block_codes, ptrdiff_t half_codes,
+                                            const int8_t *x, const int HALVES) {
+    group_vec sum[GROUP_PARTS];
+    (void)row_codes;
+    UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
+        group_field c[4];
+        group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes,
+                     HALVES);
+        sum[i] = group_dot_16(c, group_load(group_input(x, i * 4 / GROUP_PARTS, 16)));
+    }
+    return group_sums_128(sum);
 }
 #endif
-
-/* Where the codes of a part's blocks begin in those of a quad of activations. */
-static inline const int8_t *group_input(const int8_t *x, int part, int bits) {
-    return x + part * 4 / GROUP_PARTS / 2 * 32 * bits + part * 4 / GROUP_PARTS % 2 * 32;
-}
 
 static inline uint64_t group_scales_128(const uint8_t *scales, ptrdiff_t block, ptrdiff_t half,
                                         const int HALVES) {
@@ -108,20 +113,11 @@ static inline __attribute__((always_inline)) group_floats group_quad_of_rows(
         ptrdiff_t half_codes, const uint8_t *scales, ptrdiff_t row_scales, ptrdiff_t block_scales,
         ptrdiff_t half_scales, const int8_t *x, const float *x_scales, const int32_t *x_sums,
         const int HALVES) {
-    group_vec sum[GROUP_ROWS][GROUP_PARTS];
     uint64_t halves[GROUP_ROWS];
-    UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
-        const group_planes planes = group_load(group_input(x, i, 16));
-        UNROLL for (int r = 0; r < GROUP_ROWS; r++) {
-            group_field c[4];
-            group_fields(c, codes + r * row_codes + i * (4 / GROUP_PARTS) * block_codes,
-                         block_codes, half_codes, HALVES);
-            sum[r][i] = group_dot_16(c, planes);
-        }
-    }
     UNROLL for (int r = 0; r < GROUP_ROWS; r++)
         halves[r] = group_scales_128(scales + r * row_scales, block_scales, half_scales, HALVES);
-    const group_ints exact = group_sums_of_rows(sum) - group_four_ints(x_sums);
+    const group_ints exact = group_sums_of_rows(codes, row_codes, block_codes, half_codes, x, HALVES)
+        - group_four_ints(x_sums);
     return p + __builtin_convertvector(exact, group_floats)
                * (group_floats_of_f16(halves) * group_four_floats(x_scales));
 }
@@ -140,8 +136,8 @@ static inline __attribute__((always_inline)) void group_quad(
                      HALVES);
         UNROLL for (int t = 0; t < T; t++)
             sum[t][i] = UNIT == 32
-                ? group_dot_8(c, group_input(x + t * x_stride, i, 8))
-                : group_dot_16(c, group_load(group_input(x + t * x_stride, i, 16)));
+                ? group_dot_8(c, group_input(x + t * x_stride, i * 4 / GROUP_PARTS, 8))
+                : group_dot_16(c, group_load(group_input(x + t * x_stride, i * 4 / GROUP_PARTS, 16)));
     }
     f32x4 d, d2;                /* of 128 columns; of their first 64 and of the others */
     d = f32x4_of_f16(group_scales_128(scales, block_scales, half_scales, HALVES && UNIT == 128));
@@ -187,11 +183,16 @@ static inline void group_copy_rest(GroupRest *rest, const GroupRows *w, const ui
     }
 }
 
+/* Bytes ahead of the codes. On a Zen 5 a core decodes 1.05 times as fast as with 8,192; the first
+ * cache of a Zen 4, 32 KiB, has room for them. */
+#if !defined(GROUP_PREFETCH_DISTANCE)
+#define GROUP_PREFETCH_DISTANCE PREFETCH_DISTANCE
+#endif
 /* A quad of so many rows, in the order in which they lie in memory. */
 static inline void group_prefetch(const uint8_t *p, const int n_rows, int streaming) {
     UNROLL for (int i = 0; i < n_rows * 136; i += 64) {
-        if (streaming) prefetch_nta(p + i + PREFETCH_DISTANCE);
-        else prefetch_t0(p + i + PREFETCH_DISTANCE);
+        if (streaming) prefetch_nta(p + i + GROUP_PREFETCH_DISTANCE);
+        else prefetch_t0(p + i + GROUP_PREFETCH_DISTANCE);
     }
 }
 
