@@ -6,8 +6,8 @@ cdef extern from "group.h" nogil:
                     const GroupInputs* x, Py_ssize_t token, Py_ssize_t n_rows,
                     Py_ssize_t n_tokens, int unit, int add, int streaming) noexcept
     int scan_row(const GroupRows* w, Py_ssize_t row) noexcept
-    void group_quantize_block(int8_t* out, float* scales, int32_t* sums, const float* x, int bits,
-                              int block) noexcept
+    void group_quantize_quad(int8_t* out, float* scales, int32_t* sums, const float* x,
+                             int bits) noexcept
 
 
 cdef void group_matmul(float* out, Py_ssize_t out_stride, const GroupRows* w,
@@ -26,24 +26,18 @@ cdef void group_matmul(float* out, Py_ssize_t out_stride, const GroupRows* w,
 
 cdef void group_quantize(int8_t* out, float* scales, int32_t* sums, const float* x, Py_ssize_t n,
                          int bits) noexcept nogil:
-    cdef float rest[128]
-    cdef const float* columns
-    cdef Py_ssize_t block, n_here, n_blocks = (n + QUAD - 1) // QUAD * 4
-    cdef Py_ssize_t n_scales = QUAD_SCALES if bits == 16 else QUAD_SCALES_INT8
-    cdef Py_ssize_t n_sums = QUAD_SUMS if bits == 16 else QUAD_SUMS_INT8
-    for block in range(n_blocks):
-        columns = x + 128 * block
-        n_here = n - 128 * block
-        if n_here < 128:
-            memset(rest, 0, sizeof(rest))
-            if n_here > 0:
-                memcpy(rest, columns, n_here * sizeof(float))
-            columns = rest
-        group_quantize_block(out, scales, sums, columns, bits, block % 4)
-        if block % 4 == 3:
-            out += QUAD * (bits // 8)
-            scales += n_scales
-            sums += n_sums
+    cdef float rest[QUAD]
+    cdef Py_ssize_t at = 0
+    while n - at >= QUAD:
+        group_quantize_quad(out, scales, sums, x + at, bits)
+        at += QUAD
+        out += QUAD * (bits // 8)
+        scales += QUAD_SCALES if bits == 16 else QUAD_SCALES_INT8
+        sums += QUAD_SUMS if bits == 16 else QUAD_SUMS_INT8
+    if at < n:
+        memset(rest, 0, sizeof(rest))
+        memcpy(rest, x + at, (n - at) * sizeof(float))
+        group_quantize_quad(out, scales, sums, rest, bits)
 
 
 cdef inline uint16_t scale_bits(const GroupRows* w, Py_ssize_t row, Py_ssize_t half) noexcept nogil:

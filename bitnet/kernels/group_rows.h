@@ -42,3 +42,8 @@ typedef struct {
     ptrdiff_t codes_stride, scales_stride, sums_stride;     /* items from a token to the next */
     int bits;                   /* 16 or 8 */
 } GroupInputs;
+
+/* Where the codes of this block of 128 columns, 0 to 3, begin in those of a quad of activations. */
+static inline const int8_t *group_input(const int8_t *x, int block, int bits) {
+    return x + block / 2 * 32 * bits + block % 2 * 32;
+}

@@ -1,24 +1,27 @@
 /* AVX2 and AVX-VNNI: rows with scales of groups, by tiles (group.h) and by tables
  * (group_lookup.h). Included by avx2.h. */
 #pragma once
+#include "../group_rows.h"
 
 /* -------------------------------------------------------------------------------------- group.h */
 #define GROUP_TILE_TOKENS 4
 #define GROUP_PARTS 4           /* a block of 128 columns each: lane i has bytes 4 i to 4 i + 3 */
 typedef __m256i group_field;
 typedef __m256i group_vec;
-static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
-                                int halves) {
-    (void)block;
-    const __m256i mask = _mm256_set1_epi8(3);
-    const __m256i p = halves
+static inline __m256i group_block(const uint8_t *w, ptrdiff_t half, int halves) {
+    return halves
         ? _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)w)),
                                   _mm_loadu_si128((const __m128i *)(w + half)), 1)
         : _mm256_loadu_si256((const __m256i *)w);
-    c[0] = _mm256_and_si256(p, mask);
-    c[1] = _mm256_and_si256(_mm256_srli_epi16(p, 2), mask);
-    c[2] = _mm256_and_si256(_mm256_srli_epi16(p, 4), mask);
-    c[3] = _mm256_and_si256(_mm256_srli_epi16(p, 6), mask);
+}
+static inline __m256i group_codes_of(__m256i p, int field) {
+    return _mm256_and_si256(_mm256_srli_epi16(p, 2 * field), _mm256_set1_epi8(3));
+}
+static inline void group_fields(group_field *c, const uint8_t *w, ptrdiff_t block, ptrdiff_t half,
+                                int halves) {
+    (void)block;
+    const __m256i p = group_block(w, half, halves);
+    UNROLL for (int f = 0; f < 4; f++) c[f] = group_codes_of(p, f);
 }
 typedef const int8_t *group_planes;
 static inline group_planes group_load(const int8_t *x) { return x; }
@@ -80,15 +83,70 @@ static inline group_ints group_four_ints(const int32_t *p) {
 static inline group_floats group_floats_of_f16(const uint64_t *h) {
     return (group_floats)_mm256_cvtph_ps(_mm_set_epi64x((int64_t)h[1], (int64_t)h[0]));
 }
-static inline __m256i group_add_by_2(__m256i a, __m256i b) {
-    return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+/* In each lane of 128 bits a0, a2, b0, b2; and a1, a3, b1, b3. */
+static inline __m256i group_even(__m256i a, __m256i b) {
+    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b),
+                                                 0x88));
 }
-static inline group_ints group_sums_of_rows(group_vec (*s)[GROUP_PARTS]) {
-    __m256i row[2];             /* sums of four blocks, of the first 64 columns and of the others */
-    UNROLL for (int r = 0; r < 2; r++) {
-        const __m256i a = group_add_by_2(s[r][0], s[r][1]), b = group_add_by_2(s[r][2], s[r][3]);
-        row[r] = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+static inline __m256i group_odd(__m256i a, __m256i b) {
+    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b),
+                                                 0xDD));
+}
+/* 256 * high + low of two blocks a and b of both rows: in each lane of 128 bits a, a, b, b. */
+#if defined(__AVXVNNI__)
+/* The sums of a plane in a lane are int16: at most 4 * 4 * 2 * 128 = 4,096. So those of two blocks
+ * go into one register, and one product adds neighbours and weighs the planes by 256 and 1. */
+static inline void group_two_blocks(__m256i *sums, const uint8_t *codes, ptrdiff_t row_codes,
+                                    ptrdiff_t block_codes, ptrdiff_t half_codes, const int8_t *x,
+                                    const int HALVES) {
+    __m256i high[2][2], low[2][2];
+    UNROLL for (int b = 0; b < 2; b++) {
+        __m256i p[2];
+        UNROLL for (int r = 0; r < 2; r++) {
+            p[r] = group_block(codes + r * row_codes + b * block_codes, half_codes, HALVES);
+            high[r][b] = low[r][b] = _mm256_setzero_si256();
+        }
+        UNROLL for (int f = 0; f < 4; f++) {            /* each x is loaded once for both rows */
+            const __m256i x_high = group_plane(x + 32 * b, f);
+            const __m256i x_low = group_plane(x + 32 * b + 256, f);
+            UNROLL for (int r = 0; r < 2; r++) {
+                const __m256i c = group_codes_of(p[r], f);
+                high[r][b] = _mm256_dpbusd_avx_epi32(high[r][b], c, x_high);
+                low[r][b] = _mm256_dpbusd_avx_epi32(low[r][b], c, x_low);
+            }
+        }
     }
+    UNROLL for (int r = 0; r < 2; r++)
+        sums[r] = _mm256_dpwssd_avx_epi32(
+            _mm256_madd_epi16(_mm256_packs_epi32(low[r][0], low[r][1]), _mm256_set1_epi16(1)),
+            _mm256_packs_epi32(high[r][0], high[r][1]), _mm256_set1_epi16(256));
+}
+#else
+static inline void group_two_blocks(__m256i *sums, const uint8_t *codes, ptrdiff_t row_codes,
+                                    ptrdiff_t block_codes, ptrdiff_t half_codes, const int8_t *x,
+                                    const int HALVES) {
+    UNROLL for (int r = 0; r < 2; r++) {
+        group_vec block[2];
+        UNROLL for (int b = 0; b < 2; b++) {
+            group_field c[4];
+            group_fields(c, codes + r * row_codes + b * block_codes, block_codes, half_codes,
+                         HALVES);
+            block[b] = group_dot_16(c, x + 32 * b);
+        }
+        sums[r] = _mm256_add_epi32(group_even(block[0], block[1]), group_odd(block[0], block[1]));
+    }
+}
+#endif
+static inline group_ints group_sums_of_rows(const uint8_t *codes, ptrdiff_t row_codes,
+                                            ptrdiff_t block_codes, ptrdiff_t half_codes,
+                                            const int8_t *x, const int HALVES) {
+    __m256i sums[2][2], row[2];         /* row: of the first 64 columns and of the others */
+    UNROLL for (int i = 0; i < 2; i++)
+        group_two_blocks(sums[i], codes + 2 * i * block_codes, row_codes, block_codes, half_codes,
+                         group_input(x, 2 * i, 16), HALVES);
+    UNROLL for (int r = 0; r < 2; r++)
+        row[r] = _mm256_add_epi32(group_even(sums[0][r], sums[1][r]),
+                                  group_odd(sums[0][r], sums[1][r]));
     return (group_ints)_mm256_add_epi32(_mm256_permute2x128_si256(row[0], row[1], 0x20),
                                         _mm256_permute2x128_si256(row[0], row[1], 0x31));
 }
