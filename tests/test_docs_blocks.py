@@ -79,6 +79,7 @@ def outside(tmp_path_factory):
             patch.setenv(name, value)
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "BITNET_MEMORY_LIMIT"):
             patch.delenv(name, raising=False)
+        patch.setenv("PROJECT", str(ROOT))  # as a page calls the checkout
         patch.setenv("HF_HOME", str(home / "hf"))
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
