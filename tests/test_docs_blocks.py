@@ -27,23 +27,27 @@ from bitnet.formats import gguf
 sys.path.insert(0, str(ROOT / "docs" / "scripts"))
 import blocks
 
+yaml = pytest.importorskip("yaml")
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("llguidance")
 pytest.importorskip("uvicorn")
 
 DOCS = ROOT / "docs"
-PAGES = [
-    DOCS / "index.md",
-    DOCS / "memory.md",
-    *(
-        path
-        for name in ("tutorial", "how-to", "explanation")
-        for path in (DOCS / name).glob("*.md")
-    ),
-]
+RUN = {"Home", "Tutorial", "How to", "Explanation"}  # parts of the site; a reference is looked up
+PARTS = [*yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]]
+
+
+def leaves(pages):
+    """The paths of a part of the navigation: a file, a list of parts, or parts with names."""
+    if isinstance(pages, str):
+        return [DOCS / pages]
+    entries = pages.values() if isinstance(pages, dict) else pages
+    return [path for entry in entries for path in leaves(entry)]
+
+
+PAGES = [path for part in PARTS if part.keys() <= RUN for path in leaves(part)]
 PAGES = sorted(path for path in PAGES if blocks.of(path.read_text("utf-8")))
 PORT = "8080"  # in the pages; a free one takes its place
-SECONDS = 60  # that a page's shell may be silent
 STAND_INS = {  # name on the hub: a small model of the same form
     "microsoft/bitnet-b1.58-2B-4T-gguf": DATA / "gguf_i2_s_bitnet158",
     "microsoft/bitnet-b1.58-2B-4T": DATA / "hf_bitnet_offline",
@@ -79,6 +83,7 @@ def outside(tmp_path_factory):
             patch.setenv(name, value)
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "BITNET_MEMORY_LIMIT"):
             patch.delenv(name, raising=False)
+        patch.setenv("PROJECT", str(ROOT))  # as a page calls the checkout
         patch.setenv("HF_HOME", str(home / "hf"))
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
@@ -164,6 +169,8 @@ def run_page(text, name, folder, patch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
 def test_blocks_run(page, outside, tmp_path, monkeypatch):
+    if "curl" in page.read_text("utf-8") and shutil.which("curl") is None:
+        pytest.skip("needs curl")
     shutil.copy(ROOT / "bitnet" / "data" / "model.gguf", tmp_path / "model.gguf")
     shutil.copy(DATA / "heldout.txt", tmp_path / "text.txt")
     run_page(page.read_text("utf-8"), page.name, tmp_path, monkeypatch)
@@ -171,6 +178,7 @@ def test_blocks_run(page, outside, tmp_path, monkeypatch):
 
 def test_those_that_are_not_run_say_why(capsys):
     """Their number is printed, with the reasons."""
+    assert {part for parts in PARTS for part in parts} >= RUN
     found = [block for page in PAGES for block in blocks.of(page.read_text("utf-8"))]
     counts = Counter(block.reason for block in found)
     n_run = counts.pop(None, 0)

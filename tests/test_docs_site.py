@@ -31,7 +31,8 @@ def test_a_picture_is_what_its_file_says(name):
 
 
 def test_no_picture_is_left_over():
-    assert {path.stem for path in PICTURES.iterdir()} == set(pictures.DRAWN)
+    of_readme = {"page", "terminal"}  # docs/scripts/readme.py makes them
+    assert {path.stem for path in PICTURES.iterdir()} == set(pictures.DRAWN) | of_readme
 
 
 def test_tables_are_what_their_files_say():
@@ -149,3 +150,12 @@ def test_pictures_of_the_memory_page_read_its_tables():
     assert memory_page.numbers(rows[1][1]) == [1888] and len(rows) == 3
     assert memory_page.rows_of("cold")[0][0].startswith("`map`")
     assert "4.3 s" in str(memory_page.cold()) and "45.1" not in str(memory_page.cold())
+
+
+def test_docstrings_become_lists():
+    pytest.importorskip("griffe")
+    from docstrings import as_markdown
+
+    text = "Open [it].\n\npath: a\n    file. slots=1; n: two\n`a*b`: kept\n\nNone: of\nnobody"
+    made = "- `path`: a file.\n- `slots=1`, `n`: two `a*b`: kept"
+    assert as_markdown(text) == f"Open \\[it\\].\n\n{made}\n\nNone: of\nnobody"

@@ -92,10 +92,10 @@ static inline group_ints group_sums_of_rows(const uint8_t *codes, ptrdiff_t row_
     group_vec sum[GROUP_PARTS];
     (void)row_codes;
     UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
+        const int block = i * 4 / GROUP_PARTS;
         group_field c[4];
-        group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes,
-                     HALVES);
-        sum[i] = group_dot_16(c, group_load(group_input(x, i * 4 / GROUP_PARTS, 16)));
+        group_fields(c, codes + block * block_codes, block_codes, half_codes, HALVES);
+        sum[i] = group_dot_16(c, group_load(group_input(x, block, 16)));
     }
     return group_sums_128(sum);
 }
@@ -116,8 +116,8 @@ static inline __attribute__((always_inline)) group_floats group_quad_of_rows(
     uint64_t halves[GROUP_ROWS];
     UNROLL for (int r = 0; r < GROUP_ROWS; r++)
         halves[r] = group_scales_128(scales + r * row_scales, block_scales, half_scales, HALVES);
-    const group_ints exact = group_sums_of_rows(codes, row_codes, block_codes, half_codes, x, HALVES)
-        - group_four_ints(x_sums);
+    const group_ints sums = group_sums_of_rows(codes, row_codes, block_codes, half_codes, x, HALVES);
+    const group_ints exact = sums - group_four_ints(x_sums);
     return p + __builtin_convertvector(exact, group_floats)
                * (group_floats_of_f16(halves) * group_four_floats(x_scales));
 }
@@ -131,13 +131,13 @@ static inline __attribute__((always_inline)) void group_quad(
         ptrdiff_t sums_stride, const int T, const int UNIT, const int HALVES) {
     group_vec sum[GROUP_TILE_TOKENS][GROUP_PARTS];
     UNROLL for (int i = 0; i < GROUP_PARTS; i++) {
+        const int block = i * 4 / GROUP_PARTS;
         group_field c[4];
-        group_fields(c, codes + i * (4 / GROUP_PARTS) * block_codes, block_codes, half_codes,
-                     HALVES);
+        group_fields(c, codes + block * block_codes, block_codes, half_codes, HALVES);
         UNROLL for (int t = 0; t < T; t++)
             sum[t][i] = UNIT == 32
-                ? group_dot_8(c, group_input(x + t * x_stride, i * 4 / GROUP_PARTS, 8))
-                : group_dot_16(c, group_load(group_input(x + t * x_stride, i * 4 / GROUP_PARTS, 16)));
+                ? group_dot_8(c, group_input(x + t * x_stride, block, 8))
+                : group_dot_16(c, group_load(group_input(x + t * x_stride, block, 16)));
     }
     f32x4 d, d2;                /* of 128 columns; of their first 64 and of the others */
     d = f32x4_of_f16(group_scales_128(scales, block_scales, half_scales, HALVES && UNIT == 128));

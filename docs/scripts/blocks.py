@@ -67,10 +67,12 @@ def with_outputs(text):
 
 
 def command_on_path(folder):
-    """The environment in which `bitnet` is this checkout's, by a file in folder."""
-    path = Path(folder) / "bitnet"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bitnet "$@"\n')
-    path.chmod(0o755)
+    """The environment in which `bitnet`, and the `python` that has it, are those of this checkout,
+    by files in folder."""
+    for name, words in ("bitnet", " -m bitnet"), ("python", ""):
+        path = Path(folder) / name
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        path.chmod(0o755)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",

@@ -1,38 +1,40 @@
-"""The docstrings of this package as Markdown: a line `name: what it is` begins an item of a list.
+"""The docstrings of this package as Markdown: `name: what it is` becomes an item of a list.
 
-STYLE: a docstring is running text; a line that begins with the names of arguments, with or without
-a default, and a colon says what they are, and goes on in lines that are indented.
+They are running text. A paragraph that begins with the name of an argument or attribute, with or
+without a default, and a colon says what such are: one begins in a new line, or behind a full stop.
 """
 
 import re
 
 import griffe
 
-ITEM = re.compile(r"^((?:\w+(?:=[^\s;,:]+)?)(?:(?:, |; )\w+(?:=[^\s;,:]+)?)*): (?=\S)")
-
-
+NAME = r"[a-z_]\w*(?:=[^\s;,:]+)?"
+ITEM = re.compile(rf"({NAME}(?:[,;] {NAME})*): (?=\S)")
+NEXT_ITEM = re.compile(rf"(?<=\.) (?={NAME}(?:[,;] {NAME})*: \S)")
 SIGNS = re.compile(r"(?=[\[\]<*])")  # of Markdown: here they are what they look like
 
 
 def as_markdown(text):
-    """A docstring with its items as a list."""
-    lines, is_list = [], False
-    for line in literal(text).splitlines():
-        match = ITEM.match(line)
-        if match:
-            if not is_list and lines and lines[-1].strip():
-                lines.append("")
-            names = ", ".join(f"`{name}`" for name in re.split("[,;] ", match[1]))
-            lines.append(f"- {names}: {line[match.end() :]}")
-            is_list = True
-        elif line.strip() and not line.startswith(" ") and is_list:
-            if lines[-1].strip():
-                lines.append("")
-            lines.append(line)
-            is_list = False
+    """A docstring with its items as lists, everything else as it looks."""
+    return "\n\n".join(map(as_list, re.split(r"\n\s*\n", literal(text))))
+
+
+def as_list(paragraph):
+    if not ITEM.match(paragraph):
+        return paragraph
+    items = []
+    for line in paragraph.splitlines():
+        if ITEM.match(line):
+            items.append(line)
         else:
-            lines.append(line)
-    return "\n".join(lines)
+            items[-1] += f" {line.strip()}"
+    return "\n".join(as_item(part) for item in items for part in NEXT_ITEM.split(item))
+
+
+def as_item(text):
+    match = ITEM.match(text)
+    names = ", ".join(f"`{name}`" for name in re.split("[,;] ", match[1]))
+    return f"- {names}: {text[match.end() :]}"
 
 
 def literal(text):

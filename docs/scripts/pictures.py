@@ -60,7 +60,7 @@ def peers():
         for test, figures in run["result"].items():
             engine = figures["peer"].partition(",")[0]
             engine = engine.replace("llama-cpp-python", "llama.cpp, in llama-cpp-python")
-            match = re.search(r"(\d)t\]$", test)
+            match = re.search(r"-(\d)t(?:-\d+)?\]$", test)
             shape = "Bonsai 1.7B" if "bonsai" in test else "2B-4T"
             what = "decode" if "decode" in test else "prompt of 128"
             threads = f"{match[1]} thread{'s' * (match[1] != '1')}"

@@ -9,6 +9,7 @@ passes SIGTERM and SIGINT on, and ends as the command does. What is decided at t
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -43,7 +44,10 @@ def command_server(folder, environment):
     """`bitnet` in a folder, by a server that ends with the context and kills what still runs."""
     path = folder / "commands.socket"
     process = subprocess.Popen(
-        [sys.executable, __file__, str(path)], env=environment, start_new_session=True
+        [sys.executable, __file__, str(path)],
+        env=environment,
+        stdin=subprocess.PIPE,  # which ends with this process, however that ends
+        start_new_session=True,
     )
     client = folder / "bitnet"
     text = CLIENT.format(python=sys.executable, path=str(path), variable=IMPORTED)
@@ -57,6 +61,7 @@ def command_server(folder, environment):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        process.stdin.close()
 
 
 def serve(path):
@@ -71,6 +76,9 @@ def serve(path):
     os.rename(f"{path}.new", path)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            os.killpg(0, signal.SIGKILL)
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()

@@ -98,7 +98,7 @@ static inline group_ints group_sums_of_rows(const uint8_t *codes, ptrdiff_t row_
                 _mm512_madd_epi16(_mm512_packs_epi32(low[2 * r], low[2 * r + 1]), ones),
                 _mm512_packs_epi32(high[2 * r], high[2 * r + 1]), weight);
     }
-    UNROLL for (int i = 0; i < GROUP_PARTS; i++) {  /* a lane of 128 bits: of 64 columns, all rows */
+    UNROLL for (int i = 0; i < GROUP_PARTS; i++) {      /* lanes of 128 bits: a sum of each row */
         const __m512 a = _mm512_castsi512_ps(pair[0][i]), b = _mm512_castsi512_ps(pair[1][i]);
         part[i] = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
                                    _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xDD)));
