@@ -1,6 +1,8 @@
 """README.md says what the program does: its blocks run, its figures and pictures are there."""
 
 import re
+import shlex
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +34,28 @@ def test_what_comes_out(tmp_path):
     (block,) = readme.CONSOLE.findall(TEXT)
     assert block.count("$ bitnet ") == 3
     assert block == readme.console_outputs(block, readme.environment(tmp_path))
+
+
+COMMANDS = re.findall(r"^bitnet (.*\b[\w-]+/[\w.-]+.*)$", TEXT, re.M)  # with a name of the hub
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_for_a_real_model_lack_only_the_hub(line, tmp_path):
+    """They stop where the model would be pulled, not at one of their words."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "serve":
+        pytest.importorskip("uvicorn")
+    result = subprocess.run(
+        [sys.executable, "-m", "bitnet", *words],
+        env=readme.environment(tmp_path) | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    (name,) = [word for word in words if re.fullmatch(r"[\w-]+/[\w.-]+", word)]
+    assert result.returncode == 1 and result.stderr.startswith(f"bitnet: error: {name}: neither")
+
+
+def test_every_kind_of_command_is_there():
+    assert [line.split()[0] for line in COMMANDS] == ["run", "chat", "serve", "memory"]
 
 
 def test_figures_beside_others_are_those_of_docs():

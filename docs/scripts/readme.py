@@ -28,7 +28,7 @@ CONSOLE = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.M | re.S)
 def environment(folder):
     """The variables of a user whose home is this folder and who has `bitnet` on the path."""
     command = Path(folder, "bitnet")
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bitnet "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m bitnet "$@"\n')
     command.chmod(0o755)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("BITNET_", "XDG_"))}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -68,7 +68,7 @@ def draw_terminal(variables):
 
 
 def draw_page(variables):
-    """The page after two questions, as it looks in a window of 1000 x 560."""
+    """The page after two questions, as it looks in a window of 1100 x 660."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -81,7 +81,7 @@ def draw_page(variables):
             options = {"executable_path": chromium} if chromium else {}
             browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
             page = browser.new_page(
-                viewport={"width": 1000, "height": 560}, device_scale_factor=1.5
+                viewport={"width": 1100, "height": 660}, device_scale_factor=1.5
             )
             page.goto(url)
             for words in (QUESTION, CONVERSATION[1]):
