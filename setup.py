@@ -60,7 +60,9 @@ EXTRAS = {
         *("Cython>=3.1", "setuptools>=77", "ruff", "cython-lint", "mypy"),
         # what tests compare with
         *("gguf", "safetensors", "sentencepiece", "openai", "anthropic", "threadpoolctl"),
-        "jsonschema", "openapi-spec-validator", "trustme",
+        "jsonschema",
+        "openapi-spec-validator",
+        "trustme",
     ],
 }
 
