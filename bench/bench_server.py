@@ -61,8 +61,10 @@ class Peer:
             return False
 
     @contextlib.contextmanager
-    def connection(self):
-        with contextlib.closing(http.client.HTTPConnection(self._host, self._port, 600)) as one:
+    def connection(self, source=None):
+        address = source and (source, 0)
+        one = http.client.HTTPConnection(self._host, self._port, 600, source_address=address)
+        with contextlib.closing(one):
             yield one
 
     def __enter__(self):
@@ -85,10 +87,11 @@ def prompts(args, n_tokens, n, seed=1):
     return [[draw.randrange(300, args.vocab_size) for _ in range(n_tokens)] for _ in range(n)]
 
 
-def stream(server, prompt, max_tokens, on_token=None):
+def stream(server, prompt, max_tokens, on_token=None, source=None):
     """([seconds after the start at which chunks came], tokens) of one request.
 
     on_token: called with the tokens of each chunk; a stream to count has logprobs (not of a peer).
+    source: the address it comes from.
     """
     body = {
         "prompt": prompt,
@@ -101,7 +104,7 @@ def stream(server, prompt, max_tokens, on_token=None):
     if on_token and not isinstance(server, Peer):
         body["logprobs"] = 0
     times, n = [], 0
-    with server.connection() as one:
+    with server.connection(source) as one:
         start = time.perf_counter()
         one.request(
             "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
@@ -223,6 +226,44 @@ def beside(server, args, n_streams=4):
     )
 
 
+def fairness(server, args, n_many=60):
+    """When a client's first tokens come who asks for one text after the other, alone and while
+    another keeps many requests open: from its own address, and as one client with it."""
+    draw, is_over, count, lock = random.Random(5), threading.Event(), 0, threading.Lock()
+    lengths = [draw.randint(args.max_tokens // 2, 2 * args.max_tokens) for _ in range(n_many)]
+
+    def many(i):
+        nonlocal count
+        for prompt in itertools.cycle(prompts(args, args.prompt_tokens, 8, 500 + i)):
+            if is_over.is_set():
+                return
+            _, n = stream(server, prompt, lengths[i], source="127.0.0.1")
+            with lock:
+                count += n
+
+    few = iter(prompts(args, args.prompt_tokens, 10_000, 900))
+
+    def first_tokens(source):
+        end, found = time.perf_counter() + 2 * args.window, []
+        while time.perf_counter() < end or len(found) < 3:
+            found.append(stream(server, next(few), args.max_tokens, source=source)[0][0])
+        return found
+
+    print(f"first token, ms: median, 95 %; {n_many} requests of another client are open")
+    print(f"{'alone':24} {quantiles(first_tokens('127.0.0.2'))}")
+    with ThreadPoolExecutor(n_many) as pool:
+        running = [pool.submit(many, i) for i in range(n_many)]
+        time.sleep(args.window)
+        for name, source in (("as one client with it", "127.0.0.1"), ("beside it", "127.0.0.2")):
+            before, start = count, time.perf_counter()
+            found = first_tokens(source)
+            rate = (count - before) / (time.perf_counter() - start)
+            print(f"{name:24} {quantiles(found)}   {rate:.0f} tokens/s of the other", flush=True)
+        is_over.set()
+        for one in running:
+            one.result()
+
+
 def run_soak(server, seconds):
     found = soak(server, seconds, min(60, seconds / 10))
     print("outcomes:", ", ".join(f"{n} x {what}" for what, n in found.outcomes.most_common()))
@@ -242,7 +283,9 @@ def main():
     parser.add_argument("--window", type=float, default=2, help="seconds to watch them")
     parser.add_argument("--requests", type=int, default=32, help="of each line of the table")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=["table", "overhead", "prefix", "beside"])
+    parser.add_argument(
+        "--only", nargs="+", default=["table", "overhead", "prefix", "beside", "fairness"]
+    )
     parser.add_argument("--peer", metavar="COMMAND|URL")
     parser.add_argument("--soak", type=float, metavar="SECONDS")
     parser.add_argument("--vocab-size", type=int, default=2000, help="prompts are drawn from it")
@@ -251,9 +294,15 @@ def main():
     if args.soak:
         with ServerProcess(*load, "--slots", 4, "--queue", 8) as server:
             return run_soak(server, args.soak)
-    parts = {"table": table, "overhead": overhead, "prefix": prefix, "beside": beside}
+    parts = {
+        "table": table,
+        "overhead": overhead,
+        "prefix": prefix,
+        "beside": beside,
+        "fairness": fairness,
+    }
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(ServerProcess(*load, "--slots", 16))]
+        servers = [stack.enter_context(ServerProcess(*load, "--slots", 16, "--queue", 128))]
         if args.peer:
             servers.append(stack.enter_context(Peer(args.peer)))
             del parts["overhead"]

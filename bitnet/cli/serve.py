@@ -56,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.number(int, 0, 10000),
         default=default.queue,
         metavar="N",
-        help="sequences that may wait for a slot, "
-        f"more are refused with 429 (default: {default.queue})",
+        help="sequences that may wait for a slot, more are refused with 429; one client has "
+        f"three quarters of these and the slots at most (default: {default.queue})",
     )
     group.add_argument(
         "--api-key",

@@ -116,7 +116,8 @@ static inline __attribute__((always_inline)) group_floats group_quad_of_rows(
     uint64_t halves[GROUP_ROWS];
     UNROLL for (int r = 0; r < GROUP_ROWS; r++)
         halves[r] = group_scales_128(scales + r * row_scales, block_scales, half_scales, HALVES);
-    const group_ints sums = group_sums_of_rows(codes, row_codes, block_codes, half_codes, x, HALVES);
+    const group_ints sums =
+        group_sums_of_rows(codes, row_codes, block_codes, half_codes, x, HALVES);
     const group_ints exact = sums - group_four_ints(x_sums);
     return p + __builtin_convertvector(exact, group_floats)
                * (group_floats_of_f16(halves) * group_four_floats(x_scales));

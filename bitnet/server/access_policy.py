@@ -72,7 +72,8 @@ class AccessPolicy:
             seconds = time.perf_counter() - exchange.start
             self._metrics.count(route, exchange.status, seconds)
             method = scope["method"] if scope["method"] in METHODS else "other"
-            log_request(method, route, exchange.status, seconds, **record.fields())
+            fields = record.fields() if self._options.log_format == "json" else {}
+            log_request(method, route, exchange.status, seconds, **fields)
 
     async def _respond(self, scope: Scope, headers: Headers, exchange: "Exchange") -> None:
         """Call the application; what it raises becomes the answer if there is none yet."""

@@ -44,14 +44,9 @@ class JSONFormatter(logging.Formatter):
 
 def log_request(method: str, path: str, status: int, seconds: float, **fields: Any) -> None:
     """The line of a request. fields: more of it, in the format "json" alone; None is left out."""
-    fields = {"method": method, "path": path, "status": status, "seconds": seconds} | fields
-    shown = {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in fields.items()
-        if value is not None
-    }
-    line = (method, path, status, 1000 * seconds)
-    log.info("%s %s %s %.1f ms", *line, extra={"fields": shown})
+    about = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+    about |= {name: value for name, value in fields.items() if value is not None}
+    log.info("%s %s %s %.1f ms", method, path, status, 1000 * seconds, extra={"fields": about})
 
 
 def log_mistake(error: BaseException) -> None:

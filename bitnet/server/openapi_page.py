@@ -47,9 +47,10 @@ def _parts(document: Schema) -> Iterator[str]:
             yield from _operation(method, path, operation)
     yield "<h2>Schemas</h2>"
     for name, schema in document["components"]["schemas"].items():
-        yield f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>'
+        # inside, so that a link to it opens the element
+        yield f'<details><summary><code>{escape(name)}</code></summary><div id="{escape(name)}">'
         yield from _fields(schema)
-        yield "</details>"
+        yield "</div></details>"
     yield "</main></body></html>"
 
 
@@ -64,7 +65,8 @@ def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
     parts += [(f"Answer ({code})", part) for code, part in operation["responses"].items()]
     for title, part in parts:
         for media_type, content in part["content"].items() if part else ():
-            kind = _type(content["schema"])
+            about = content["schema"].get("description")
+            kind = _type(content["schema"]) + (f", {escape(about)}" if about else "")
             yield f"<p>{escape(title)}, <code>{escape(media_type)}</code>: {kind}</p>"
     yield "</details>"
 

@@ -32,7 +32,7 @@ class RequestRecord:
             about |= {"draft_tokens": counts.drafted, "draft_accepted_tokens": counts.accepted}
         if counts is not None and self.generation is not None and self.generation.first:
             first, seconds = self.generation.first, self.generation.ended - self.generation.first
-            about["first_token_seconds"] = first
+            about["first_token_seconds"] = round(first, 6)
             if seconds > 0:
                 about["tokens_per_second"] = round(max(0, counts.generated - 1) / seconds, 2)
         return about

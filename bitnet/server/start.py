@@ -49,9 +49,9 @@ def asgi(
         closed at its end. None for the bundled one.
     embedding_model: the same of a model that /v1/embeddings uses beside it. Paths have one
         memory_limit together. Either both are Models or none is.
-    options: server.Options, of which host, port, drain_seconds and read_seconds of headers are for
-        `bitnet serve` alone. The server that runs the application decides who can connect: give an
-        api_key where others can.
+    options: server.Options, of which host, port, tls_cert, tls_key, trusted_proxies, log_format,
+        drain_seconds and read_seconds of headers are for `bitnet serve` alone. The server that
+        runs the application decides who can connect: give an api_key where others can.
 
     It starts and ends with the server's lifespan; where it is mounted, its ``lifespan`` is a
     context manager for the application around it. Nothing is loaded later, nor dropped before.

@@ -125,7 +125,7 @@ class Generation:
     def _measure(self, index: int, now: float) -> None:
         self.first = self.first or now
         if self._metrics is not None and index in self._latest:
-            self._metrics.between_tokens.observe(now - self._latest[index])
+            self._metrics.gaps.observe(now - self._latest[index])
         self._latest[index] = now
 
     def _tell(self, metrics: ModelMetrics) -> None:

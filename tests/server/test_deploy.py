@@ -172,7 +172,7 @@ def test_the_container_is_not_root_and_reads_its_model():
 
 
 def test_what_the_container_copies_is_there():
-    """The package, and all that its build reads: setup.py, and what that and pyproject.toml name."""
+    """The package, and all that its build reads: what setup.py and pyproject.toml name as well."""
     copied = [shlex.split(t)[:-1] for t in of("COPY") if not t.startswith("--from")]
     sources = {source for one in copied for source in one}
     assert all((ROOT / source).exists() for source in sources)
@@ -250,7 +250,8 @@ def test_the_containers_steps(tmp_path):
     try:
         line = ""
         while "serving bundled on" not in line:
-            assert (line := process.stderr.readline()), "it ended"
+            line = process.stderr.readline()
+            assert line, "it ended"
             assert json.loads(line)["level"] == "INFO"
     finally:
         process.terminate()

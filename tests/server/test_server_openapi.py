@@ -8,7 +8,6 @@ import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import jsonschema
 import pytest
 from support.paths import DATA
 from support.server_process import USER, ServerProcess
@@ -16,6 +15,8 @@ from support.server_process import USER, ServerProcess
 from bitnet.server.access_policy import OPEN_ROUTES
 from bitnet.server.app import ENDPOINTS
 from bitnet.server.openapi import OPERATIONS, document
+
+jsonschema = pytest.importorskip("jsonschema")
 
 KEY = "a key of this server"
 EMBEDDER = next((DATA / "gguf_i2_s_embedding_qwen3").glob("*.gguf"))

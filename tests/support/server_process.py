@@ -63,8 +63,11 @@ class ServerProcess:
         return self.process.wait(30), self.log()
 
     @contextlib.contextmanager
-    def connection(self):
-        with contextlib.closing(http.client.HTTPConnection(self.host, self.port, 30)) as one:
+    def connection(self, source=None):
+        """source: the address it comes from, as 127.0.0.2; None for any."""
+        address = source and (source, 0)
+        one = http.client.HTTPConnection(self.host, self.port, 60, source_address=address)
+        with contextlib.closing(one):
             yield one
 
     def request(self, method, path, content=None, headers=None):
