@@ -205,12 +205,24 @@ def test_tokens(adapter, lm, model):
     assert lm.max_length == model.context
 
 
+def test_the_token_in_front_of_a_text_without_context(adapter):
+    """As the harness's hf model has it: what prompts begin with, else the end token."""
+    for name, expected in (("hf_llama_bitlinear", 397), ("groups/mlx_2bit_g128", 351)):
+        with bitnet.load(DATA / name, threads=1) as model:
+            ids = model.tokenizer.encode("And so", add_bos=False)
+            for lm, prefix in ((adapter(model), expected), (adapter(model, prefix_token_id=7), 7)):
+                assert lm.prefix_token_id == prefix
+                (found,) = lm.loglikelihood(asked(("", "And so")), **QUIET)
+                assert found == model.loglikelihood([prefix], ids)
+
+
 def test_what_makes_no_sense_is_refused(adapter, lm, model):
     for arguments, message in [
         ({"batch_size": 0}, "batch_size: 0"),
         ({"batch_size": "many"}, "batch_size: 'many'"),
         ({"device": "cuda"}, "device: 'cuda' .cpu"),
         ({"max_gen_toks": 0}, "max_gen_toks: 0"),
+        ({"prefix_token_id": -1}, "prefix_token_id: -1"),
         ({"pretrained": model, "context": 8}, "context: of a model that is loaded"),
         ({"pretrained": DATA / "hf_embedding_qwen3"}, "an embedding model"),
     ]:

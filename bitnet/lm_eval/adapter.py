@@ -46,6 +46,7 @@ class BitnetLM(TemplateLM):
         some tokenizers). max_gen_toks: tokens of a text where the task does not say.
     enable_thinking: given to the chat template, where it reads it; None leaves it to the template.
     seed: of the first text that is sampled; each further one has the next.
+    prefix_token_id: what stands in front of a text without context, None for the property's own.
     options: more of bitnet.load, as context, threads, kv_dtype or memory_limit.
 
     Special tokens that are written in a text are these tokens, as in transformers: the harness
@@ -63,12 +64,15 @@ class BitnetLM(TemplateLM):
         max_gen_toks: int = MAX_TOKENS,
         enable_thinking: bool | None = None,
         seed: int = 0,
+        prefix_token_id: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if device not in (None, "cpu"):
             raise ValueError(f"device: {device!r} (cpu)")
         check_number("max_gen_toks", max_gen_toks, int, 1)
+        if prefix_token_id is not None:
+            check_number("prefix_token_id", prefix_token_id, int, 0)
         slots = _slots(batch_size, max_batch_size)
         if isinstance(pretrained, bitnet.Model):
             if options:
@@ -81,7 +85,7 @@ class BitnetLM(TemplateLM):
         self.tokenizer = self.model.tokenizer
         self.batch_size, self.max_gen_toks = slots, max_gen_toks
         self.add_bos_token, self.enable_thinking = add_bos_token, enable_thinking
-        self._seeds = itertools.count(seed)
+        self._seeds, self._prefix_token_id = itertools.count(seed), prefix_token_id
 
     # --------------------------------------------------------------------------------- tokens
     @property
@@ -100,7 +104,10 @@ class BitnetLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands in front of a text without context: the first token of the model's prompts,
-        or, where these have none, the end token."""
+        or, where these have none, the end token. The harness's hf model takes the same, unless a
+        tokenizer names a begin token that prompts do not begin with."""
+        if self._prefix_token_id is not None:
+            return self._prefix_token_id
         prefix = self.tokenizer.encode("")
         return prefix[0] if prefix else self.eot_token_id
 
