@@ -24,6 +24,7 @@ from .metrics import Metrics
 from .options import Options
 
 OPEN_ROUTES = ("/", "/health", "/ready")  # they need no key: they tell nothing
+OPEN_FOLDER = "/page/"  # of the chat page's files, as open
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
@@ -100,7 +101,9 @@ class AccessPolicy:
                 "access-control-max-age": "600",
             }
             return Response(status_code=204, headers=allowed if self._cors(headers) else {})
-        if route_path(scope) not in OPEN_ROUTES and not self._has_key(headers):
+        path = route_path(scope)
+        is_open = path in OPEN_ROUTES or path.startswith(OPEN_FOLDER)
+        if not is_open and not self._has_key(headers):
             challenge = {"www-authenticate": "Bearer"}
             message = "no valid API key (Authorization: Bearer KEY, or x-api-key: KEY)"
             error = ApiError(401, message, code="invalid_api_key", headers=challenge)

@@ -16,7 +16,7 @@ from .endpoints.completions import completions
 from .endpoints.embeddings import embeddings
 from .endpoints.messages import count_tokens, messages
 from .endpoints.models import models
-from .endpoints.page import page
+from .endpoints.page import page, page_file
 from .endpoints.responses import responses
 from .endpoints.status import health, metrics, ready
 from .endpoints.tokenize import detokenize, tokenize, tokenizer_info
@@ -27,6 +27,7 @@ from .worker import Worker
 # (method, path, the endpoint's function): a new endpoint is a file of its own and a line here
 ENDPOINTS = (
     ("GET", "/", page),
+    ("GET", "/page/{name:path}", page_file),
     ("GET", "/health", health),
     ("GET", "/ready", ready),
     ("GET", "/metrics", metrics),
