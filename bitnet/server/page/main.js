@@ -140,7 +140,7 @@ async function begin() {
     return false;
   }
   $("name").textContent = app.model.name;
-  for (const old of document.querySelectorAll("article.problem")) old.remove();
+  for (const old of document.querySelectorAll(".problem")) old.remove();
   $("new-text").textContent = app.newTitle;
   if (isEmpty(app.conversation)) {
     const typed = $("prompt").value;
