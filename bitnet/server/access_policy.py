@@ -27,6 +27,7 @@ from .request_record import RequestRecord
 
 # They need no key: they tell nothing of what is here
 OPEN_ROUTES = ("/", "/health", "/ready", "/docs", "/openapi.json")
+OPEN_FOLDER = "/page/"  # of the chat page's files, as open
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 MAX_HEADER_BYTES = 16 << 10  # bytes of a request's headers, as most servers allow
 MAX_DISCARDED = 64 << 20  # bytes of a body that are read only so that its client sees an answer
@@ -109,7 +110,8 @@ class AccessPolicy:
                 "access-control-max-age": "600",
             }
             return Response(status_code=204, headers=allowed if self._cors(headers) else {})
-        is_open = not self._keys or route_path(scope) in OPEN_ROUTES
+        path = route_path(scope)
+        is_open = not self._keys or path in OPEN_ROUTES or path.startswith(OPEN_FOLDER)
         if not is_open and not self._key_of(headers):
             challenge = {"www-authenticate": "Bearer"}
             message = "no valid API key (Authorization: Bearer KEY, or x-api-key: KEY)"

@@ -17,7 +17,7 @@ from .endpoints.embeddings import embeddings
 from .endpoints.messages import count_tokens, messages
 from .endpoints.models import models
 from .endpoints.openapi import docs, openapi
-from .endpoints.page import page
+from .endpoints.page import page, page_file
 from .endpoints.responses import responses
 from .endpoints.status import health, metrics, ready
 from .endpoints.tokenize import detokenize, tokenize, tokenizer_info
@@ -29,6 +29,7 @@ from .worker import Worker
 # in openapi.OPERATIONS
 ENDPOINTS = (
     ("GET", "/", page),
+    ("GET", "/page/{name:path}", page_file),
     ("GET", "/health", health),
     ("GET", "/ready", ready),
     ("GET", "/metrics", metrics),

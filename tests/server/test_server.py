@@ -3,11 +3,8 @@
 import base64
 import importlib
 import inspect
-import json
 import pkgutil
-import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +13,9 @@ from support.paths import DATA
 from support.server_process import NO_END, USER, ServerProcess, openai_client
 
 import bitnet
-from bitnet.server import endpoints, schema
+from bitnet.server import endpoints
 from bitnet.server.app import ENDPOINTS
 from bitnet.server.openai_chunks import TextChunks
-from bitnet.server.parsing import Passed, parse
 from bitnet.server.worker import Event
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
@@ -299,13 +295,3 @@ def test_small_endpoints(server):
     assert server.post("/v1/embeddings", {"input": "x"}).json["error"]["param"] == "model"
     assert server.get("/v1/nothing").json["error"]["message"] == "Not Found"
     assert server.get("/v1/chat/completions").status == 405
-
-
-def test_the_bounds_on_the_chat_page_are_within_those_of_requests():
-    text = Path(endpoints.__file__).with_name("page.html").read_text()
-    inputs = dict(re.findall(r'<input id="(\w+)" type="number"([^>]*)>', text))
-    assert inputs.keys() == {"temperature", "top_p", "max_tokens", "seed"}
-    for name, attributes in inputs.items():
-        for bound in re.findall(r' (?:min|max)="([^"]+)"', attributes):
-            body = {"messages": USER, name: json.loads(bound)}
-            parse(json.dumps(body).encode(), schema.ChatRequest, Passed(strict=True))
