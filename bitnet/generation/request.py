@@ -210,7 +210,7 @@ class Request:
             self._times = [time.perf_counter()] * 3
         state = self.state
         if not state.is_trimmable:  # trim undoes others; where it cannot, no checkpoint could
-            self._checkpoint = state.checkpoint()
+            self._checkpoint = state.checkpoint(holds=bool(self.draft))
 
     def rewind(self, length: int) -> None:
         """Let the state forget what the latest step saw from this token on.
