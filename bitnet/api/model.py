@@ -28,7 +28,7 @@ from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
-from .engine import new_scheduler
+from .engine import new_scheduler, snapshots_of
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, form_of, hooks_of, named_options, sampling_of, stopping_of
 from .scores import Prompt, Scores
@@ -360,6 +360,7 @@ class Model(Scores):
             constraint=constraint,
             reuses=cache_prompt,
             hooks=hooks_of(options),
+            snapshots=snapshots_of(token_ids, config, self._tokenizer, scheduler),
         )
         scheduler.check(request)
         self._follow_machine()

@@ -101,7 +101,8 @@ class Request:
     None, or of how many of the likeliest tokens the probabilities are wanted at each place.
     drafts: None, or what proposes tokens that the next step is to try as well. constraint: None,
     or what says which tokens may come. reuses: whether it may begin with what the model remembers
-    of a sequence that began alike. hooks: the caller's own functions.
+    of a sequence that began alike. hooks: the caller's own functions. snapshots: the lengths of the
+    prompt at which a state that cannot go back is kept, ascending.
 
     deltas: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
@@ -120,12 +121,13 @@ class Request:
         constraint: Constraint | None = None,
         reuses: bool = True,
         hooks: Hooks | None = None,
+        snapshots: Sequence[int] = (),
     ) -> None:
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.stopping, self.detokenizer = sampler, stopping, detokenizer
         self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
-        self.reuses, self.hooks = reuses, hooks or Hooks()
+        self.reuses, self.hooks, self.snapshots = reuses, hooks or Hooks(), snapshots
         self.logprobs: list[list[tuple[int, float]]] = []
         self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
         self.n_cached = 0  # tokens of the prompt that another sequence had read
@@ -191,6 +193,11 @@ class Request:
     def pending(self) -> int:
         """How many tokens its state has not seen yet."""
         return len(self.tokens) - self.state.length
+
+    def unbroken(self, n: int) -> int:
+        """How many of its next n tokens a step may read, up to the next of its snapshots."""
+        length = self.state.length
+        return next((min(n, place - length) for place in self.snapshots if place > length), n)
 
     @property
     def is_full(self) -> bool:

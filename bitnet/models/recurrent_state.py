@@ -21,6 +21,8 @@ from .sequence_state import Bytes, StatePart, StoredTensor, kv_part
 
 PURPOSE = "state"  # in the pool, in plans and reports
 Floats = NDArray[np.float32]
+# Kept states of a slot: of a conversation the last two turns, each before its reply and behind it.
+DEFAULT_SNAPSHOTS = 4
 
 
 @dataclass(frozen=True)
