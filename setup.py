@@ -114,6 +114,7 @@ setup(
                 for name in ("threads", "grouped", "elementwise", "linear", "attention")
             ),
             extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.delta_net", OPENMP, OPENMP_LINK),
             extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
             *(kernels(isa, *how) for isa, how in ISAS.items()),
         ],

@@ -22,6 +22,9 @@ def check_draft(model: Checkpoint, tokenizer: Tokenizer | None, draft: Checkpoin
     for checkpoint in (draft, model):
         if checkpoint.config.pooling is not None:
             raise ValueError(f"speculative: {checkpoint.path.name} is an embedding model")
+    if draft.config.delta_net is not None:
+        what = "has layers with a state, which cannot go back behind a draft that was wrong"
+        raise ValueError(f"speculative: {name} {what}")
     n, n_others = draft.config.vocab_size, model.config.vocab_size
     if n != n_others:
         raise ValueError(f"speculative: {name} has {n} tokens ({other}: {n_others})")

@@ -2,11 +2,15 @@
 
 from ..checkpoints.memory_plan import Settings, settings_of_draft
 from ..checkpoints.weights import Weights
+from ..checks import TokenIds
 from ..generation.draft_model import DraftModel
 from ..generation.prefix_cache import PrefixCache
 from ..generation.scheduler import Scheduler
+from ..generation.snapshots import snapshot_places
+from ..models.config import ModelConfig
 from ..models.transformer import Transformer
 from ..runtime.pool import Pool
+from ..text.tokenizer import Tokenizer
 
 
 def new_scheduler(
@@ -38,7 +42,18 @@ def new_scheduler(
         prefix_cache=PrefixCache() if prefix_cache else None,
         fair=fair,
         draft_model=draft_model,
+        snapshots=settings.snapshots,
     )
+
+
+def snapshots_of(
+    token_ids: TokenIds, config: ModelConfig, tokenizer: Tokenizer | None, scheduler: Scheduler
+) -> tuple[int, ...]:
+    """Where states of a prompt are kept, of a model whose state cannot go back; else nowhere."""
+    if config.delta_net is None or not scheduler.snapshots:
+        return ()
+    opener = None if tokenizer is None else tokenizer.reply_opener
+    return snapshot_places(list(token_ids), opener)
 
 
 def _transformer(weights: Weights, pool: Pool, settings: Settings) -> Transformer:

@@ -15,11 +15,13 @@ from ..checkpoints import hub, weights
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.memory_plan import ASKED_LIMIT, Planner, Settings
 from ..checkpoints.open_checkpoint import open_checkpoint
-from ..checks import check_choice, check_whole, format_bytes, parse_bytes
+from ..checks import check_choice, check_number, check_whole, format_bytes, parse_bytes
 from ..compute import ops
 from ..errors import MemoryLimitExceeded
 from ..generation.scheduler import DRAFT, NGRAM, OFF
+from ..generation.snapshots import MAX_SNAPSHOTS
 from ..models.config import ModelConfig
+from ..models.recurrent_state import DEFAULT_SNAPSHOTS
 from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool
@@ -68,6 +70,7 @@ class LoadSettings:
     chat_template: str | None = None
     activations: ActivationsMode | None = None
     speculative: str | os.PathLike[str] | Model | None = None
+    snapshots: int = DEFAULT_SNAPSHOTS
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class LoadSettings:
         if self.activations is not None:
             check_choice("activations", self.activations, ACTIVATIONS)
         check_whole("slots", self.slots, MAX_SLOTS)
+        check_number("snapshots", self.snapshots, int, 0, MAX_SNAPSHOTS)
         parse_bytes("prefix_folder_limit", self.prefix_folder_limit)
         if self.chat_template is not None:
             check_template("chat_template", self.chat_template)
@@ -99,6 +103,7 @@ def load(
     chat_template: str | None = None,
     activations: ActivationsMode | None = None,
     speculative: str | os.PathLike[str] | Model | None = None,
+    snapshots: int = DEFAULT_SNAPSHOTS,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
     one GGUF or one model in several types of it, or None for the model in the package.
@@ -128,6 +133,9 @@ def load(
         one, a path as above. Of a Model its files are taken, which the system holds once. What it
         needs is in this model's pool, memory_limit and report; context, kv_dtype, slots, threads,
         mapping, layout and activations are those given here, as far as it has them.
+    snapshots: of a model with layers whose state cannot go back, how many states are kept for each
+        slot: where the last message of a prompt ends, every 4,096 tokens of it, and of finished
+        sequences; those used last. A prompt that begins like one of them reads the rest only.
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
@@ -150,6 +158,7 @@ def load(
         chat_template=chat_template,
         activations=activations,
         speculative=speculative,
+        snapshots=snapshots,
     )
     return load_model(path, settings)
 
@@ -249,6 +258,7 @@ def _load(
         n_threads,
         settings.mapping,
         settings.activations,
+        settings.snapshots if settings.prefix_cache else 0,
     )
     planner = Planner(checkpoint, draft)
     if as_planned and limit is not None:

@@ -31,7 +31,7 @@ from ..runtime.pool import Pool, PoolStats
 from ..text.chat_template import TemplateValues
 from ..text.tokenizer import Tokenizer
 from .asynchronous import Asynchronous
-from .engine import new_scheduler
+from .engine import new_scheduler, snapshots_of
 from .granted_threads import GrantedThreads
 from .options import GenerationOptions, form_of, hooks_of, named_options, sampling_of, stopping_of
 from .scores import Prompt
@@ -356,6 +356,7 @@ class Model(Asynchronous):
             reuses=cache_prompt,
             hooks=hooks_of(options),
             client=client,
+            snapshots=snapshots_of(token_ids, config, self._tokenizer, scheduler),
         )
         scheduler.check(request)
         self._follow_machine()

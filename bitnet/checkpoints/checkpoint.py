@@ -24,7 +24,7 @@ from ..formats.safetensors import SafetensorsFile
 from ..formats.tensor import Tensor
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models import lm_head_screen
-from ..models.architecture import Architecture
+from ..models.architecture import Architecture, split_name
 from ..models.config import ModelConfig
 from ..text.vocabulary import TokenizerSource
 
@@ -250,7 +250,8 @@ class Checkpoint:
 
     def table(self, name: str) -> str:
         """The tensor that is embed_tokens or lm_head: the embedding where they are tied."""
-        return "embed_tokens" if self.config.tie_word_embeddings else name
+        is_tied_head = name == "lm_head" and self.config.tie_word_embeddings
+        return "embed_tokens" if is_tied_head else name
 
     def float_tables(self) -> list[str]:
         """Embedding and head that are floats in the file, of which a sample was ternary."""
@@ -280,17 +281,21 @@ class Checkpoint:
         return rows if is_worth_it else None
 
     def rows(self, name: str) -> EmbeddingRows:
-        """embed_tokens or lm_head, one that is not ternary."""
+        """embed_tokens, lm_head or another of an Architecture's rows, one that is not ternary."""
         tensor = self.floats[self.table(name)]
         n_rows, n_cols = tensor.shape
         return EmbeddingRows(tensor.type, tensor.rows(), n_rows, n_cols, tensor.where)
 
     def vector(self, name: str) -> np.ndarray:
-        """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
-        tensor = self.floats[name]
-        stored = dequantize(tensor.type, tensor.data.reshape(1, -1), *tensor.shape)[0]
+        """A norm's weight as it is applied, or another small tensor, float32 of its shape;
+        FormatError for numbers that are not finite, or make no sense."""
+        tensor, arch = self.floats[name], self.config.arch
+        n = math.prod(tensor.shape)
+        stored = dequantize(tensor.type, tensor.data.reshape(1, -1), n)[0].reshape(tensor.shape)
         if not np.isfinite(stored).all():
             raise FormatError(tensor.path, tensor.name, "NaN or infinite", "finite weights")
+        if limit := arch.vector_limit(self.config, split_name(name)[1], stored):
+            raise FormatError(tensor.path, tensor.name, f"{stored.max():g}", limit)
         values = self.config.arch.applied_norm(name, stored, self.config.norms_are_offsets)
         return np.require(values, requirements=["C", "A"])  # safetensors aligns nothing
 
@@ -353,10 +358,15 @@ def check_scale(value: float | np.floating, tensor: Tensor) -> np.float32:
     return np.float32(value)
 
 
-def check_all_used(tensors: Mapping[str, Tensor], used: set[str], path: Path) -> None:
+def check_all_used(
+    tensors: Mapping[str, Tensor], used: set[str], path: Path, ignored: tuple[str, ...] = ()
+) -> None:
     """No tensor may be left over: one we do not know could change the result in silence. One of no
-    elements cannot (torch saves some for state that is not there)."""
+    elements cannot (torch saves some for state that is not there).
+
+    ignored: how names begin of those that are of another model in the same files.
+    """
     for name in sorted(tensors.keys() - used):
-        if 0 in tensors[name].shape:
+        if 0 in tensors[name].shape or name.startswith(ignored):
             continue
         raise FormatError(path, name, "unexpected", "every tensor must have a place in the model")

@@ -106,6 +106,7 @@ def convert(
     if type is not None:
         check_choice("type", type, GROUP_TYPES)
     checkpoint = open_checkpoint(src, layout=layout, masters=masters)
+    _refuse_unwritten(checkpoint)
     checkpoint.settle_tables()
     if type is not None and not (checkpoint.has_group_scales and to == "gguf"):
         raise ValueError(f"type: {type!r} (None but for a GGUF of a model with scales of groups)")
@@ -154,6 +155,13 @@ def _check_paths(checkpoint: Checkpoint, dst: Path, to: str, force: bool) -> Non
     if not (dst.is_file() if to == "gguf" else _is_model_folder(dst)):
         expected = "a file" if to == "gguf" else "a folder with a config.json, and no other folders"
         raise FileExistsError(errno.EEXIST, f"not replaced, as it is not {expected}", str(dst))
+
+
+def _refuse_unwritten(checkpoint: Checkpoint) -> None:
+    arch = checkpoint.config.arch
+    if not arch.can_be_written:
+        limit = "a family that is converted; heads lie in another order in each container"
+        raise FormatError(checkpoint.path, "family", arch.name, limit)
 
 
 def _exists(dst: Path) -> FileExistsError:

@@ -16,7 +16,8 @@ from ..errors import MemoryLimitExceeded
 from ..formats.ternary_layouts import n_bytes as n_bytes_of_layout
 from ..formats.ternary_layouts import padded
 from ..models.config import ModelConfig
-from ..models.sequence_state import SequenceState
+from ..models.recurrent_state import DEFAULT_SNAPSHOTS
+from ..models.sequence_state import SequenceState, StatePart
 from ..models.workspace import MAX_BATCH, work_arrays
 from ..runtime import cpu
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE, DTYPES, PAGE
@@ -59,6 +60,7 @@ class Settings:
     threads: int = 1
     mapping: str = "map"
     activations: str | None = None
+    snapshots: int = DEFAULT_SNAPSHOTS
 
 
 class Planner:
@@ -99,7 +101,7 @@ class Planner:
         needs = plan(
             self.config, context=s.context, kv_dtype=s.kv_dtype, slots=s.slots, threads=s.threads,
             n_tokens=self.n_tokens, weights=weights, is_screened=self._is_screened,
-            activation_bits=self._activation_bits(s.activations),
+            activation_bits=self._activation_bits(s.activations), snapshots=s.snapshots,
         )  # fmt: skip
         return [
             *needs,
@@ -129,8 +131,16 @@ class Planner:
         return sum(need.nbytes for need in self.needs(settings) if need.where != "files")
 
     def minimum(self, settings: Settings) -> int:
-        """The bytes without which load refuses: one slot full, the others wait for room."""
-        return self.private(settings) - (settings.slots - 1) * self.slot_bytes(settings)
+        """The bytes without which load refuses: one slot full, the others wait for room, and no
+        snapshots."""
+        others = (settings.slots - 1) * self.slot_bytes(settings)
+        return self.private(settings) - others - self._snapshot_bytes(settings)
+
+    def _snapshot_bytes(self, settings: Settings) -> int:
+        """Bytes of the states that are kept beside the slots."""
+        parts = _new_state(self.config, settings.context, settings.kv_dtype).parts.values()
+        each = sum(p.nbytes_at(settings.context) for p in parts if not p.is_trimmable)
+        return settings.slots * settings.snapshots * each
 
     def full_slots(self, settings: Settings, limit: int) -> int:
         """How many slots may be full at once under a limit."""
@@ -244,6 +254,7 @@ def plan(
     weights: int = 0,
     is_screened: bool = False,
     activation_bits: int | None = None,
+    snapshots: int = 0,
 ) -> list[Need]:
     """[Need] of a model that is loaded and in use, every slot full, without its mapped files.
 
@@ -251,7 +262,8 @@ def plan(
     values. slots: sequences at once. threads: of every operation. n_tokens: entries of the
     tokenizer, None for vocab_size. weights: bytes of tensors kept in the pool, where there is no
     cache folder or they are copied. is_screened: whether the head is, see lm_head_screen.py.
-    activation_bits: as of weights.Weights.
+    activation_bits: as of weights.Weights. snapshots: of a slot, of parts of a state that cannot go
+    back; their keys and values they share with the slots, or give way to them.
     """
     n_tokens = config.vocab_size if n_tokens is None else n_tokens
     state = _new_state(config, context, kv_dtype)
@@ -263,7 +275,7 @@ def plan(
     for array in arrays:
         work[array.purpose] += _aligned(array.nbytes)
     needs = [
-        *(Need(purpose, slots * part.nbytes_at(context), part.describe(slots))
+        *(_need_of_part(purpose, part, context, slots, snapshots)
           for purpose, part in state.parts.items()),
         Need("scratch", work["scratch"], f"{MAX_BATCH} rows of a forward pass"),
         Need("rope", work["rope"], "cosines and sines of a forward pass"),
@@ -277,6 +289,14 @@ def plan(
     if weights:
         needs.insert(0, Need("weights", weights, "tensors that are not used in the mapped file"))
     return needs
+
+
+def _need_of_part(purpose: str, part: StatePart, context: int, slots: int, snapshots: int) -> Need:
+    n, what = slots, part.describe(slots)
+    if snapshots and not part.is_trimmable:
+        n += slots * snapshots
+        what += f", and {slots * snapshots} snapshots"
+    return Need(purpose, n * part.nbytes_at(context), what)
 
 
 def table(needs: Iterable[Need]) -> list[str]:

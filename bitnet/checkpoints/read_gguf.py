@@ -61,7 +61,8 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     table_types = ROW_TYPES + (_GROUP_TYPES if may_have_groups else ())
     for name, shape in config.tensor_shapes().items():
         stem = config.arch.gguf_name(name)
-        used.add(f"{stem}.weight")
+        full_name = stem + config.arch.suffix(name, "gguf")
+        used.add(full_name)
         if config.arch.is_linear(name):
             used.add(f"{stem}.scale")
             weight = check_tensor(tensors, f"{stem}.weight", shape, TERNARY_TYPES, path)
@@ -70,13 +71,14 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
                 factor = stored_scale(tensors, f"{stem}.scale", (1,), path)
             ternary[name] = _ternary(name, weight, factor, layout)
             continue
-        types = table_types if len(shape) == 2 else FLOAT_TYPES
-        tensor = check_tensor(tensors, f"{stem}.weight", shape, types, path)
+        is_vector = len(shape) == 1 or config.arch.is_vector(name)
+        types = FLOAT_TYPES if is_vector else table_types
+        tensor = check_tensor(tensors, full_name, shape, types, path)
         if tensor.type in _GROUP_TYPES:
             ternary[name] = _ternary(name, tensor, np.float32(1), layout)
         else:
             floats[name] = tensor
-    check_all_used(tensors, used, path)
+    check_all_used(tensors, used, path, config.arch.ignored_in_gguf(file.metadata))
     _warn_of_loss(config, ternary, path)
     changed_by = [file.path for file in files]
     return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)

@@ -22,6 +22,7 @@ from ..models.config import (
     ModelConfig,
     hf_linears,
     mlx_group_size,
+    text_config,
 )
 from ..text.vocabulary import TokenizerSource
 from .checkpoint import (
@@ -34,6 +35,12 @@ from .checkpoint import (
     stored_scale,
 )
 
+# what names of tensors begin with, and lm_head's: of a text model, and of one inside another
+_PREFIXES = (
+    ("model.", ""),
+    ("model.language_model.", ""),
+    ("language_model.model.", "language_model."),
+)
 SAMPLE_ROWS = 64  # rows of a float matrix that are looked at: enough to see whether it is ternary
 
 
@@ -42,7 +49,7 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
     config_path = member(folder, "config.json")
     if config_path is None:
         raise FormatError(folder, "config.json", "missing", "an HF model folder, or a .gguf file")
-    raw = read_json(config_path)
+    raw = text_config(read_json(config_path))
     files, tensors = open_folder(folder)
     linears = hf_linears(raw, config_path, tensors)
     tokenizer = _tokenizer_source(folder)
@@ -51,11 +58,15 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
     config = ModelConfig.from_hf(raw, generation, config_path, tensors, end_ids)
     if config.pooling is not None:
         config = replace(config, pooling=_pooling(folder))
-    prefix = "model." if "model.embed_tokens.weight" in tensors else ""
+    prefix, head_prefix = _prefixes(tensors)
+    tensors, is_sanitized = _flat_convolutions(config, prefix, tensors)
+    if is_sanitized:
+        config = replace(config, norms_are_offsets=False)
     ternary, floats, used = {}, {}, set()
     for name, shape in config.tensor_shapes().items():
-        stem = name if name == "lm_head" else prefix + config.arch.hf_name(name)
-        used.add(f"{stem}.weight")
+        stem = head_prefix + name if name == "lm_head" else prefix + config.arch.hf_name(name)
+        full_name = stem + config.arch.suffix(name, "hf")
+        used.add(full_name)
         is_linear = config.arch.is_linear(name)
         if f"{stem}.scales" in tensors or (linears == "mlx" and is_linear):
             used |= {f"{stem}.scales", f"{stem}.biases"}
@@ -64,7 +75,7 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
                 raise FormatError(config_path, "quantization", "missing", limit)
             ternary[name] = _mlx(name, stem, shape, mlx_group_size(raw, config_path), tensors)
         elif not is_linear:
-            floats[name] = check_tensor(tensors, f"{stem}.weight", shape, FLOAT_TYPES, folder)
+            floats[name] = check_tensor(tensors, full_name, shape, FLOAT_TYPES, folder)
         elif linears in ("multiply", "divide"):
             used.add(f"{stem}.weight_scale")
             packed_shape = -(-shape[0] // 4), shape[1]
@@ -80,13 +91,46 @@ def read_hf(folder: Path, masters: bool) -> Checkpoint:
         _take_ternary_tables(config, ternary, floats)
     if config.tie_word_embeddings:
         # some writers store it; transformers does not read it either
-        used |= {f"lm_head.{part}" for part in ("weight", "scales", "biases")}
-    check_all_used(tensors, used, folder)
+        used |= {f"{head_prefix}lm_head.{part}" for part in ("weight", "scales", "biases")}
+    check_all_used(tensors, used, folder, config.arch.ignored)
     changed_by = [config_path, *(file.path for file in files)]
     prompts = _prompts(folder) if config.pooling else {}
     return Checkpoint(
         folder, config, tokenizer, ternary, floats, files, changed_by, prompts=prompts
     )
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """What stands in front of the names of tensors, and in front of lm_head's."""
+    for prefix, head_prefix in _PREFIXES:
+        if f"{prefix}embed_tokens.weight" in tensors:
+            return prefix, head_prefix
+    return "", ""
+
+
+def _flat_convolutions(
+    config: ModelConfig, prefix: str, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], bool]:
+    """The tensors, those of convolutions as (channels, taps); and whether they are MLX's, which
+    has an axis of one at the end instead of in the middle, and norms that are no offsets."""
+    if config.delta_net is None:
+        return tensors, False
+    flat, kinds = dict(tensors), set()
+    for name in config.tensor_shapes():
+        stem = f"{prefix}{config.arch.hf_name(name)}.weight"
+        if not name.endswith("conv1d") or stem not in tensors:
+            continue
+        shape = n_channels, n_taps = config.delta_net.n_channels, config.delta_net.n_taps
+        tensor = tensors[stem]
+        expected = (n_channels, 1, n_taps), (n_channels, n_taps, 1)
+        if tensor.shape not in expected:
+            limit = f"the configuration needs {expected[0]}"
+            raise FormatError(tensor.path, f"{stem} shape", tensor.shape, limit)
+        kinds.add(tensor.shape == expected[1])
+        flat[stem] = replace(tensor, shape=shape)
+    if len(kinds) > 1:
+        raise FormatError(config.architecture, "conv1d", "in two orders of axes", "one")
+    return flat, kinds == {True}
 
 
 # linear layers ------------------------------------------------------------------------------------

@@ -89,12 +89,13 @@ class Weights:
         return self._ternary[name]
 
     def rows(self, name: str) -> EmbeddingRows | GroupedMatrix:
-        """embed_tokens or lm_head, which is the embedding where they are tied."""
+        """embed_tokens or lm_head, which is the embedding where they are tied; or another one of
+        an Architecture's rows."""
         table = self._ternary.get(self.checkpoint.table(name))
         return table if isinstance(table, GroupedMatrix) else self.checkpoint.rows(name)
 
     def vector(self, name: str) -> np.ndarray:
-        """A norm's weight as it is applied, float32 (n,); FormatError if not finite."""
+        """A norm's weight as it is applied, or another small tensor: see Checkpoint.vector."""
         return self.checkpoint.vector(name)
 
     def mappings(self) -> list[tuple[Path, int, int]]:

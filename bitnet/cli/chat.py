@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     more = {"chat_template": template, "speculative": args.speculative}
     with options.load(args, status, *args.positionals, **more) as model:
         keywords["context_end"] = args.context_end or (
-            "window" if model.context >= MIN_WINDOW else "stop"
+            "window" if model.context >= MIN_WINDOW and not model.config.delta_net else "stop"
         )
         model.request([0], **keywords)  # an embedding model says at once that it does not talk
         if model.tokenizer.chat_template is None:

@@ -79,9 +79,13 @@ def attention(Matrix out not None, Matrix qkv not None, Py_ssize_t layer, Rope r
     check_rows(batch, out.n_rows, out.n_cols, n_heads * batch.head_dim, "out")
     if window < 0:
         raise ValueError(f"window is {window}, limit: 0 or more")
-    if 2 * rope.half != batch.head_dim or batch.max_tokens + batch.max_sequences > rope.n_rows:
+    if 2 * rope.half > batch.head_dim or batch.max_tokens + batch.max_sequences > rope.n_rows:
         raise ValueError(f"cos_sin is {rope.n_rows} x {rope.half}, not "
                          f"{batch.max_tokens} and {batch.max_sequences} x {batch.head_dim // 2}")
+    for i in range(batch.n_sequences if 2 * rope.half < batch.head_dim else 0):
+        if batch.sequences[i].n_sinks:
+            raise ValueError(f"sinks are seen by a rotation of {batch.head_dim} columns, not "
+                             f"{2 * rope.half}")
     if batch.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"head_dim is {batch.head_dim}, limit: {MAX_HEAD_DIM}")
     team = threads_for(batch.n_threads, attention_work(batch, window) * group // 16)

@@ -184,38 +184,47 @@ cdef void fill_table(Rope rope, Py_ssize_t row, Py_ssize_t position) noexcept:
                     position, position < rope.n_trained, rope.half)
 
 
-def rope(Matrix x not None, Rope rope not None, Py_ssize_t n_heads, Batch batch not None):
+def rope(Matrix x not None, Rope rope not None, Py_ssize_t n_heads, Batch batch not None,
+         Py_ssize_t head_dim=0):
     """Rotate the first n_heads heads of a row by its position, which ops.rope_table has seen.
 
-    x: (n_tokens or more, at least n_heads * head_dim).
+    x: (n_tokens or more, at least n_heads * head_dim). head_dim: 0 for what rope rotates; of a
+    wider head the other columns stay.
     """
-    cdef Py_ssize_t r, h, head_dim = 2 * rope.half
-    if n_heads < 0 or n_heads > x.n_cols // head_dim or batch.n_tokens > min(x.n_rows, rope.n_rows):
+    cdef Py_ssize_t r, h, n = 2 * rope.half
+    head_dim = head_dim or n
+    if (n_heads < 0 or head_dim < n or n_heads > x.n_cols // head_dim
+            or batch.n_tokens > min(x.n_rows, rope.n_rows)):
         raise ValueError(f"x is {x.n_rows} x {x.n_cols}, cos_sin {rope.n_rows} x {rope.half}, "
-                         f"{n_heads} heads, {batch.n_tokens} rows")
+                         f"{n_heads} heads of {head_dim}, {batch.n_tokens} rows")
     for r in range(batch.n_tokens):
         for h in range(n_heads):
             kernels.rope(x.data + r * x.n_cols + h * head_dim, rope.cosines + r * rope.half,
-                         rope.sines + r * rope.half, rope.interleaved, head_dim)
+                         rope.sines + r * rope.half, rope.interleaved, n)
 
 
 # ------------------------------------------------------------------------------------ activations
-def gated_activation(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None):
+def gated_activation(Matrix out not None, Matrix gate_up not None, str act, Batch batch not None,
+                     Py_ssize_t column=0):
     """out = act(gate) * up, act "relu2", "silu" or "gelu" (its tanh form).
 
-    out: (n_tokens or more, n). gate_up: (n_tokens or more, 2 n), both side by side.
+    out: (n_tokens or more, n). gate_up: (n_tokens or more, column + 2 n), the gate from column on
+    and up behind it, the last ones.
     """
-    cdef Py_ssize_t r, n = out.n_cols
+    cdef Py_ssize_t r, n = out.n_cols, stride = gate_up.n_cols
+    cdef const float* gate = gate_up.data + column
     cdef int team = threads_for(batch.n_threads, batch.n_tokens * n // 2)
     cdef Gate kernel = gate_kernel(act)
-    check_rows(batch, gate_up.n_rows, gate_up.n_cols, 2 * n, "gate_up")
+    if column < 0:
+        raise ValueError(f"column is {column}")
+    check_rows(batch, gate_up.n_rows, stride, column + 2 * n, "gate_up")
     check_rows(batch, out.n_rows, n, n, "out")
     if team == 1:
         for r in range(batch.n_tokens):
-            kernel(out.data + r * n, gate_up.data + r * 2 * n, gate_up.data + r * 2 * n + n, n)
+            kernel(out.data + r * n, gate + r * stride, gate + r * stride + n, n)
         return
     for r in prange(batch.n_tokens, nogil=True, schedule="static", num_threads=team):
-        kernel(out.data + r * n, gate_up.data + r * 2 * n, gate_up.data + r * 2 * n + n, n)
+        kernel(out.data + r * n, gate + r * stride, gate + r * stride + n, n)
 
 
 cdef Gate gate_kernel(str act) except NULL:

@@ -5,6 +5,7 @@ threads, a Batch.
 """
 
 from .attention import attention, partials_floats, store_kv
+from .delta_net import causal_conv, delta_gates, delta_rule, gate_heads, split_queries
 from .elementwise import (
     argmax,
     embed,
@@ -28,10 +29,14 @@ from .threads import openmp, startable_threads
 __all__ = [
     "argmax",
     "attention",
+    "causal_conv",
+    "delta_gates",
+    "delta_rule",
     "derive_screen",
     "embed",
     "exp",
     "find_code_3",
+    "gate_heads",
     "gated_activation",
     "gather_rows",
     "grouped_workspace_bytes",
@@ -49,6 +54,7 @@ __all__ = [
     "scan_groups",
     "screen",
     "screened",
+    "split_queries",
     "startable_threads",
     "store_kv",
     "workspace_bytes",

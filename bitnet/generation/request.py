@@ -102,7 +102,8 @@ class Request:
     drafts: None, or what proposes tokens that the next step is to try as well. constraint: None,
     or what says which tokens may come. reuses: whether it may begin with what the model remembers
     of a sequence that began alike. hooks: the caller's own functions. client: whose it is, where
-    slots are shared out among clients (fairness.ClientShares).
+    slots are shared out among clients (fairness.ClientShares). snapshots: the lengths of the prompt
+    at which a state that cannot go back is kept, ascending.
 
     deltas: deque of text that was not collected yet. is_done; completion or error once it is.
     logprobs: of each token [(id, log of its probability)], its own first, then the likeliest; of
@@ -122,12 +123,14 @@ class Request:
         reuses: bool = True,
         hooks: Hooks | None = None,
         client: Hashable = None,
+        snapshots: Sequence[int] = (),
     ) -> None:
         self.tokens = list(prompt_ids)
         self.n_prompt = len(self.tokens)
         self.sampler, self.stopping, self.detokenizer = sampler, stopping, detokenizer
         self.n_logprobs, self.drafts, self.constraint = n_logprobs, drafts, constraint
         self.reuses, self.hooks, self.client = reuses, hooks or Hooks(), client
+        self.snapshots = snapshots
         self.logprobs: list[list[tuple[int, float]]] = []
         self.draft: list[int] = []  # tokens that the planned step tries behind the latest one
         self.n_cached = 0  # tokens of the prompt that another sequence had read
@@ -195,6 +198,11 @@ class Request:
         """How many tokens its state has not seen yet."""
         return len(self.tokens) - self.state.length
 
+    def unbroken(self, n: int) -> int:
+        """How many of its next n tokens a step may read, up to the next of its snapshots."""
+        length = self.state.length
+        return next((min(n, place - length) for place in self.snapshots if place > length), n)
+
     @property
     def is_full(self) -> bool:
         """Whether its state has no room for the latest settled token, and no window moves on."""
@@ -213,7 +221,7 @@ class Request:
             self._times = [time.perf_counter()] * 3
         state = self.state
         if not state.is_trimmable:  # trim undoes others; where it cannot, no checkpoint could
-            self._checkpoint = state.checkpoint()
+            self._checkpoint = state.checkpoint(holds=bool(self.draft))
 
     def rewind(self, length: int) -> None:
         """Let the state forget what the latest step saw from this token on.

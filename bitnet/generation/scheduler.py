@@ -65,6 +65,9 @@ class Scheduler:
     first no more than half of what prompts get while others are shorter. Otherwise a step reads as
     much of the prompts as it can, in order of arrival.
 
+    snapshots: of states that cannot go back, how many are kept for each slot, those of finished
+    sequences among them; None: as many as the memory of all slots allows.
+
     draft_model: None, or what drafts for the requests whose drafts are of its new_drafts. Its
     states give way where the transformer needs memory.
     """
@@ -78,10 +81,11 @@ class Scheduler:
         prefix_cache: PrefixCache | None = None,
         fair: bool = False,
         draft_model: DraftModel | None = None,
+        snapshots: int | None = None,
     ) -> None:
         self._transformer: Transformer | None = transformer  # until it is closed
         self.kv_dtype, self.prefix_cache, self.fair = kv_dtype, prefix_cache, fair
-        self.draft_model = draft_model
+        self.draft_model, self.snapshots = draft_model, snapshots
         self._max_batch = transformer.max_batch
         self.slots = min(slots, self._max_batch)
         self._budget, self._clients = PrefillBudget(), ClientShares()
@@ -117,6 +121,8 @@ class Scheduler:
             raise ContextFull(0, request.n_prompt, transformer.context)
         if request.stopping.n_sinks:
             check_window(transformer.context)
+            state = transformer.new_state(dtype=self.kv_dtype, sinks=request.stopping.n_sinks)
+            state.close()  # ValueError: of layers for which no window can move
 
     def stream(self, request: Request) -> Generator[str, None, None]:
         """Submit, and yield the text as it comes. Raises what stopped it; closing cancels it."""
@@ -319,8 +325,22 @@ class Scheduler:
         state = request.leave_slot()
         limit = self.slots * state.full_nbytes
         prefix_cache.insert(request.tokens[: state.length], state)
+        if not state.is_trimmable and self.snapshots is not None:
+            self._limit_snapshots(prefix_cache, self.snapshots)
+            return
         live = sum(r.state.nbytes for r in self._active())
         while prefix_cache.nbytes + live > limit and prefix_cache.drop_oldest():
+            pass
+
+    def _keep_snapshot(self, request: Request) -> None:
+        """Keep the state of the beginning of a prompt. It is copied when the next step writes."""
+        state = request.state
+        if self.prefix_cache is not None and not state.is_trimmable and self.snapshots:
+            self.prefix_cache.insert(request.tokens[: state.length], state.fork())
+            self._limit_snapshots(self.prefix_cache, self.snapshots)
+
+    def _limit_snapshots(self, prefix_cache: PrefixCache, n_of_slot: int) -> None:
+        while len(prefix_cache) > self.slots * n_of_slot and prefix_cache.drop_oldest():
             pass
 
     # ------------------------------------------------------------------------------------ one step
@@ -361,7 +381,7 @@ class Scheduler:
             self.draft_model.prepare(running, n_left)
         self._make_drafts(running, n_left)
         generating = [(r, 1 + len(r.draft)) for r in running]
-        reading = [(r, r.state.reservable(shares[r])) for r in prompts if shares.get(r)]
+        reading = [(r, r.state.reservable(r.unbroken(shares[r]))) for r in prompts if shares.get(r)]
         return generating + reading, bool(reading)
 
     def _make_drafts(self, running: list[Request], n_left: int) -> None:
@@ -396,6 +416,8 @@ class Scheduler:
             return
         first = 0
         for (request, _), n in zip(batch, counts, strict=True):
+            if request.state.length in request.snapshots:
+                self._keep_snapshot(request)
             if n:
                 self._guard(request, request.advance, logits[first : first + n])
             first += n

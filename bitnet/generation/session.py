@@ -44,6 +44,9 @@ class Session:
         self._fingerprint = fingerprint
         self._is_closed = False
         self._token_ids: list[int] = []  # the first ``length`` count
+        # Tokens whose state was lost to a step that failed, of a model whose state cannot go back:
+        # they are read once more before anything else.
+        self._n_lost = 0
         siblings.add(self)  # those the model closes
 
     def __repr__(self) -> str:
@@ -59,7 +62,7 @@ class Session:
     @property
     def length(self) -> int:
         """How many tokens the sequence has."""
-        return self._state.length
+        return self._state.length + self._n_lost
 
     @property
     def capacity(self) -> int:
@@ -94,14 +97,31 @@ class Session:
 
     def _feed(self, token_ids: TokenIds, queries: list[LogitsQuery] | None) -> NDArray[np.float32]:
         ids = token_array(token_ids, self._scheduler.transformer.vocab_size)
+        self._recover()
         state = self._state
-        checkpoint = state.checkpoint()
-        self._token_ids[state.length :] = ids.tolist()  # first: an interrupt loses none that count
+        checkpoint, length = state.checkpoint(), state.length
+        self._token_ids[length:] = ids.tolist()  # first: an interrupt loses none that count
         try:
             return self._run(ids, queries)
         except BaseException:
             if not state.rollback(checkpoint):
-                state.trim(state.length)  # of what is reserved
+                if state.is_trimmable:
+                    state.trim(state.length)  # of what is reserved
+                else:
+                    state.trim(0)
+                    self._n_lost = length
+            raise
+
+    def _recover(self) -> None:
+        """Read once more what was lost. Errors as of feed."""
+        if not self._n_lost:
+            return
+        n, state = self._n_lost, self._state
+        try:
+            self._run(np.array(self._token_ids[:n], np.int32), None)
+            self._n_lost = 0
+        except BaseException:
+            state.trim(0)
             raise
 
     def _run(
@@ -126,8 +146,12 @@ class Session:
         """Forget the tokens from this position on. ValueError if there are fewer, or where the
         model cannot go back there: what a window that has moved saw before is not held any more."""
         with self._scheduler.alone():
+            check_number("length", length, int, 0, self.length)
+            if self._n_lost and length in (0, self.length):
+                self._n_lost = length
+                return
+            self._recover()
             state = self._state
-            check_number("length", length, int, 0, state.length)
             if state.start:
                 raise ValueError(f"trim: {length} (tokens before {state.start} are not held)")
             if not state.trim(length):
@@ -137,6 +161,7 @@ class Session:
     def fork(self) -> Session:
         """A second session with the same tokens; its state is shared until either writes."""
         with self._scheduler.alone():
+            self._recover()
             state, token_ids = self._state.fork(), self.token_ids
         twin = Session(self._scheduler, state, self._siblings, self._fingerprint)
         twin._token_ids = token_ids
@@ -151,6 +176,7 @@ class Session:
         with self._scheduler.alone():
             if not self.length:
                 raise ValueError("save: the sequence is empty")
+            self._recover()
             state, token_ids = self._state.fork(), self.token_ids
         with closing(state):  # others compute while the file is written
             session_file.save(path, token_ids, state, self._fingerprint())
@@ -162,6 +188,8 @@ class Session:
         the capacity, PoolExhausted: the sequence is as it was.
         """
         with self._scheduler.alone():
+            if not self._state.is_intact:
+                self._state.trim(0)
             state = self._state.fork()
             try:
                 state.trim(0)
@@ -171,7 +199,7 @@ class Session:
                 state.close()
                 raise
             self._state, before = state, self._state
-            self._token_ids = token_ids
+            self._token_ids, self._n_lost = token_ids, 0
             before.close()
 
     def close(self) -> None:

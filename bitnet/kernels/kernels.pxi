@@ -165,6 +165,8 @@ cdef void quantize(int8_t* out, float* inv_scale, int32_t* code_sum, const float
     code_sum[0] = total
 
 
+include "delta.pxi"
+include "hadamard.pxi"
 include "ternary.pxi"
 include "lookup.pxi"
 include "group.pxi"
@@ -198,8 +200,9 @@ cdef Kernels table = Kernels(
     attention_split=attention_split, attention_merge=attention_merge, screen_dot=screen_dot,
     ternary_lookup=ternary_lookup, apply_scales=apply_scales, screen_coarse=screen_coarse,
     group_matmul=group_matmul, group_quantize=group_quantize, group_scan=group_scan,
-    group_dequantize_row=group_dequantize_row, group_lookup=group_lookup, tile_tokens=TILE_TOKENS,
-    plane_bits=PLANE_BITS)
+    group_dequantize_row=group_dequantize_row, group_lookup=group_lookup,
+    sigmoid_gate=sigmoid_gate, conv_silu=conv_silu, delta_gates=delta_gates,
+    delta_rule=delta_rule, hadamard=hadamard, tile_tokens=TILE_TOKENS, plane_bits=PLANE_BITS)
 if not HAS_LOOKUP:
     table.ternary_lookup = NULL
 if not HAS_GROUP_LOOKUP:

@@ -15,6 +15,7 @@ cdef enum:
     MAX_TILE_TOKENS = 5                 # tokens: the largest tile_tokens of any instruction set
     LOOKUP_TABLE_BYTES = 20736          # 8 tables of 81 entries of 16 int16: fits into L1
     MAX_HEAD_DIM = 1024                 # floats of a head
+    MAX_TAPS = 8                        # of a convolution over positions
     MAX_QUERIES = 24                    # of attention to a page at once: whole tiles of 6 and of 8
     MAX_QUERY_FLOATS = 4096             # floats of them: 16 KiB on the stack, as their sums
 
@@ -149,6 +150,24 @@ cdef struct Kernels:
     # GROUP_CODE_3, ... of group_rows.h of one row, 0 where all is well
     int (*group_scan)(const GroupRows* w, Py_ssize_t row) noexcept nogil
     void (*group_dequantize_row)(float* out, const GroupRows* w, Py_ssize_t row) noexcept nogil
+    void (*sigmoid_gate)(float* out, const float* gate, const float* up,
+                         Py_ssize_t n) noexcept nogil
+    # out = silu of the sum of w[u] x[u], u upwards, n_taps rows of n; w: (n_taps, n)
+    void (*conv_silu)(float* out, const float* w, const float** x, Py_ssize_t n_taps,
+                      Py_ssize_t n) noexcept nogil
+    # decays = e^(a softplus(alpha + dt)), rates = sigmoid(beta), of n heads; a <= 0
+    void (*delta_gates)(float* decays, float* rates, const float* alpha, const float* beta,
+                        const float* a, const float* dt, Py_ssize_t n) noexcept nogil
+    # the gated delta rule over 16 columns of a head's state (key_dim, 16) and n_tokens rows: out,
+    # v: 16 numbers a row; q, k: key_dim numbers, a multiple of 4; decays, rates: one number
+    void (*delta_rule)(float* state, float* out, Py_ssize_t out_stride, const float* q,
+                       const float* k, const float* v, Py_ssize_t stride, const float* decays,
+                       const float* rates, Py_ssize_t gates_stride, Py_ssize_t n_tokens,
+                       Py_ssize_t key_dim) noexcept nogil
+    # x = after * (H (before * x)) * scale, in place, block by block of n numbers; block: a power of
+    # two that divides n; H[r, c] = (-1)^popcount(r & c); before, after: (n,) or NULL for ones
+    void (*hadamard)(float* x, const float* before, const float* after, float scale,
+                     Py_ssize_t block, Py_ssize_t n) noexcept nogil
     Py_ssize_t tile_tokens              # tokens that ternary_matmul takes at once: 4 or 5
     Py_ssize_t plane_bits               # bits of an input's low plane: 7 or 8
 

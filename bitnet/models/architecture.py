@@ -43,6 +43,21 @@ GGUF_NAMES = {  # tensor: its name in a GGUF, less "blk.0."
 POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers in <arch>.pooling_type
 
 
+WEIGHT = ".weight", ".weight"  # how names of tensors end, in HF folders and in GGUF files
+
+
+def _every_layer(config: Any, layer: int, name: str) -> bool:
+    return True
+
+
+def _any_vector(config: Any, name: str, values: np.ndarray) -> str | None:
+    return None
+
+
+def _none_ignored(metadata: Any) -> tuple[str, ...]:
+    return ()
+
+
 def _no_fields(fields: Any) -> dict[str, Any]:
     return {}
 
@@ -63,6 +78,14 @@ class Architecture:
         block(s, batch) runs it.
     linears: {ternary tensor of a block: (outputs, inputs)}, norms: {norm of a block: its length},
         widths being names of ModelConfig.widths.
+    rows: {a matrix of a block that is floats in most files, and ternary in some: (outputs,
+        inputs)}; its inputs are never rounded to 8 bits.
+    vectors: {a small tensor of a block: its widths}, floats that are used as they are stored; of
+        two, an array has the last axis first.
+    vector_limit: (ModelConfig, one of vectors, its numbers) -> what they must be, None where they
+        are.
+    has_tensor: (ModelConfig, layer, tensor of a block) -> whether this layer has it.
+    suffixes: {tensor: how its names end in HF folders and in GGUF files}, WEIGHT where not given.
     block_arrays: {attribute of s, an array that block works on: the widths that lie side by side in
         a row of it}. Besides them s.codes takes the quantised input of any of the linears.
     activations: what hidden_act may be; the first is that of a GGUF that does not say.
@@ -71,7 +94,12 @@ class Architecture:
     distinct_tensors: of a family whose names in files are another's as well: how the names of
         tensors end, in either container, by which its files are known.
 
+    rotates_part: whether RoPE may rotate fewer columns of a head than it has.
+    can_be_written: whether models of it are converted.
+
     In HF folders:
+    ignored: how names of tensors begin that are not of the text model.
+    nested_types: the model_types of a config.json that has the text model's in text_config.
     model_types: its names in config.json. hf_architectures: names in "architectures" there, for
         models whose model_type is that of another family.
     hf_names: {tensor: its name in the file} where that is not ours.
@@ -86,6 +114,7 @@ class Architecture:
         config.json has) -> what that of this family has.
 
     In GGUF files:
+    ignored_in_gguf: metadata -> as ignored.
     gguf_architectures: its names in general.architecture. gguf_names: as hf_names.
     name_in_gguf: (Architecture, ModelConfig) -> general.architecture of a file that is written.
     ambiguous: the gguf_architectures under which models with several activations are published.
@@ -102,10 +131,19 @@ class Architecture:
     block: type
     norms: dict[str, str]
     linears: dict[str, tuple[str, str]] = field(default_factory=LINEARS.copy)
+    rows: dict[str, tuple[str, str]] = field(default_factory=dict)
+    vectors: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vector_limit: Callable[[Any, str, np.ndarray], str | None] = _any_vector
+    has_tensor: Callable[[Any, int, str], bool] = _every_layer
+    suffixes: dict[str, tuple[str, str]] = field(default_factory=dict)
     block_arrays: dict[str, tuple[str, ...]] = field(default_factory=BLOCK_ARRAYS.copy)
     activations: tuple[str, ...] = ("silu",)
     rounds_by_group: bool = False
     distinct_tensors: tuple[str, ...] = ()
+    rotates_part: bool = False
+    can_be_written: bool = True
+    ignored: tuple[str, ...] = ()
+    nested_types: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     hf_architectures: tuple[str, ...] = ()
     hf_names: dict[str, str] = field(default_factory=dict)
@@ -115,6 +153,7 @@ class Architecture:
     norms_are_offsets: bool = False
     from_hf: Callable[[Any], dict[str, Any]] = _no_fields
     to_hf: Callable[[Any, dict[str, Any]], dict[str, Any]] = _unchanged
+    ignored_in_gguf: Callable[[Any], tuple[str, ...]] = _none_ignored
     gguf_architectures: tuple[str, ...] = ()
     gguf_names: dict[str, str] = field(default_factory=dict)
     name_in_gguf: Callable[["Architecture", Any], str] = _first_name
@@ -149,6 +188,14 @@ class Architecture:
         """Whether the tensor of this name is a ternary layer."""
         return split_name(tensor)[1] in self.linears
 
+    def is_vector(self, tensor: str) -> bool:
+        """Whether it is one of the small tensors that are used as they are stored."""
+        return split_name(tensor)[1] in self.vectors
+
+    def suffix(self, tensor: str, container: str) -> str:
+        """How its name ends in files. container: "hf" or "gguf"."""
+        return self.suffixes.get(split_name(tensor)[1], WEIGHT)[container == "gguf"]
+
     def is_rotated(self, tensor: str) -> bool:
         """Whether it is a linear whose rows lie in another order for the other kind of RoPE."""
         return split_name(tensor)[1] in ROTATED
@@ -166,13 +213,13 @@ class Architecture:
 
         are_offsets: whether the file stores norms less 1, see ModelConfig.
         """
-        if not are_offsets or self.is_projection_norm(tensor):
+        if not are_offsets or self.is_projection_norm(tensor) or self.is_vector(tensor):
             return stored
         return np.float32(1) + stored
 
     def stored_norm(self, tensor: str, applied: np.ndarray, are_offsets: bool) -> np.ndarray:
         """The reverse: for |applied| < 0.5 the last bits may be lost."""
-        if not are_offsets or self.is_projection_norm(tensor):
+        if not are_offsets or self.is_projection_norm(tensor) or self.is_vector(tensor):
             return applied
         return applied - np.float32(1)
 
@@ -182,6 +229,7 @@ class Architecture:
             self.block is other.block
             and self.norms == other.norms
             and self.linears == other.linears
+            and self.vectors == other.vectors
         )
 
 

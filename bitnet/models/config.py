@@ -13,6 +13,7 @@ from ..compute.operands import MAX_LINEAR_COLS
 from ..errors import FormatError
 from . import rope_scaling
 from .architecture import Architecture
+from .recurrent_state import DeltaNetConfig
 from .registry import (
     ARCHITECTURES,
     BY_GGUF_ARCHITECTURE,
@@ -46,6 +47,16 @@ LIMITS = {
     "rope_local_base_freq": (1.0, 1e12),
     "query_pre_attn_scalar": (1.0, 1e6),
     "sliding_window": (0, 1 << 24),
+    "full_attention_interval": (1, 1000),
+    "nextn_predict_layers": (0, 1000),
+    "linear_num_key_heads": (1, 1024),
+    "linear_num_value_heads": (1, 1024),
+    "linear_key_head_dim": (4, 1024),
+    "linear_value_head_dim": (16, 1024),
+    "linear_conv_kernel_dim": (2, 8),
+    "inner_size": (16, 1 << 20),
+    "partial_rotary_factor": (0.0, 1.0),
+    "rope.dimension_count": (2, 1024),
     **SAMPLING_LIMITS,
 }
 
@@ -65,6 +76,14 @@ GGUF_KEYS = {
     "sliding_window": "attention.sliding_window",
     "sliding_layers": "attention.sliding_window_pattern",
 }
+HYBRID_GGUF_KEYS = {  # of models with layers that have a state
+    "recurrent_layers": "attention.recurrent_layers",
+    "linear_num_key_heads": "ssm.group_count",
+    "linear_num_value_heads": "ssm.time_step_rank",
+    "linear_key_head_dim": "ssm.state_size",
+    "linear_conv_kernel_dim": "ssm.conv_kernel",
+    "inner_size": "ssm.inner_size",
+}
 
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -82,6 +101,8 @@ class ModelConfig:
     norms_are_offsets: the file holds norms less 1, see Architecture.
     sliding_window: positions that the layers flagged in sliding_layers see, themselves included;
         they use rope_local_theta.
+    rotary_dim: columns of a head that RoPE rotates, its first ones; 0 for all. delta_net: what the
+        layers are that have a state instead of keys and values; None where there are none.
     """
 
     family: str
@@ -109,6 +130,8 @@ class ModelConfig:
     sliding_layers: tuple[bool, ...] = ()
     rope_local_theta: float = 0.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int = 0
+    delta_net: DeltaNetConfig | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -132,6 +155,7 @@ class ModelConfig:
         bos_token_ids = fields.token_ids("bos_token_id") or extra.token_ids("bos_token_id")
         family_fields = arch.from_hf(fields)
         shape = _shape(fields, family_fields.get("head_dim"))
+        has_head = any(name.endswith("lm_head.weight") for name in tensors)
         if "hidden_act" not in family_fields:
             family_fields["hidden_act"] = fields.choice("hidden_act", arch.activations)
         return cls(
@@ -141,9 +165,7 @@ class ModelConfig:
                 "num_key_value_heads": fields.number("num_key_value_heads"),
                 "vocab_size": fields.number("vocab_size"),
                 **_hf_rope(fields, shape["max_position_embeddings"]),
-                "tie_word_embeddings": fields.flag(
-                    "tie_word_embeddings", "lm_head.weight" not in tensors
-                ),
+                "tie_word_embeddings": fields.flag("tie_word_embeddings", not has_head),
                 "rope_interleaved": False,
                 "norms_are_offsets": arch.norms_are_offsets,
             }
@@ -164,11 +186,11 @@ class ModelConfig:
         """
         name = _Fields(metadata, path).choice("general.architecture", BY_GGUF_ARCHITECTURE)
         arch = by_tensors(BY_GGUF_ARCHITECTURE[name], tensors)
-        fields = _Fields(metadata, path, f"{name}.", GGUF_KEYS)
+        fields = _Fields(metadata, path, f"{name}.", GGUF_KEYS | HYBRID_GGUF_KEYS)
         general = _Fields(metadata, path, "tokenizer.ggml.")
         sampling = _Fields(metadata, path, "general.sampling.", {"temperature": "temp"})
         shape = _shape(fields)
-        _check_gguf_rope(fields, shape["head_dim"])
+        _check_gguf_rope(fields, shape["head_dim"], arch)
         theta = fields.number("rope_theta")
         family_fields = arch.from_gguf(fields)
         if fields.get("hidden_act", None) is not None:
@@ -228,29 +250,43 @@ class ModelConfig:
         """The fields on which keys and values depend, besides the weights."""
         others = {"architecture", "eos_token_ids", "bos_token_id", "max_position_embeddings",
                   "do_sample", "norms_are_offsets", *SAMPLING_DEFAULTS}  # fmt: skip
+        newer = {name for name in ("rotary_dim", "delta_net") if not getattr(self, name)}
         return {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in others
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in others | newer  # as hashed before there were such models
         }
 
     def widths(self):
         """{name: columns}: the widths by which an Architecture says the shapes of its tensors."""
         heads, head = self.num_attention_heads, self.head_dim
-        return {
+        widths = {
             "hidden": self.hidden_size, "ffn": self.intermediate_size, "head": head,
-            "q": heads * head, "kv": self.num_key_value_heads * head,
+            "q": heads * head, "kv": self.num_key_value_heads * head, "gated_q": 2 * heads * head,
         }  # fmt: skip
+        if (net := self.delta_net) is not None:
+            widths |= {
+                "channels": net.n_channels, "values": net.value_heads * net.value_dim,
+                "value_heads": net.value_heads, "value_head": net.value_dim, "taps": net.n_taps,
+            }  # fmt: skip
+        return widths
 
     def tensor_shapes(self):
         """{name: shape} of every tensor of the model; a linear layer is (outputs, inputs)."""
-        width = self.widths()
-        block = {name: (width[n], width[k]) for name, (n, k) in self.arch.linears.items()}
-        block |= {name: (width[n],) for name, n in self.arch.norms.items()}
+        width, arch = self.widths(), self.arch
+        block = {name: (width[n], width[k]) for name, (n, k) in (arch.linears | arch.rows).items()}
+        block |= {name: (width[n],) for name, n in arch.norms.items()}
+        block |= {name: tuple(width[n] for n in parts) for name, parts in arch.vectors.items()}
         embedding = (self.vocab_size, self.hidden_size)
         shapes = {"embed_tokens": embedding, "norm": (self.hidden_size,)}
         if not self.tie_word_embeddings:
             shapes["lm_head"] = embedding
         for i in range(self.num_hidden_layers):
-            shapes |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
+            shapes |= {
+                f"layers.{i}.{name}": shape
+                for name, shape in block.items()
+                if arch.has_tensor(self, i, name)
+            }
         return shapes
 
     @property
@@ -343,6 +379,15 @@ def _flat_rope(config):
     return config | {"rope_parameters": rope["full_attention"], "rope_local_base_freq": local}
 
 
+def text_config(config):
+    """The text model's part of a config.json that describes one with images as well."""
+    text, kind = config.get("text_config"), config.get("model_type")
+    arch = BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
+    if arch is None or kind not in arch.nested_types or not isinstance(text, dict):
+        return config
+    return config | {"model_type": arch.model_types[0]} | text
+
+
 def _hf_rope(fields, context):
     """rope_theta and rope_scaling: at the top (transformers 4) or in rope_parameters (5)."""
     config = fields.values
@@ -355,8 +400,8 @@ def _hf_rope(fields, context):
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _check_gguf_rope(fields, head_dim):
-    for name in ("attention.value_length", "rope.dimension_count"):
+def _check_gguf_rope(fields, head_dim, arch):
+    for name in ("attention.value_length", "rope.dimension_count")[: 1 if arch.rotates_part else 2]:
         if (value := fields.plain(name, head_dim)) != head_dim:
             raise fields.error(name, value, f"head_dim, {head_dim}")
 

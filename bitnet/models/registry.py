@@ -10,9 +10,11 @@ from .gemma3 import GEMMA3
 from .llama import BITNET, BITNET_B1_58, LLAMA
 from .qwen3 import QWEN3
 from .qwen3_embedding import QWEN3_EMBEDDING
+from .qwen35 import QWEN35
 
 ARCHITECTURES = {
-    arch.name: arch for arch in (BITNET, BITNET_B1_58, LLAMA, QWEN3, QWEN3_EMBEDDING, GEMMA3)
+    arch.name: arch
+    for arch in (BITNET, BITNET_B1_58, LLAMA, QWEN3, QWEN35, QWEN3_EMBEDDING, GEMMA3)
 }
 
 _BY_NAME = [arch for arch in ARCHITECTURES.values() if not arch.distinct_tensors]

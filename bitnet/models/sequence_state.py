@@ -36,10 +36,14 @@ class StatePart(Protocol):
     """What one kind of layers remembers of a sequence; its methods as those of SequenceState.
 
     is_trimmable: whether trim may go back to any token it holds; otherwise it is asked for none or
-    for all of them only. A new part holds nothing of the pool: reserve takes what it needs.
+    for all of them only. is_intact: False where a step that failed has spoiled it, as it may one
+    that is not trimmable. A new part holds nothing of the pool: reserve takes what it needs.
     """
 
     is_trimmable: bool
+
+    @property
+    def is_intact(self) -> bool: ...
 
     @property
     def start(self) -> int: ...
@@ -49,7 +53,8 @@ class StatePart(Protocol):
     def reservable(self, n: int) -> int: ...
     def reserve(self, n: int) -> None: ...
     def advance(self, n: int) -> None: ...
-    def checkpoint(self) -> Any: ...
+    def checkpoint(self, holds: bool) -> Any: ...
+    def can_go_back(self, checkpoint: Any) -> bool: ...
     def rollback(self, checkpoint: Any) -> None: ...
     def trim(self, length: int) -> None: ...
     def fork(self, sinks: int | None) -> StatePart: ...
@@ -117,19 +122,30 @@ class SequenceState:
             part.advance(n)
 
     # ---------------------------------------------------------------------------------- going back
-    def checkpoint(self) -> RollbackPoint:
-        """This place, for rollback; good until another one is taken, or the state is trimmed."""
-        return self.start, self.length, [part.checkpoint() for part in self._parts]
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is the state of its tokens. False behind a step that failed while it wrote
+        what cannot be trimmed: then only trim(0) is possible, or a rollback to what is held."""
+        return all(part.is_intact for part in self._parts)
+
+    def checkpoint(self, *, holds: bool = False) -> RollbackPoint:
+        """This place, for rollback; good until another one is taken, or the state is trimmed.
+
+        holds: keep what cannot be trimmed, which is copied before it is written. Otherwise rollback
+        may refuse once it was.
+        """
+        return self.start, self.length, [part.checkpoint(holds) for part in self._parts]
 
     def rollback(self, checkpoint: RollbackPoint) -> bool:
         """Become what the state was at a checkpoint, and forget what is reserved.
 
-        False, and nothing is done, where a window has moved since.
+        False, and nothing is done, where a window has moved since, or a part cannot.
         """
         start, length, places = checkpoint
-        if self.start != start:
+        pairs = list(zip(self._parts, places, strict=True))
+        if self.start != start or not all(part.can_go_back(place) for part, place in pairs):
             return False
-        for part, place in zip(self._parts, places, strict=True):
+        for part, place in pairs:
             part.rollback(place)
         self.length = length
         return True
@@ -138,13 +154,15 @@ class SequenceState:
         """Forget the tokens from this one on, and what is reserved; memory is given back.
 
         False, and nothing is done, where it cannot go back there: 0 and its length are always
-        possible, others only if it is_trimmable and no window has moved beyond them. ValueError if
-        there are fewer tokens.
+        possible, others only if it is_trimmable and no window has moved beyond them; 0 alone where
+        it is not intact. ValueError if there are fewer tokens.
         """
         n = self.length
         if not 0 <= length <= n:
             raise ValueError(f"length: {length} ({self.start} to {n}, what is held)")
         if 0 < length < n and not (self.is_trimmable and self.start <= length):
+            return False
+        if length and not self.is_intact:
             return False
         for part in self._parts:
             part.trim(length)
@@ -188,7 +206,7 @@ class KVCachePart:
     cache: a KVCache. It can go back to any token that its window has not left behind.
     """
 
-    is_trimmable = True
+    is_trimmable = is_intact = True
     # Of a page in a file. In int8 a page ends in float32 scales and is whole float32s.
     STORED_TYPES = {"f16": "F16", "f32": "F32", "int8": "F32"}  # noqa: RUF012
 
@@ -212,8 +230,11 @@ class KVCachePart:
         n_pages = -(-min(length, self.cache.capacity) // PAGE)
         return n_pages * (self.cache.full_nbytes // self.cache.n_pages)
 
-    def checkpoint(self) -> int:
+    def checkpoint(self, holds: bool) -> int:
         return self.cache.length
+
+    def can_go_back(self, checkpoint: int) -> bool:
+        return True
 
     def rollback(self, checkpoint: int) -> None:
         self.cache.trim(checkpoint)
@@ -258,13 +279,22 @@ def attention_parts(
     config: Any, pool: Pool, *, capacity: int, dtype: str, sinks: int
 ) -> dict[str, StatePart]:
     """The parts of a model all of whose layers are attention."""
+    n_layers = config.num_hidden_layers
+    part = kv_part(config, pool, n_layers=n_layers, capacity=capacity, dtype=dtype, sinks=sinks)
+    return {"kv": part}
+
+
+def kv_part(
+    config: Any, pool: Pool, *, n_layers: int, capacity: int, dtype: str, sinks: int
+) -> KVCachePart:
+    """Keys and values of n_layers of a model."""
     cache = KVCache(
         pool,
-        n_layers=config.num_hidden_layers,
+        n_layers=n_layers,
         n_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         capacity=capacity,
         dtype=dtype,
         sinks=sinks,
     )
-    return {"kv": KVCachePart(cache)}
+    return KVCachePart(cache)

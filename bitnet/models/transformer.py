@@ -6,6 +6,7 @@ file. All work arrays are taken from the pool once (see workspace.py): a step al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from .workspace import (
     MAX_BATCH,
     WorkArray,
     activation_arrays,
+    fine_arrays,
     quantized_arrays,
     rope_name,
     screen_arrays,
@@ -68,6 +70,19 @@ class Binder:
         """The linear layers of these names, stacked: their outputs lie side by side."""
         names = [f"layers.{self.layer}.{name}" for name in names]
         return self._transformer.bind_linear(self._weights, self.layer, names)
+
+    def vector(self, name):
+        """A small tensor as float32, an array of the pool; of two axes the last one first."""
+        return self._transformer.bind_vector(self._weights, f"layers.{self.layer}.{name}")
+
+    def rows(self, name):
+        """A matrix that is floats in most files: QuantizedRows, or a GroupedLinear."""
+        name = f"layers.{self.layer}.{name}"
+        return self._transformer.bind_rows(self._weights, self.layer, name)
+
+    def unit_norm(self, name, scale):
+        """The norm that makes a head of n columns as long as scale, 1e-6 beside its squares."""
+        return self._transformer.bind_unit_norm(name, scale)
 
     def rope(self):
         """The layer's Rope: of the local base, and not scaled, where its window slides."""
@@ -152,6 +167,23 @@ class Transformer:
         np.multiply(weights.vector(name), np.float32(scale), out=copy)
         return Norm(copy, self.config.rms_norm_eps)
 
+    def bind_vector(self, weights, name):
+        copy = self._arrays[name]
+        copy[:] = weights.vector(name).T
+        return copy
+
+    def bind_unit_norm(self, name, scale):
+        copy = self._arrays[name]
+        copy[:] = scale / math.sqrt(len(copy))
+        return Norm(copy, 1e-6 / len(copy))
+
+    def bind_rows(self, weights, layer, name):
+        rows = weights.rows(name)
+        if isinstance(rows, GroupedMatrix):
+            return self.bind_linear(weights, layer, [name])
+        self._mapped[layer].append(rows.data)
+        return QuantizedRows(rows.data, rows.type, rows.n_cols)
+
     def bind_linear(self, weights, layer, names):
         stack = [weights.ternary(name) for name in names]
         if isinstance(stack[0], GroupedMatrix):
@@ -170,7 +202,7 @@ class Transformer:
             scaling = None if is_local else c.rope_scaling
             name = rope_name(is_local)
             frequencies = self._arrays[f"{name}.frequencies"]
-            frequencies[:] = inverse_frequencies(c.head_dim, theta, scaling)
+            frequencies[:] = inverse_frequencies(c.rotary_dim or c.head_dim, theta, scaling)
             self._ropes[is_local] = Rope(
                 frequencies,
                 self._arrays[f"{name}.cos_sin"],
@@ -188,7 +220,9 @@ class Transformer:
         codes = [arrays[array.name] for array in wanted]
         matrices = {name: Matrix(arrays[name]) for name in names}
         quantized = GroupedActivations(*codes, bits) if bits else QuantizedActivations(*codes)
-        return SimpleNamespace(**matrices, codes=quantized)
+        fine = [arrays[array.name] for array in fine_arrays(self.config, self.max_batch, bits)]
+        fine_codes = GroupedActivations(*fine, 16) if fine else quantized
+        return SimpleNamespace(**matrices, codes=quantized, fine_codes=fine_codes)
 
     # ------------------------------------------------------------------------------------- public
     @property

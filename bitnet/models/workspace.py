@@ -22,6 +22,10 @@ MAX_BATCH = 256  # rows of one forward pass: more are no faster, and work arrays
 DRAFT_ROWS = 8
 
 
+# Norms of DeltaNet that make queries and keys of length 1, before a query's scale: no tensors.
+UNIT_NORMS = "unit.q", "unit.k"
+
+
 class WorkArray(NamedTuple):
     """One work array. purpose: what the pool counts its bytes for."""
 
@@ -59,6 +63,7 @@ def work_arrays(
         *rope_arrays(config, n_rows + n_sequences),
         *activation_arrays(config, n_rows),
         *quantized_arrays(config, n_rows, activation_bits),
+        *fine_arrays(config, n_rows, activation_bits),
         WorkArray("attention.partials", (_partials(config),), np.float32, "scratch"),
         *thread_arrays(config, n_threads, activation_bits),
         WorkArray("logits", (n_sequences + DRAFT_ROWS, config.vocab_size), np.float32, "logits"),
@@ -67,14 +72,21 @@ def work_arrays(
 
 
 def norm_arrays(config: Any) -> list[WorkArray]:
-    """The weights of norms in float32, by the names of their tensors."""
-    shapes = config.tensor_shapes().items()
-    return [WorkArray(name, s, np.float32, "norms") for name, s in shapes if len(s) == 1]
+    """The weights of norms and other small tensors in float32, by the names of their tensors; of a
+    tensor with two axes the last one first."""
+    shapes = {
+        name: shape[::-1]
+        for name, shape in config.tensor_shapes().items()
+        if len(shape) == 1 or config.arch.is_vector(name)
+    }
+    if config.delta_net is not None:
+        shapes |= dict.fromkeys(UNIT_NORMS, (config.delta_net.key_dim,))
+    return [WorkArray(name, shape, np.float32, "norms") for name, shape in shapes.items()]
 
 
 def rope_arrays(config: Any, n_rows: int) -> list[WorkArray]:
     """Frequencies, and cosines and sines of n_rows positions, of both kinds of RoPE in use."""
-    half = config.head_dim // 2
+    half = (config.rotary_dim or config.head_dim) // 2
     return [
         WorkArray(f"{rope_name(is_local)}.{part}", shape, np.float32, "rope")
         for is_local in sorted(set(config.sliding_layers or (False,)))
@@ -106,8 +118,20 @@ def quantized_arrays(config: Any, n_rows: int, bits: int | None = None) -> list[
     shapes = [(n_rows, padded(widest)), (n_rows,), (n_rows,)]
     if bits is not None:
         shapes = activation_shapes(n_rows, widest, bits)
-    names = ("codes", "codes.scales", "codes.sums")
-    dtypes = (np.int8, np.float32, np.int32)
+    return _code_arrays("codes", shapes)
+
+
+def fine_arrays(config: Any, n_rows: int, bits: int | None = None) -> list[WorkArray]:
+    """The same in 16 bits, for the rows of an Architecture; none where the others have as many."""
+    if not config.arch.rows or bits == 16:
+        return []
+    widths = config.widths()
+    widest = max(widths[inputs] for _, inputs in config.arch.rows.values())
+    return _code_arrays("fine_codes", activation_shapes(n_rows, widest, 16))
+
+
+def _code_arrays(name: str, shapes: list[tuple[int, ...]]) -> list[WorkArray]:
+    names, dtypes = (name, f"{name}.scales", f"{name}.sums"), (np.int8, np.float32, np.int32)
     return [
         WorkArray(name, shape, dtype, "scratch")
         for name, shape, dtype in zip(names, shapes, dtypes, strict=True)

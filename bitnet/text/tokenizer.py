@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 from ..errors import ContextFull, TemplateError
@@ -108,6 +109,20 @@ class Tokenizer:
             continues,
         )
         return self._ids(pieces, True, limit)
+
+    @cached_property
+    def reply_opener(self) -> int | None:
+        """The special token that the beginning of a reply begins with, as `<|im_start|>`: up to the
+        last one in a prompt, messages are shown as they will be in the next turn. None where the
+        template has none."""
+        try:
+            asked = [{"role": "user", "content": "a"}]
+            opened, plain = (self.chat(asked, is_opened) for is_opened in (True, False))
+        except ValueError:
+            return None
+        is_longer = len(opened) > len(plain) and opened[: len(plain)] == plain
+        opener = opened[len(plain)] if is_longer else None
+        return opener if opener is not None and self.token(opener) in self._written else None
 
     def opens_reasoning(self, ids: Sequence[int]) -> bool:
         """Whether a prompt ends with `<think>`, so that the reply begins with reasoning."""

@@ -131,9 +131,9 @@ def test_other_architectures_are_refused_by_name():
         ModelConfig.from_gguf(metadata, "model.gguf", 128256, ())
     assert str(caught.value) == (
         "model.gguf: general.architecture: phi3 "
-        "(this version supports bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, gemma3)"
+        "(this version supports bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, qwen35, gemma3)"
     )
-    supported = r"bitnet, llama, qwen3, gemma3_text"
+    supported = r"bitnet, llama, qwen3, qwen3_5_text, qwen3_5, gemma3_text"
     with pytest.raises(
         FormatError, match=rf"model_type: phi3 \(this version supports {supported}\)"
     ):

@@ -35,7 +35,7 @@ class ByteTokenizer:
 class TokensPart:
     """A part that holds the tokens themselves, as keys and values do: it can go back to any."""
 
-    is_trimmable, start, page = True, 0, 16
+    is_trimmable, is_intact, start, page = True, True, 0, 16
 
     def __init__(self, model, capacity, tokens=()):
         self.model, self.capacity, self.tokens, self.new = model, capacity, list(tokens), []
@@ -69,8 +69,11 @@ class TokensPart:
         assert n == len(self.new)
         self.tokens, self.new = self.tokens + self.new, []
 
-    def checkpoint(self):
+    def checkpoint(self, holds):
         return self.length
+
+    def can_go_back(self, checkpoint):
+        return True
 
     rollback = property(lambda self: self.trim)
 

@@ -12,7 +12,7 @@ class RunningHash:
     """A hash that folds in one token after the other, as a recurrent layer would: float64 (2,), of
     the tokens that count, and of those that were written behind them."""
 
-    is_trimmable, start, nbytes = False, 0, 16
+    is_trimmable, is_intact, start, nbytes = False, True, 0, 16
 
     def __init__(self, take=np.zeros, on_close=lambda part: None):
         self.take, self.on_close = take, on_close
@@ -44,7 +44,10 @@ class RunningHash:
         self.hashes[0] = self.hashes[1]
         self.length += n
 
-    def checkpoint(self):
+    def can_go_back(self, checkpoint):
+        return True
+
+    def checkpoint(self, holds):
         return self.length, 0.0 if self.hashes is None else float(self.hashes[0])
 
     def rollback(self, checkpoint):

@@ -12,6 +12,9 @@ LLAMA_3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN_35 = QWEN_2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)  # marks belong to the words of the letters they are on
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, r"[0-9][0-9][0-9]")  # applied one after the other
 
@@ -27,6 +30,7 @@ PRE_TOKENIZERS = {
     "smaug-bpe": ((LLAMA_3,), False, False),
     "dbrx": ((LLAMA_3,), False, False),
     "qwen2": ((QWEN_2,), False, False),
+    "qwen35": ((QWEN_35,), False, False),
     "deepseek-r1-qwen": ((QWEN_2,), False, False),
     "gpt-2": ((GPT_2,), False, False),
     "falcon": (FALCON, False, False),
