@@ -36,7 +36,7 @@ def perplexity(
     recipe: str = "llama.cpp",
     chunks: int | None = None,
     save_logits: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Perplexity:
     """The Perplexity of a text, or of token ids as they are.
 
@@ -83,7 +83,7 @@ def compare(
     *,
     context: int = DEFAULT_CONTEXT,
     chunks: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Comparison:
     """The Comparison of two models with one vocabulary; a is the reference.
 
@@ -139,8 +139,8 @@ def compare(
     return comparison(positions, of_a, of_b)
 
 
-def _tell(progress: Progress, done: int, n: int, estimate: str) -> None:
-    progress(f"window {done} of {n}, {estimate}", done, n)
+def _tell(progress: Progress | None, done: int, n: int, estimate: str) -> None:
+    (progress or silent)(f"window {done} of {n}, {estimate}", done, n)
 
 
 class _ModelReader:

@@ -69,7 +69,7 @@ class LoadSettings:
     chat_template: str | None = None
     activations: ActivationsMode | None = None
     speculative: str | os.PathLike[str] | Model | None = None
-    progress: Progress = silent
+    progress: Progress | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ def load(
     chat_template: str | None = None,
     activations: ActivationsMode | None = None,
     speculative: str | os.PathLike[str] | Model | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
     one GGUF or one model in several types of it, or None for the model in the package.
@@ -213,10 +213,10 @@ def _load_within(
     dispatch.check()
     n_threads, why = cpu.threads(settings.threads)
     n_threads = ops.startable_threads(n_threads)
-    file = BUNDLED_MODEL if path is None else hub.find(path, settings.progress)
+    file = BUNDLED_MODEL if path is None else hub.find(path, settings.progress or silent)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
-    draft = draft_path(settings.speculative, settings.progress)
+    draft = draft_path(settings.speculative, settings.progress or silent)
     follows_machine = why not in cpu.ASKED
     return _load(file, draft, settings, limit, n_threads, follows_machine, as_planned)
 
@@ -279,7 +279,7 @@ def _load(
                 if settings.mapping == "lock":
                     files.lock()
                 elif settings.mapping == "copy":
-                    files.copy_into(pool, settings.progress)
+                    files.copy_into(pool, settings.progress or silent)
         model = Model(
             opened[0],
             pool,
@@ -325,7 +325,7 @@ def _weights(
         pool=pool,
         n_threads=n_threads,
         activations=activations,
-        progress=settings.progress,
+        progress=settings.progress or silent,
     )
 
 

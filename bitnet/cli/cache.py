@@ -44,4 +44,6 @@ def main(args: argparse.Namespace) -> int:
         print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
     if found:
         print(f"{total:>15,}  bytes of {len(found)} files")
+    else:
+        Status().say("[no weights were repacked yet]")
     return 0

@@ -31,7 +31,7 @@ def verify(
     masters=False,
     chat_template=None,
     threads=None,
-    progress=silent,
+    progress=None,
 ):
     """A Report on the model at path, an HF folder or a .gguf file.
 
@@ -48,7 +48,7 @@ def verify(
         check_template("chat_template", chat_template)
     started = time.monotonic()
     report = Report(Path(path), against and Path(against))
-    verifier = _Verifier(report, cpu.threads(threads)[0], masters, progress)
+    verifier = _Verifier(report, cpu.threads(threads)[0], masters, progress or silent)
     verifier.run(layout, against_layout, chat_template)
     report.seconds = time.monotonic() - started
     return report
