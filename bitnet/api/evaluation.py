@@ -12,7 +12,6 @@ from ..generation.perplexity import (
     LogProbabilities,
     Perplexity,
     PerplexitySum,
-    Progress,
     Window,
     log_probabilities_of,
     window_ids,
@@ -20,6 +19,7 @@ from ..generation.perplexity import (
 )
 from ..generation.saved_logits import LogitsWriter, SavedLogits
 from ..generation.token_ids import token_array
+from ..progress import Progress, silent
 from ..runtime.float_mode import in_ieee_mode
 from ..text.tokenizer import Tokenizer
 from .model import Model
@@ -36,7 +36,7 @@ def perplexity(
     recipe: str = "llama.cpp",
     chunks: int | None = None,
     save_logits: str | os.PathLike[str] | None = None,
-    progress: Progress = lambda done, n, estimate: None,
+    progress: Progress | None = None,
 ) -> Perplexity:
     """The Perplexity of a text, or of token ids as they are.
 
@@ -44,8 +44,8 @@ def perplexity(
     llama-perplexity gives the same number with the same settings (-c context, -b the same), or
     "huggingface", transformers' "Perplexity of fixed-length models": see generation.perplexity.
     chunks: windows at most. save_logits: a file for compare, or for llama-perplexity
-    --kl-divergence-base; without a stride, llama.cpp's recipe only. progress: is told the windows
-    done, of how many, and the estimate so far.
+    --kl-divergence-base; without a stride, llama.cpp's recipe only. progress: is told windows,
+    and in words the estimate so far, see bitnet/progress.py.
 
     ValueError for a text too short for two windows, ContextFull for windows longer than the model's
     context, NotFinite for logits that are NaN.
@@ -71,7 +71,7 @@ def perplexity(
                 if writer is not None:
                     writer.add(row)
             total.add(window, scores, reader.n_bytes(scored))
-            progress(i + 1, len(chosen), total.perplexity)
+            _tell(progress, i + 1, len(chosen), f"perplexity {total.perplexity:.4f}")
     return total.result(context, stride, recipe)
 
 
@@ -83,7 +83,7 @@ def compare(
     *,
     context: int = DEFAULT_CONTEXT,
     chunks: int | None = None,
-    progress: Progress = lambda done, n, estimate: None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """The Comparison of two models with one vocabulary; a is the reference.
 
@@ -134,9 +134,13 @@ def compare(
         sums[0].add(window, [position.log_p_a for position in added], n_bytes)
         sums[1].add(window, [position.log_p_b for position in added], n_bytes)
         divergence += sum(position.kl for position in added)
-        progress(i + 1, len(chosen), divergence / len(positions))
+        _tell(progress, i + 1, len(chosen), f"divergence {divergence / len(positions):.3e}")
     of_a, of_b = (one.result(context, None, "llama.cpp") for one in sums)
     return comparison(positions, of_a, of_b)
+
+
+def _tell(progress: Progress | None, done: int, n: int, estimate: str) -> None:
+    (progress or silent)(f"window {done} of {n}, {estimate}", done, n)
 
 
 class _ModelReader:

@@ -22,6 +22,7 @@ from ..generation.scheduler import DRAFT, NGRAM, OFF
 from ..generation.snapshots import MAX_SNAPSHOTS
 from ..models.config import ModelConfig
 from ..models.recurrent_state import DEFAULT_SNAPSHOTS
+from ..progress import Progress, silent
 from ..runtime import cgroup, cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
 from ..runtime.pool import Pool
@@ -71,6 +72,7 @@ class LoadSettings:
     activations: ActivationsMode | None = None
     speculative: str | os.PathLike[str] | Model | None = None
     snapshots: int = DEFAULT_SNAPSHOTS
+    progress: Progress | None = None
     fair: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ def load(
     activations: ActivationsMode | None = None,
     speculative: str | os.PathLike[str] | Model | None = None,
     snapshots: int = DEFAULT_SNAPSHOTS,
+    progress: Progress | None = None,
 ) -> Model:
     """Open a model: a .gguf file or any part of a split one, a Hugging Face folder, a folder with
     one GGUF or one model in several types of it, or None for the model in the package.
@@ -139,6 +142,8 @@ def load(
     mapping: "map", weights stay in the mapped file; "prefetch", the same, and the first pass asks
         for each layer's pages while it computes the one before; "lock", the file is kept in memory
         (mlock); "copy", weights are copied into the pool, in huge pages where the system has them.
+    progress: is told bytes where weights are repacked, as the first load of some types does, pulled
+        or copied, as progress(what, done, total): see bitnet/progress.py.
 
     FormatError for a damaged or unsupported file, OSError if it cannot be opened,
     MemoryLimitExceeded, before anything large is allocated, if the limit is too small, ValueError
@@ -159,6 +164,7 @@ def load(
         activations=activations,
         speculative=speculative,
         snapshots=snapshots,
+        progress=progress,
     )
     return load_model(path, settings)
 
@@ -216,15 +222,17 @@ def _load_within(
     dispatch.check()
     n_threads, why = cpu.threads(settings.threads)
     n_threads = ops.startable_threads(n_threads)
-    file = BUNDLED_MODEL if path is None else hub.find(path)
+    file = BUNDLED_MODEL if path is None else hub.find(path, settings.progress or silent)
     if file is BUNDLED_MODEL and not file.is_file():
         raise FileNotFoundError(2, "the bundled model is missing from this installation", str(file))
-    draft = draft_path(settings.speculative)
+    draft = draft_path(settings.speculative, settings.progress or silent)
     follows_machine = why not in cpu.ASKED
     return _load(file, draft, settings, limit, n_threads, follows_machine, as_planned)
 
 
-def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | None:
+def draft_path(
+    speculative: str | os.PathLike[str] | Model | None, progress: Progress = silent
+) -> Path | None:
     """The path of the small model that load's argument names; None where it names none.
 
     ValueError for what can name none, and for what only Model.generate takes.
@@ -233,7 +241,7 @@ def draft_path(speculative: str | os.PathLike[str] | Model | None) -> Path | Non
         return None
     if speculative in ("", DRAFT, OFF) or isinstance(speculative, bytes | int | float):
         raise ValueError(f"speculative: {speculative!r} (a model, {NGRAM!r} or None)")
-    return speculative.path if isinstance(speculative, Model) else hub.find(speculative)
+    return speculative.path if isinstance(speculative, Model) else hub.find(speculative, progress)
 
 
 def _load(
@@ -281,7 +289,7 @@ def _load(
                 if settings.mapping == "lock":
                     files.lock()
                 elif settings.mapping == "copy":
-                    files.copy_into(pool)
+                    files.copy_into(pool, settings.progress or silent)
         model = Model(
             opened[0],
             pool,
@@ -323,7 +331,11 @@ def _weights(
     if is_draft and not checkpoint.has_group_scales:
         activations = None
     return weights.of_checkpoint(
-        checkpoint, pool=pool, n_threads=n_threads, activations=activations
+        checkpoint,
+        pool=pool,
+        n_threads=n_threads,
+        activations=activations,
+        progress=settings.progress or silent,
     )
 
 

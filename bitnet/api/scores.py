@@ -48,12 +48,12 @@ class Scores:
 
     @overload
     def loglikelihood(
-        self, context: Iterable[tuple[Prompt, Prompt]], *, progress: Progress = silent
+        self, context: Iterable[tuple[Prompt, Prompt]], *, progress: Progress | None = None
     ) -> list[tuple[float, bool]]: ...
 
     @in_ieee_mode
     def loglikelihood(
-        self, context: Any, continuation: Any = None, *, progress: Progress = silent
+        self, context: Any, continuation: Any = None, *, progress: Progress | None = None
     ) -> Any:
         """(log of the probability of the continuation after the context, whether it is greedy).
 
@@ -64,7 +64,9 @@ class Scores:
         done, see bitnet/progress.py.
         """
         return finish(
-            self._loglikelihood_steps(context, continuation), "scoring continuations", progress
+            self._loglikelihood_steps(context, continuation),
+            "scoring continuations",
+            progress or silent,
         )
 
     def _loglikelihood_steps(self, context: Any, continuation: Any) -> Steps[Any]:

@@ -1,7 +1,7 @@
 """The text of one generation as it comes."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ..generation.request import Completion, Request
 from ..generation.scheduler import Scheduler
@@ -25,6 +25,9 @@ class Stream:
         error = self._request.error
         end = type(error).__name__ if error else "complete" if self.completion else "not complete"
         return f"<Stream: {len(self._request.tokens) - self._request.n_prompt} tokens, {end}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stream is of its process: send its text, or its completion")
 
     @property
     def completion(self) -> Completion | None:

@@ -4,7 +4,7 @@ While they are read, a digest of each is kept, mapped pages are given back and p
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 
 import numpy as np
@@ -16,14 +16,12 @@ from ..formats.group_scales import Steps, canonical_rows
 from ..formats.mapped_file import release_pages
 from ..formats.ternary_layouts import join_codes
 from ..models.rope import row_order
+from ..progress import REPORT_EVERY, Progress
 from .checkpoint import Checkpoint, Codes, TernaryTensor
 from .export_config import ExportSpec
 
 HEAD_TYPES = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K"}  # --head: type of embedding and head
 RELEASE_EVERY = 32 << 20  # bytes read between two releases of mapped pages
-REPORT_EVERY = 0.1  # seconds between two calls of progress
-
-Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all
 
 
 class Conversion:
@@ -64,7 +62,8 @@ class Conversion:
             self.released = self.done
             self.release()
         now = time.monotonic()
-        if self.progress and now - self.reported >= REPORT_EVERY:
+        is_due = now - self.reported >= REPORT_EVERY or self.done >= self.total
+        if self.progress and is_due:
             self.reported = now
             self.progress(f"{self.doing} {name}", self.done, self.total)
 

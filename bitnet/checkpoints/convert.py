@@ -32,12 +32,13 @@ from ..formats.ternary_layouts import (
     pack_hf,
     pack_i2_s_stream,
 )
+from ..progress import Progress
 from ..runtime import memory_report
 from ..runtime.float_mode import in_ieee_mode
 from ..text import tokenizer_export
 from ..text.tokenizer import Tokenizer
 from .checkpoint import DEFAULT_LAYOUT, Checkpoint
-from .conversion import HEAD_TYPES, Conversion, Progress
+from .conversion import HEAD_TYPES, Conversion
 from .convert_groups import (
     GROUP_TYPES,
     default_type,
@@ -92,7 +93,7 @@ def convert(
     type: of the ternary tensors in a GGUF, one of GROUP_TYPES, for a model whose groups of columns
         have scales; None: Q2_0 if one has groups of 64, else PQ2_0. Other models are I2_S.
     masters, layout: see open_checkpoint. force: replace dst. verify: read every tensor back.
-    progress: called as (what, bytes done, bytes in all) about ten times a second.
+    progress: is told bytes, about ten times a second, see bitnet/progress.py.
 
     Raises ValueError for an argument, FormatError for what is at src, or where the container cannot
     hold the model or the result is not what was meant; FileExistsError, OSError. Then, and when it

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from ..errors import FormatError
 from ..formats.atomic_write import READABLE, atomic, check_free_space, check_trusted
 from ..formats.safetensors import INDEX, SINGLE
 from ..formats.text_files import read_json
+from ..progress import Meter, Progress, silent
 from .choose_file import choose, ggufs, instead
 from .hub_names import HubReference, check_name, of_address, parse
 from .model_files import has_safetensors, joined
@@ -36,6 +37,8 @@ FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "modules.json",
     "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
+DOWNLOADING = "downloading"  # what progress begins with while the library shows its own
+READ_BYTES = 1 << 20  # of a file that is checked, at a time
 TIMEOUT = 10  # seconds for the hub's first answer; the library would wait for ever
 NOTE_SUFFIX = ".hub.json"
 NOTE_VERSION = 1  # what a note holds; one of another number is ignored
@@ -85,7 +88,7 @@ class Snapshot:
             return False
 
 
-def find(name: str | os.PathLike[str]) -> Path:
+def find(name: str | os.PathLike[str], progress: Progress = silent) -> Path:
     """The Path of a model: a local one as it is, else that of a model of the hub.
 
     A text ORG/NAME[@REVISION][:FILE.gguf] that is no path here is taken from the hub's cache if an
@@ -93,7 +96,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     a GGUF that another program left there is used: it says itself how long it is, a folder does not
     say which files belong to it. Anything that looks like a path is one: it exists, has another
     number of slashes than one (in front of the colon), or ends as a file does.
-    Raises what pull does.
+    progress: of the pull. Raises what pull does.
     """
     if not isinstance(name, str) or _is_local(name):
         return Path(name)
@@ -101,7 +104,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     if snapshot:
         return snapshot.path
     try:
-        return pull(name)
+        return pull(name, progress=progress)
     except _Unreachable:
         path = _foreign_model(parse(name))
         if path is None or path.is_dir():
@@ -110,19 +113,18 @@ def find(name: str | os.PathLike[str]) -> Path:
         return path
 
 
-def pull(name: str, revision: str | None = None) -> Path:
+def pull(name: str, revision: str | None = None, progress: Progress = silent) -> Path:
     """The Path of a hub's model, brought up to date with its revision; see fetch."""
-    return fetch(name, revision).path
+    return fetch(name, revision, progress).path
 
 
-def fetch(
-    name: str, revision: str | None = None, progress: Callable[[str], object] = lambda text: None
-) -> Snapshot:
+def fetch(name: str, revision: str | None = None, progress: Progress = silent) -> Snapshot:
     """The Snapshot of a hub's model: what is not in the cache is downloaded, and all of it checked.
 
     name: as hub_names.parse takes it. revision: a branch, tag or commit, "main" if neither says
-    so; resolved to a commit first. progress: called with a text when a step begins, with "" for the
-    download, which has the library's own bars on a terminal.
+    so; resolved to a commit first. progress: is told bytes, a file at a time where it is downloaded
+    (the library has bars of its own for a terminal), see bitnet/progress.py. What it raises leaves
+    whole files in the hub's cache, and no model that counts as pulled.
     ValueError for a name of another form or a choice of files to be made, FormatError for a file
     that is not what the hub says (it is deleted) or a repository without a model, OSError if the
     repository cannot be reached or read, or the disk is too full.
@@ -130,7 +132,7 @@ def fetch(
     reference = parse(name, revision)
     repo = reference.repo
     api = library_api(repo)
-    progress(f"asking for {repo}")
+    progress(f"asking for {repo}", 0, 0)
     with _hub_errors(reference):
         info = api.model_info(
             repo, revision=reference.revision, files_metadata=True, timeout=TIMEOUT
@@ -138,15 +140,17 @@ def fetch(
     snapshot, remark = _chosen(info, reference)
     log.info("%s: %s is commit %s", repo, reference.revision, snapshot.commit)
     _check_room(snapshot)
-    progress("")
     if remark:
         log.warning("%s: %s", repo, remark)
-    for file in snapshot.files:
+    done = 0
+    for file, facts in snapshot.files.items():
+        progress(f"{DOWNLOADING} {file}", done, snapshot.n_bytes)
         with _hub_errors(reference):
             api.hf_hub_download(repo, file, revision=snapshot.commit, cache_dir=str(hub_cache()))
+        done += facts.n_bytes
+    meter = Meter(progress, snapshot.n_bytes)
     for file, facts in snapshot.files.items():
-        progress(f"checking {file}")
-        _check(snapshot.folder / file, facts)
+        _check(snapshot.folder / file, facts, meter)
     for alias in {reference, reference._replace(revision=snapshot.commit)}:
         _write_note(alias, snapshot)
     log.info("%s: %d files, %d bytes", snapshot.folder, len(snapshot.files), snapshot.n_bytes)
@@ -269,22 +273,25 @@ def _check_room(snapshot: Snapshot) -> None:
         check_free_space(folder, sum(missing.values()))
 
 
-def _check(path: Path, facts: Facts) -> None:
+def _check(path: Path, facts: Facts, meter: Meter) -> None:
     """FormatError, and the file is gone, unless its content has the hub's checksum."""
-    digest = _digest(path, facts.algorithm)
+    digest = _digest(path, facts.algorithm, meter)
     if digest != facts.digest:
         _delete(path)
         limit = f"the hub says {facts.digest}; it was deleted, pull again"
         raise FormatError(path, facts.algorithm, digest, limit)
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def _digest(path: Path, algorithm: str, meter: Meter) -> str:
     def git_blob() -> Any:
         header = b"blob %d\0" % os.path.getsize(path)
         return hashlib.sha1(header, usedforsecurity=False)
 
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, hashlib.sha256 if algorithm == "sha256" else git_blob)
+        digest = hashlib.sha256() if algorithm == "sha256" else git_blob()
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+            meter.add(f"checking {path.name}", len(part))
     return digest.hexdigest()
 
 

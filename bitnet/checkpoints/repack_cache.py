@@ -34,6 +34,7 @@ from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import I2_S_CODES
 from ..formats.text_files import read_json
 from ..models import lm_head_screen
+from ..progress import Meter, Progress, silent
 from ..runtime.pool import Pool
 from .checkpoint import Checkpoint, EmbeddingRows, TernaryTensor
 from .repacked_tensors import Repacked, from_file, in_memory, table, tensor_data
@@ -75,6 +76,7 @@ def load_or_repack(
     rows: EmbeddingRows | None = None,
     n_threads: int = 1,
     check: bool = False,
+    progress: Progress = silent,
 ) -> Loaded:
     """Map tensors as they were repacked before, or repack them now.
 
@@ -83,22 +85,30 @@ def load_or_repack(
         logged and the codes go to pool (purpose "weights"), or to NumPy's memory without a pool.
     rows: of a head to be screened, or None; n_threads: to make the screen with.
     check: compare every checksum, as BITNET_CHECK_CACHE=1 asks for.
+    progress: is told bytes, see bitnet/progress.py.
     Raises FormatError for an illegal weight in the checkpoint, PoolExhausted if they do not fit the
     pool.
     """
     folder, damage = cache_folder() if cache is None else cache, None
+    meter = Meter(progress)
     has_groups = checkpoint.has_group_scales
     check = check or os.environ.get("BITNET_CHECK_CACHE", "0") not in ("", "0")
     if folder:
-        work = _Repacking(tensors, checkpoint, Path(folder), rows, n_threads)
+        work = _Repacking(tensors, checkpoint, Path(folder), rows, n_threads, meter)
         try:
             file = work.open_or_build(check)
             repacked = {name: from_file(file, name, t, has_groups) for name, t in tensors.items()}
             return Loaded(repacked, file, _screen(file, rows) if rows else None, work.damage)
         except OSError as error:
+            if error is meter.error:
+                raise
             log.warning("no repacked file, repacked weights go to memory: %s", error)
             damage = work.damage
-    made = {name: in_memory(t, pool, has_groups) for name, t in tensors.items()}
+    meter.begin(sum(t.tensor.data.nbytes for t in tensors.values()))
+    made = {}
+    for name, t in tensors.items():
+        made[name] = in_memory(t, pool, has_groups)
+        meter.add(f"repacking {name}", t.tensor.data.nbytes)
     return Loaded(made, None, None, damage)
 
 
@@ -149,9 +159,10 @@ class _Repacking:
         folder: Path,
         rows: EmbeddingRows | None,
         n_threads: int,
+        meter: Meter,
     ) -> None:
         self.tensors, self.checkpoint, self.folder = tensors, checkpoint, folder
-        self.rows, self.n_threads = rows, n_threads
+        self.rows, self.n_threads, self.meter = rows, n_threads, meter
         self.path = _path(checkpoint, folder)
         self.damage: FormatError | None = None
 
@@ -183,12 +194,14 @@ class _Repacking:
         try:
             file = self._read()
             if file is not None and (check or not _is_noted(file)):
-                compare_checksums(file)
+                compare_checksums(file, self.meter)
                 _note(file)
             return file
         except FileNotFoundError:
             return None
         except FormatError as error:
+            if error is self.meter.error:
+                raise
             if self.damage is None:  # not again under the lock
                 log.warning("rebuilding a damaged repacked file: %s", error)
             self.damage = error
@@ -232,9 +245,20 @@ class _Repacking:
         if self.rows:
             data += _screen_data(self.rows, self.n_threads)
         sums = np.zeros(len(data), "<u4")
-        data = [(*entry, _summed(part, sums, i)) for i, (*entry, part) in enumerate(data)]
+        self.meter.begin(n_bytes - sums.nbytes)
+        data = [
+            (*entry, self._counted(entry[0], _summed(part, sums, i)))
+            for i, (*entry, part) in enumerate(data)
+        ]
         _remove_odd(path)
         gguf.write(path, metadata, [*data, (*entries[-1], sums)], READABLE)
+
+    def _counted(self, name: str, parts: Iterable[Bytes]) -> Iterator[Bytes]:
+        for part in parts:
+            self.meter.add(
+                f"repacking {name}", part.nbytes if isinstance(part, np.ndarray) else len(part)
+            )
+            yield part
 
 
 def _path(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -304,11 +328,13 @@ def distrust(path: Path) -> None:
         _note_of(path).unlink(missing_ok=True)
 
 
-def compare_checksums(file: gguf.GGUFFile) -> None:
+def compare_checksums(file: gguf.GGUFFile, meter: Meter) -> None:
     """FormatError that names the tensor whose bytes are not those that were written."""
     *held, (_, sums) = file.tensors.items()
+    meter.begin(sum(tensor.data.nbytes for _, tensor in held))
     for (name, tensor), written in zip(held, sums.data.view("<u4").tolist(), strict=True):
         found = zlib.crc32(tensor.data.data)
+        meter.add(f"comparing the checksum of {name}", tensor.data.nbytes)
         if found != written:
             raise FormatError(file.path, f"{name} CRC-32", f"{found:08x}", f"written {written:08x}")
 

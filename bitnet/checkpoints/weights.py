@@ -17,6 +17,7 @@ from ..formats.group_scales import GroupedMatrix
 from ..formats.mapped_file import check_map, release_pages
 from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
+from ..progress import Meter, Progress, silent
 from ..runtime import mmap
 from ..runtime.pool import Pool
 from ..text.vocabulary import TokenizerSource
@@ -146,8 +147,12 @@ class Weights:
         for file in self._files if mmap.n_truncated() and not self._is_copied else ():
             check_map(file.data, file.path)
 
-    def copy_into(self, pool: Pool) -> None:
-        """Replace every map by a copy in a pool (purpose "weights"), which may have huge pages."""
+    def copy_into(self, pool: Pool, progress: Progress = silent) -> None:
+        """Replace every map by a copy in a pool (purpose "weights"), which may have huge pages.
+
+        progress: is told bytes, of about as many as the files have.
+        """
+        meter = Meter(progress, sum(n_bytes for _, _, n_bytes in self.mappings()))
 
         def copied(data: np.ndarray) -> np.ndarray:
             if data.flags.writeable:  # it is in the pool already: repacked without a cache folder
@@ -155,6 +160,7 @@ class Weights:
             copy = pool.array(data.shape, np.uint8, "weights")
             copy[:] = data
             release_pages(data)
+            meter.add("copying weights", data.nbytes)
             return copy
 
         for name, t in self._ternary.items():
@@ -214,6 +220,7 @@ def of_checkpoint(
     n_threads: int = 1,
     check_cache: bool = False,
     activations: str | None = None,
+    progress: Progress = silent,
 ) -> Weights:
     """The Weights of a Checkpoint, which they take over.
 
@@ -221,7 +228,7 @@ def of_checkpoint(
     False to keep them in memory: in pool, if given (PoolExhausted if they do not fit), else in
     NumPy's. n_threads: to make the screen of a head with. check_cache: read all of a repacked file
     and compare its checksums, also where it has not changed since that was done. activations: see
-    Checkpoint.activation_bits.
+    Checkpoint.activation_bits. progress: is told bytes where weights are repacked.
     """
     if checkpoint.is_undecided():
         found = None if cache is False else repack_cache.find(checkpoint, cache)
@@ -241,7 +248,7 @@ def of_checkpoint(
     head, loaded = checkpoint.screened_head(), None
     if to_repack or head:
         loaded = repack_cache.load_or_repack(
-            to_repack, checkpoint, cache, pool, head, n_threads, check_cache
+            to_repack, checkpoint, cache, pool, head, n_threads, check_cache, progress
         )
         for name, made in loaded.tensors.items():
             path = loaded.file.path if loaded.file else None

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from .terminal import printable
+from .terminal import Status, printable
 
 USAGE = "list|clear"
 N_ARGS = (1, 1)
@@ -27,7 +27,9 @@ def main(args: argparse.Namespace) -> int:
     if action == "clear":
         if args.json:
             args.parser.error("--json: of list, not of clear")
-        print(f"{repack_cache.cache_clear():,} bytes freed")
+        with Status().doing("deleting repacked weights"):
+            freed = repack_cache.cache_clear()
+        print(f"{freed:,} bytes freed")
         return 0
     found = repack_cache.cache_list()
     total = sum(n_bytes for _, n_bytes, _ in found)
@@ -42,4 +44,6 @@ def main(args: argparse.Namespace) -> int:
         print(printable(f"{n_bytes:>15,}  {path}  from {source}", keep=""))
     if found:
         print(f"{total:>15,}  bytes of {len(found)} files")
+    else:
+        Status().say("[no weights were repacked yet]")
     return 0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import bitnet
 
-from ..generation.stopping import CONTEXT_ENDS, SINKS
+from ..generation.stopping import CONTEXT_ENDS
 from . import options
 from .chat_commands import COMMANDS, Commands
-from .chat_input import lines
+from .chat_input import lines, typing_ahead
 from .markdown import markdown_writer
 from .terminal import Said, Status, write
 
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     status = Status()
     template = options.chat_template(args)
     more = {"chat_template": template, "speculative": args.speculative}
-    with options.load(args, status, *args.positionals, **more) as model:
+    with typing_ahead(), options.load(args, status, *args.positionals, **more) as model:
         keywords["context_end"] = args.context_end or (
             "window" if model.context >= MIN_WINDOW and not model.config.delta_net else "stop"
         )
@@ -89,8 +89,8 @@ def talk(
         if not is_full and _is_full(conversation):
             is_full = True
             status.say(
-                f"[the context of {conversation.model.context} tokens is full: from here on the "
-                f"model sees the first {SINKS} and the latest, and not the oldest messages]"
+                f"[the context of {conversation.model.context} tokens is full: the oldest "
+                "messages are no longer seen]"
             )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import bitnet
 
 from .commands import did_you_mean
-from .terminal import Status, printable
+from .terminal import Status, one_line, printable
 
 if TYPE_CHECKING:
     from .conversation import Conversation
@@ -53,7 +53,7 @@ class Commands:
         try:
             return does(rest.strip())
         except (OSError, ValueError, bitnet.ContextFull) as error:
-            print(printable(f"bitnet: {name}: {error}"), file=sys.stderr)
+            print(f"bitnet: {name}: {one_line(error)}", file=sys.stderr)
             return None
 
     def help(self, rest: str) -> None:
@@ -89,11 +89,15 @@ class Commands:
         return None
 
     def save(self, rest: str) -> None:
-        n = self.conversation.save(_path(rest))
+        path = _path(rest)
+        with self._status.doing(f"saving {path}"):
+            n = self.conversation.save(path)
         self._answer(f"[saved, with keys and values of {n} tokens]")
 
     def load(self, rest: str) -> None:
-        n = self.conversation.load(_path(rest))
+        path = _path(rest)
+        with self._status.doing(f"loading {path}"):
+            n = self.conversation.load(path)
         n_messages = len(self.conversation.messages)
         self._answer(f"[{n_messages} messages; {n} tokens need not be read again]")
 

@@ -1,6 +1,7 @@
 """Lines of a chat: from a person, with prompt_toolkit where it is installed, or from a file."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 from .chat_commands import COMMANDS, Commands
 
 PROMPT = "> "
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # whether a terminal marks what is pasted
 
 
 def lines(commands: Commands) -> Iterator[str]:
@@ -36,6 +38,37 @@ def lines(commands: Commands) -> Iterator[str]:
             was_interrupted = False
             yield line
     print()
+
+
+@contextlib.contextmanager
+def typing_ahead() -> Iterator[None]:
+    """What is typed while there is no prompt waits for the next one as it is: it is not shown in
+    the middle of a reply, Enter stays Enter, and a paste one text. Ctrl-C interrupts as before.
+
+    Does nothing without prompt_toolkit, which reads it, or at no terminal.
+    """
+    if not sys.stdin.isatty() or importlib.util.find_spec("prompt_toolkit") is None:
+        yield
+        return
+    import termios
+
+    number = sys.stdin.fileno()
+    before, ahead = termios.tcgetattr(number), termios.tcgetattr(number)
+    ahead[0] &= ~termios.ICRNL
+    ahead[3] &= ~(termios.ECHO | termios.ICANON)
+    _mark_pastes(PASTE_ON)
+    termios.tcsetattr(number, termios.TCSANOW, ahead)  # prompts go back to it when they end
+    try:
+        yield
+    finally:
+        termios.tcsetattr(number, termios.TCSANOW, before)
+        _mark_pastes(PASTE_OFF)
+
+
+def _mark_pastes(sequence: str) -> None:
+    if sys.stdout.isatty():
+        sys.stdout.write(sequence)
+        sys.stdout.flush()
 
 
 def history_file() -> Path:
@@ -75,7 +108,15 @@ def _asker() -> Any:
         complete_while_typing=True,
         prompt_continuation="  ",
     )
-    return lambda draft: session.prompt(PROMPT, default=draft)
+
+    def ask(draft: str) -> str:
+        try:
+            text: str = session.prompt(PROMPT, default=draft)
+            return text
+        finally:
+            _mark_pastes(PASTE_ON)  # which each prompt ends: see typing_ahead
+
+    return ask
 
 
 def _plain(draft: str) -> str:

@@ -10,13 +10,13 @@ import os
 import sys
 from types import ModuleType
 
-from ..errors import ContextFull, MemoryLimitExceeded
+from ..errors import ContextFull
 from ..version import VERSION
 from . import terminal
 from .commands import COMMANDS, answer
 from .examples import EXAMPLES
 from .parser import Parser
-from .terminal import printable
+from .terminal import one_line
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell would say
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         if sys.flags.dev_mode:
             raise
         _discard_stdout_if_broken()
-        text = _one_line(error)
+        text = one_line(error)
         print(f"bitnet: error: {shown[0].in_options(text) if shown else text}", file=sys.stderr)
         return 1
 
@@ -95,14 +95,6 @@ def command(name: str) -> tuple[ModuleType, Parser]:
     examples = "".join(f"\n  {line}" for line in EXAMPLES[name].strip().splitlines())
     parser.epilog = f"{parser.epilog or ''}\n\nexamples:{examples}".lstrip()
     return module, parser
-
-
-def _one_line(error):
-    if isinstance(error, MemoryLimitExceeded):  # a table
-        return printable(str(error))
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return printable(f"{error.filename}: {error.strerror}", keep="")
-    return printable(str(error) or type(error).__name__, keep="")
 
 
 def _discard_stdout_if_broken():

@@ -10,7 +10,7 @@ import bitnet
 
 from ..api.choices import DEFAULT_WINDOW, KV_DTYPES
 from . import options, plots
-from .perplexity import Estimate, add_windows, read_text
+from .perplexity import add_windows, read_text
 from .terminal import Status
 
 USAGE = "A B [FILE]"
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
             text,
             context=context,
             chunks=args.chunks,
-            progress=Estimate(status, "divergence", ".3e").show,
+            progress=status.meter(),
         )
         status.clear()
     if args.plot is not None:

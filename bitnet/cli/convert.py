@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-import time
 
 from ..api.choices import GROUP_TYPES, HEAD_TYPES
 from ..checks import format_bytes
@@ -65,10 +64,10 @@ def main(args: argparse.Namespace) -> int:
     status, before = Status(), signal.signal(signal.SIGTERM, _interrupt)
     try:
         done = convert(
-            hub.find(src),
+            hub.find(src, options.load_meter(status)),
             dst,
             **{name: getattr(args, name) for name in names},
-            progress=_progress(status) if status.on else None,
+            progress=status.meter("bytes"),
         )
     finally:
         status.clear()
@@ -89,14 +88,3 @@ def main(args: argparse.Namespace) -> int:
 def _interrupt(*_):
     """So that `kill` leaves nothing behind either."""
     raise KeyboardInterrupt
-
-
-def _progress(status):
-    started = time.monotonic()
-
-    def show(what, done, total):
-        seconds = time.monotonic() - started
-        rate, left = done / seconds, (total - done) * seconds / max(done, 1)
-        status.show(f"{done / total:4.0%}  {rate / 1e6:.0f} MB/s  {left:.0f} s left  {what}")
-
-    return show

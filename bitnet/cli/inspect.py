@@ -6,7 +6,7 @@ import json
 from ..api.choices import DEFAULT_CONTEXT
 from ..errors import FormatError
 from . import options
-from .terminal import printable
+from .terminal import Status, printable
 
 USAGE = "[MODEL]"
 N_ARGS = (0, 1)
@@ -46,9 +46,13 @@ def main(args: argparse.Namespace) -> int:
     from ..verify.file_report import file_report
     from . import inspect_facts, inspect_report, inspect_text
 
-    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
+    status = Status()
+    pulling = options.load_meter(status)
+    path = hub.find(args.positionals[0], pulling) if args.positionals else BUNDLED_MODEL
+    status.clear()
     if args.report:
-        report = file_report(path)
+        with status.doing("reading headers"):
+            report = file_report(path, status.meter())
         rows = inspect_report.rows(report)
         print(json.dumps(report) if args.json else printable("\n".join(inspect_text.aligned(rows))))
         return 0

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from .terminal import printable
+from .terminal import Status, printable
 
 if TYPE_CHECKING:
     from ..checkpoints.hub_pulled import Pulled
@@ -34,6 +34,8 @@ def main(args: argparse.Namespace) -> int:
         print(printable(f"{size:>15,}  {commit[:12]}  {entry.name}", keep=""))
     if found:
         print(f"{total:>15,}  bytes of {len(found)} models")
+    else:
+        Status().say("[nothing was pulled yet: `bitnet pull ORG/NAME`]")
     return 0
 
 

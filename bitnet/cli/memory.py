@@ -55,8 +55,11 @@ def main(args: argparse.Namespace) -> int:
     from ..checkpoints.open_checkpoint import open_checkpoint
     from ..runtime import cpu
 
-    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
-    draft_file = draft_path(args.speculative)
+    status = Status()
+    pulling = options.load_meter(status)
+    path = hub.find(args.positionals[0], pulling) if args.positionals else BUNDLED_MODEL
+    draft_file = draft_path(args.speculative, pulling)
+    status.clear()
     draft = draft_file and open_checkpoint(draft_file, layout=args.layout)
     planner = Planner(open_checkpoint(path, layout=args.layout), draft)
     n_threads = cpu.threads(args.threads)[0]

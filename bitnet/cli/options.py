@@ -24,6 +24,7 @@ from ..api.choices import (
 from ..checks import check_number, parse_bytes
 from ..generation.sampling_fields import SAMPLING_FIELDS, Sampling
 from ..generation.stopping import StopConditions
+from ..progress import Progress
 from ..text.reasoning import FORMATS, ReasoningSplitter
 from .terminal import Status
 
@@ -273,7 +274,22 @@ def load_keywords(args: argparse.Namespace) -> dict[str, Any]:
 def load(args: argparse.Namespace, status: Status, *path: str, **more: Any) -> "bitnet.Model":
     """The model of a path, or the bundled one, as ``args`` and more keywords say."""
     with status.loading(path[0] if path else "the bundled model"):
-        return bitnet.load(*path, **(load_keywords(args) | more))
+        return bitnet.load(*path, **(load_keywords(args) | more), progress=load_meter(status))
+
+
+def load_meter(status: Status) -> Progress:
+    """Shows what a load tells of repacking, copying or pulling."""
+    from ..checkpoints.hub import DOWNLOADING
+
+    meter = status.meter("bytes")
+
+    def show(what: str, done: int, total: int) -> None:
+        if what.startswith(DOWNLOADING):  # the library of the hub shows bars itself
+            status.clear()
+        else:
+            meter(what, done, total)
+
+    return show
 
 
 def generation_keywords(args: argparse.Namespace) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
             recipe=args.recipe,
             chunks=args.chunks,
             save_logits=args.save_logits,
-            progress=Estimate(status, "perplexity", ".4f").show,
+            progress=status.meter(),
         )
         seconds = time.perf_counter() - begin
     status.clear()
@@ -85,17 +85,3 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8") from None
     return text.removesuffix("\n")
-
-
-class Estimate:
-    """Shows how far an evaluation is, and what it has found."""
-
-    def __init__(self, status: Status, name: str, form: str) -> None:
-        self._status, self._name, self._form = status, name, form
-        self._begin = time.perf_counter()
-
-    def show(self, done: int, n: int, estimate: float) -> None:
-        rest = (time.perf_counter() - self._begin) / done * (n - done)
-        self._status.show(
-            f"window {done} of {n}, {rest:,.0f} s left, {self._name} {estimate:{self._form}}"
-        )

@@ -3,6 +3,7 @@
 import argparse
 
 from ..checkpoints.hub_names import SYNTAX
+from . import options
 from .terminal import Status, printable
 
 USAGE = SYNTAX
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
 
     (name,) = args.positionals
     status = Status()
-    snapshot = hub.fetch(name, progress=status.show)
+    snapshot = hub.fetch(name, progress=options.load_meter(status))
     status.say(f"[{snapshot.repo}@{snapshot.commit}: {snapshot.n_bytes:,} bytes, checksums right]")
     print(printable(str(snapshot.path), keep=""))
     return 0

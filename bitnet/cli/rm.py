@@ -3,7 +3,7 @@
 import argparse
 
 from ..checkpoints.hub_names import SYNTAX
-from .terminal import printable
+from .terminal import Status, printable
 
 USAGE = SYNTAX
 N_ARGS = (1, 1)
@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from ..checkpoints.hub_pulled import find, remove
 
+    status = Status()
     for entry in find(args.positionals[0]):
-        freed = remove(entry)
+        with status.doing(f"deleting {entry.name}"):
+            freed = remove(entry)
         print(printable(f"{entry.name}: {freed:,} bytes freed", keep=""))
     return 0

@@ -5,9 +5,12 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
+from ..errors import MemoryLimitExceeded
+from ..progress import Progress
 from ..text.reasoning import ReasoningSplitter
 
 # C0, DEL and C1: with these a model or a file could send escape sequences to a terminal.
@@ -17,6 +20,15 @@ CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARA
 def printable(text: str, keep: str = "\n\t") -> str:
     """``text`` with every control character not in ``keep`` replaced by U+FFFD."""
     return text.translate({code: char for code, char in CONTROLS.items() if chr(code) not in keep})
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says to a person, on a line of its own."""
+    if isinstance(error, MemoryLimitExceeded):  # a table
+        return printable(str(error))
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return printable(f"{error.filename}: {error.strerror}", keep="")
+    return printable(str(error) or type(error).__name__, keep="")
 
 
 def write(text: str) -> None:
@@ -74,6 +86,37 @@ class Status:
         """Take the line away, before text is written."""
         if self.width:
             self.show("")
+
+    def meter(self, unit: str = "") -> Progress:
+        """A function that shows how far work is: see bitnet/progress.py. unit: "bytes" shows how
+        many a second."""
+        started, before = time.monotonic(), -1
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal started, before
+            now = time.monotonic()
+            if done < before:  # another piece of work
+                started = now
+            before = done
+            parts = []
+            if total:
+                parts.append(f"{done / total:4.0%}")
+            if total and done and now - started > 1:
+                seconds = (total - done) * (now - started) / done
+                parts += [f"{done / (now - started) / 1e6:.0f} MB/s"] * (unit == "bytes")
+                parts.append(f"{seconds:,.0f} s left")
+            self.show("  ".join([*parts, what]))
+
+        return show
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what is being done, until it is."""
+        self.show(what)
+        try:
+            yield
+        finally:
+            self.clear()
 
     @contextlib.contextmanager
     def loading(self, what: str) -> Iterator[None]:

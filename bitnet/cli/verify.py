@@ -45,10 +45,11 @@ def main(args: argparse.Namespace) -> int:
     from ..checkpoints import hub
     from ..verify import verify
 
-    path = hub.find(args.positionals[0]) if args.positionals else BUNDLED_MODEL
-    against = hub.find(args.against) if args.against else None
-    template = options.chat_template(args)
     status = Status()
+    pulling = options.load_meter(status)
+    path = hub.find(args.positionals[0], pulling) if args.positionals else BUNDLED_MODEL
+    against = hub.find(args.against, pulling) if args.against else None
+    template = options.chat_template(args)
     try:
         with status.loading(str(path)):
             report = verify(
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
                 masters=args.masters,
                 chat_template=template,
                 threads=args.threads,
-                progress=status.show,
+                progress=status.meter(),
             )
     finally:
         status.clear()

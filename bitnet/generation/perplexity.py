@@ -7,7 +7,7 @@ Hugging Face's recipe (transformers, "Perplexity of fixed-length models").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -186,6 +186,3 @@ class PerplexitySum:
             stride=stride,
             recipe=recipe,
         )
-
-
-Progress = Callable[[int, int, float], object]  # windows done, of how many, the estimate so far

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,12 @@ class Session:
         if self._is_closed:
             return "<Session: closed>"
         return f"<Session: {self.length} of {self.capacity} tokens>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Session is of its process: save it, load its model there and restore it in a "
+            "session of that (fork() makes a copy here)"
+        )
 
     @property
     def token_ids(self) -> list[int]:

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from ..errors import ContextFull, TemplateError
 from ..models.config import ModelConfig
@@ -41,6 +41,17 @@ class Tokenizer:
     def __repr__(self) -> str:
         template = "a" if self.chat_template else "no"
         return f"<Tokenizer: bos {self.bos_id}, eos {list(self.eos_ids)}, {template} chat template>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Tokenizer is of its process: load its model there, bitnet.load(PATH).tokenizer"
+        )
+
+    def __copy__(self) -> Self:
+        return self  # it does not change
+
+    def __deepcopy__(self, copied: dict[int, Any]) -> Self:
+        return self
 
     @classmethod
     def from_source(cls, source: TokenizerSource, config: ModelConfig) -> Self | None:

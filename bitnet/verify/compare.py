@@ -85,7 +85,7 @@ def check_ternary(a, b, progress):
     n_different, different, ratios, nonzero, bad = 0, [], {}, {}, []
     names = [name for name in a.ternary if name in b.ternary]  # a table may be floats in one
     for i, name in enumerate(names, 1):
-        progress(f"comparing {name} ({i} of {len(names)})")
+        progress(f"comparing {name}", i, len(names))
         try:
             n, nonzero[name], ratios[name] = _compare(a, b, name)
         except FormatError as error:

@@ -21,6 +21,7 @@ from ..formats.mapped_file import check_map
 from ..formats.safetensors import member, open_folder
 from ..formats.tensor import Tensor
 from ..formats.text_files import read_json, read_text
+from ..progress import Progress, silent
 from ..runtime.float_mode import in_ieee_mode
 from ..text.vocabulary.from_hf import template_of
 from ..text.vocabulary.vocabulary import TEMPLATE_KEY
@@ -54,10 +55,11 @@ MAX_VALUES = 8  # of an array
 
 
 @in_ieee_mode
-def file_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+def file_report(path: str | os.PathLike[str], progress: Progress = silent) -> dict[str, Any]:
     """A JSON-ready dict of a .gguf file or a Hugging Face folder.
 
-    FormatError where not even headers can be read, OSError.
+    progress: is told tensors that were sampled, see bitnet/progress.py. FormatError where not even
+    headers can be read, OSError.
     """
     path = model_at(Path(path))
     if path.is_dir():
@@ -74,7 +76,7 @@ def file_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         "tables": _tables(tensors),
         **_use(path),
         "sampled_rows": 2 * sampled_weights.END_ROWS,
-        "samples": sampled_weights.samples(tensors, header["mlx_group"]),
+        "samples": sampled_weights.samples(tensors, header["mlx_group"], progress),
     }
     for file in files:
         check_map(file.data, file.path)

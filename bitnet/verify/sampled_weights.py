@@ -14,6 +14,7 @@ from ..formats.float_blocks import dequantize
 from ..formats.ggml_types import FLOAT_TYPES
 from ..formats.tensor import Tensor
 from ..formats.ternary_layouts import LAYOUTS
+from ..progress import Progress, silent
 
 END_ROWS = 16  # rows of each end of a tensor
 MAX_COLS = 1 << 17  # of a tensor that is looked at; no linear layer is wider
@@ -82,7 +83,9 @@ class Sample:
         }
 
 
-def samples(tensors: Mapping[str, Tensor], mlx_group: int | None) -> dict[str, dict[str, Any]]:
+def samples(
+    tensors: Mapping[str, Tensor], mlx_group: int | None, progress: Progress = silent
+) -> dict[str, dict[str, Any]]:
     """{form: facts} of all matrices: "PQ2_0", "F16 floats", ... as Sample.facts has them; of floats
     that are not ternary the number of tensors alone.
 
@@ -90,7 +93,7 @@ def samples(tensors: Mapping[str, Tensor], mlx_group: int | None) -> dict[str, d
     """
     found: dict[str, Sample] = {}
     n_floats = 0
-    for form, group, *rows in _sampled(tensors, mlx_group):
+    for form, group, *rows in _sampled(tensors, mlx_group, progress):
         if not group:
             n_floats += 1
             continue
@@ -102,9 +105,12 @@ def samples(tensors: Mapping[str, Tensor], mlx_group: int | None) -> dict[str, d
     return facts | ({"floats that are not ternary": {"tensors": n_floats}} if n_floats else {})
 
 
-def _sampled(tensors: Mapping[str, Tensor], mlx_group: int | None) -> Iterator[tuple[Any, ...]]:
+def _sampled(
+    tensors: Mapping[str, Tensor], mlx_group: int | None, progress: Progress
+) -> Iterator[tuple[Any, ...]]:
     """(form, group, scales, codes, biases or None) of every matrix; (form, 0) of other floats."""
-    for name, tensor in tensors.items():
+    for i, (name, tensor) in enumerate(tensors.items()):
+        progress(f"sampling {name}", i, len(tensors))
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.shape[1] > MAX_COLS:
             continue
         stem = name.removesuffix(".weight")

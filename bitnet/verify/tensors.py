@@ -22,7 +22,7 @@ def check_ternary(checkpoint, progress):
     counts, bad, odd, dead, scales, odd_scales = np.zeros(3, np.int64), [], [], [], [], []
     n_dead = n_rows = 0
     for i, (name, t) in enumerate(checkpoint.ternary.items(), 1):
-        progress(f"weights: {name} ({i} of {len(checkpoint.ternary)})")
+        progress(f"weights: {name}", i, len(checkpoint.ternary))
         try:
             of_tensor, zero_rows, low, high = _counts(checkpoint, name)
         except FormatError as error:

@@ -9,6 +9,7 @@ from ..checkpoints.checkpoint import DEFAULT_LAYOUT
 from ..checkpoints.open_checkpoint import open_checkpoint
 from ..errors import FormatError
 from ..formats.mapped_file import check_map, release_pages
+from ..progress import silent
 from ..runtime import cpu, dispatch
 from ..runtime.float_mode import in_ieee_mode
 from ..text.chat_template import check_template
@@ -36,8 +37,8 @@ def verify(
 
     against: another file of the same model, in any container. layout, against_layout: how the I2_S
     tensors of the two lie, one of I2_S_LAYOUTS, or for layout "auto" to find out. masters: the
-    floats of both are, see open_checkpoint. chat_template, threads: as of load. progress: called
-    with a few words.
+    floats of both are, see open_checkpoint. chat_template, threads: as of load. progress: is
+    told tensors, see bitnet/progress.py.
 
     What is wrong with a model is a failed check; OSError where a file cannot be opened, ValueError
     for an argument.
@@ -47,8 +48,7 @@ def verify(
         check_template("chat_template", chat_template)
     started = time.monotonic()
     report = Report(Path(path), against and Path(against))
-    show = progress or (lambda words: None)
-    verifier = _Verifier(report, cpu.threads(threads)[0], masters, show)
+    verifier = _Verifier(report, cpu.threads(threads)[0], masters, progress or silent)
     verifier.run(layout, against_layout, chat_template)
     report.seconds = time.monotonic() - started
     return report
@@ -91,7 +91,7 @@ class _Verifier:
 
     def open(self, name, path, layout):
         """The Checkpoint of a path, None where it is refused, and the check that says so."""
-        self.show(f"reading {path}")
+        self.show(f"reading {path}", 0, 0)
         try:
             checkpoint = open_checkpoint(path, layout=layout, masters=self.masters)
             checkpoint.settle_tables()
@@ -155,9 +155,9 @@ class _Verifier:
                 detail = f"not compared: {reason(error, checkpoint.path)}"
                 self.checks.append(Check("= hidden states", WARNING, detail))
 
-    def progress(self, words):
+    def progress(self, what, done=0, total=0):
         """Called between tensors: those read are given back, which would count as our memory."""
-        self.show(words)
+        self.show(what, done, total)
         for file in self.files:
             release_pages(file.data)
 

@@ -68,6 +68,29 @@ def test_a_model_stays_in_its_process(own_model):
             send(own_model)
 
 
+def test_what_belongs_to_a_model_stays_there_too(own_model):
+    with own_model.session() as session, own_model.stream("And so", max_tokens=2) as stream:
+        for send in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="load its model there and restore it"):
+                send(session)
+            with pytest.raises(TypeError, match="a Stream is of its process"):
+                send(stream)
+        session.close()
+        with pytest.raises(TypeError, match="load its model there"):
+            pickle.dumps(session)
+    tokenizer = own_model.tokenizer
+    with pytest.raises(TypeError, match=r"load its model there, bitnet\.load"):
+        pickle.dumps(tokenizer)
+    assert copy.copy(tokenizer) is copy.deepcopy(tokenizer) is tokenizer
+
+
+def test_completions_and_errors_travel(model):
+    done = model.generate("And so", max_tokens=2, temperature=0)
+    assert pickle.loads(pickle.dumps(done)) == done
+    error = bitnet.ContextFull(0, 11, 10)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_an_asynchronous_reply(model):
     async def collect():
         return "".join([text async for text in model.achat_stream(TALK, seed=3, max_tokens=9)])

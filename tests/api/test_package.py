@@ -83,7 +83,8 @@ def test_names():
         "(path=None, *, threads=None, memory_limit=None, context=None, "
         "kv_dtype='f16', mapping='map', slots=1, layout='128x32', "
         "prefix_cache=True, prefix_folder=None, prefix_folder_limit='4GiB', "
-        "chat_template=None, activations=None, speculative=None, snapshots=4)"
+        "chat_template=None, activations=None, speculative=None, snapshots=4, "
+        "progress=None)"
     )
     assert issubclass(FormatError, ValueError) and issubclass(PoolExhausted, MemoryError)
 

@@ -23,6 +23,7 @@ from support.fake_hub import (
 
 import bitnet
 from bitnet.checkpoints import hub, weights
+from bitnet.checkpoints.hub_pulled import pulled
 from bitnet.cli import main
 from bitnet.errors import FormatError
 from bitnet.formats.atomic_write import FREE_MARGIN
@@ -44,6 +45,25 @@ def test_pull_fetches_what_a_model_needs_and_nothing_else(server, tmp_path):
     with weights.open(path) as ours, weights.open(FOLDER) as theirs:
         name = "layers.0.self_attn.q_proj"
         assert (ours.ternary(name).codes == theirs.ternary(name).codes).all()
+
+
+def test_a_pull_tells_bytes(server):
+    told = []
+
+    def stops(what, done, total):
+        told.append(what)
+        if what.startswith("checking"):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        hub.pull("org/model", progress=stops)
+    assert sum(what.startswith("downloading") for what in told) == len(WANTED)
+    assert pulled() == []  # files are there, and no model
+    told.clear()
+    hub.pull("org/model", progress=lambda *arguments: told.append(arguments))
+    total = sum(len(model_files()[name]) for name in WANTED)
+    assert told[0] == ("asking for org/model", 0, 0) and told[-1][1:] == (total, total)
+    assert [entry.name for entry in pulled()] == ["org/model"]
 
 
 def test_what_was_pulled_is_used_without_network(server, no_network):

@@ -200,7 +200,7 @@ def test_markdown_is_drawn_and_cannot_drive_the_terminal():
     assert "Kings" in shown and "• one" in shown and "**" not in shown and "\x1b[2J" not in shown
 
 
-ASKED = b"\x1b[?2004h"  # what a prompt begins with: bracketed paste
+ASKED = b"\x1b[0m>\x1b[0m"  # the prompt, as prompt_toolkit draws it
 
 
 def at_terminal(start, screen, tmp_path, monkeypatch, *words):
@@ -235,6 +235,25 @@ def test_a_paste_is_one_message_and_history_is_kept(start, screen, tmp_path, mon
     ]
     history = tmp_path / "state" / "bitnet" / "chat_history"
     assert "+second line" in history.read_text() and history.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_typed_during_a_reply_waits_for_the_prompt(start, screen, tmp_path, monkeypatch):
+    pytest.importorskip("prompt_toolkit")
+    saved = tmp_path / "talk.json"
+    process = at_terminal(start, screen, tmp_path, monkeypatch)
+    screen.wait_for(ASKED)
+    os.write(screen.ours, b"one\r")
+    screen.wait_for(b"reading")  # no prompt now: a terminal would make a line feed of Enter
+    screen.shown = screen.shown.partition(b"reading")[2]
+    os.write(screen.ours, b"two\r\x1b[200~three\nfour\x1b[201~\r")
+    os.write(screen.ours, f"/save {saved}\r/exit\r".encode())
+    screen.wait_for(b"[saved, with")
+    assert process.wait(60) == 0
+    messages = json.loads(saved.read_text())["messages"]
+    said = [m["content"] for m in messages if m["role"] == "user"]
+    assert said == ["one", "two", "three\nfour"]
+    assert b"two" not in screen.shown.partition(b"written at")[0]  # in the middle of the reply
+    assert termios.tcgetattr(screen.end)[3] & termios.ECHO
 
 
 def test_ctrl_c_twice_at_the_prompt_leaves(start, screen, tmp_path, monkeypatch):
