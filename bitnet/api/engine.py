@@ -2,11 +2,11 @@
 
 from ..checkpoints.memory_plan import Settings, settings_of_draft
 from ..checkpoints.weights import Weights
-from ..checks import TokenIds
 from ..generation.draft_model import DraftModel
 from ..generation.prefix_cache import PrefixCache
 from ..generation.scheduler import Scheduler
 from ..generation.snapshots import snapshot_places
+from ..generation.token_ids import TokenIds
 from ..models.config import ModelConfig
 from ..models.transformer import Transformer
 from ..runtime.pool import Pool

@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...generation.sampling import SAMPLING_FIELDS
+from ...generation.sampling_fields import SAMPLING_FIELDS
 from .. import schema
 from ..errors import ApiError
 from ..service import Service
