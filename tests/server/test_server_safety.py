@@ -169,8 +169,8 @@ def test_no_files_pulls_or_loads(server):
         "/static/x",
         "/api/pull",
         "/v1/load",
-        "/docs",
-        "/openapi.json",
+        "/redoc",
+        "/docs/x",
     ):
         assert server.get(path).status == 404
     for name in ("/etc/passwd", "microsoft/bitnet-b1.58-2B-4T", "../x.gguf"):
