@@ -35,14 +35,14 @@ def chat_page(browser, server, *, is_ready=True, **options):
     refuses, and without a request to elsewhere. options: of the browser's context."""
     context = browser.new_context(**{"viewport": DESKTOP} | options)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     problems, here = [], f"http://127.0.0.1:{server.port}/"
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if is_ours(m) else None)
     page.on(
         "request", lambda r: None if r.url.startswith((here, "blob:")) else problems.append(r.url)
     )
-    page.goto(here)
+    page.goto(here, timeout=60_000)
     if is_ready:
         until(page, "document.querySelector('#name').textContent")
     yield page
@@ -88,7 +88,7 @@ def answer_with(page, *bodies, url=CHAT):
 
 def until(page, expression):
     """Wait until this JavaScript is true: playwright's own wait would need eval in the page."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(20)

@@ -21,10 +21,9 @@ parser.core.ruler.at("inline", state => {
   }
 });
 
-/* Headings of a reply are below the page's own two. */
-const HEADINGS = {h1: "h3", h2: "h4", h3: "h5", h4: "h6", h5: "h6", h6: "h6"};
+const TOP_HEADING = 3; // of a reply, below the page's own two
 const TAGS = new Set(["p", "blockquote", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th",
-  "td", "strong", "em", "s", "h3", "h4", "h5", "h6"]);
+  "td", "strong", "em", "s"]);
 
 /* A text that grows. Blocks that are complete are left alone: what is read again with each piece
    is the last one. */
@@ -62,6 +61,8 @@ export class MarkdownView {
 
   #built(tokens, isClosed) {
     const top = document.createDocumentFragment();
+    for (const token of tokens.filter(token => token.type === "heading_open"))
+      token.meta = this.#env.topHeading ??= levelOf(token);
     build(tokens, top, token => {
       const block = new CodeBlock(token, isClosed);
       if (!isClosed) this.#open = block;
@@ -98,13 +99,20 @@ function open(token, parent) {
   if (token.type === "link_open") return parent.appendChild(link(token.attrGet("href")));
   if (token.tag === "table") parent = parent.appendChild(make("div", {className: "wide-table",
     tabIndex: 0, role: "group", "aria-label": "Table"}));
-  const tag = HEADINGS[token.tag] ?? token.tag;
-  const element = parent.appendChild(make(TAGS.has(tag) ? tag : "span"));
-  if (token.tag in HEADINGS) element.className = token.tag;
-  if (tag === "ol" && token.attrGet("start")) element.start = Number(token.attrGet("start"));
+  if (token.type === "heading_open") return parent.appendChild(heading(token));
+  const element = parent.appendChild(make(TAGS.has(token.tag) ? token.tag : "span"));
+  if (token.tag === "ol" && token.attrGet("start")) element.start = Number(token.attrGet("start"));
   const align = /^text-align:(left|right|center)$/.exec(token.attrGet("style") ?? "");
   if (align) element.className = align[1];
   return element;
+}
+
+const levelOf = token => Number(token.tag[1]);
+
+/* None is left out on the way down, as far as the text leaves none out; they look as written. */
+function heading(token) {
+  const below = Math.min(6 - TOP_HEADING, Math.max(0, levelOf(token) - token.meta));
+  return make(`h${TOP_HEADING + below}`, {className: token.tag});
 }
 
 /* Where it leads is there to read before it is followed; the page's address stays here. */

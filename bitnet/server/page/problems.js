@@ -18,7 +18,7 @@ const WORDS = {
 /* An alert, which goes once one of its actions is taken: [[text, function]]. */
 export function problemBox(problem, actions) {
   const [title, words] = WORDS[problem.kind] ?? ["Something went wrong", ""];
-  const box = make("article", {className: `problem ${problem.kind ?? ""}`, role: "alert"},
+  const box = make("div", {className: `problem ${problem.kind ?? ""}`, role: "alert"},
     make("h2", {}, title));
   if (words) box.append(make("p", {className: "words"}, words));
   const {message, retryAfter} = problem;
