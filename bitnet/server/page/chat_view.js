@@ -5,7 +5,7 @@ import {$, button, make, speak} from "./dom.js";
 import {MessageArticle} from "./message_article.js";
 import {notice} from "./notice.js";
 import {problemBox} from "./problems.js";
-import {countSent, dropOldest, isRunning, writeReply} from "./runs.js";
+import {dropOldest, isRunning, writeReply} from "./runs.js";
 
 export class ChatView {
   #app; #conversation = null; #articles = new Map();
@@ -225,8 +225,6 @@ export class ChatView {
       make("p", {className: "words"}, text),
       make("div", {className: "actions"}, button(actionText, act))));
   }
-
-  count() { return countSent(this.#conversation); }
 }
 
 function statsOf({usage, timings}) {

@@ -31,7 +31,7 @@ const app = {
   get isChat() { return app.model === null || app.model.template !== null; },
 
   begin(text) {
-    const one = app.isChat ? newChat(settings.setting("system").trim()) : newText();
+    const one = app.isChat ? newChat(settings.stored("system").trim()) : newText();
     show(one);
     if (one.kind === "text") $("text").value = text;
     else fillPrompt(text);
@@ -144,7 +144,7 @@ async function begin() {
   $("new-text").textContent = app.newTitle;
   if (isEmpty(app.conversation)) {
     const typed = $("prompt").value;
-    show(app.isChat ? newChat(settings.setting("system").trim()) : newText());
+    show(app.isChat ? newChat(settings.stored("system").trim()) : newText());
     if (typed && app.isChat) fillPrompt(typed);
     ($(app.isChat ? "prompt" : "text")).focus();
   } else show(app.conversation);
@@ -196,7 +196,7 @@ function wire() {
     if (await askKey()) begin();
   };
   $("settings").onclose = () => {
-    const system = settings.setting("system").trim();
+    const system = settings.stored("system").trim();
     if (app.conversation.kind === "chat" && isEmpty(app.conversation)) {
       app.conversation.messages = system ? [{role: "system", content: system}] : [];
       chat.show(app.conversation);
@@ -225,7 +225,7 @@ function wire() {
 settings.applyTheme();
 api.watch({gone, key: askKey});
 wire();
-const [isKept] = await Promise.all([store.open(), settings.begin(() => {})]);
+const [isKept] = await Promise.all([store.open(), settings.begin()]);
 store.onChange(() => sidebar.draw());
 show(newChat(""));
 if (!isKept) $("empty").append(make("p", {}, "This browser keeps nothing for this page: " +

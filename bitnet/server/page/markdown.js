@@ -61,9 +61,8 @@ export class MarkdownView {
 
   #built(tokens, isClosed) {
     const top = document.createDocumentFragment();
-    const first = tokens.find(token => token.type === "heading_open");
-    if (first) this.#env.topHeading ??= levelOf(first);
-    for (const token of tokens) if (token.type === "heading_open") token.meta = this.#env.topHeading;
+    for (const token of tokens.filter(token => token.type === "heading_open"))
+      token.meta = this.#env.topHeading ??= levelOf(token);
     build(tokens, top, token => {
       const block = new CodeBlock(token, isClosed);
       if (!isClosed) this.#open = block;

@@ -5,7 +5,7 @@ import {count} from "./api.js";
 import {cuts, sent} from "./conversation.js";
 import {painter} from "./dom.js";
 import {ask} from "./reply.js";
-import {sampling, setting} from "./settings.js";
+import {sampling, stored} from "./settings.js";
 
 const SAVE_MS = 2000; // what came is kept so often
 const ROOM = 0.75; // of the context for what is sent, once the oldest is dropped
@@ -45,7 +45,7 @@ export function writeReply(conversation, model, continues, events) {
   const body = {model: model.name, messages: sent(conversation), ...sampling(),
     reasoning_format: "auto"};
   if (continues) Object.assign(body, {continue_final_message: true, add_generation_prompt: false});
-  if (setting("reasoning")) body.reasoning_effort = setting("reasoning");
+  if (stored("reasoning")) body.reasoning_effort = stored("reasoning");
   return run(conversation, "v1/chat/completions", body, events);
 }
 

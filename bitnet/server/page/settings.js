@@ -3,32 +3,33 @@
 
 import {$, make} from "./dom.js";
 
-/* name: [label, what none means, step, a hint] */
+/* name: [label, what none means, a hint] */
 const NUMBERS = {
-  temperature: ["Temperature", "the model's", 0.1, "0 takes the likeliest token"],
-  top_p: ["Top p", "the model's", 0.01, "from the likeliest that reach this probability"],
-  top_k: ["Top k", "the model's", 1, "from so many likeliest; 0 is all"],
-  min_p: ["Min p", "0", 0.01, "at least so likely, relative to the likeliest"],
-  repetition_penalty: ["Repetition penalty", "1", 0.05, "above 1: what occurred is less likely"],
-  presence_penalty: ["Presence penalty", "0", 0.1, "off what was written, once"],
-  frequency_penalty: ["Frequency penalty", "0", 0.1, "off what was written, each time"],
-  seed: ["Seed", "random", 1, "the same one gives the same text"],
-  max_tokens: ["Most tokens", "no limit", 1, "of one reply"],
-  min_tokens: ["Fewest tokens", "0", 1, "before it may end"],
+  temperature: ["Temperature", "the model's", "0 takes the likeliest token"],
+  top_p: ["Top p", "the model's", "from the likeliest that reach this probability"],
+  top_k: ["Top k", "the model's", "from so many likeliest; 0 is all"],
+  min_p: ["Min p", "0", "at least so likely, relative to the likeliest"],
+  repetition_penalty: ["Repetition penalty", "1", "above 1: what occurred is less likely"],
+  presence_penalty: ["Presence penalty", "0", "off what was written, once"],
+  frequency_penalty: ["Frequency penalty", "0", "off what was written, each time"],
+  seed: ["Seed", "random", "the same one gives the same text"],
+  max_tokens: ["Most tokens", "no limit", "of one reply"],
+  min_tokens: ["Fewest tokens", "0", "before it may end"],
 };
 const TEXTS = {
   stop: ["Stop at", "one text a line", "a reply ends before any of them"],
   logit_bias: ["Token bias", "token id: number, one a line", "-100 forbids a token"],
 };
-let bounds = {}, onStored = () => {};
+const SAMPLERS = [...Object.keys(NUMBERS), ...Object.keys(TEXTS)];
+let bounds = {};
 
-const stored = name => localStorage.getItem(`bitnet.${name}`) ?? "";
-export const setting = stored;
+/* What is stored, checked or not; "" for nothing. */
+export function stored(name) { return localStorage.getItem(`bitnet.${name}`) ?? ""; }
 
 /* The API's fields that are set. */
 export function sampling() {
   const fields = {};
-  for (const name of [...Object.keys(NUMBERS), ...Object.keys(TEXTS)]) {
+  for (const name of SAMPLERS) {
     const [value, error] = parsed(name, stored(name));
     if (value !== undefined && !error) fields[name] = value;
   }
@@ -37,13 +38,11 @@ export function sampling() {
 
 export function applyTheme() { document.documentElement.dataset.theme = stored("theme"); }
 
-/* changed(): called once something is stored. */
-export async function begin(changed) {
-  onStored = changed;
+export async function begin() {
   bounds = await (await fetch("page/fields.json")).json();
-  for (const [name, [label, none, step, hint]] of Object.entries(NUMBERS))
+  for (const [name, [label, none, hint]] of Object.entries(NUMBERS))
     field($("numbers"), name, label, hint, make("input", {type: "text", inputMode: "decimal",
-      placeholder: none, autocomplete: "off", "data-step": step}));
+      placeholder: none, autocomplete: "off"}));
   for (const [name, [label, none, hint]] of Object.entries(TEXTS))
     field($("texts"), name, label, hint, make("textarea", {rows: 2, placeholder: none}));
   for (const name of ["system", "theme", "reasoning"]) {
@@ -63,21 +62,21 @@ export async function begin(changed) {
 /* thinks: whether the model can reason. */
 export function show(thinks) {
   $("reasoning-label").hidden = !thinks;
-  for (const name of [...Object.keys(NUMBERS), ...Object.keys(TEXTS)]) $(name).value = stored(name);
+  for (const name of SAMPLERS) $(name).value = stored(name);
   drop();
   $("settings").showModal();
 }
 
 /* Fields that are wrong show again what is stored. */
 function drop() {
-  for (const name of [...Object.keys(NUMBERS), ...Object.keys(TEXTS)]) {
+  for (const name of SAMPLERS) {
     if ($(name).getAttribute("aria-invalid") === "true") $(name).value = stored(name);
     complain(name, "");
   }
 }
 
 function reset() {
-  for (const name of [...Object.keys(NUMBERS), ...Object.keys(TEXTS)]) {
+  for (const name of SAMPLERS) {
     $(name).value = "";
     complain(name, "");
     store(name, "");
@@ -107,11 +106,10 @@ function complain(name, error) {
 function store(name, text) {
   localStorage.setItem(`bitnet.${name}`, text);
   if (name === "theme") applyTheme();
-  onStored();
 }
 
 /* [value as the API takes it, what is wrong with it]; undefined where there is none. */
-export function parsed(name, text) {
+function parsed(name, text) {
   const bound = bounds[name];
   if (text === "" || !bound) return [undefined, ""];
   if (name === "stop") return stops(text, bound);
