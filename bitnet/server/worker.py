@@ -44,6 +44,7 @@ class Generation:
 
     prompt_indices: of each sequence, which prompt of the HTTP request it continues.
     first, ended: when the first token and the last came, seconds since the start; 0 before.
+    are_prompts_read: whether the HTTP request had all of its prompts read before, to score them.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Generation:
         self._n_open = len(requests)
         self._started = time.perf_counter()
         self.first = self.ended = 0.0
-        self.is_cancelled = False
+        self.is_cancelled = self.are_prompts_read = False
 
     async def take(self, seconds: float | None = None) -> list[Event] | None:
         """New events, at least one; [] after so many seconds without, None at the end."""
