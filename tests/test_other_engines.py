@@ -203,7 +203,8 @@ def test_saved_logits_in_both_directions(writer, tmp_path, capsys):
     """What llama-perplexity says of our file, or of its own, is what `bitnet compare` says of it
     and of a file that llama-perplexity has saved of the second model. In that file the second
     model's log probabilities are rounded, to 2.4e-4 where 16 nats lie between them: their mean is
-    the same in all digits, single positions are not."""
+    the same in all digits, single positions (three of 1,512) are not, nor a perplexity with tokens cut
+    off there."""
     path = next((GROUPS / "gguf_q2_0_g64_full").glob("*.gguf"))
     base, second = tmp_path / "base", tmp_path / "second"
     if writer == "ours":
@@ -214,7 +215,7 @@ def test_saved_logits_in_both_directions(writer, tmp_path, capsys):
         llama_perplexity(path, "-f", TEXT, "--kl-divergence-base", base)
         cache = ["-ctk", "q8_0", "-ctv", "q8_0"]
     told = llama_perplexity(
-        path, *cache, "--kl-divergence-base", base, "--kl-divergence", last="Same top p"
+        path, *cache, "--kl-divergence-base", base, "--kl-divergence", last="Same top p:"
     )
     theirs = statistics(told)
     llama_perplexity(path, "-f", TEXT, *cache, "--kl-divergence-base", second)
@@ -230,6 +231,6 @@ def test_saved_logits_in_both_directions(writer, tmp_path, capsys):
     assert {name: theirs[name] for name in same} == pytest.approx(same, rel=2e-3, abs=2e-6)
     assert theirs["Mean    KLD"] == pytest.approx(ours["kl"], abs=2e-6)
     assert theirs["Mean PPL(base)"] == pytest.approx(ours["a"]["perplexity"], rel=1e-6)
-    assert theirs["Mean PPL(Q)"] == pytest.approx(ours["b"]["perplexity"], rel=1e-5)
+    assert theirs["Mean PPL(Q)"] == pytest.approx(ours["b"]["perplexity"], rel=5e-3)
     assert theirs["RMS Δp"] == pytest.approx(100 * ours["rms_dp"], abs=1e-3)
-    assert theirs["Same top p"] == pytest.approx(100 * ours["same_top"], abs=1e-3)
+    assert theirs["Same top p"] == pytest.approx(100 * ours["same_top"], abs=0.2)
