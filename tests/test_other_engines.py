@@ -203,8 +203,8 @@ def test_saved_logits_in_both_directions(writer, tmp_path, capsys):
     """What llama-perplexity says of our file, or of its own, is what `bitnet compare` says of it
     and of a file that llama-perplexity has saved of the second model. In that file the second
     model's log probabilities are rounded, to 2.4e-4 where 16 nats lie between them: their mean is
-    the same in all digits, single positions (three of 1,512) are not, nor a perplexity with tokens cut
-    off there."""
+    the same in all digits, single positions (three of 1,512) are not, nor a perplexity with tokens
+    that are cut off there."""
     path = next((GROUPS / "gguf_q2_0_g64_full").glob("*.gguf"))
     base, second = tmp_path / "base", tmp_path / "second"
     if writer == "ours":
