@@ -24,23 +24,26 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def folder(request, tmp_path_factory):
-    return request.config.getoption("--bonsai-files") or tmp_path_factory.mktemp("bonsai")
+def written(request, tmp_path_factory, large_files):
+    """A function: the path of a file of a shape, which is written if it is not there."""
+    kept = request.config.getoption("--bonsai-files")
+    folder = kept or tmp_path_factory.mktemp("bonsai")
 
+    def path_of(name, suffix):
+        path, shape = folder / f"{name}{suffix}.gguf", synthetic.SHAPES[name]
+        if not path.exists():
+            graph = () if suffix else ("qwen3", "PQ2_0", name not in synthetic.UNTIED)
+            named = kept is not None
+            large_files.write(path, shape, 0, *graph, option="--bonsai-files FOLDER", named=named)
+        return path
 
-def written(folder, name, suffix):
-    """The path of a file of this shape, which is written if it is not there."""
-    path, shape = folder / f"{name}{suffix}.gguf", synthetic.SHAPES[name]
-    if not path.exists():
-        graph = () if suffix else ("qwen3", "PQ2_0", name not in synthetic.UNTIED)
-        synthetic.write(path, shape, 0, *graph)
-    return path
+    return path_of
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def model(request, folder):
+def model(request, written):
     suffix, activations = KINDS[request.param]
-    large, small = (written(folder, name, suffix) for name in (LARGE, SMALL))
+    large, small = (written(name, suffix) for name in (LARGE, SMALL))
     limits = {"threads": min(2, len(cpu.affinity())), "context": 512, "prefix_cache": False}
     with bitnet.load(large, speculative=small, activations=activations, **limits) as model:
         yield model

@@ -26,19 +26,19 @@ CASES += [("bonsai", activations, "llama-cpp-python") for activations in ("int16
 
 
 @pytest.fixture(scope="module")
-def tq2_0_path(tmp_path_factory):
+def tq2_0_path(tmp_path_factory, large_files):
     path = tmp_path_factory.mktemp("peer") / "tq2_0.gguf"
-    synthetic.write(path, architecture="bitnet", type_name="TQ2_0")
+    large_files.write(path, synthetic.Shape(), 0, "bitnet", "TQ2_0")
     yield path
     path.unlink()
 
 
 @pytest.fixture(scope="module")
-def bonsai_path(request, tmp_path_factory):
+def bonsai_path(request, tmp_path_factory, large_files):
     name = f"bonsai-{request.config.getoption('--bonsai')}"
     path = tmp_path_factory.mktemp("bonsai") / "q2_0_g64.gguf"
     tied = name not in synthetic.UNTIED
-    synthetic.write(path, synthetic.SHAPES[name], 0, "qwen3", "Q2_0_G64", tied)
+    large_files.write(path, synthetic.SHAPES[name], 0, "qwen3", "Q2_0_G64", tied)
     yield path
     path.unlink()
 

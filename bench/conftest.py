@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import synthetic
+from support.large_files import LargeFiles
 
 import bitnet
 
@@ -27,7 +27,14 @@ def pytest_addoption(parser):
         metavar="FOLDER",
         type=Path,
         help="of files of 8B and 1.7B shapes, 6.6 GB: used if they exist, else written and "
-        "kept (default: written to a temporary folder)",
+        "kept (default: after a question each written to a temporary folder)",
+    )
+
+    parser.addoption(
+        "--write-large",
+        action="store_true",
+        help="write large files to a temporary folder without a question; where nobody can be "
+        "asked, benchmarks that need one are skipped without it",
     )
 
     parser.addoption(
@@ -62,6 +69,8 @@ def pytest_configure(config):
     if not config.pluginmanager.has_plugin("benchmark"):
         raise pytest.UsageError("bench needs pytest-benchmark: pip install 'bitnet-engine[test]'")
     config.stash[FIGURES] = []
+    if not set("sAa") & set(config.option.reportchars):
+        config.option.reportchars += "s"  # a benchmark that does not run says why
     config.option.benchmark_group_by, config.option.benchmark_columns = "func", ["median"]
 
 
@@ -83,12 +92,18 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def synthetic_path(request, tmp_path_factory):
+def large_files(request):
+    """What writes large files, if it may."""
+    return LargeFiles(request.config)
+
+
+@pytest.fixture(scope="session")
+def synthetic_path(request, tmp_path_factory, large_files):
     """A GGUF of 2B-4T's exact shape."""
     kept = request.config.getoption("--synthetic")
     path = kept or tmp_path_factory.mktemp("synthetic") / "synthetic.gguf"
     if not path.exists():
-        synthetic.write(path)
+        large_files.write(path, option="--synthetic PATH", named=kept is not None)
     yield path
     if not kept:
         path.unlink()

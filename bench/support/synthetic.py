@@ -8,6 +8,7 @@ byte-level BPE vocabulary of as many tokens with twice as many merges. Only what
 
 import argparse
 import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +21,9 @@ CHUNK = 1 << 24  # bytes of random numbers held at a time
 N_SPECIAL = 256
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by how often English uses them
 ARCHITECTURE = "bitnet-b1.58"
+BYTES = {  # of a value
+    "I2_S": 1 / 4, "TQ2_0": 66 / 256, "PQ2_0": 34 / 128, "Q2_0_G64": 18 / 64, "F16": 2, "F32": 4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,21 @@ def write(path, shape=Shape(), seed=0, architecture=ARCHITECTURE, type_name="I2_
     architecture: "qwen3" for the graph of Bonsai, whose embedding is ternary too, and its head
     where it is not tied. type_name: of the ternary weights, a key of TERNARY.
     """
+    given = _given(shape, seed, architecture, type_name, tied)
+    gguf.write(path, metadata(shape, architecture), given)
+
+
+def n_bytes(shape=Shape(), seed=0, architecture=ARCHITECTURE, type_name="I2_S", tied=True):
+    """What the tensors take that `write` writes."""
+    given = _given(shape, seed, architecture, type_name, tied)
+    return round(sum(math.prod(size) * BYTES[kind] for _, size, kind, _ in given))
+
+
+def _given(shape, seed, architecture, type_name, tied):
     rng = np.random.Generator(np.random.SFC64(seed))
-    given = tensors(shape, rng, type_name)
     if architecture == "qwen3":
-        given = qwen3_tensors(shape, rng, type_name, tied)
-    gguf.write(path, metadata(shape, architecture), list(given))
+        return list(qwen3_tensors(shape, rng, type_name, tied))
+    return list(tensors(shape, rng, type_name))
 
 
 def metadata(shape, architecture=ARCHITECTURE):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .perplexity import LogProbabilities, Perplexity
+from .saved_logits import RANGE
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
@@ -31,16 +32,16 @@ class Position(NamedTuple):
 def compare_rows(at: int, token_id: int, a: LogProbabilities, b: LogProbabilities) -> Position:
     """What two float64 (vocab,) of log probabilities have to say of one token.
 
-    Where a is -inf, saved logits do not say what it is: a probability below 1.1e-7 of the largest.
+    Where a is -inf, saved logits do not say what it is: a probability below 1.1e-7 of the largest,
+    which as llama.cpp has it counts as that where the token that comes has it.
     """
+    log_p_a = max(float(a[token_id]), float(a.max()) - RANGE)
     if a.min() == -np.inf:
         kl = float(np.dot(np.exp(a), np.where(a > -np.inf, a - b, 0.0)))
     else:
-        kl = float(np.dot(np.exp(a), a - b))
-    return Position(
-        at, token_id, kl, int(a.argmax()) == int(b.argmax()),
-        float(a[token_id]), float(b[token_id]),
-    )  # fmt: skip
+        kl, log_p_a = float(np.dot(np.exp(a), a - b)), float(a[token_id])
+    same_top = int(a.argmax()) == int(b.argmax())
+    return Position(at, token_id, kl, same_top, log_p_a, float(b[token_id]))
 
 
 @dataclass(frozen=True)

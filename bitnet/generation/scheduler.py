@@ -321,10 +321,25 @@ class Scheduler:
         return self.transformer.new_state(dtype=self.kv_dtype, sinks=sinks)
 
     def _insert_prefix(self, prefix_cache: PrefixCache, request: Request) -> None:
-        """A finished request's state becomes a prefix, within the memory of all slots."""
+        """A finished request's state becomes a prefix."""
         state = request.leave_slot()
+        self._keep(prefix_cache, request.tokens[: state.length], state)
+
+    def keep(self, token_ids: Sequence[int], state: SequenceState) -> None:
+        """Let a state that has seen these tokens be a prefix of what comes; it belongs to the
+        scheduler from now on. It is closed where none are kept."""
+        with self.alone():
+            if self.prefix_cache is None:
+                state.close()
+            else:
+                self._keep(self.prefix_cache, token_ids, state)
+
+    def _keep(
+        self, prefix_cache: PrefixCache, token_ids: Sequence[int], state: SequenceState
+    ) -> None:
+        """The state becomes a prefix, within the memory of all slots."""
         limit = self.slots * state.full_nbytes
-        prefix_cache.insert(request.tokens[: state.length], state)
+        prefix_cache.insert(token_ids, state)
         if not state.is_trimmable and self.snapshots is not None:
             self._limit_snapshots(prefix_cache, self.snapshots)
             return

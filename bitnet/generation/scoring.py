@@ -109,14 +109,23 @@ class TokenScore(NamedTuple):
 def token_scores(
     scheduler: Scheduler, token_ids: Sequence[int], n_best: int
 ) -> Generator[list[TokenScore], None, None]:
-    """Yield the scores of all tokens but the first, some at a time; other steps come between."""
+    """Yield the scores of all tokens but the first, some at a time; other steps come between.
+
+    What was read is kept as a prefix: who goes on from these tokens reads the last one alone.
+    """
     if len(token_ids) < 2:
         return
-    for position, rows in logits_from(scheduler, token_ids[:-1], 0):
-        yield [
-            _token_score(row, int(token_ids[at]), at, n_best)
-            for at, row in enumerate(rows, position + 1)
-        ]
+    state = scheduler.transformer.new_state(dtype=scheduler.kv_dtype)  # with room to go on
+    try:
+        for position, rows in logits_from(scheduler, token_ids[:-1], 0, state):
+            yield [
+                _token_score(row, int(token_ids[at]), at, n_best)
+                for at, row in enumerate(rows, position + 1)
+            ]
+    except BaseException:
+        state.close()
+        raise
+    scheduler.keep(token_ids[:-1], state)
 
 
 @in_ieee_mode

@@ -103,7 +103,7 @@ class AccessPolicy:
             # the headers it asks for: clients name a dozen of their own (x-stainless-*), and what
             # a page that is allowed may send needs no list
             allowed = {
-                "access-control-allow-methods": "GET, POST",
+                "access-control-allow-methods": "GET, POST, DELETE",
                 "access-control-allow-headers": _names_in(
                     headers.get(b"access-control-request-headers", b"")
                 ),

@@ -18,7 +18,7 @@ from .endpoints.messages import count_tokens, messages
 from .endpoints.models import models
 from .endpoints.openapi import docs, openapi
 from .endpoints.page import page, page_file
-from .endpoints.responses import responses
+from .endpoints.responses import delete_response, responses, stored_response
 from .endpoints.status import health, metrics, ready
 from .endpoints.tokenize import detokenize, tokenize, tokenizer_info
 from .options import Options
@@ -43,6 +43,8 @@ ENDPOINTS = (
     ("POST", "/v1/chat/completions", chat),
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/responses", responses),
+    ("GET", "/v1/responses/{response_id}", stored_response),
+    ("DELETE", "/v1/responses/{response_id}", delete_response),
     ("POST", "/v1/messages", messages),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/v1/embeddings", embeddings),

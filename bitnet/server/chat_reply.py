@@ -21,6 +21,7 @@ from .generate import generate, most_tokens
 from .openai_chunks import ChatChunks
 from .reply_protocol import Reply
 from .service import Service
+from .tool_grammar import MAY_THINK, THINKS
 from .tools import Tools, history
 from .truncation import fitted
 
@@ -51,19 +52,22 @@ async def reply_to(
     )
     if body.echo and body.continue_final_message:
         reply.begin_with(body.messages[-1].text("messages[-1]"))
-    reasoning_format = body.reasoning_format or service.options.reasoning_format
+    template = service.model.tokenizer.chat_template
+    splits_reasoning = template is not None and template.thinks and _splits_reasoning(service, body)
+    if tools is not None and splits_reasoning and asked.may_think:
+        tools.thoughts = MAY_THINK
 
     def prompt() -> list[int]:
-        tokenizer = service.model.tokenizer
-        template = tokenizer.chat_template
         if body.truncates:
             ids = fitted(asked.encode, body.messages, service.model.context)
         else:
             ids = asked.encode(body.messages)
         reply.n_prompt = len(ids)
-        thinks = template is not None and template.thinks
-        if thinks and reasoning_format != "none" and not body.continue_final_message:
-            reply.split_reasoning(asked.may_think and tokenizer.opens_reasoning(ids))
+        if splits_reasoning:
+            begins_inside = asked.may_think and asked.tokenizer.opens_reasoning(ids)
+            reply.split_reasoning(begins_inside)
+            if tools is not None and begins_inside:
+                tools.thoughts = THINKS
         return ids
 
     return await generate(
@@ -88,6 +92,12 @@ def _check(body: schema.ChatRequest) -> None:
         raise ApiError(400, message, param="continue_final_message")
 
 
+def _splits_reasoning(service: Service, body: schema.ChatRequest) -> bool:
+    """Whether what a reply begins with, as reasoning, is told apart from its text."""
+    reasoning_format = body.reasoning_format or service.options.reasoning_format
+    return reasoning_format != "none" and not body.continue_final_message
+
+
 @dataclass(frozen=True)
 class Asked:
     """How the prompt of a request is written. form: of calls. may_think: whether the reply may."""
@@ -105,9 +115,15 @@ class Asked:
         has_calls = any(m.role == "tool" or m.tool_calls for m in body.messages)
         form = await service.tool_form() if body.tools or has_calls else OURS
         tools = tools_of(body, form)
-        may_call = tools is not None and tools.may_call
-        may_think = not may_call and body.form is None  # a grammar is of a reply without thoughts
         model = service.model
+        if tools is not None and tools.may_call:
+            values = _values(body, model.tokenizer.chat_template)[0]
+            may_think = (
+                _splits_reasoning(service, body)  # or calls would be read in it
+                and values.get("enable_thinking") is not False
+            )
+        else:
+            may_think = body.form is None  # that grammar is of a reply without thoughts
         return cls(model.tokenizer, model.context, body, tools, form, may_think)
 
     def encode(self, given: Sequence[schema.Message], limit: int | None = None) -> list[int]:

@@ -4,16 +4,15 @@ Both say in items and blocks what a chat says in messages; both become a schema.
 templates, tools, grammars and limits are the same whatever a client speaks.
 """
 
-import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from ..generation.json_schema import JSONSchema
 from .errors import ApiError, json_error
-from .log import log
+from .parsing import Passed
 from .schema import (
     MAX_TOOLS,
     CalledFunction,
@@ -28,6 +27,11 @@ from .schema import (
 )
 
 MAX_CONVERSATION = 8192  # messages that a request's turns, items or blocks may become
+# Fields of a part of text; what some of them say changes nothing here
+TEXT_FIELDS = {
+    "type", "text", "annotations", "cache_control", "citations", "logprobs", "refusal",
+    "prompt_cache_breakpoint",
+}  # fmt: skip
 NO_IMAGE = "[an image, which this model cannot see]"  # in the result of a tool
 
 T = TypeVar("T")
@@ -39,13 +43,11 @@ _INDEX = re.compile(r"messages\[(\d+)\]")
 class Conversation:
     """Messages, and where in the request each of them came from, for what is wrong with one.
 
-    note: is told of fields that nobody knows, see parsing.Passed.field.
+    passed: is told of what is passed over.
     """
 
-    def __init__(
-        self, earlier: Iterable[Message] = (), note: Callable[[str], None] = lambda name: None
-    ) -> None:
-        self._note = note
+    def __init__(self, earlier: Iterable[Message] = (), passed: Passed | None = None) -> None:
+        self._passed = passed or Passed()
         self.messages = list(earlier)
         self.origins = ["previous_response_id"] * len(self.messages)
         self._called = {c.id for m in self.messages for c in m.tool_calls or ()}
@@ -61,7 +63,39 @@ class Conversation:
         """Tell of the fields of an object that are not known. ApiError where they are refused."""
         for name in sorted(value.keys() - known):
             if value[name] is not None:
-                self._note(f"{_ANY_INDEX.sub('[]', where)}.{name}")
+                self._passed.field(f"{_ANY_INDEX.sub('[]', where)}.{name}")
+
+    def leave_out(self, kind: str, where: str) -> None:
+        """Tell of a tool that is not there: others run it on their servers. ApiError where that is
+        refused."""
+        self._passed.part(f"{where}.type", f"{kind} (run by no server of ours)")
+
+    def texts(
+        self, content: object, kinds: Sequence[str], where: str, *, is_result: bool = False
+    ) -> str:
+        """The text of a content: a text, or a list of parts of these kinds. ApiError for others.
+
+        is_result: of a tool, whose images are replaced by words: a conversation that has one once
+        would be refused for ever.
+        """
+        if content is None and is_result:
+            return ""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise refused(where, "expected a text or a list of parts")
+        found = []
+        for i, part in enumerate(content):
+            inside = f"{where}[{i}]"
+            kind: Any = part.get("type") if isinstance(part, dict) else None
+            if kind in kinds:
+                self.check(part, TEXT_FIELDS, inside)
+                found.append(converted({"text": part.get("text")}, _Text, inside).text)
+            elif is_result and kind in ("input_image", "image"):
+                found.append(NO_IMAGE)
+            else:
+                raise refused(f"{inside}.type", f"{str(kind)[:80]!r} is not supported")
+        return "\n".join(found)
 
     def say(self, role: str, text: str, where: str) -> None:
         """A message of text."""
@@ -150,30 +184,6 @@ def schema_format(schema: JSONSchema) -> ResponseFormat:
     return ResponseFormat(type="json_schema", json_schema=NamedSchema(schema=schema))
 
 
-def texts(content: object, kinds: Sequence[str], where: str, *, is_result: bool = False) -> str:
-    """The text of a content: a text, or a list of parts of these kinds. ApiError for others.
-
-    is_result: of a tool, whose images are replaced by words: a conversation that has one once would
-    be refused for ever.
-    """
-    if content is None and is_result:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise refused(where, "expected a text or a list of parts")
-    found = []
-    for i, part in enumerate(content):
-        kind: Any = part.get("type") if isinstance(part, dict) else None
-        if kind in kinds:
-            found.append(converted({"text": part.get("text")}, _Text, f"{where}[{i}]").text)
-        elif is_result and kind in ("input_image", "image"):
-            found.append(NO_IMAGE)
-        else:
-            raise refused(f"{where}[{i}].type", f"{str(kind)[:80]!r} is not supported")
-    return "\n".join(found)
-
-
 class _Text(msgspec.Struct):
     text: str
 
@@ -198,12 +208,6 @@ def within(error: ApiError, where: str) -> ApiError:
 def refused(field: str, text: str) -> ApiError:
     """400, with the field at fault."""
     return ApiError(400, f"{field}: {text}", param=field)
-
-
-@functools.cache
-def leave_out(kind: str) -> None:
-    """Note, once, that a tool is not there which others run on their servers. kind: a known one."""
-    log.warning("tools: %s is run by no server of ours: it is left out", kind)
 
 
 def _call_id(value: object, where: str) -> str:

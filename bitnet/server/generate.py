@@ -55,6 +55,11 @@ async def generate(
     client = CLIENT.get()
 
     async def prepared() -> tuple[list[Request], list[int]]:
+        if tools is not None and tools.thoughts:  # the prompt says where their grammar begins
+            ids = [await service.in_prompt_thread(prompt) for prompt in prompts]
+            make = await _constraint_maker(service, body, tools)
+            given = (service, body, ids, max_tokens, n_logprobs, make, client)
+            return await service.in_prompt_thread(_requests, *given)
         make = await _constraint_maker(service, body, tools)
         ids = [await service.in_prompt_thread(prompt) for prompt in prompts[:-1]]
         last = prompts[-1]  # with it at once what comes then: most requests have one prompt
@@ -64,8 +69,10 @@ async def generate(
 
     with service.reservation(n_sequences) as reservation:
         requests, prompt_indices = await while_connected(request, prepared())
-        await _tell_prompts(service, request, body, reply, requests, prompt_indices, n_logprobs)
+        told = _tell_prompts(service, request, body, reply, requests, prompt_indices, n_logprobs)
+        are_scored = await told
         generation = service.worker.start(requests, prompt_indices, service.model_metrics)
+        generation.are_prompts_read = are_scored
         record = request.state.record
         record.generation, record.model = generation, service.model_name
         reservation.hand_over()  # each sequence gives its own back when it ends
@@ -84,14 +91,15 @@ async def _tell_prompts(
     requests: Sequence[Request],
     prompt_indices: Sequence[int],
     n_logprobs: int | None,
-) -> None:
-    """Let the reply have the prompts, scored where that is asked for. ApiError, ClientGone."""
+) -> bool:
+    """Let the reply have the prompts, scored where that is asked for: then True, as all of their
+    tokens were read for that. ApiError, ClientGone."""
     n_best, echo = getattr(body, "prompt_logprobs", None), bool(getattr(body, "echo", None))
     field = "prompt_logprobs"
     if n_best is None and echo and isinstance(body, TextRequest):
         n_best, field = n_logprobs, "logprobs"
     if n_best is None and not echo:
-        return
+        return False
     if body.stream and field == "prompt_logprobs" and n_best is not None:
         raise ApiError(400, "prompt_logprobs: not in a stream", param="prompt_logprobs")
     ids = {i: r.tokens[: r.n_prompt] for r, i in zip(requests, prompt_indices, strict=True)}
@@ -102,6 +110,7 @@ async def _tell_prompts(
     decode = service.model.tokenizer.decode
     texts = {i: await service.in_prompt_thread(decode, ids[i]) for i in ids}
     reply.prompts([Prompt(ids[i], texts[i], scores[i]) for i in prompt_indices])
+    return n_best is not None
 
 
 def _requests(

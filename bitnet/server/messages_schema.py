@@ -12,10 +12,8 @@ from .conversation import (
     converted,
     function_of,
     function_tool,
-    leave_out,
     refused,
     schema_format,
-    texts,
 )
 from .responses_schema import MAX_TOOL_ENTRIES
 from .schema import (
@@ -118,7 +116,7 @@ def chat_request(body: PromptRequest, conversation: Conversation) -> ChatRequest
     """The ChatRequest of a request, whose messages are added to the conversation. ApiError."""
     tools, is_left_out = _tools(body, conversation)
     choice, parallel = _choice(body, tools, is_left_out)
-    if body.system is not None and (system := _system(body.system)):
+    if body.system is not None and (system := _system(body.system, conversation)):
         conversation.say("system", system, "system")
     for i, turn in enumerate(body.messages):
         _add(turn, conversation, f"messages[{i}]")
@@ -153,10 +151,10 @@ def _effort(body: PromptRequest) -> str | None:
     return body.output_config.effort if body.output_config else None
 
 
-def _system(content: str | list[Any]) -> str:
+def _system(content: str | list[Any], conversation: Conversation) -> str:
     if isinstance(content, str):
         return content
-    text = texts(content, ("text",), "system")
+    text = conversation.texts(content, ("text",), "system")
     if text.startswith(ATTRIBUTION):
         text = text.partition("\n")[2]
     return text
@@ -177,7 +175,7 @@ def _tools(body: PromptRequest, conversation: Conversation) -> tuple[list[Tool],
         hosted = next((name for name in HOSTED if str(kind).startswith(name)), None)
         if hosted is None:
             raise refused(f"{where}.type", f"{str(kind)[:80]!r} is not supported")
-        leave_out(hosted)
+        conversation.leave_out(hosted, where)
         is_left_out = True
     if len(tools) > MAX_TOOLS:
         raise refused("tools", f"{len(tools)} functions (at most {MAX_TOOLS})")
@@ -254,7 +252,8 @@ class _Results(_Blocks):
     def _result(self, block: dict[str, Any], where: str) -> None:
         if self._texts:
             self.end(where)
-        text = texts(block.get("content"), ("text",), f"{where}.content", is_result=True)
+        content, field = block.get("content"), f"{where}.content"
+        text = self._conversation.texts(content, ("text",), field, is_result=True)
         if block.get("is_error") is True:
             text = f"Error: {text}"
         self._conversation.answer(block.get("tool_use_id"), text, where, "tool_use_id")

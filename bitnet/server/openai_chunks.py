@@ -317,6 +317,8 @@ def usage(completions: Sequence[Completion], generation: Generation) -> Chunk:
         prompts.setdefault(index, completion)
     n_prompt = sum(c.prompt_tokens for c in prompts.values())
     n_cached = sum(c.cached_tokens for c in prompts.values())
+    if generation.are_prompts_read:
+        n_cached = 0
     n_written = sum(c.completion_tokens for c in completions)
     rates = [c.generation_tps for c in completions]
     n_drafted = sum(c.drafted_tokens for c in completions)

@@ -12,10 +12,8 @@ from .conversation import (
     converted,
     function_of,
     function_tool,
-    leave_out,
     refused,
     schema_format,
-    texts,
 )
 from .schema import (
     MAX_TOOLS,
@@ -63,6 +61,8 @@ FUNCTION_FIELDS = {
     "type", "name", "description", "parameters", "strict", "allowed_callers", "defer_loading",
     "output_schema",
 }  # fmt: skip
+CUSTOM_FIELDS = {"type", "name", "description", "format", "allowed_callers", "defer_loading"}
+NAMESPACE_FIELDS = {"type", "name", "description", "tools"}
 # fields of a chat request -> what they are called here; see Conversation.renamed
 NAMES = {
     r"tools\[(\d+)\]\.function": r"tools[\1]", "response_format": "text.format",
@@ -211,12 +211,14 @@ def _tools(
             conversation.check(tool, FUNCTION_FIELDS, where)
             tools.append(function_tool(tool, "parameters", where))
         elif kind == "custom":
+            conversation.check(tool, CUSTOM_FIELDS, where)
             tools.append(_custom_tool(tool, where))
             names.custom.add(tools[-1].function.name)
         elif kind == "namespace":
-            tools += _of_namespace(tool, names, where)
+            conversation.check(tool, NAMESPACE_FIELDS, where)
+            tools += _of_namespace(tool, names, where, conversation)
         elif isinstance(kind, str) and kind in HOSTED:
-            leave_out(str(kind))
+            conversation.leave_out(kind, where)
             is_left_out = True
         else:
             raise refused(f"{where}.type", f"{str(kind)[:80]!r} is not supported")
@@ -237,7 +239,9 @@ def _custom_tool(tool: dict[str, Any], where: str) -> Tool:
     return function_tool(described, "parameters", where)
 
 
-def _of_namespace(tool: dict[str, Any], names: Names, where: str) -> list[Tool]:
+def _of_namespace(
+    tool: dict[str, Any], names: Names, where: str, conversation: Conversation
+) -> list[Tool]:
     """The functions of a namespace, whose names get its own in front."""
     inner = tool.get("tools")
     if not isinstance(inner, list):
@@ -247,6 +251,7 @@ def _of_namespace(tool: dict[str, Any], names: Names, where: str) -> list[Tool]:
         inside = f"{where}.tools[{i}]"
         if not isinstance(one, dict) or one.get("type") != "function":
             raise refused(f"{inside}.type", "only functions are supported in a namespace")
+        conversation.check(one, FUNCTION_FIELDS, inside)
         long = f"{space.rstrip('_')}__{one.get('name')}"
         found.append(function_tool(one | {"name": long[:64]}, "parameters", inside))
         names.namespaced[found[-1].function.name] = (space, str(one.get("name")))
@@ -326,17 +331,18 @@ class _Items:
         field = f"{where}.content"
         if isinstance(message.content, list):
             message.content = [
-                {"type": "text", "text": part["refusal"]}
+                part | {"type": "text", "text": part["refusal"]}
                 if isinstance(part, dict) and "refusal" in part
                 else part
                 for part in message.content
             ]
-        self._conversation.say(message.role, texts(message.content, TEXT_PARTS, field), where)
+        text = self._conversation.texts(message.content, TEXT_PARTS, field)
+        self._conversation.say(message.role, text, where)
 
     def _reasoning(self, item: dict[str, Any], where: str) -> None:
         content = item.get("content") or item.get("summary") or []
         kinds = ("reasoning_text", "summary_text", "text")
-        self._conversation.think(texts(content, kinds, f"{where}.content"))
+        self._conversation.think(self._conversation.texts(content, kinds, f"{where}.content"))
 
     def _function_call(self, item: dict[str, Any], where: str) -> None:
         name = self._names.function(item.get("namespace"), item.get("name"))
@@ -348,7 +354,8 @@ class _Items:
         self._conversation.call(item.get("call_id"), item.get("name"), arguments, where)
 
     def _output(self, item: dict[str, Any], where: str) -> None:
-        text = texts(item.get("output"), TEXT_PARTS, f"{where}.output", is_result=True)
+        output, field = item.get("output"), f"{where}.output"
+        text = self._conversation.texts(output, TEXT_PARTS, field, is_result=True)
         self._conversation.answer(item.get("call_id"), text, where, "call_id")
 
     def _reference(self, item: dict[str, Any], where: str) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 from ..errors import GrammarError
 from ..generation.grammar import STYLE, Grammars, Maker
 from ..generation.json_schema import JSONSchema, Note, prepared
+from ..text.reasoning import BEGIN, END
 from ..text.tool_forms import ToolForm
 from .schema import Form, Function
 
+# Where a reply may think, or the prompt has begun that, its grammar holds behind the thoughts.
+MAY_THINK, THINKS = "may think", "thinks"
+MAX_SPACE = 4  # characters between thoughts and what follows: a model could write them for ever
 MAX_CALLS = 16  # calls of a reply, so that it ends
 MAX_BLAMED = 32  # functions of which the one at fault is looked for: 5 ms each
 
@@ -22,13 +26,16 @@ def compile_reply(
     must_call: bool,
     note: Note,
     text: tuple[str, Form] | None,
+    thoughts: str | None = None,
 ) -> Maker:
     """What makes the constraint of a reply. GrammarError, which names the function at fault.
 
     functions: that may be called, each with its place in the request. text: (field, form) of what
-    a reply without calls follows, None for any text. note: see json_schema.prepared.
+    a reply without calls follows, None for any text. note: see json_schema.prepared. thoughts: what
+    comes in front of both: None, MAY_THINK for thoughts or nothing, THINKS where the prompt has
+    begun them.
     """
-    lark = "\n".join(rules(form, functions, max_calls, must_call, note, text))
+    lark = "\n".join(rules(form, functions, max_calls, must_call, note, text, thoughts))
     try:
         return grammars.of_grammar(lark, "tools")
     except GrammarError as error:
@@ -57,8 +64,15 @@ def rules(
     must_call: bool,
     note: Note,
     text: tuple[str, Form] | None,
+    thoughts: str | None = None,
 ) -> Iterator[str]:
     """Yield the lines of the grammar, see compile_reply."""
+    if thoughts is None:
+        yield "start: reply"
+    else:  # up to the first end of thoughts, and some white space behind it
+        yield "start: THOUGHTS reply" if thoughts == THINKS else "start: reply | THOUGHTS reply"
+        some = ("" if thoughts == THINKS else _escaped(BEGIN)) + rf"(?s:.*){_escaped(END)}"
+        yield rf"THOUGHTS: /{some}\s{{0,{MAX_SPACE}}}/ & ~/{some}\s*\S(?s:.*)/"
     mark = json.dumps(form.mark)
     rest = json.dumps(form.before.removeprefix(form.mark)) if form.before else ""
     after = json.dumps(form.after) if form.after else ""
@@ -69,26 +83,35 @@ def rules(
     yield "call: " + " | ".join(f"f{i}" for i, _ in functions)
     if form.has_text:
         if must_call:
-            yield f"start: {mark} {calls}"
+            yield f"reply: {mark} {calls}"
         else:
-            yield f"start: text | head {calls}"
+            yield f"reply: text | head {calls}"
             # A lazy lexeme ends with the first mark: what is in front of it is free.
-            before = "" if text is not None else "/(?s:.*)/ "
-            yield f"head[lazy]: {before}{mark}"
+            if text is None:
+                yield f"BEFORE: /(?s:.*)/{_not_thoughts(thoughts)}"
+            yield f"head[lazy]: {'BEFORE ' if text is None else ''}{mark}"
     else:
-        yield f"start: {calls}" if must_call else f"start: text | {calls}"
+        yield f"reply: {calls}" if must_call else f"reply: text | {calls}"
     if not must_call:
-        yield from _text_rules(form, text, note)
+        yield from _text_rules(form, text, note, thoughts)
     for i, function in functions:
         yield from _function_rules(form, i, function, note)
 
 
-def _text_rules(form: ToolForm, text: tuple[str, Form] | None, note: Note) -> Iterator[str]:
+def _not_thoughts(thoughts: str | None) -> str:
+    """Behind an expression: nothing that begins as thoughts do is meant."""
+    return "" if thoughts is None else rf" & ~/\s*{_escaped(BEGIN)}(?s:.*)/"
+
+
+def _text_rules(
+    form: ToolForm, text: tuple[str, Form] | None, note: Note, thoughts: str | None
+) -> Iterator[str]:
     if text is None:
-        anywhere = "(?s:.*)" if form.has_text else ""
+        # of a reply behind thoughts the white space in front is nobody's
+        anywhere = "(?s:.*)" if form.has_text else "" if thoughts is None else r"\s*"
         mark = _escaped(form.mark)
         yield "text: TEXT"
-        yield rf"TEXT: /(?s:.*)/ & ~/{anywhere}{mark}(?s:.*)/"
+        yield rf"TEXT: /(?s:.*)/ & ~/{anywhere}{mark}(?s:.*)/{_not_thoughts(thoughts)}"
         return
     field, (kind, value) = text
     if kind != "json_schema":

@@ -45,6 +45,7 @@ class Tools:
     ) -> None:
         self._functions, self._choice, self._parallel = functions, choice, parallel
         self.form = form
+        self.thoughts: str | None = None  # see tool_grammar; settled by the prompt
         names = [function.name for function in functions]
         for i, function in enumerate(functions):
             where = f"tools[{i}].function"
@@ -93,6 +94,7 @@ class Tools:
             named is not None or self._choice == "required",
             note,
             None if text is None else (field, text),
+            self.thoughts,
         )
 
     def reader(self) -> CallReader:

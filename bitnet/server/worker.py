@@ -51,6 +51,7 @@ class Generation:
     prompt_indices: of each sequence, which prompt of the HTTP request it continues.
     first, ended: when the first token and the last came, seconds since the start; 0 before.
     metrics: told of it, None for nobody.
+    are_prompts_read: whether the HTTP request had all of its prompts read before, to score them.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Generation:
         self._started = time.perf_counter()
         self._latest: dict[int, float] = {}  # index: when its latest text came, since the start
         self.first = self.ended = 0.0
-        self.is_cancelled = False
+        self.is_cancelled = self.are_prompts_read = False
 
     async def take(self, seconds: float | None = None) -> list[Event] | None:
         """New events, at least one; [] after so many seconds without, None at the end."""

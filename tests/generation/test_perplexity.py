@@ -14,6 +14,7 @@ from bitnet import ContextFull, FormatError
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.cli import main
 from bitnet.generation import perplexity as made
+from bitnet.generation.comparison import compare_rows
 from bitnet.generation.saved_logits import SavedLogits
 
 TEXT = DATA / "heldout.txt"
@@ -185,6 +186,15 @@ def test_saved_logits_stand_for_the_model(model, text, tmp_path):
     with bitnet.load(threads=1, kv_dtype="int8") as other:
         direct = bitnet.compare(model, other, text, context=128, chunks=4)
         assert bitnet.compare(path, other).kl == pytest.approx(direct.kl, rel=0.01)
+
+
+def test_a_token_that_saved_logits_have_cut_off():
+    """It counts as 16 nats below the likeliest, as llama-perplexity has it; of a model as it is."""
+    a = log_softmax(np.array([20.0, 18.0, 1.0]))
+    cut = np.where(a < a.max() - 16, -np.inf, a)
+    found = [compare_rows(0, 2, row, a) for row in (a, cut)]
+    assert [one.log_p_a for one in found] == [a[2], a.max() - 16]
+    assert found[1].log_p_b == a[2] and found[1].kl == 0
 
 
 def test_saved_logits_of_something_else(model, text, tmp_path):

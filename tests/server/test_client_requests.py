@@ -223,6 +223,32 @@ def test_names_do_not_fill_the_log(server):
     assert server.log().count("unknown field unknown_") < 257
 
 
+@pytest.mark.parametrize("change, field", [
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "name": "f", "colour": 1}]}, "tools[].colour"),
+    ({"tools": [{"type": "custom", "name": "f", "colour": 1}]}, "tools[].colour"),
+    ({"tools": [{"type": "namespace", "name": "n", "colour": 1, "tools": []}]}, "tools[].colour"),
+    ({"input": [{"role": "user", "content": [
+        {"type": "input_text", "text": "x", "colour": 1}]}]}, "input[].content[].colour"),
+    ({"input": [{"role": "assistant", "content": [
+        {"type": "refusal", "refusal": "x", "colour": 1}]}]}, "input[].content[].colour"),
+    ({"input": [{"role": "user", "content": "x", "colour": 1}]}, "input[].colour"),
+])  # fmt: skip
+def test_strict_responses(strict, server, change, field):
+    body = {"input": "x", "max_output_tokens": 1} | change
+    refused(strict.post("/v1/responses", body), field)
+    assert server.post("/v1/responses", body).status == 200
+
+
+def test_strict_messages(strict):
+    body = {"messages": USER, "max_tokens": 1}
+    for change in (
+        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"system": [{"type": "text", "text": "x", "colour": 1}]},
+    ):
+        assert strict.post("/v1/messages", body | change).status == 400
+
+
 def test_strict(strict):
     assert "unknown field" in refused(strict.chat(session_id="s"), "session_id")
     message = USER[0] | {"timestamp": 5}

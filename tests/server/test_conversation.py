@@ -7,6 +7,7 @@ pytest.importorskip("msgspec")
 from bitnet.server import messages_schema, responses_schema
 from bitnet.server.conversation import MAX_CONVERSATION, Conversation
 from bitnet.server.errors import ApiError
+from bitnet.server.parsing import Passed
 from bitnet.server.schema import MAX_TOOLS
 
 CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
@@ -49,7 +50,9 @@ NEW = {"new": 1, "empty": None}
 ])  # fmt: skip
 def test_unknown_fields_are_told(module, fields, told):
     names = []
-    conversation = Conversation(note=names.append)
+    passed = Passed()
+    passed.field = names.append
+    conversation = Conversation(passed=passed)
     if module is responses_schema:
         body = module.ResponsesRequest(**fields)
         module.chat_request(body, conversation, [], lambda *_: None)

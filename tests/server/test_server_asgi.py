@@ -17,6 +17,7 @@ import bitnet
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.errors import MemoryLimitExceeded
+from bitnet.models.transformer import Transformer
 from bitnet.server import Options, asgi
 
 EMBEDDER = DATA / "gguf_i2_s_embedding_qwen3"
@@ -260,3 +261,35 @@ def test_in_another_server(name, tmp_path):
         process.terminate()
         _, log = process.communicate(timeout=30)
     assert b"Traceback" not in log, log.decode()
+
+
+def test_an_echo_with_logprobs_reads_its_prompt_once(monkeypatch):
+    text = "And the king said unto him, Whence comest thou? " * 8
+    n_read, forward = [], Transformer.forward
+
+    def counted(self, token_ids, *arguments, **options):
+        n_read.append(len(token_ids))
+        return forward(self, token_ids, *arguments, **options)
+
+    async def run(app):
+        async with app.lifespan():
+            body = {"prompt": text, "echo": True, "logprobs": 1, "temperature": 0, "n": 2}
+            for n_tokens in (3, 0):
+                n_read.clear()
+                found = await call(app, "POST", "/v1/completions", body | {"max_tokens": n_tokens})
+                assert found.status == 200
+                used = found.json["usage"]
+                n_prompt = used["prompt_tokens"]
+                assert n_prompt == len(model.encode_prompt(text)) > 64
+                # each token of the prompt, the last of it for each choice, and each that follows
+                rest = 2 * max(0, n_tokens - 1)
+                assert sum(n_read) == n_prompt - 1 + 2 + rest
+                assert used["prompt_tokens_details"]["cached_tokens"] == 0
+            fields = {"prompt": text, "temperature": 0, "max_tokens": 3}
+            plain = (await call(app, "POST", "/v1/completions", fields)).json
+            assert plain["usage"]["prompt_tokens_details"]["cached_tokens"] == n_prompt - 1
+
+    with bitnet.load(threads=1, slots=2) as model:
+        model.generate("x", max_tokens=1)  # the first pass looks for damaged weights
+        monkeypatch.setattr(Transformer, "forward", counted)
+        asyncio.run(run(asgi(model, Options())))

@@ -42,9 +42,11 @@ def chat_tokens(server, **message):
     "\r\n\t\v\x1b[2J", "{% raw %}", "👩‍👩‍👧‍👦" * 20,
 ])  # fmt: skip
 def test_what_users_write_stays_text(server, text):
-    ids = server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json["tokens"]
-    assert not set(ids) & {BEGIN, END, TURN}
-    assert server.post("/detokenize", {"tokens": ids}).json["prompt"] == text
+    for add_special_tokens, written in ((True, text), (False, f"x{text}"), (False, f"{text} ")):
+        asked = {"prompt": written, "add_special_tokens": add_special_tokens}
+        ids = server.post("/tokenize", asked).json["tokens"][add_special_tokens:]
+        assert not set(ids) & {BEGIN, END, TURN}
+        assert server.post("/detokenize", {"tokens": ids}).json["prompt"] == written
     ids = chat_tokens(server, content=f"x{text}x", name=text)
     assert [i for i in ids if i >= BEGIN] == [BEGIN, TURN]
     assert server.chat(messages=[{"role": "user", "content": text}], max_tokens=1).status == 200

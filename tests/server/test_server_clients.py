@@ -229,6 +229,11 @@ def test_lm_eval(server, model):
         ids = [model.tokenizer.encode(part, add_bos=False) for part in (pair[0], "".join(pair))]
         expected = model.loglikelihood(ids[1][: len(ids[0])], ids[1][len(ids[0]) :])
         assert (logprob, is_greedy) == (pytest.approx(expected[0], abs=1e-9), expected[1])
+    alone = Instance("loglikelihood", {}, ("", "And so"), 0)  # behind the begin token
+    ((logprob, is_greedy),) = harness.loglikelihood([alone], disable_tqdm=True)
+    ids = model.tokenizer.encode("And so")
+    expected = model.loglikelihood(ids[:1], ids[1:])
+    assert (logprob, is_greedy) == (pytest.approx(expected[0], abs=1e-9), expected[1])
     until = Instance("generate_until", {}, ("And so", {"until": ["."], "max_gen_toks": 9}), 0)
     assert harness.generate_until([until], disable_tqdm=True)
 

@@ -82,15 +82,19 @@ def test_openais_client(server):
 
 
 def test_what_follows_a_schema_has_no_reasoning(server):
-    """The template is told, and what a model writes by a grammar is no reasoning."""
+    """The template is told, and what a model writes by a grammar is no reasoning; where it may call
+    tools that follows it: test_server_reasoning_tools.py."""
     pytest.importorskip("llguidance")
     by_schema = {"type": "json_schema", "json_schema": {"schema": {"const": "a"}}}
     for more in ({}, {"chat_template_kwargs": {"enable_thinking": True}}):
         found = message(server.chat(response_format=by_schema, max_tokens=60, **more))
         assert found["content"] == '"a"' and "reasoning_content" not in found
     now = {"type": "function", "function": {"name": "now"}}
-    found = message(server.chat(tools=[now], tool_choice="required", max_tokens=200))
+    asked = {"tools": [now], "tool_choice": "required", "max_tokens": 200}
+    found = message(server.chat(**asked, **OFF))
     assert found["content"] is None and found["tool_calls"] and "reasoning_content" not in found
+    found = message(server.chat(**asked))  # it comes to no end
+    assert found["reasoning_content"] and "tool_calls" not in found
 
 
 def test_all_that_renders_messages_takes_values(server):

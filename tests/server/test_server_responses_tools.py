@@ -146,7 +146,7 @@ def test_tools_that_are_not_run_here(server):
     for _ in range(2):
         found = ask(server, tools=[search, NOW], max_output_tokens=1).json
         assert found["usage"]["input_tokens"] == plain
-    assert server.log().count("web_search is run by no server of ours") == 1
+    assert server.log().count("tools[].type: web_search (run by no server of ours)") == 1
     for choice in ("required", {"type": "web_search"}):
         answer = ask(server, tools=[search], tool_choice=choice)
         assert answer.status == 400 and answer.json["error"]["param"].startswith("tool_choice")
@@ -252,12 +252,38 @@ def test_the_store_keeps_no_more_than_its_limit(server):
     assert [answer.status for answer in answers] == [400, 200]
 
 
+def test_a_stored_response_is_read_and_deleted(responses, server):
+    said = responses.create(input=ASKED, model="bundled", max_output_tokens=10, metadata={"a": "b"})
+    assert responses.retrieve(said.id) == said and said.store is True
+    streamed = events_of(server, max_output_tokens=4)[-1]["response"]
+    assert server.get(f"/v1/responses/{streamed['id']}").json == streamed
+    answer = server.get(f"/v1/responses/{said.id}?stream=true")
+    assert (answer.status, answer.json["error"]["param"]) == (400, "stream")
+    gone = server.request("DELETE", f"/v1/responses/{said.id}").json
+    assert gone == {"id": said.id, "object": "response", "deleted": True}
+    for method in ("GET", "DELETE"):
+        answer = server.request(method, f"/v1/responses/{said.id}")
+        assert (answer.status, answer.json["error"]["param"]) == (404, "response_id")
+    with pytest.raises(pytest.importorskip("openai").NotFoundError):
+        responses.retrieve(said.id)
+    assert ask(server, previous_response_id=said.id).status == 400
+    item = {"type": "item_reference", "id": said.output[0].id}
+    assert ask(server, input=[item]).json["error"]["param"] == "input[0].id"
+    responses.delete(streamed["id"])
+    unkept = ask(server, max_output_tokens=1, store=False).json["id"]
+    for name in (unkept, "x", "%00", "a" * 9000, "%2e%2e", "resp_%F0%9F%98%80"):
+        assert server.get(f"/v1/responses/{name}").status == 404
+    assert server.post(f"/v1/responses/{unkept}", {}).status == 405
+
+
 def test_without_a_store(thinker):
     found = ask(thinker, max_output_tokens=1, store=True).json
     assert found["store"] is False
     answer = ask(thinker, previous_response_id=found["id"])
     assert (answer.status, answer.json["error"]["param"]) == (400, "previous_response_id")
     assert "--response-store" in answer.json["error"]["message"]
+    answer = thinker.get(f"/v1/responses/{found['id']}")
+    assert answer.status == 404 and "--response-store" in answer.json["error"]["message"]
 
 
 def test_truncation(server):

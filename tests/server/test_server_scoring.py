@@ -130,3 +130,13 @@ def test_what_lm_eval_asks_first(server, model):
     assert about["eos_token"] == model.tokenizer.token(model.tokenizer.eos_ids[0])
     assert about["chat_template"] == model.tokenizer.chat_template.source
     assert about["model_max_length"] == model.context
+
+
+def test_the_names_of_the_tokens_that_begin_and_end_a_text(server, model):
+    """lm-eval asks for their ids, to put one in front of a text without context."""
+    about, tokenizer = server.get("/tokenizer_info").json, model.tokenizer
+    for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_ids[0])):
+        asked = {"prompt": about[name], "add_special_tokens": False}
+        assert server.post("/tokenize", asked).json["tokens"] == [token_id]
+        text = server.post("/tokenize", asked | {"add_special_tokens": True}).json["tokens"]
+        assert text == tokenizer.encode(about[name]) and token_id not in text[1:]

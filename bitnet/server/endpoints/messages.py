@@ -18,7 +18,7 @@ from ..service import Service
 async def messages(service: Service, request: Request) -> ASGIApp:
     """The next message of a conversation, whole or as a stream."""
     body = await service.parse(request, MessagesRequest)
-    conversation = Conversation(note=service.passed.field)
+    conversation = Conversation(passed=service.passed)
     try:
         chat = await service.in_prompt_thread(chat_request, body, conversation)
         return await reply_to(service, request, chat, MessageEvents)
@@ -29,7 +29,7 @@ async def messages(service: Service, request: Request) -> ASGIApp:
 async def count_tokens(service: Service, request: Request) -> Response:
     """How many tokens the prompt of such a request has."""
     body = await service.parse(request, PromptRequest)
-    conversation = Conversation(note=service.passed.field)
+    conversation = Conversation(passed=service.passed)
 
     try:
         with service.reservation(1):

@@ -1,4 +1,4 @@
-"""POST /v1/responses: a chat in items, with OpenAI's typed events."""
+"""POST /v1/responses: a chat in items, with OpenAI's typed events; GET and DELETE of one kept."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp
 
 from ..chat_reply import reply_to
 from ..conversation import Conversation
-from ..errors import ApiError
+from ..errors import JSON, ApiError
 from ..openai_chunks import ChatChunks
 from ..reply_protocol import Chunk
 from ..response_events import ResponseEvents
@@ -21,7 +21,7 @@ async def responses(service: Service, request: Request) -> ASGIApp:
     body = await service.parse(request, ResponsesRequest)
     store = service.responses
     earlier, output = store.find(body.previous_response_id)
-    conversation = Conversation(earlier, service.passed.field)
+    conversation = Conversation(earlier, service.passed)
     try:
         convert = partial(chat_request, body, conversation, output, store.item)
         chat, names = await service.in_prompt_thread(convert)
@@ -37,8 +37,22 @@ async def responses(service: Service, request: Request) -> ASGIApp:
         raise conversation.renamed(error, NAMES) from None
 
 
+async def stored_response(service: Service, request: Request) -> ASGIApp:
+    """A response that was kept, as the client got it."""
+    if request.query_params.get("stream", "false") != "false":
+        raise ApiError(400, "stream: not of a response that is complete", param="stream")
+    return JSON(service.responses.response(request.path_params["response_id"]))
+
+
+async def delete_response(service: Service, request: Request) -> ASGIApp:
+    """Forget a response."""
+    response_id = request.path_params["response_id"]
+    service.responses.drop(response_id)
+    return JSON({"id": response_id, "object": "response", "deleted": True})
+
+
 def _keep(service: Service, said: list[Message], response: Chunk) -> None:
-    response["store"] = service.responses.put(response, said)
+    service.responses.put(response, said)
 
 
 def _forget(response: Chunk) -> None:

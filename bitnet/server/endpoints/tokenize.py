@@ -32,6 +32,8 @@ def _token_ids(tokenizer: Tokenizer, body: schema.TokenizeRequest, form: ToolFor
     limit = schema.MAX_TOKENS_LISTED
     try:
         if isinstance(body.prompt, str):
+            if not body.add_special_tokens and (edge := _edge(tokenizer, body.prompt)) is not None:
+                return [edge]
             return tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, limit=limit)
         try:
             return _chat_ids(tokenizer, body, form, limit)
@@ -65,16 +67,31 @@ async def detokenize(service: Service, request: Request) -> Response:
     return JSON({"prompt": text})
 
 
+def _edges(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """The token that prompts begin with, and the one that ends a text; None where there is none."""
+    return next(iter(tokenizer.encode("")), None), next(iter(tokenizer.eos_ids), None)
+
+
+def _edge(tokenizer: Tokenizer, name: str) -> int | None:
+    """The one of these tokens that has this name, None for another text.
+
+    Harnesses ask for the ids of the names in tokenizer_info, to put one in front of a text without
+    context. So such a name and nothing else is the token; within a text it is text.
+    """
+    edges = [token_id for token_id in _edges(tokenizer) if token_id is not None]
+    return next((token_id for token_id in edges if tokenizer.token(token_id) == name), None)
+
+
 async def tokenizer_info(service: Service, request: Request) -> Response:
     """What evaluation harnesses ask of the tokenizer: its template and special tokens."""
     tokenizer = service.model.tokenizer
     template = tokenizer.chat_template
-    end = next(iter(tokenizer.eos_ids), None)
+    begin, end = (None if i is None else tokenizer.token(i) for i in _edges(tokenizer))
     return JSON(
         {
             "tokenizer_class": "bitnet",
-            "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
-            "eos_token": None if end is None else tokenizer.token(end),
+            "bos_token": begin,
+            "eos_token": end,
             "pad_token": None,
             "chat_template": None if template is None else template.source,
             "model_max_length": service.model.context,
