@@ -189,8 +189,11 @@ def test_the_tokenizer_keeps_marks_with_their_letters(tmp_path):
 
 
 def test_published_cases_of_the_tokenizer():
+    """The rotated fixture's tokenizer.ggml.pre is "qwen35"."""
     cases = json.loads((models.GGUF.parent / "tokenizer_cases.json").read_text())
-    for path in (models.GGUF, models.HF):
+    rotated = models.DATA / "groups" / "gguf_qwen35_hadamard_pq2_0"
+    assert cases == json.loads((rotated / "tokenizer_cases.json").read_text())
+    for path in (models.GGUF, models.HF, rotated):
         with bitnet.load(path) as model:
             for case in cases:
                 assert model.tokenizer.encode(case["text"]) == case["plain"], path.name
