@@ -115,6 +115,7 @@ setup(
             ),
             extension("bitnet.compute.screen_bounds", OPENMP, OPENMP_LINK),
             extension("bitnet.compute.delta_net", OPENMP, OPENMP_LINK),
+            extension("bitnet.compute.rotation", OPENMP, OPENMP_LINK),
             extension("bitnet.compute.lm_head", OPENMP, OPENMP_LINK),
             *(kernels(isa, *how) for isa, how in ISAS.items()),
         ],

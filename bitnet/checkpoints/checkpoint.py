@@ -26,6 +26,7 @@ from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
 from ..models import lm_head_screen
 from ..models.architecture import Architecture, split_name
 from ..models.config import ModelConfig
+from ..models.rotation import Rotation
 from ..text.vocabulary import TokenizerSource
 
 log = logging.getLogger("bitnet")
@@ -187,6 +188,7 @@ class Checkpoint:
     files: the mapped files, each with path and data. changed_by: paths whose change changes it.
     layout: of its I2_S tensors, a key of I2_S_LAYOUTS.
     prompts: {name: text} an embedding model puts in front of texts, {"query": "Instruct: ..."}.
+    rotation: what its weights were rotated with, None: they were not.
     groups: what has_group_scales gives; None until the scales were read that decide it.
     """
 
@@ -200,6 +202,7 @@ class Checkpoint:
     layout: str = DEFAULT_LAYOUT
     prompts: dict[str, str] = field(default_factory=dict)
     groups: bool | None = None
+    rotation: Rotation | None = None
 
     def __post_init__(self) -> None:
         if self.groups is None:

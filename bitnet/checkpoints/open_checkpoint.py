@@ -8,8 +8,9 @@ from ..errors import FormatError
 from .checkpoint import DEFAULT_LAYOUT, I2_S_LAYOUTS, Checkpoint
 from .choose_file import advice
 from .model_files import model_at
-from .read_gguf import ROTATED, read_gguf
+from .read_gguf import read_gguf
 from .read_hf import read_hf
+from .read_rotation import PREFIX as ROTATED
 
 
 def open_checkpoint(

@@ -27,8 +27,8 @@ from .checkpoint import (
     check_tensor,
     stored_scale,
 )
+from .read_rotation import check_family, read_rotation
 
-ROTATED = "prism.hadamard."  # what keys of a file with rotated weights begin with
 _VOCABULARY_ARRAYS = {
     "tokenizer.ggml.tokens": "strings",
     "tokenizer.ggml.merges": "strings",
@@ -49,7 +49,7 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     """See open_checkpoint."""
     files, tensors = open_gguf(path)
     file, path = files[0], files[0].path
-    _refuse_rotated(file)
+    check_family(file.metadata, path)
     _refuse_scale_last(file)
     tokenizer = _tokenizer_source(file)
     embedding = tensors.get("token_embd.weight")
@@ -81,15 +81,10 @@ def read_gguf(path: Path, layout: str) -> Checkpoint:
     check_all_used(tensors, used, path, config.arch.ignored_in_gguf(file.metadata))
     _warn_of_loss(config, ternary, path)
     changed_by = [file.path for file in files]
-    return Checkpoint(path, config, tokenizer, ternary, floats, files, changed_by, layout)
-
-
-def _refuse_rotated(file: GGUFFile) -> None:
-    """FormatError for weights that want their inputs transformed: without, the text is noise."""
-    for key in file.metadata:
-        if key.startswith(ROTATED):
-            limit = "rotated weights (Bonsai 2) are not supported: use PrismML's llama.cpp"
-            raise FormatError(file.path, key, file.metadata[key], limit)
+    rotation = read_rotation(file.metadata, path, config, ternary)
+    return Checkpoint(
+        path, config, tokenizer, ternary, floats, files, changed_by, layout, rotation=rotation
+    )
 
 
 def _warn_of_loss(config: ModelConfig, ternary: dict[str, TernaryTensor], path: Path) -> None:

@@ -17,6 +17,7 @@ from ..formats.group_scales import GroupedMatrix
 from ..formats.mapped_file import check_map, release_pages
 from ..formats.pieces import PieceReader
 from ..formats.ternary_layouts import WHOLE_ROWS, Quantization
+from ..models.rotation import Rotation
 from ..progress import Meter, Progress, silent
 from ..runtime import mmap
 from ..runtime.pool import Pool
@@ -81,6 +82,11 @@ class Weights:
         return self.checkpoint.tokenizer_source
 
     @property
+    def rotation(self) -> Rotation | None:
+        """What its weights were rotated with, None: they were not."""
+        return self.checkpoint.rotation
+
+    @property
     def has_group_scales(self) -> bool:
         """Whether every linear layer is a GroupedMatrix, else every one a Ternary."""
         return self.checkpoint.has_group_scales
@@ -111,6 +117,8 @@ class Weights:
             digest = hashlib.blake2b(repr(self.config.arithmetic()).encode(), digest_size=16)
             if self.activation_bits:
                 digest.update(f"activations of {self.activation_bits} bits".encode())
+            if self.rotation is not None:
+                digest.update(self.rotation.digest())
             with PieceReader(self._files) as pieces:
                 for name, t in sorted(self._ternary.items()):
                     shape = t.n_rows, t.n_cols

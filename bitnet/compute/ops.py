@@ -23,6 +23,7 @@ from .grouped import grouped_workspace_bytes, scan_groups
 from .gumbel import sample
 from .linear import find_code_3, linear, workspace_bytes
 from .lm_head import head, screen, screened
+from .rotation import group_heads, rotate
 from .screen_bounds import derive_screen
 from .threads import openmp, startable_threads
 
@@ -39,6 +40,7 @@ __all__ = [
     "gate_heads",
     "gated_activation",
     "gather_rows",
+    "group_heads",
     "grouped_workspace_bytes",
     "head",
     "head_norm",
@@ -50,6 +52,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_table",
+    "rotate",
     "sample",
     "scan_groups",
     "screen",

@@ -95,6 +95,7 @@ class Architecture:
         tensors end, in either container, by which its files are known.
 
     rotates_part: whether RoPE may rotate fewer columns of a head than it has.
+    may_be_rotated: whether its graph applies a Rotation.
     can_be_written: whether models of it are converted.
 
     In HF folders:
@@ -141,6 +142,7 @@ class Architecture:
     rounds_by_group: bool = False
     distinct_tensors: tuple[str, ...] = ()
     rotates_part: bool = False
+    may_be_rotated: bool = False
     can_be_written: bool = True
     ignored: tuple[str, ...] = ()
     nested_types: tuple[str, ...] = ()

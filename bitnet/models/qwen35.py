@@ -23,12 +23,18 @@ class Block(llama.Block):
     """hidden += mixer(input_layernorm(hidden)), then Llama's feed-forward part."""
 
     def __init__(self, bind):
-        self.act, self.ffn_sub_norm = bind.config.hidden_act, None
+        self.act = bind.config.hidden_act
         is_recurrent = bind.config.delta_net.layers[bind.layer]
         self.attention = DeltaNet(bind) if is_recurrent else GatedAttention(bind)
         self.post_attention_layernorm = bind.norm("post_attention_layernorm")
-        self.gate_up_proj = bind.linear("mlp.gate_proj", "mlp.up_proj")
-        self.down_proj = bind.linear("mlp.down_proj")
+        self.gate_up_proj = bind.rotated_linear("mlp.gate_proj", "mlp.up_proj")
+        self.down_proj = bind.rotated_linear("mlp.down_proj")
+
+    def feed_forward(self, s, batch):
+        ops.rms_norm(s.normed, self.post_attention_layernorm, s.hidden, batch)
+        self.gate_up_proj(s.gate_up, s.normed, s, batch)  # (n, 2 ffn)
+        ops.gated_activation(s.gated, s.gate_up, self.act, batch)  # (n, ffn)
+        self.down_proj(s.hidden, s.gated, s, batch, add=True)  # (n, hidden)
 
 
 class GatedAttention:
@@ -40,15 +46,15 @@ class GatedAttention:
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.rope = config.head_dim, bind.rope()
         self.input_layernorm = bind.norm("input_layernorm")
-        self.qkv_proj = bind.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        names = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+        self.qkv_proj = bind.rotated_linear(*names)
         self.q_norm = bind.norm("self_attn.q_norm", scale=bind.query_scale)
         self.k_norm = bind.norm("self_attn.k_norm")
-        self.o_proj = bind.linear("self_attn.o_proj")
+        self.o_proj = bind.rotated_linear("self_attn.o_proj")
 
     def __call__(self, s, batch):
         ops.rms_norm(s.normed, self.input_layernorm, s.hidden, batch)  # (n, hidden)
-        ops.quantize(s.codes, s.normed, batch)
-        ops.linear(s.gated_qkv, self.qkv_proj, s.codes, batch)  # (n, (2 H + 2 Hkv) D)
+        self.qkv_proj(s.gated_qkv, s.normed, s, batch)  # (n, (2 H + 2 Hkv) D)
         ops.split_queries(s.qkv, s.gated_qkv, self.n_heads, self.head_dim, batch)
         ops.head_norm(s.qkv, self.q_norm, 0, self.n_heads, batch)
         ops.head_norm(s.qkv, self.k_norm, self.n_heads, self.n_kv_heads, batch)
@@ -56,8 +62,7 @@ class GatedAttention:
         ops.store_kv(s.qkv, self.index, batch)
         ops.attention(s.attended, s.qkv, self.index, self.rope, batch)  # (n, H D)
         ops.gate_heads(s.attended, s.gated_qkv, self.n_heads, self.head_dim, batch)
-        ops.quantize(s.codes, s.attended, batch)
-        ops.linear(s.hidden, self.o_proj, s.codes, batch, add=True)  # (n, hidden)
+        self.o_proj(s.hidden, s.attended, s, batch, add=True)  # (n, hidden)
 
 
 class DeltaNet:
@@ -73,7 +78,8 @@ class DeltaNet:
         self.z_column = self.net.n_channels
         self.o_column = self.z_column + self.net.value_heads * self.net.value_dim
         self.input_layernorm = bind.norm("input_layernorm")
-        self.qkv_z_proj = bind.linear("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
+        names = "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"
+        self.qkv_z_proj = bind.rotated_linear(*names)
         self.alpha = bind.rows("linear_attn.in_proj_a")
         self.beta = bind.rows("linear_attn.in_proj_b")
         self.conv, self.dt = bind.vector("linear_attn.conv1d"), bind.vector("linear_attn.dt_bias")
@@ -83,28 +89,31 @@ class DeltaNet:
         self.q_norm = bind.unit_norm("unit.q", self.net.key_dim**-0.5)
         self.k_norm = bind.unit_norm("unit.k", 1.0)
         self.norm = bind.norm("linear_attn.norm")
-        self.out_proj = bind.linear("linear_attn.out_proj")
+        self.out_proj = bind.rotated_linear("linear_attn.out_proj")
+        self.groups_values = bind.groups_values and self.out_proj.is_rotated
 
     def __call__(self, s, batch):
         n_keys, n_heads = self.net.key_heads, self.net.value_heads
         states = [state.parts[PURPOSE].layer(self.index) for state in batch.states]
         taps, heads = [taps for taps, _ in states], [delta for _, delta in states]
         ops.rms_norm(s.normed, self.input_layernorm, s.hidden, batch)  # (n, hidden)
-        ops.quantize(s.codes, s.normed, batch)
-        ops.linear(s.qkv_z_o, self.qkv_z_proj, s.codes, batch)  # (n, channels + values)
-        self.project_gates(s, batch)
+        self.project_gates(s, batch)  # first: of inputs that are not rotated
+        self.qkv_z_proj(s.qkv_z_o, s.normed, s, batch)  # (n, channels + values)
         ops.causal_conv(s.convolved, s.qkv_z_o, self.conv, taps, batch)  # (n, channels)
         ops.head_norm(s.convolved, self.q_norm, 0, n_keys, batch)
         ops.head_norm(s.convolved, self.k_norm, n_keys, n_keys, batch)
         ops.delta_rule(s.qkv_z_o, self.o_column, s.convolved, s.gates, heads, self.shape, batch)
         ops.head_norm(s.qkv_z_o, self.norm, self.o_column // self.net.value_dim, n_heads, batch)
         ops.gated_activation(s.read, s.qkv_z_o, "silu", batch, self.z_column)  # (n, values)
-        ops.quantize(s.codes, s.read, batch)
-        ops.linear(s.hidden, self.out_proj, s.codes, batch, add=True)  # (n, hidden)
+        read = s.read
+        if self.groups_values:
+            ops.group_heads(s.grouped, read, n_keys, n_heads, batch)
+            read = s.grouped
+        self.out_proj(s.hidden, read, s, batch, add=True)  # (n, hidden)
 
     def project_gates(self, s, batch):
         """s.gates (n, 2 heads): decays and rates of the state."""
-        if s.fine_codes is not s.codes and GroupedLinear in (type(self.alpha), type(self.beta)):
+        if GroupedLinear in (type(self.alpha), type(self.beta)):
             ops.quantize(s.fine_codes, s.normed, batch)
         for out, rows in ((s.alpha, self.alpha), (s.beta, self.beta)):
             if isinstance(rows, GroupedLinear):
@@ -254,6 +263,7 @@ QWEN35 = Architecture(
         "qkv_z_o": ("channels", "values", "values"),
         "convolved": ("channels",),
         "read": ("values",),
+        "grouped": ("values",),
         "alpha": ("value_heads",),
         "beta": ("value_heads",),
         "gates": ("value_heads", "value_heads"),
@@ -282,6 +292,7 @@ QWEN35 = Architecture(
     float_linears="floats",
     norms_are_offsets=True,
     rotates_part=True,
+    may_be_rotated=True,
     can_be_written=False,
     from_hf=_from_hf,
     from_gguf=_from_gguf,

@@ -27,6 +27,8 @@ from ..compute.operands import (
     Rope,
     Screen,
 )
+from ..compute.rotation import Hadamard
+from ..errors import FormatError
 from ..formats.group_scales import GroupedMatrix, row_of_wrong_bias
 from ..runtime import mmap
 from ..runtime.kv_cache import DEFAULT_KV_DTYPE
@@ -84,9 +86,35 @@ class Binder:
         """The norm that makes a head of n columns as long as scale, 1e-6 beside its squares."""
         return self._transformer.bind_unit_norm(name, scale)
 
+    def rotated_linear(self, *names):
+        """As linear, called (out, x, s, batch): x is rotated in place if the weights were, and
+        quantised into s.codes."""
+        stems = [f"layers.{self.layer}.{name}" for name in names]
+        return RotatedLinear(self.linear(*names), self._transformer.bind_rotation(stems))
+
+    @property
+    def groups_values(self):
+        """See Rotation."""
+        rotation = self._weights.rotation
+        return rotation is not None and rotation.groups_values
+
     def rope(self):
         """The layer's Rope: of the local base, and not scaled, where its window slides."""
         return self._transformer.bind_rope(self._slides)
+
+
+class RotatedLinear:
+    """A linear layer and what its inputs are rotated by before they are quantised, or None."""
+
+    def __init__(self, linear, hadamard):
+        self._linear, self._hadamard = linear, hadamard
+        self.is_rotated = hadamard is not None
+
+    def __call__(self, out, x, s, batch, add=False):
+        if self._hadamard is not None:
+            ops.rotate(x, self._hadamard, batch)
+        ops.quantize(s.codes, x, batch)
+        ops.linear(out, self._linear, s.codes, batch, add=add)
 
 
 class Transformer:
@@ -125,11 +153,15 @@ class Transformer:
         )  # fmt: skip
         self.head_batch = Batch(max_batch, 1, n_threads)  # the rows whose logits are asked for
         self._activation_bits = weights.activation_bits
+        self._path, self._rotation, self._hadamards = weights.path, weights.rotation, {}
         self._tables = []  # of embedding and head, those that are a GroupedLinear
         self.embed_tokens = self._rows(weights, "embed_tokens")
         is_tied = config.tie_word_embeddings
         self.lm_head = self.embed_tokens if is_tied else self._rows(weights, "lm_head")
         self.norm = self.bind_norm(weights, "norm")
+        self._head_rotation = self.bind_rotation(["lm_head"])
+        has_rotated = self._rotation is not None and self._rotation.has_embedding
+        self._embedding_rotation = self._hadamard(config.hidden_size) if has_rotated else None
         self._ropes, self._linears = {}, [[] for _ in range(config.num_hidden_layers)]
         self.screen, self._backoff = self._screen(weights), Backoff()
         self._mapped = [*([] for _ in self._linears), [self._head_data(weights)]]
@@ -166,6 +198,27 @@ class Transformer:
         copy = self._arrays[name]
         np.multiply(weights.vector(name), np.float32(scale), out=copy)
         return Norm(copy, self.config.rms_norm_eps)
+
+    def bind_rotation(self, names):
+        """What the inputs of a stack of matrices are rotated by, None: they are not.
+
+        FormatError where some are rotated and others are not, which share their inputs.
+        """
+        rotation = self._rotation
+        are_rotated = {rotation is not None and name in rotation.linears for name in names}
+        if len(are_rotated) > 1:
+            limit = "all or none of the matrices that share their inputs"
+            raise FormatError(self._path, "rotation", "some of " + ", ".join(names), limit)
+        if are_rotated == {False}:
+            return None
+        hidden, shapes = self.config.hidden_size, self.config.tensor_shapes()
+        return self._hadamard(hidden if names == ["lm_head"] else shapes[names[0]][1])
+
+    def _hadamard(self, width):
+        if width not in self._hadamards:
+            signs = self._rotation.signs.get(width)
+            self._hadamards[width] = Hadamard(signs, self._rotation.block, width)
+        return self._hadamards[width]
 
     def bind_vector(self, weights, name):
         copy = self._arrays[name]
@@ -291,6 +344,8 @@ class Transformer:
             self._check_codes(self._tables)
         scale = self.config.embedding_scale
         ops.embed(s.hidden, self.embed_tokens, token_ids, batch, scale=scale)  # (n, hidden)
+        if self._embedding_rotation is not None:
+            ops.rotate(s.hidden, self._embedding_rotation, batch, inverse=True)
         for i, layer in enumerate(self.layers):
             if self._unchecked:
                 self._prefetch(i + 1)
@@ -330,6 +385,8 @@ class Transformer:
     def _all_logits(self, out, s, batch):
         """out (n, vocab) = the head of s.normed; a ternary one takes quantised inputs."""
         if isinstance(self.lm_head, GroupedLinear):
+            if self._head_rotation is not None:
+                ops.rotate(s.normed, self._head_rotation, batch)
             ops.quantize(s.codes, s.normed, batch)
             ops.linear(out, self.lm_head, s.codes, batch)
         else:

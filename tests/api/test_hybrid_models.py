@@ -2,14 +2,18 @@
 that it cannot."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
 from support import hybrid_models as models
 
 import bitnet
+from bitnet.checkpoints.memory_plan import plan
+from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.compute import ops
 from bitnet.errors import ContextFull, FormatError
+from bitnet.models.recurrent_state import DeltaNetConfig
 
 STATE_BYTES = 3 * 4 * (3 * 1024 + 4 * 128 * 128)  # three layers: taps of 1024 channels, four heads
 STORED = np.load(models.GGUF.parent / "reference.npz", allow_pickle=False)
@@ -156,3 +160,20 @@ def test_the_state_is_in_plan_and_pool():
 def test_memory_that_is_too_small_is_refused_before_anything_is_read():
     with pytest.raises(bitnet.MemoryLimitExceeded, match="state"):
         load(memory_limit="8MiB")
+
+
+def test_the_plan_of_27b_fits_a_gibibyte():
+    """8,192 tokens with int8 keys and values, the state and two snapshots; weights are mapped."""
+    layers = tuple((i + 1) % 4 != 0 for i in range(64))
+    config = dataclasses.replace(
+        open_checkpoint(models.GGUF).config, hidden_size=5120, intermediate_size=17408,
+        num_hidden_layers=64, num_attention_heads=24, num_key_value_heads=4, head_dim=256,
+        vocab_size=248320, rotary_dim=64,
+        delta_net=DeltaNetConfig(layers, 16, 48, 128, 128, 4, True, False),
+    )  # fmt: skip
+    needs = plan(
+        config, context=8192, kv_dtype="int8", threads=8, activation_bits=16, snapshots=2
+    )  # fmt: skip
+    state = next(need for need in needs if need.purpose == "state")
+    assert state.nbytes == 3 * (150_994_944 + 5_898_240)
+    assert sum(need.nbytes for need in needs) < 1 << 30

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 from support import hybrid_models as models
+from support.hybrid_models import rewritten
 
 import bitnet
 from bitnet.checkpoints import weights
@@ -14,7 +15,7 @@ from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.compute import ops
 from bitnet.errors import FormatError
-from bitnet.formats.gguf import GGUFFile, write
+from bitnet.formats.gguf import GGUFFile
 from bitnet.runtime import cpu, dispatch
 from bitnet.text.vocabulary.byte_level import PRE_TOKENIZERS
 
@@ -36,20 +37,6 @@ def test_every_container_of_one_model_gives_the_same_bits(tmp_path):
         models.mlx(tmp_path / "raw", sanitized=False),
     ):
         assert logits_of(path).tobytes() == expected.tobytes(), path.name
-
-
-def rewritten(path, metadata=(), tensors=()):
-    """The GGUF fixture with other keys and tensors; None removes one."""
-    file = GGUFFile(models.GGUF)
-    keys = {
-        key: [*value] if type(value).__name__ == "StringArray" else value
-        for key, value in (file.metadata | dict(metadata)).items()
-        if value is not None
-    }
-    changed = {name: (t.shape, t.type, t.data) for name, t in file.tensors.items()} | dict(tensors)
-    entries = [(name, *entry) for name, entry in changed.items() if entry is not None]
-    write(path, keys, entries)
-    return path
 
 
 def test_layers_are_of_the_kind_that_the_interval_says(tmp_path):
@@ -202,8 +189,11 @@ def test_the_tokenizer_keeps_marks_with_their_letters(tmp_path):
 
 
 def test_published_cases_of_the_tokenizer():
+    """The rotated fixture's tokenizer.ggml.pre is "qwen35"."""
     cases = json.loads((models.GGUF.parent / "tokenizer_cases.json").read_text())
-    for path in (models.GGUF, models.HF):
+    rotated = models.DATA / "groups" / "gguf_qwen35_hadamard_pq2_0"
+    assert cases == json.loads((rotated / "tokenizer_cases.json").read_text())
+    for path in (models.GGUF, models.HF, rotated):
         with bitnet.load(path) as model:
             for case in cases:
                 assert model.tokenizer.encode(case["text"]) == case["plain"], path.name

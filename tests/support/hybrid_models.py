@@ -7,6 +7,7 @@ import numpy as np
 from support.paths import DATA
 from support.small_files import safetensors
 
+from bitnet.formats import gguf
 from bitnet.formats.safetensors import SafetensorsFile
 
 HF, GGUF = DATA / "groups" / "hf_qwen35_group", DATA / "groups" / "gguf_qwen35_pq2_0" / "model.gguf"
@@ -87,3 +88,17 @@ def mlx(folder, sanitized=True):
             made[f"language_model.{name}"] = (dtype, shape, data)
     packed = {"quantization": {"group_size": 128, "bits": 2}}
     return write(folder, {"model_type": "qwen3_5", "text_config": config} | packed, made)
+
+
+def rewritten(path, metadata=(), tensors=(), source=GGUF):
+    """A GGUF with other keys and tensors; None removes one."""
+    file = gguf.GGUFFile(source)
+    keys = {
+        key: [*value] if type(value).__name__ == "StringArray" else value
+        for key, value in (file.metadata | dict(metadata)).items()
+        if value is not None
+    }
+    changed = {name: (t.shape, t.type, t.data) for name, t in file.tensors.items()} | dict(tensors)
+    entries = [(name, *entry) for name, entry in changed.items() if entry is not None]
+    gguf.write(path, keys, entries)
+    return path
