@@ -7,7 +7,7 @@ import sys
 from math import inf
 
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
 from bitnet.api.load import BUNDLED_MODEL
@@ -239,7 +239,7 @@ def thinking(tmp_path):
 
 
 def test_what_is_thought_is_for_a_person_alone(command, start, screen, thinking):
-    options = ("--chat-template", thinking, "-n", 8, "--temperature", 0)
+    options = ("-m", TINY_MODEL, "--chat-template", thinking, "-n", 8, "--temperature", 0)
     code, whole, err = command("run", *options, "--reasoning-format", "none", "Why?")
     assert (code, err) == (0, "") and whole.strip()
     assert command("run", *options, "Why?") == (0, "", "")  # it never says </think>

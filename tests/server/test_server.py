@@ -56,7 +56,7 @@ def test_openai_chat(client, model):
     )
     expected = model.chat(USER, max_tokens=20, seed=3, temperature=0.7)
     assert reply.choices[0].message.content == expected.text
-    assert reply.choices[0].finish_reason == "stop"
+    assert reply.choices[0].finish_reason == expected.finish_reason
     assert reply.usage.prompt_tokens == expected.prompt_tokens
     assert reply.usage.completion_tokens == expected.completion_tokens
     assert reply.usage.total_tokens == expected.prompt_tokens + expected.completion_tokens
