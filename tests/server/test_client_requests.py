@@ -8,7 +8,6 @@ clients themselves.
 import json
 
 import pytest
-from support.paths import TINY_MODEL
 from support.server_process import NO_END, USER, ServerProcess
 
 LONG = "Runs a command in a shell. " * 400  # Qwen Code sends 9,242 characters, OpenCode 4,628
@@ -17,8 +16,7 @@ LONG = "Runs a command in a shell. " * 400  # Qwen Code sends 9,242 characters, 
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("llguidance")
-    options = (TINY_MODEL, "--model-name", "bundled", "--slots", 2)
-    with ServerProcess(*options, environment={"BITNET_API_KEY": ""}) as one:
+    with ServerProcess("--slots", 2, environment={"BITNET_API_KEY": ""}) as one:
         yield one
 
 
