@@ -1,8 +1,9 @@
 """Turn the texts into tokens: held-out works apart, a tokenizer, plain documents, conversations.
 
-    python data.py --work DIR       # DIR/tokenizer.json, train.bin, train.txt, heldout.json
+    python data.py --work DIR    # tokenizer.json, train.txt, heldout.json and token ids in uint16:
 
-train.bin is uint16 token ids, documents in random order; a conversation is a document too.
+train.bin: documents in random order, a conversation out of a book being a document too; prose.bin:
+the same without conversations; answers.bin: rows of questions with their answers.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import wordnet
+from answers import TEXTS, Questions
 from sources import READERS, fetch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -28,6 +31,8 @@ HELD_OUT = {
 }  # fmt: skip
 PIECE = 6000  # characters of one document at most: the start of a text must not be rare
 MAX_TURN = 900  # characters of one message
+ROW, N_ROWS = 256, 40_000  # tokens of whole conversations with answers, and how many such rows
+ANSWER = 0x8000  # the bit of a token of answers.bin that is to be predicted
 
 
 def speeches(scene):
@@ -66,12 +71,42 @@ def conversations(turns, rng):
         run = []
 
 
-def chat_ids(tokenizer, messages):
+def chat_texts(messages, system=None):
     """As a chat is used: the last reply is tokenised apart from its prompt "Assistant: "."""
     roles = ["User", "Assistant"] * (len(messages) // 2)
     prompt = "".join(f"{r}: {m}{TURN}" for r, m in zip(roles[:-1], messages[:-1], strict=True))
-    ids = tokenizer.encode(BEGIN + prompt + "Assistant: ").ids
-    return ids + tokenizer.encode(messages[-1] + TURN + END).ids
+    prompt = f"System: {system}{TURN}{prompt}" if system else prompt
+    return f"{BEGIN}{prompt}Assistant: ", messages[-1] + TURN + END
+
+
+def chat_ids(tokenizer, messages):
+    prompt, reply = chat_texts(messages)
+    return tokenizer.encode(prompt).ids + tokenizer.encode(reply).ids
+
+
+def answer_rows(tokenizer, questions, n_rows, rng):
+    """(n_rows, ROW) ids of whole conversations; what is to be predicted has the bit ANSWER."""
+    rows, open_rows = [], []
+    while len(rows) < n_rows:
+        texts = []
+        for _ in range(20000):
+            messages = [m for _ in range(rng.choice([1] * 6 + [2])) for m in questions.draw()[1:]]
+            system = rng.choice(TEXTS["systems"]) if rng.random() < 0.06 else None
+            texts += chat_texts(messages, system)
+        ids = [np.array(e.ids, np.uint16) for e in tokenizer.encode_batch(texts)]
+        for prompt, reply in zip(ids[::2], ids[1::2], strict=True):
+            example = np.concatenate([prompt, reply | ANSWER])
+            row = next((r for r in open_rows if sum(map(len, r)) + len(example) <= ROW), None)
+            if row is None:
+                row = []
+                open_rows.append(row)
+            row.append(example)
+            if len(open_rows) > 12:  # rows that wait for something short
+                rows.append(np.concatenate(open_rows.pop(0)))
+    end = tokenizer.token_to_id(END)
+    full = [np.pad(r, (0, ROW - len(r)), constant_values=end) for r in rows[:n_rows]]
+    rng.shuffle(full)
+    return np.stack(full)
 
 
 def pieces(text):
@@ -125,6 +160,12 @@ def sort_texts(folder):
     return documents, chats, heldout, sizes, rng
 
 
+def make_questions(packages, old_questions, seed):
+    by_word, lemmas, names = wordnet.read(packages / "wordnet")
+    nouns = wordnet.nouns(by_word)
+    return Questions(nouns, by_word, lemmas, old_questions, names, random.Random(seed))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
@@ -137,6 +178,10 @@ def main():
     everything = plain + chat
     rng.shuffle(everything)
     tokenizer.save(str(work / "tokenizer.json"))
+    rng.shuffle(plain)
+    np.concatenate([np.array(ids, np.uint16) for ids in plain]).tofile(work / "prose.bin")
+    questions = make_questions(work / "packages", [c[0] for c in chats if len(c[0]) < 120], 1)
+    answer_rows(tokenizer, questions, N_ROWS, random.Random(2)).tofile(work / "answers.bin")
     np.concatenate([np.array(ids, np.uint16) for ids in everything]).tofile(work / "train.bin")
     (work / "train.txt").write_text("\n".join(documents))
     (work / "heldout.json").write_text(json.dumps(heldout, indent=1))

@@ -1,125 +1,170 @@
-"""Measure an exported model: held-out bits per byte, samples, their overlap with the training text.
+"""The figures of the model's card, measured with the engine itself.
 
-    python evaluate.py --work DIR --model model.gguf          # or --checkpoint float.pt
+    python evaluate.py --work DIR --model model.gguf --beside OTHER.gguf
 
-Works from the values in the file, in float32: int8 activations, integer dot products, one scale.
+Answers are greedy. Bits per byte are those of windows of 512 tokens that overlap by half.
 """
 
 import argparse
 import json
 import lzma
 import math
+import random
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from data import BEGIN, END, TURN
-from export import ARCH, TENSORS, load_checkpoint
-from model import Block, Config, Model, quantize_activation
-from tokenizers import Tokenizer
+from answers import (
+    CONVERSIONS,
+    HELD_OUT_PHRASINGS,
+    PHRASINGS,
+    Questions,
+    ask,
+    conversions,
+    invented_word,
+    is_small,
+    is_test,
+    sums,
+)
+from data import make_questions
+from wordnet import N_COMMON
 
-from bitnet.formats import gguf, ternary_layouts
+import bitnet
 
-STRIDE = 256  # every token but the first few sees at least this many before it
-BATCH = 8  # windows
-TEMPERATURE, TOP_K, MAX_TOKENS = 0.8, 50, 160
+LENGTH, STRIDE = 512, 256  # every token but the first few sees at least 256 before it
+RIGHT = 0.5  # an answer is right whose F1 with a gloss is above it
+N_INVENTED, N_SUMS = 300, 300
 OPENINGS = ["It was", "The king", "In those days", "My dear", "Fellow-citizens"]
 QUESTIONS = [
-    "Good morrow, sir. What news?",
-    "Who are you?",
-    "What is love?",
-    "Where have you been all this while?",
-    "Shall we go to London?",
-]
+    "What is a lighthouse?", "What is love?", "Define computer.", "What is 7 + 5?",
+    "How many minutes are in 3 hours?", "Who are you?", "What can you do?", "What is a blorptane?",
+    "Who goes there?", "Why is the sky blue?",
+]  # fmt: skip
+TEMPERATURE, TOP_K, MAX_TOKENS = 0.8, 50, 160
 
 
-class ExactBlock(Block):
-    """Weights are codes; scales holds what their dot products are multiplied by."""
-
-    def linear(self, x, *weights, dtype):
-        codes, s = quantize_activation(x)
-        return [F.linear(codes, w) * (self.scales[w] / s) for w in weights]
+def words(text):
+    return [w for w in re.findall(r"[a-z0-9]+", text.lower()) if w not in ("a", "an", "the")]
 
 
-@torch.no_grad()
-def load_gguf(path):
-    file = gguf.GGUFFile(path)
-    value = {key.removeprefix(f"{ARCH}."): v for key, v in file.metadata.items()}
-    model = Model(
-        Config(
-            vocab_size=value["vocab_size"],
-            hidden_size=value["embedding_length"],
-            intermediate_size=value["feed_forward_length"],
-            num_hidden_layers=value["block_count"],
-            num_attention_heads=value["attention.head_count"],
-            num_key_value_heads=value["attention.head_count_kv"],
-            max_position_embeddings=value["context_length"],
-            rope_theta=value["rope.freq_base"],
-            rms_norm_eps=value["attention.layer_norm_rms_epsilon"],
-        )
-    )
-
-    def fill(parameter, name):
-        tensor = file.tensors[name]
-        data = bytes(tensor.data)
-        if tensor.type == "I2_S":
-            n = parameter.numel() // 4
-            codes = ternary_layouts.unpack_i2_s(np.frombuffer(data[:n], np.uint8).reshape(1, n))
-            parameter.copy_(torch.from_numpy(codes.reshape(tensor.shape).astype(np.float32) - 1))
-            return float(np.frombuffer(data[n : n + 4], "<f4")[0])
-        values = np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[tensor.type])
-        parameter.copy_(torch.from_numpy(values.astype(np.float32).reshape(tensor.shape)))
-
-    fill(model.embed_tokens.weight, "token_embd.weight")
-    fill(model.norm.weight, "output_norm.weight")
-    for i, layer in enumerate(model.layers):
-        layer.__class__, layer.scales = ExactBlock, {}
-        for source, target in TENSORS.items():
-            part, name = getattr(layer, source), f"blk.{i}.{target}.weight"
-            if source.endswith("_proj"):
-                layer.scales[part] = fill(part, name)
-            else:
-                fill(part.weight, name)
-    return model
+def f1(answer, gloss):
+    answer, gloss = words(answer), words(gloss)
+    common = sum((Counter(answer) & Counter(gloss)).values())
+    return 2 * common / (len(answer) + len(gloss)) if common else 0.0
 
 
-@torch.no_grad()
-def bits(model, tokenizer, text):
+def is_right(answer, noun):
+    """Whether what follows "X is" in an answer is near the gloss of any sense of the noun."""
+    subject, _, said = answer.partition(" is ")
+    return words(subject) == [noun.word] and max(f1(said, g) for g in noun.glosses) > RIGHT
+
+
+def refuses(answer):
+    return answer.startswith("I do not know")
+
+
+class Asked:
+    """Answers of one model, to questions given in a list."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, questions):
+        for question in questions:
+            message = {"role": "user", "content": question}
+            yield self.model.chat([message], max_tokens=60, temperature=0).text.strip()
+
+
+def share(found):
+    found = list(found)
+    return f"{sum(found)} of {len(found)}, {100 * sum(found) / len(found):.1f} %"
+
+
+def meanings(answer, questions):
+    common = questions.nouns[:N_COMMON]
+    replies = list(answer(ask(None, PHRASINGS[:1], n.word, n.counted) for n in common))
+    right = [is_right(a, n) for a, n in zip(replies, common, strict=True)]
+    yield 'the 1,000 commonest nouns, "What is ...?": right', share(right)
+    yield "  of them refused", share(map(refuses, replies))
+    more = questions.nouns[N_COMMON:]
+    replies = answer(ask(None, PHRASINGS[:1], n.word, n.counted) for n in more)
+    right = (is_right(a, n) for a, n in zip(replies, more, strict=True))
+    yield f"the other {len(more)} nouns: right", share(right)
+    tested = [questions.nouns[i] for i in questions.test_nouns]
+    own = [HELD_OUT_PHRASINGS[i % len(HELD_OUT_PHRASINGS)] for i in range(len(tested))]
+    asked = [ask(None, [p], n.word, n.counted) for p, n in zip(own, tested, strict=True)]
+    right = [is_right(a, n) for a, n in zip(answer(asked), tested, strict=True)]
+    yield f"{len(tested)} of them, phrasings it was not trained on: right", share(right)
+    for i, phrasing in enumerate(HELD_OUT_PHRASINGS):
+        yield f'  "{phrasing}"', share(right[i :: len(HELD_OUT_PHRASINGS)])
+
+
+def refusals(answer, questions):
+    rng = random.Random(11)
+    invented = [invented_word(rng, questions.known, test=True) for _ in range(N_INVENTED)]
+    replies = list(answer(ask(rng, PHRASINGS, word) for word in invented))
+    yield f"{N_INVENTED} invented words it never saw: refused", share(map(refuses, replies))
+    exact = (a == f"I do not know the word {w}." for a, w in zip(replies, invented, strict=True))
+    yield "  and named as they were spelled", share(exact)
+
+
+def calculations(answer):
+    rng = random.Random(12)
+    for name, chosen in (
+        ("small sums, which it was trained on", lambda s: is_small(s) and not is_test(str(s))),
+        ("small sums it was not trained on", lambda s: is_small(s) and is_test(str(s))),
+        ("larger ones it was not trained on", lambda s: not is_small(s) and is_test(str(s))),
+    ):
+        some = list(filter(chosen, sums()))
+        some = rng.sample(some, min(N_SUMS, len(some)))
+        replies = answer(f"What is {a} {s} {b}?" for a, s, b, _ in some)
+        right = (r.endswith(f" = {x[3]}.") for r, x in zip(replies, some, strict=True))
+        yield f"{name}: right", share(right)
+    for name, chosen in (("trained on", False), ("not trained on", True)):
+        some = [c for c in conversions() if (is_test(str(c)) and c[0] > 1) is chosen]
+        asked = [CONVERSIONS[0].format(n=n, unit=u, of=of) for n, u, of, _ in some]
+        right = (r.endswith(f" = {c[3]} {c[2]}.") for r, c in zip(answer(asked), some, strict=True))
+        yield f"conversions it was {name}: right", share(right)
+
+
+def bits(model, text):
     """The sum of -log2 p over the tokens of text, read in windows as long as the context."""
-    ids = [tokenizer.token_to_id(BEGIN), *tokenizer.encode(text).ids]
-    length = model.config.max_position_embeddings
-    n_windows = 1 + max(0, math.ceil((len(ids) - 1 - length) / STRIDE))
-    padding = (n_windows - 1) * STRIDE + length + 1 - len(ids)
-    targets = torch.tensor(ids + [-100] * padding).unfold(0, length + 1, STRIDE)
-    total = 0.0
-    for rows in targets.split(BATCH):
-        logits = model(rows[:, :-1].clamp(min=0))
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=-100, reduction="none"
-        ).view(len(rows), length)
-        total += loss[:, -STRIDE:].double().sum().item()
-        if rows.data_ptr() == targets.data_ptr():  # the first window is counted from its start
-            total += loss[0, :-STRIDE].double().sum().item()
+    ids = list(model.encode_prompt(text))
+    ends = [min(LENGTH + 1, len(ids)), *range(LENGTH + 1 + STRIDE, len(ids), STRIDE)]
+    ends += [len(ids)] * (ends[-1] < len(ids))
+    total, done = 0.0, 1
+    for end in ends:
+        start = max(0, end - LENGTH - 1)
+        (score,) = model.loglikelihood([(ids[start:done], ids[done:end])])
+        total, done = total - score[0], end
     return total / math.log(2)
 
 
-@torch.no_grad()
-def generate(model, ids, n, stop=(), seed=None):
-    """n tokens after ids: greedy, or drawn with a seed."""
-    rng, ids = torch.Generator().manual_seed(seed or 0), list(ids)
-    first = len(ids)
-    for _ in range(n):
-        logits = model(torch.tensor([ids]))[0, -1]
-        if seed is None:
-            ids.append(int(logits.argmax()))
-        else:
-            best = torch.topk(logits / TEMPERATURE, TOP_K)
-            pick = torch.multinomial(best.values.softmax(-1), 1, generator=rng)
-            ids.append(int(best.indices[pick]))
-        if ids[-1] in stop:
-            break
-    return ids[first:]
+def compress(text):
+    best = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    return lzma.compress(text.encode(), filters=best)
+
+
+def print_bits(models, heldout, train):
+    names = [f"{model.path.name}" for model in models]
+    print(f"\n| held-out work | bytes | {' | '.join(names)} | xz -9e |")
+    print("|---|--:|--:|" + "--:|" * len(names))
+    totals = np.zeros(2 + len(models))
+    for name, text in heldout.items():
+        n_bytes = len(text.encode())
+        row = np.array([n_bytes, *(bits(m, text) for m in models), 8 * len(compress(text))])
+        totals += row
+        print(f"| {name} | {n_bytes} | " + " | ".join(f"{x / n_bytes:.3f}" for x in row[1:]) + " |")
+    everything, n_bytes = "\n".join(heldout.values()), totals[0]
+    alone, primed = compress(everything), len(compress(train + everything)) - len(compress(train))
+    figures = " | ".join(f"{x / n_bytes:.3f}" for x in totals[1:-1])
+    print(
+        f"| all | {n_bytes:.0f} | {figures} | {8 * len(alone) / n_bytes:.3f} (one file), "
+        f"{8 * primed / n_bytes:.3f} (after the training text) |"
+    )
+    if len(models) > 1:
+        print(f"\nbeside {names[1]}: {100 * (totals[1] / totals[2] - 1):+.1f} %")
 
 
 def longest_overlap(sample, corpus):
@@ -131,79 +176,44 @@ def longest_overlap(sample, corpus):
     return best
 
 
-def print_bits(model, tokenizer, heldout, train):
-    print("| held-out work | bytes | model, bits per byte | xz -9e |\n|---|--:|--:|--:|")
-    total = np.zeros(3)
-    for name, text in heldout.items():
-        n_bytes = len(text.encode())
-        row = np.array([n_bytes, bits(model, tokenizer, text), 8 * len(compress(text))])
-        total += row
-        print(f"| {name} | {n_bytes} | {row[1] / n_bytes:.3f} | {row[2] / n_bytes:.3f} |")
-    everything = "\n".join(heldout.values())
-    alone, primed = compress(everything), len(compress(train + everything)) - len(compress(train))
-    print(
-        f"| all | {total[0]:.0f} | {total[1] / total[0]:.3f} | "
-        f"{8 * len(alone) / total[0]:.3f} (one file), {8 * primed / total[0]:.3f} (after the "
-        f"training text) |"
-    )
-
-
-def compress(text):
-    best = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-    return lzma.compress(text.encode(), filters=best)
-
-
-def print_samples(model, tokenizer, train):
+def print_samples(model, train):
     corpus = " ".join(train.split())
-    stop = [tokenizer.token_to_id(END), tokenizer.token_to_id(TURN)]
-
-    def show(title, ids):
-        text = tokenizer.decode(ids).strip()
-        overlap = longest_overlap(text, corpus)
-        print(
-            f"\n{title}; longest overlap {len(overlap)} characters: {overlap!r}\n\n"
-            "```text\n" + text + "\n```"
-        )
-
+    options = {"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, "top_k": TOP_K}
     for seed, opening in enumerate(OPENINGS):
-        prompt = tokenizer.encode(BEGIN + opening).ids
-        ids = generate(model, prompt, MAX_TOKENS, stop, seed)
-        show(f"Seed {seed}, from {opening!r}", prompt + ids)
-    for seed, question in enumerate(QUESTIONS):
-        prompt = tokenizer.encode(f"{BEGIN}User: {question}{TURN}Assistant: ").ids
-        show(f"Seed {seed}, reply to {question!r}", generate(model, prompt, MAX_TOKENS, stop, seed))
-
-
-@torch.no_grad()
-def write_reference(path, model, tokenizer, text):
-    """Logits of a held-out prefix and a greedy continuation, to check an engine against."""
-    ids = [tokenizer.token_to_id(BEGIN), *tokenizer.encode(text).ids][:64]
-    np.savez(
-        path,
-        token_ids=np.array(ids, np.int32),
-        logits=model(torch.tensor([ids]))[0].numpy(),
-        greedy=np.array(generate(model, ids, 40), np.int32),
-    )
+        text = opening + model.generate(opening, seed=seed, **options).text
+        overlap = longest_overlap(text, corpus)
+        print(f"\nSeed {seed}, from {opening!r}; longest overlap {len(overlap)} characters: ")
+        print(f"{overlap!r}\n\n```text\n{text.strip()}\n```")
+    print("\n| asked | the greedy answer |\n|---|---|")
+    for question, reply in zip(QUESTIONS, Asked(model)(QUESTIONS), strict=True):
+        print(f"| {question} | {reply} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path)
-    source.add_argument("--checkpoint", type=Path, help="not exported: the float model")
-    parser.add_argument("--reference", type=Path, help="write this .npz and nothing else")
-    parser.add_argument("--no-samples", action="store_true")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--beside", type=Path, help="a model whose bits per byte stand beside")
+    parser.add_argument("--answers-only", action="store_true", help="no bits per byte, no samples")
     args = parser.parse_args()
-    model = load_gguf(args.model) if args.model else load_checkpoint(args.checkpoint)[0]
-    tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
-    heldout = json.loads((args.work / "heldout.json").read_text())
-    if args.reference:
-        return write_reference(args.reference, model, tokenizer, next(iter(heldout.values())))
-    train = (args.work / "train.txt").read_text()
-    print_bits(model, tokenizer, heldout, train)
-    if not args.no_samples:
-        print_samples(model, tokenizer, train)
+    questions: Questions = make_questions(args.work / "packages", [], 1)
+    with bitnet.load(args.model, threads=1) as model:
+        answer = Asked(model)
+        print("| asked | |\n|---|---|")
+        for measured in (meanings(answer, questions), refusals(answer, questions),
+                         calculations(answer)):  # fmt: skip
+            for what, figure in measured:
+                print(f"| {what} | {figure} |", flush=True)
+        if args.answers_only:
+            return
+        heldout = json.loads((args.work / "heldout.json").read_text())
+        train = (args.work / "train.txt").read_text()
+        if args.beside:
+            with bitnet.load(args.beside, threads=1) as beside:
+                print_bits([model, beside], heldout, train)
+        else:
+            print_bits([model], heldout, train)
+        print_samples(model, train)
 
 
 if __name__ == "__main__":

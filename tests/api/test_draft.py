@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support import group_models
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
 from bitnet.api.load import BUNDLED_MODEL
@@ -124,11 +124,11 @@ def test_what_names_no_model_is_refused_by_name(value):
 
 def test_a_generation_may_say_otherwise(eager):
     options = {"max_tokens": 30, "temperature": 0.8, "seed": 1}
-    with bitnet.load(threads=1, speculative="ngram") as plain:
+    with bitnet.load(TINY_MODEL, threads=1, speculative="ngram") as plain:
         prompt = "And the king said. And the king said. And the king"
         expected = plain.generate(prompt, **options)
         assert expected.drafted_tokens
-        with bitnet.load(threads=1, speculative=plain) as model:
+        with bitnet.load(TINY_MODEL, threads=1, speculative=plain) as model:
             methods = (None, "draft", "ngram", "off")
             done = {how: model.generate(prompt, speculative=how, **options) for how in methods}
     assert {c.text for c in done.values()} == {expected.text}

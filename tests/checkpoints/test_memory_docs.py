@@ -2,6 +2,7 @@
 
 import pytest
 from support.benches import bench
+from support.paths import TINY_MODEL
 
 import bitnet
 
@@ -16,11 +17,12 @@ def test_the_table_is_what_the_planner_says():
 
 @pytest.mark.parametrize("kv_dtype", made.DTYPES)
 def test_a_session_takes_what_the_table_says(kv_dtype):
-    """Of the bundled model: the bytes that its pool has handed out."""
-    with bitnet.load(kv_dtype=kv_dtype, threads=1, prefix_cache=False) as model:
+    """Of bitnet-tiny: the bytes that its pool has handed out."""
+    options = {"kv_dtype": kv_dtype, "threads": 1, "prefix_cache": False}
+    with bitnet.load(TINY_MODEL, **options) as model:
         c = model.config
         shape = c.num_hidden_layers, c.num_key_value_heads, c.head_dim
-        assert shape == made.SHAPES["bundled"]
+        assert shape == made.SHAPES["bitnet-tiny"]
         with model.session() as session:
             session.feed([1] * 512)
             assert model.memory().pool.by_purpose["kv"][0] == made.state_bytes(c, 512, kv_dtype)

@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
 from bitnet.api import load as loading
@@ -205,7 +205,7 @@ def test_measured_with_every_slot_full(command, path, slots):
 
 
 def test_filled_as_far_as_asked(command):
-    code, out, _ = command("--measure", "-n", 20)
+    code, out, _ = command(TINY_MODEL, "--measure", "-n", 20)
     rows = {" ".join(line.split()[:1]): line.split() for line in out.splitlines()}
     assert code == 0
     assert rows["kv"][1:5] == ["1.0", "MiB", "256.0", "KiB"]

@@ -7,10 +7,9 @@ import sys
 from math import inf
 
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
-from bitnet.api.load import BUNDLED_MODEL
 from bitnet.cli import chat, terminal
 from bitnet.cli.chat_commands import Commands
 from bitnet.cli.conversation import Conversation
@@ -168,7 +167,7 @@ CASES = {
     "--logit-bias": (["39=-inf", "--logit-bias", "14=5"], {}, {"logit_bias": {39: -inf, 14: 5.0}}),
     "--context-end": (["stop"], {}, {"context_end": "stop"}),
     "--seed": (["9"], {}, {"seed": 9}),
-    "--speculative": ([str(BUNDLED_MODEL)], {"speculative": str(BUNDLED_MODEL)}, {}),
+    "--speculative": ([str(TINY_MODEL)], {"speculative": str(TINY_MODEL)}, {}),
     "--stop": ([" ", "--stop", ","], {}, {"stop": (" ", ",")}),
     "--system": (["Thou art the king."], {}, {}),
     "--no-thinking": (
@@ -204,24 +203,33 @@ def test_activations_are_for_scales_of_groups(command):
     assert code == 1 and "activations: 'int8' (None: this model has one scale a row" in err
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """A model whose replies differ with every option."""
+    with bitnet.load(TINY_MODEL, threads=1) as model:
+        yield model
+
+
 @pytest.mark.parametrize("option", CASES)
-def test_an_option_does_what_it_does_in_python(command, monkeypatch, model, option, tmp_path):
+def test_an_option_does_what_it_does_in_python(command, monkeypatch, tiny, option, tmp_path):
     values, load, generation = CASES[option]
     if "chat_template" in load:
         path = tmp_path / "template.jinja"
         path.write_text(load["chat_template"])
         values = [path if value == load["chat_template"] else value for value in values]
-    with bitnet.load(**{"threads": 1} | load) as other:
+    with bitnet.load(TINY_MODEL, **{"threads": 1} | load) as other:
         system = [{"role": "system", "content": text} for text in values if option == "--system"]
         expected = replies_of(other, LINES, system, **USUAL | generation)
     loads, plain_load = [], bitnet.load
-    monkeypatch.setattr(bitnet, "load", lambda **given: loads.append(given) or plain_load(**given))
+    monkeypatch.setattr(
+        bitnet, "load", lambda path, **given: loads.append(given) or plain_load(path, **given)
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in LINES)))
-    code, out, err = command("chat", "-n", 8, "--seed", 5, option, *values)
+    code, out, err = command("chat", "-m", TINY_MODEL, "-n", 8, "--seed", 5, option, *values)
     assert (code, out, err) == (0, "".join(f"{text}\n" for text in expected), "")
     assert load.items() <= loads[0].items()
     if option != "--context-end" and (generation or system or "chat_template" in load):
-        assert expected != replies_of(model, LINES, **USUAL)
+        assert expected != replies_of(tiny, LINES, **USUAL)
 
 
 def test_a_system_message_needs_a_template(command, monkeypatch):
@@ -239,7 +247,7 @@ def thinking(tmp_path):
 
 
 def test_what_is_thought_is_for_a_person_alone(command, start, screen, thinking):
-    options = ("--chat-template", thinking, "-n", 8, "--temperature", 0)
+    options = ("-m", TINY_MODEL, "--chat-template", thinking, "-n", 8, "--temperature", 0)
     code, whole, err = command("run", *options, "--reasoning-format", "none", "Why?")
     assert (code, err) == (0, "") and whole.strip()
     assert command("run", *options, "Why?") == (0, "", "")  # it never says </think>

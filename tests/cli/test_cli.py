@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
 from bitnet.cli import run, terminal
@@ -100,7 +100,7 @@ def test_run_json(command, model):
 
 
 def test_a_full_context_is_no_end(command):
-    options = ["--raw", "--context", 257, "--json", "-n", 400, "--seed", 2, PROMPT]
+    options = [TINY_MODEL, "--raw", "--context", 257, "--json", "-n", 400, "--seed", 2, PROMPT]
     code, out, _ = command("run", "--context-end", "window", *options)
     assert (code, json.loads(out)["finish_reason"]) == (0, "length")
     assert json.loads(command("run", *options)[1])["finish_reason"] == "context"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
 from bitnet.cli import commands, terminal
@@ -60,11 +60,12 @@ def test_a_model_comes_as_a_word_or_an_option(command, start):
 
 
 def test_a_system_message_of_run(command):
-    with bitnet.load(threads=1) as model:
+    with bitnet.load(TINY_MODEL, threads=1) as model:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
         expected = model.chat(messages, max_tokens=6, temperature=0).text
         assert expected != model.chat(messages[1:], max_tokens=6, temperature=0).text
-    assert command("run", "--system", "Be brief.", PROMPT, *GREEDY)[1] == expected + "\n"
+    words = ("-m", TINY_MODEL, "--system", "Be brief.", PROMPT)
+    assert command("run", *words, *GREEDY)[1] == expected + "\n"
     code, _, err = command("run", "--raw", "--system", "Be brief.", PROMPT)
     assert code == 1 and "--system: the prompt is no message" in err
 

@@ -4,10 +4,9 @@ import stat
 
 import numpy as np
 import pytest
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
 import bitnet
-from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
@@ -152,8 +151,8 @@ def test_int8_files_of_before_exact_sums_are_refused_and_others_are_not(model, t
 
 def test_a_model_with_other_rows_but_four_of_each_tensor_is_another(tmp_path):
     """All rows but those that the fingerprint of 0.1.0 looked at."""
-    raw = np.frombuffer(BUNDLED_MODEL.read_bytes(), np.uint8).copy()
-    file = GGUFFile(BUNDLED_MODEL)
+    raw = np.frombuffer(TINY_MODEL.read_bytes(), np.uint8).copy()
+    file = GGUFFile(TINY_MODEL)
     n_changed = 0
     for tensor in file.tensors.values():
         if tensor.type == "I2_S":
@@ -164,7 +163,7 @@ def test_a_model_with_other_rows_but_four_of_each_tensor_is_another(tmp_path):
             n_changed += len(changed)
     assert n_changed == 12_688
     (tmp_path / "other.gguf").write_bytes(raw.tobytes())
-    with bitnet.load(threads=1) as model, model.session() as session:
+    with bitnet.load(TINY_MODEL, threads=1) as model, model.session() as session:
         session.feed(IDS[:50])
         session.save(tmp_path / "s.gguf")
     refused = pytest.raises(FormatError, match=r"session\.model: .*the model it was saved with")

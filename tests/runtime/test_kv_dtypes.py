@@ -2,6 +2,7 @@
 
 import pytest
 from support.benches import TEXT, bench
+from support.paths import TINY_MODEL
 
 import bitnet
 from bitnet.runtime import cpu, dispatch
@@ -11,7 +12,7 @@ def test_rounding_costs_little_on_text_the_model_has_not_seen():
     """On 200,000 bytes it is 0.001 % for f16 and 0.004 % for int8."""
     text, measured = TEXT.read_text("utf-8"), {}
     for dtype in ("f32", "f16", "int8"):
-        with bitnet.load(kv_dtype=dtype, threads=1) as model:
+        with bitnet.load(TINY_MODEL, kv_dtype=dtype, threads=1) as model:
             measured[dtype] = bench("kv_quality").bits_per_byte(model, text)
     assert 1 < measured["f32"] < 2
     assert measured["f16"] == pytest.approx(measured["f32"], rel=1e-3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.benches import TEXT, bench
 from support.caches import MIB, SET_BYTES, cache_of, check, feed
+from support.paths import TINY_MODEL
 
 import bitnet
 from bitnet.errors import ContextFull
@@ -67,7 +68,8 @@ def test_a_window_needs_room_and_is_chosen_before_it_moves():
 
 @pytest.fixture(scope="module", params=["f16", "int8"])
 def model(request):
-    with bitnet.load(context=300, kv_dtype=request.param, threads=2, slots=2) as loaded:
+    options = {"context": 300, "kv_dtype": request.param, "threads": 2, "slots": 2}
+    with bitnet.load(TINY_MODEL, **options) as loaded:
         yield loaded
 
 

@@ -1,4 +1,4 @@
-"""The server's endpoints, on a real process: OpenAI's client, plain HTTP, the bundled model."""
+"""The server's endpoints, on a real process: OpenAI's client, plain HTTP, bitnet-tiny."""
 
 import base64
 import importlib

@@ -1,4 +1,4 @@
-"""/v1/responses, by OpenAI's client and by plain HTTP, on a real process and the bundled model."""
+"""/v1/responses, by OpenAI's client and by plain HTTP, on a real process and bitnet-tiny."""
 
 import json
 

@@ -2,14 +2,13 @@
 recorded, in our words and much shorter; and a model whose context they fit."""
 
 from support.changed_models import rewritten
-
-from bitnet.api.load import BUNDLED_MODEL
+from support.paths import TINY_MODEL
 
 
 def long_model(folder, context=16384):
-    """The bundled model as if it had been trained for a longer context."""
+    """bitnet-tiny as if it had been trained for a longer context."""
     changes = {"bitnet-b1.58__context_length": context}
-    return rewritten(folder / "long.gguf", BUNDLED_MODEL, **changes)
+    return rewritten(folder / "long.gguf", TINY_MODEL, **changes)
 
 
 # Codex CLI 0.147: every kind of tool and item it sends to a server of another maker

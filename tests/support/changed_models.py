@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from support.paths import DATA
+from support.paths import DATA, TINY_MODEL
 
-from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats import gguf
 from bitnet.formats.gguf_metadata import StringArray
@@ -68,7 +67,7 @@ def codes_of(t):
     return np.concatenate([chunk.copy() for chunk in t.read()[1]])
 
 
-def in_layout(layout, path, source=BUNDLED_MODEL):
+def in_layout(layout, path, source=TINY_MODEL):
     """The model with its linear layers written in another layout."""
     found, raw = open_checkpoint(source), bytearray(Path(source).read_bytes())
     for t in found.ternary.values():

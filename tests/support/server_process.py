@@ -17,6 +17,8 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 
+from support.paths import TINY_MODEL
+
 if "pytest" in sys.modules:  # bench/bench_server.py does without, and without skipping
     import pytest
 
@@ -24,13 +26,17 @@ if "pytest" in sys.modules:  # bench/bench_server.py does without, and without s
         pytest.importorskip(needed)
 
 USER = [{"role": "user", "content": "Who goes there?"}]
-NO_END = {"2046": -100, "2047": -100}  # forbids the bundled model's end tokens
+NO_END = {"2046": -100, "2047": -100}  # forbids bitnet-tiny's end tokens
 
 
 class ServerProcess:
-    """Context manager. options: of the command line. environment: added to this process's."""
+    """Context manager. options: of the command line; without a model in front it is bitnet-tiny,
+    named "bundled". environment: added to this process's."""
 
     def __init__(self, *options, environment=None):
+        if not options or str(options[0]).startswith("-"):
+            name = () if "--model-name" in options else ("--model-name", "bundled")
+            options = (TINY_MODEL, *name, *options)
         command = [sys.executable, "-m", "bitnet", "serve", "--port", "0", "--threads", "1"]
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115  # until __exit__
         self.process = subprocess.Popen(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import small_models
 from support.changed_models import FIXTURES, GGUF, damaged, floats, in_layout, rewritten, set_bytes
+from support.paths import TINY_MODEL
 
 from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
@@ -252,8 +253,8 @@ def test_a_tokenizer_that_normalises_odd_text_only(edited_folder):
 @pytest.mark.parametrize("layout", I2_S_LAYOUTS)
 def test_the_layout_is_found_out(layout, tmp_path):
     path = in_layout(layout, tmp_path / "m.gguf")
-    assert (path.read_bytes() == BUNDLED_MODEL.read_bytes()) == (layout == "128x32")
-    report = verify(path, BUNDLED_MODEL, layout="auto")
+    assert (path.read_bytes() == TINY_MODEL.read_bytes()) == (layout == "128x32")
+    report = verify(path, TINY_MODEL, layout="auto")
     check = report["layout"]
     assert report.layout == layout and report.passed
     assert check.status == ("ok" if layout == "128x32" else "warning")

@@ -13,8 +13,8 @@ from support.changed_models import (
     rewritten,
     stream,
 )
+from support.paths import TINY_MODEL
 
-from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints.convert import convert
 from bitnet.checkpoints.open_checkpoint import open_checkpoint
 from bitnet.formats import gguf
@@ -106,10 +106,10 @@ def test_the_first_layer_that_differs_is_named(tmp_path):
 
 def test_a_layout_that_was_mistaken_is_named(tmp_path):
     path = in_layout("64x16", tmp_path / "m.gguf")
-    assert "reads the file with --layout 64x16" in verify(path, BUNDLED_MODEL)["= codes"].detail
-    detail = verify(BUNDLED_MODEL, path)["= codes"].detail
+    assert "reads the file with --layout 64x16" in verify(path, TINY_MODEL)["= codes"].detail
+    detail = verify(TINY_MODEL, path)["= codes"].detail
     assert "reads SRC with --against-layout 64x16" in detail
-    assert verify(BUNDLED_MODEL, path, against_layout="64x16").passed
+    assert verify(TINY_MODEL, path, against_layout="64x16").passed
 
 
 def test_rows_of_the_other_kind_of_rope_are_named(tmp_path):
