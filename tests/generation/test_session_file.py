@@ -7,6 +7,7 @@ import pytest
 from support.paths import DATA, TINY_MODEL
 
 import bitnet
+from bitnet.api.load import BUNDLED_MODEL
 from bitnet.checkpoints import weights
 from bitnet.errors import FormatError
 from bitnet.formats import gguf
