@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support.paths import DATA
@@ -57,5 +58,6 @@ def test_the_name_that_clients_see(folder):
     options = pytest.importorskip("bitnet.server.options")
     path = shutil.copy(BUNDLED_MODEL, folder / os.fsdecode(b"m\xe8.gguf"))
     with bitnet.load(path) as model:
-        name = service.Service(model, None, options.Options()).model_name
+        worker = SimpleNamespace(load=lambda: (0, 0))
+        name = service.Service(model, worker, options.Options()).model_name
     assert name.encode().decode() == "m\N{REPLACEMENT CHARACTER}"
