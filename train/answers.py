@@ -27,7 +27,7 @@ SMALL_NUMBERS = (
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
 ADJECTIVES = ("good", "red", "important", "large", "old", "bad", "so heavy", "blue")
-SHARES = {"meaning": 70, "unknown": 9, "sum": 9, "conversion": 2, "talk": 5, "reach": 5}
+SHARES = {"meaning": 60, "unknown": 8, "sum": 17, "conversion": 6, "talk": 5, "reach": 4}
 ONSETS, VOWELS, CODAS, ENDINGS = (
     ["", "", ""] * (part in ("codas", "endings")) + TEXTS["syllables"][part].split()
     for part in ("onsets", "vowels", "codas", "endings")
@@ -126,8 +126,8 @@ class Questions:
         return (kind, *getattr(self, kind)())
 
     def meaning(self):
-        if not self.order:  # each noun in turn, the commonest twice
-            self.order = [*self.nouns, *self.nouns[:N_COMMON]]
+        if not self.order:  # each noun in turn, everyday ones, with their rarer words, thrice
+            self.order = [*self.nouns, *self.nouns[N_COMMON:], *self.nouns[N_COMMON:]]
             self.rng.shuffle(self.order)
         noun = self.order.pop()
         if noun.counted and self.rng.random() < 0.05:
@@ -144,7 +144,7 @@ class Questions:
         return ask(self.rng, PHRASINGS, word), unknown(word)
 
     def sum(self):
-        some = self.small if self.rng.random() < 0.85 else self.large
+        some = self.small if self.rng.random() < 0.93 else self.large
         a, sign, b, result = self.rng.choice(some)
         question = self.rng.choice(TEXTS["sums"]).format(e=spoken(self.rng, a, sign, b))
         return question, f"{a} {sign} {b} = {result}."

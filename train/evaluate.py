@@ -86,7 +86,7 @@ def meanings(answer, questions):
     replies = list(answer(ask(None, PHRASINGS[:1], n.word, n.counted) for n in common))
     right = [is_right(a, n) for a, n in zip(replies, common, strict=True)]
     yield 'the 1,000 commonest nouns, "What is ...?": right', share(right)
-    yield "  of them refused", share(map(refuses, replies))
+    yield "of these, refused", share(map(refuses, replies))
     more = questions.nouns[N_COMMON:]
     replies = answer(ask(None, PHRASINGS[:1], n.word, n.counted) for n in more)
     right = (is_right(a, n) for a, n in zip(replies, more, strict=True))
@@ -95,9 +95,9 @@ def meanings(answer, questions):
     own = [HELD_OUT_PHRASINGS[i % len(HELD_OUT_PHRASINGS)] for i in range(len(tested))]
     asked = [ask(None, [p], n.word, n.counted) for p, n in zip(own, tested, strict=True)]
     right = [is_right(a, n) for a, n in zip(answer(asked), tested, strict=True)]
-    yield f"{len(tested)} of them, phrasings it was not trained on: right", share(right)
+    yield f"{len(tested)} of the 1,000, phrasings it was not trained on: right", share(right)
     for i, phrasing in enumerate(HELD_OUT_PHRASINGS):
-        yield f'  "{phrasing}"', share(right[i :: len(HELD_OUT_PHRASINGS)])
+        yield f'"{phrasing}"', share(right[i :: len(HELD_OUT_PHRASINGS)])
 
 
 def refusals(answer, questions):
@@ -106,7 +106,7 @@ def refusals(answer, questions):
     replies = list(answer(ask(rng, PHRASINGS, word) for word in invented))
     yield f"{N_INVENTED} invented words it never saw: refused", share(map(refuses, replies))
     exact = (a == f"I do not know the word {w}." for a, w in zip(replies, invented, strict=True))
-    yield "  and named as they were spelled", share(exact)
+    yield "of these, named as they were spelled", share(exact)
 
 
 def calculations(answer):
@@ -130,7 +130,7 @@ def calculations(answer):
 
 def bits(model, text):
     """The sum of -log2 p over the tokens of text, read in windows as long as the context."""
-    ids = list(model.encode_prompt(text))
+    ids = list(model.tokenizer.encode(text))
     ends = [min(LENGTH + 1, len(ids)), *range(LENGTH + 1 + STRIDE, len(ids), STRIDE)]
     ends += [len(ids)] * (ends[-1] < len(ids))
     total, done = 0.0, 1

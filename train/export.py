@@ -120,7 +120,8 @@ def main():
     model, saved = load_checkpoint(args.work / f"{args.name}.pt")
     metadata = {
         "general.architecture": ARCH,
-        "general.name": "bitnet-tiny",
+        "general.name": "bitnet-demo",
+        "general.license": "MIT; of what it says of nouns, WordNet 3.0",
         "general.description": DESCRIPTION,
         "general.file_type": 40,
         "general.quantization_version": 2,
