@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 COLUMNS, ROWS = 104, 26
 QUESTION = "What is a lighthouse?"
-CONVERSATION = ("Who are you?", "What is 12 times 7?", "What is a florbin?")
+CONVERSATION = ("Who are you?", "What is love?", "What is a florbin?")
 CONSOLE = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.M | re.S)
 
 
