@@ -9,8 +9,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 # A test holds these against the sources. Of the kernels those that every CPU has.
 COMPILED = {
     "compute": (
-        "attention", "elementwise", "grouped", "gumbel", "linear", "lm_head", "operands",
-        "screen_bounds", "threads",
+        "attention", "delta_net", "elementwise", "grouped", "gumbel", "linear", "lm_head",
+        "operands", "rotation", "screen_bounds", "threads",
     ),
     "kernels": ("generic",),
     "runtime": (

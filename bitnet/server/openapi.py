@@ -43,6 +43,7 @@ class Operation:
 # (method, path of app.ENDPOINTS): what it is
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/"): Operation("page", "The chat page.", "text/html", is_open=True),
+    ("GET", "/page/{name:path}"): Operation("page_file", "A file of it.", "*/*", is_open=True),
     ("GET", "/health"): Operation(
         "health", "Whether the process can compute; 500 where it cannot.", "Status", is_open=True
     ),
@@ -73,6 +74,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/responses"): Operation(
         "responses", "The response to a text or items.", "Response", ResponsesRequest, streams=True
+    ),
+    ("GET", "/v1/responses/{response_id}"): Operation(
+        "response", "A response that was kept.", "Response"
+    ),
+    ("DELETE", "/v1/responses/{response_id}"): Operation(
+        "delete_response", "Forget a response.", "Deleted"
     ),
     ("POST", "/v1/messages"): Operation(
         "messages", "The next message, in Anthropic's protocol.", "MessageReply", MessagesRequest,

@@ -46,6 +46,7 @@ REPLIES: Mapping[str, Schema] = {
          "model_max_length": COUNT}
     ),
     "Model": _object({"id": STRING, "object": _kind("model"), "max_model_len": COUNT}),
+    "Deleted": _object({"id": STRING, "object": STRING, "deleted": {"const": True}}),
     "Models": _object({"object": _kind("list"), "data": _list_of(_ref("Model"))}),
     "Usage": _object(
         {"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT},

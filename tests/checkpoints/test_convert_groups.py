@@ -72,8 +72,8 @@ def test_nothing_is_lost(tmp_path, model, container, target):
     checkpoint = open_checkpoint(dst)
     assert {t.stored_as for t in checkpoint.ternary.values()} == {expected}
     for check in [
-        *compare.check_ternary(checkpoint, open_checkpoint(src), lambda _: None),
-        *compare.check_floats(checkpoint, open_checkpoint(src), lambda _: None),
+        *compare.check_ternary(checkpoint, open_checkpoint(src), lambda *_: None),
+        *compare.check_floats(checkpoint, open_checkpoint(src), lambda *_: None),
     ]:
         assert check.status == "ok" and "equal" in check.detail, check
 

@@ -286,7 +286,8 @@ class NoWeights:
 
     def __init__(self, config, is_screened):
         self.config, self.shapes, self.screen = config, config.tensor_shapes(), None
-        self.activation_bits = None
+        self.activation_bits = self.rotation = None
+        self.path = ""
         if is_screened:
             shape = self.shapes["embed_tokens"]
             self.screen = np.zeros(shape, np.int8), np.zeros((shape[0], 3), np.float32)

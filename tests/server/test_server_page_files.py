@@ -13,7 +13,7 @@ from setuptools.dist import Distribution
 from support.paths import ROOT
 from support.server_process import ServerProcess
 
-from bitnet.generation.sampling import SAMPLING_FIELDS
+from bitnet.generation.sampling_fields import SAMPLING_FIELDS
 from bitnet.server import schema
 from bitnet.server.endpoints.page import page_fields
 

@@ -113,3 +113,28 @@ def replies(page):
 
 def titles(page):
     return page.locator("#list .open").all_inner_texts()
+
+
+def store(page, **settings):
+    """Settings, as they lie in the browser."""
+    for name, value in settings.items():
+        page.evaluate(f"localStorage.setItem('bitnet.{name}', {json.dumps(value)})")
+
+
+def import_file(page, data):
+    content = data if isinstance(data, bytes) else json.dumps(data).encode()
+    page.set_input_files(
+        "#file", {"name": "x.json", "mimeType": "application/json", "buffer": content}
+    )
+    page.wait_for_selector("#notice:visible")
+    return page.inner_text("#notice span")
+
+
+WHOLE = {
+    "format": "bitnet-conversations", "version": 1,
+    "conversations": [
+        {"kind": "chat", "title": "a", "named": True, "messages": [
+            {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+        {"kind": "text", "text": "abc", "written": [1]},
+    ],
+}  # fmt: skip

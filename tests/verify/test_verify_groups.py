@@ -29,7 +29,7 @@ def opened(tmp_path, model, container="Q2_0_G64", change=None, **options):
     return open_checkpoint(path)
 
 
-def quiet(_):
+def quiet(*_):
     pass
 
 
