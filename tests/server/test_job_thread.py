@@ -7,6 +7,8 @@ import weakref
 
 import pytest
 
+pytest.importorskip("starlette")
+
 from bitnet.server.job_thread import JobThread
 
 

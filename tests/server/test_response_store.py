@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+pytest.importorskip("msgspec")
+
 from bitnet.server import response_store
 from bitnet.server.errors import ApiError
 from bitnet.server.response_store import ResponseStore

@@ -6,12 +6,16 @@ import json
 import re
 from html.parser import HTMLParser
 
-import msgspec
 import pytest
 from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 from support.paths import ROOT
 from support.server_process import ServerProcess
+
+pytest.importorskip("msgspec")
+pytest.importorskip("starlette")
+
+import msgspec
 
 from bitnet.generation.sampling_fields import SAMPLING_FIELDS
 from bitnet.server import schema
