@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import time
 
 import pytest
 from support.paths import DATA
@@ -16,6 +17,11 @@ PROMPT = "A ternary weight has"
 TALK = [{"role": "user", "content": "Who is there?"}]
 SAMPLED = {"temperature": 4.0, "top_p": 0.99, "max_tokens": 30, "seed": 5}
 PAIRS = [(f"The king came {i}", f" and went {i}") for i in range(24)]
+# A text that takes seconds on the fastest machine.
+LONG = {
+    "temperature": 0, "max_tokens": 10_000, "ignore_eos": True,
+    "logits_processors": [lambda token_ids, logits: time.sleep(0.01) or logits],
+}  # fmt: skip
 TEXTS = ["one", "and something longer " * 12, "three", "four", "five"]
 
 
@@ -195,7 +201,7 @@ def test_cancelling_ends_the_work_and_frees_its_memory(model, steps, make):
 
 def test_a_time_that_is_up_and_one_of_a_group_that_fails(model):
     async def times_out():
-        await asyncio.wait_for(model.agenerate(PROMPT, temperature=0, max_tokens=10_000), 0.05)
+        await asyncio.wait_for(model.agenerate(PROMPT, **LONG), 0.05)
 
     with pytest.raises(TimeoutError):
         asyncio.run(times_out())
@@ -203,7 +209,7 @@ def test_a_time_that_is_up_and_one_of_a_group_that_fails(model):
 
     async def group():
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(model.agenerate(PROMPT, temperature=0, max_tokens=10_000))
+            tasks.create_task(model.agenerate(PROMPT, **LONG))
             tasks.create_task(model.agenerate([1] * 100_000))
 
     with pytest.raises(ExceptionGroup) as raised:
@@ -236,8 +242,8 @@ def test_errors_come_through(model, talking):
 
 def test_a_model_that_is_closed(no_limit):
     async def run(model):
-        task = asyncio.create_task(model.agenerate(PROMPT, temperature=0, max_tokens=10_000))
-        scoring = asyncio.create_task(model.aloglikelihood(PAIRS * 50))
+        task = asyncio.create_task(model.agenerate(PROMPT, **LONG))
+        scoring = asyncio.create_task(model.aloglikelihood(PAIRS * 500))
         await asyncio.sleep(0.05)
         model.close()
         return await asyncio.gather(task, scoring, return_exceptions=True)

@@ -97,8 +97,8 @@ def test_text_does_not_depend_on_threads_batch_or_prefixes(model):
     prompts = ["In the beginning", "And it came to pass in those days, that there went out"]
     want = [model.generate(prompt, **options).text for prompt in prompts]
     assert [c.text for c in model.generate(prompts, **options)] == want
-    loaded = bitnet.load(context=300, kv_dtype=model.scheduler.kv_dtype, threads=1)
-    with loaded as other:
+    options_of_it = {"context": 300, "kv_dtype": model.scheduler.kv_dtype, "threads": 1}
+    with bitnet.load(TINY_MODEL, **options_of_it) as other:
         assert [other.generate(prompt, **options).text for prompt in prompts[::-1]] == want[::-1]
 
 
