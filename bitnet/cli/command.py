@@ -23,6 +23,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command, return its exit code. argv: without the program's name; None: sys.argv."""
+    # None where the shell has closed them (>&-)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     words = sys.argv[1:] if argv is None else argv

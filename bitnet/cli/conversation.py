@@ -65,7 +65,12 @@ class Conversation:
         """
         said: list[str] = []
         self.completion = None
-        prompt = self._prompt(line)
+        dropped = self.n_dropped
+        try:
+            prompt = self._prompt(line)
+        except bitnet.ContextFull:
+            self.n_dropped = dropped  # a line that is refused forgets nothing
+            raise
         self.splitter = self._new_splitter(prompt) if self.is_chat else None
         with self.model.stream(prompt, **self.keywords) as stream:
             try:

@@ -99,7 +99,7 @@ def test_limits_of_a_text(model):
 def test_min_tokens_with_the_screened_head(model):
     """The end tokens are forbidden there: the choice needs all logits."""
     for seed in range(6):
-        options = {"seed": seed, "temperature": 1.0, "max_tokens": 60}
+        options = {"seed": seed, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_tokens": 60}
         plain = model.generate("So", **options)
         longer = model.generate("So", min_tokens=50, **options)
         assert longer.completion_tokens >= 50

@@ -156,8 +156,9 @@ def test_a_full_context_never_ends_a_conversation(capsys, monkeypatch):
         status = Status()
         chat.talk(talk, ["Why?", "Why?"], status, Commands(talk, status))
         assert sum("is full" in text for text in said) == 1
-        n = len(talk.messages)
+        n, dropped = len(talk.messages), talk.n_dropped
         say(talk, "a b c " * 2000)
+        assert talk.n_dropped == dropped  # a line that is refused forgets nothing
         assert "the prompt has " in capsys.readouterr().err and len(talk.messages) == n
         say(talk, "Why?")
         assert len(talk.messages) == n + 2
