@@ -95,7 +95,7 @@ def test_a_base_model_goes_on_with_a_text(browser):
         page.wait_for_selector("#take-back:enabled")
         page.reload()
         page.click("#list .open")
-        assert page.input_value("#text").startswith("word word")
+        until(page, "document.querySelector('#text').value.startsWith('word word')")
         import_file(page, WHOLE)
         page.click("#list >> text=/^a$/")
         page.wait_for_selector(".problem:has-text('no chat template')")
@@ -145,6 +145,7 @@ def test_a_phone_has_the_list_in_a_drawer(browser, server):
         assert page.evaluate("document.activeElement.id") == "open-list"
         page.click("#open-list")
         page.click("#list .open")
-        assert not page.is_visible("#sidebar") and page.is_visible("article.assistant")
+        page.wait_for_selector("#sidebar", state="hidden")
+        page.wait_for_selector("article.assistant")
         sizes = "[...document.querySelectorAll('button')].filter(b => b.offsetHeight)"
         assert page.evaluate(sizes + ".every(b => b.offsetHeight >= 24 && b.offsetWidth >= 24)")
