@@ -62,7 +62,7 @@ def help_text() -> str:
         "the address of its page there, pulled where it is not here yet; without one the bundled\n"
         "model runs. A lone word of `run` is a prompt.\n\n"
         "examples:\n"
-        '  bitnet run "Good morrow, sir. What news?"\n'
+        '  bitnet run "What is a lighthouse?"\n'
         "  bitnet chat microsoft/bitnet-b1.58-2B-4T-gguf\n"
         "  bitnet serve --port 8080\n\n"
         "`bitnet COMMAND --help` or `bitnet help COMMAND` lists a command's options."

@@ -2,7 +2,7 @@
 
 EXAMPLES = {
     "run": """
-bitnet run "Good morrow, sir. What news?" --seed 1
+bitnet run "What is a lighthouse?" --seed 1
 bitnet run -m microsoft/bitnet-b1.58-2B-4T-gguf -f question.txt -n 200
 git log -5 | bitnet run --system "Sum this up in a sentence." -m model.gguf
 bitnet run --raw "It was" --temperature 0.8 --logit-bias 13=-inf""",
